@@ -1,0 +1,1 @@
+"""asyncio connections that leave by the right network interface and stay on it."""

@@ -1,0 +1,102 @@
+"""The seam to the operating system. Everything that asks the system about its network, or binds a socket, is below here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from bindsock.errors import UnsupportedSystem
+
+if TYPE_CHECKING:
+    import socket
+
+    from bindsock.network import Interface, IPAddress, Network
+
+
+class EventSource(Protocol):
+    """A stream of the kernel's network events. Events only say "something changed": what did is read anew."""
+
+    overruns: int
+    """How often the kernel dropped events because nobody had read them. Each makes :meth:`drain` return true."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when events wait; -1 once closed."""
+
+    def drain(self) -> bool:
+        """Read all that waits, without blocking.
+
+        :return: whether any of it can matter to a decision
+        :raises OSError: the source is broken and must be closed; the reconcile goes on without it
+        """
+
+    def close(self) -> None:
+        """Close the descriptor. Closing twice is harmless."""
+
+
+class Kernel(Protocol):
+    """What bindsock needs of an operating system."""
+
+    def network(self) -> Network:
+        """One reading of the machine's network.
+
+        :raises KernelError: the system's answer cannot be understood
+        :raises OSError: a call failed
+        """
+
+    def events(self) -> Sequence[EventSource]:
+        """Open the event sources. The caller closes them.
+
+        :raises OSError: not one could be opened
+        """
+
+    def suspended(self) -> float:
+        """How many seconds the machine has slept since it was started. Grows across a sleep and only then."""
+
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        """Bind a fresh socket so that what it sends leaves by the interface, before its bind() and connect().
+
+        :raises BindFailed: with the call and the errno; the caller must close the socket
+        """
+
+    def rebind(self, sock: socket.socket, interface: Interface) -> None:
+        """Move a datagram socket to the interface: same descriptor, same port, connected to the same peer as before.
+
+        Moving to the interface that it is bound to already is harmless and chooses the source address anew.
+
+        :raises BindFailed: a step failed; the socket stays bound to a device (its sends are refused), never unbound
+        """
+
+    def unbind(self, sock: socket.socket) -> None:
+        """Let the routing table alone decide again.
+
+        :raises BindFailed: the system forbids it
+        """
+
+    def bound(self, sock: socket.socket) -> int | None:
+        """The index of the interface that the socket is bound to, or ``None``. The index may be stale."""
+
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        """Whether a real route to the destination leaves by the interface for a socket bound to it."""
+
+    def cure(self, interface: Interface, destination: IPAddress) -> str:
+        """What would give :meth:`has_route` a route: one sentence for the person who runs the machine."""
+
+    def activity(self, sock: socket.socket) -> object:
+        """A value that differs whenever data moved over the stream socket since it was last asked; ``None`` if unknown."""
+
+
+def current() -> Kernel:
+    """The running system's kernel.
+
+    :raises UnsupportedSystem: there is no backend for ``sys.platform``
+    """
+    if sys.platform == "linux":
+        from bindsock.kernel.linux import LinuxKernel
+
+        return LinuxKernel()
+    if sys.platform in ("darwin", "ios"):
+        from bindsock.kernel.darwin import DarwinKernel
+
+        return DarwinKernel()
+    raise UnsupportedSystem(f"bindsock runs on Linux, macOS and iOS, not on {sys.platform}")

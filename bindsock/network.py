@@ -1,0 +1,296 @@
+"""The vocabulary: one immutable reading of the machine's network, and what is decided from it.
+
+Nothing here does I/O, asks the platform or reads a clock. A kernel backend makes a :class:`Network`, :mod:`bindsock.effective`
+makes a :class:`Decision` of it, and everything above compares those values.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+Target: TypeAlias = socket.AddressFamily | IPv4Address | IPv6Address
+"""What a decision is asked for: a family (its default route) or one destination."""
+
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def family_of(address: IPAddress) -> socket.AddressFamily:
+    """The address family of an address."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def family_name(family: socket.AddressFamily) -> str:
+    """``IPv4`` or ``IPv6``."""
+    return "IPv4" if family == socket.AF_INET else "IPv6"
+
+
+class InterfaceKind(enum.StrEnum):
+    """What an interface is to a program that wants to leave by it.
+
+    The one question that matters is *tunnel or not*; the rest only ranks. A container's ``eth0`` is a veth and is ``OTHER``.
+    """
+
+    WIRED = "wired"
+    WIFI = "wifi"
+    CELLULAR = "cellular"
+    LOOPBACK = "loopback"
+    TUNNEL = "tunnel"
+    BRIDGE = "bridge"
+    OTHER = "other"
+
+
+class RouteKind(enum.StrEnum):
+    """What the kernel does with a packet that matches the route."""
+
+    UNICAST = "unicast"
+    BLACKHOLE = "blackhole"
+    UNREACHABLE = "unreachable"
+    PROHIBIT = "prohibit"
+    THROW = "throw"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address of an interface, without scope id."""
+
+    address: IPAddress
+    prefix_length: int
+    tentative: bool = False
+    """Duplicate address detection has not finished, or has failed: the kernel will not use it."""
+    deprecated: bool = False
+    temporary: bool = False
+    """An IPv6 privacy address: it will rotate away."""
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return family_of(self.address)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a connection beyond the link can have it as its source."""
+        return not (self.tentative or self.address.is_link_local or self.address.is_unspecified)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface."""
+
+    name: str
+    index: int
+    kind: InterfaceKind = InterfaceKind.OTHER
+    up: bool = True
+    """Administratively up (IFF_UP)."""
+    running: bool = True
+    """It has carrier (IFF_RUNNING, operstate up or unknown)."""
+    addresses: tuple[InterfaceAddress, ...] = ()
+    mtu: int = 1500
+    delegate: int | None = None
+    """Index of the interface that this one is delegated to (Darwin SIOCGIFDELEGATE), a hint that goes stale."""
+    expensive: bool = False
+    constrained: bool = False
+    last_resort: bool = False
+    """An uplink only where there is no other: ``ppp`` may be PPPoE or a VPN, nothing tells which."""
+
+    def usable_addresses(self, family: socket.AddressFamily) -> tuple[IPAddress, ...]:
+        """The addresses of the family that a connection beyond the link can have as its source."""
+        return tuple(a.address for a in self.addresses if a.family == family and a.usable)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route; one of several next hops is a route of its own."""
+
+    destination: IPNetwork
+    interface: int | None
+    """Index of the interface, ``None`` where the kind has none."""
+    gateway: IPAddress | None = None
+    metric: int = 0
+    table: int = 254
+    """Linux routing table; 254 is ``main``."""
+    scoped: bool = False
+    """Darwin ``RTF_IFSCOPE``: only sockets bound to the interface see it."""
+    kind: RouteKind = RouteKind.UNICAST
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET if self.destination.version == 4 else socket.AF_INET6
+
+    @property
+    def is_default(self) -> bool:
+        return self.destination.prefixlen == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One reading of the machine's network. Equality compares everything."""
+
+    interfaces: Mapping[int, Interface] = field(default_factory=dict)
+    """By index."""
+    routes: tuple[Route, ...] = ()
+    """In the order in which the system gave them, without cloned and neighbour host routes."""
+    reachable: frozenset[tuple[int, socket.AddressFamily]] = frozenset()
+    """The (index, family) pairs by which the kernel itself confirmed a default route. Policy rules are not modelled: the
+    kernel is asked."""
+
+    def named(self, name: str) -> Interface | None:
+        """The interface of that name, if there is one now."""
+        return next((i for i in self.interfaces.values() if i.name == name), None)
+
+    def owner_of(self, address: IPAddress) -> Interface | None:
+        """The interface that has the address (without regard to a scope id), if one has."""
+        plain = without_scope(address)
+        for interface in self.interfaces.values():
+            if any(a.address == plain for a in interface.addresses):
+                return interface
+        return None
+
+
+def without_scope(address: IPAddress) -> IPAddress:
+    """The address without its scope id."""
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        return IPv6Address(int(address))
+    return address
+
+
+def unmapped(address: IPAddress) -> IPAddress:
+    """The IPv4 address inside an IPv4-mapped IPv6 one (``::ffff:192.0.2.1``), any other address as it is."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+class Basis(enum.StrEnum):
+    """On what a decision rests."""
+
+    DEFAULT_ROUTE = "default route"
+    DELEGATE = "delegate"
+    SCOPED_DEFAULT = "scoped default"
+    LONGEST_PREFIX = "longest prefix"
+    PINNED = "pinned"
+    LOCAL = "local"
+    LINK_SCOPE = "link scope"
+    SPLIT_TUNNEL = "split tunnel"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An interface that was looked at, and why it was taken or refused."""
+
+    interface: str
+    index: int
+    taken: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which interface, and why. ``str()`` of it is what ``bindsock explain`` prints."""
+
+    target: Target
+    family: socket.AddressFamily
+    interface: Interface | None
+    """``None``: either nothing is to be bound (see :attr:`unbound`) or there is no interface that may be used."""
+    basis: Basis
+    unbound: bool = False
+    """The destination must not be bound to any interface: it is local, or a split tunnel's own."""
+    candidates: tuple[Candidate, ...] = ()
+    """Every interface that was considered, best first."""
+    tunnels: tuple[str, ...] = ()
+    """The tunnels that were looked through: the one that catches unbound traffic first, then the chain of delegates."""
+    gateway: IPAddress | None = None
+    """The next hop of the route that was taken, ``None`` for an on-link one."""
+    notes: tuple[str, ...] = ()
+    """What else a person should know: a tie and how it was broken, a delegate that was not believed."""
+
+    def __str__(self) -> str:
+        if isinstance(self.target, socket.AddressFamily):
+            lines = [f"{family_name(self.family)}: "]
+        else:
+            lines = [f"{self.target}: "]
+        if self.unbound:
+            lines[0] += f"not bound ({self.basis})"
+        elif self.interface is None:
+            lines[0] += "no effective interface"
+        else:
+            via = f" via {self.gateway}" if self.gateway is not None else ""
+            lines[0] += f"{self.interface.name}{via} ({self.basis})"
+        if self.tunnels:
+            lines.append(f"  looked through: {', '.join(self.tunnels)}")
+        width = max((len(c.interface) for c in self.candidates), default=0)
+        for c in self.candidates:
+            lines.append(f"  {'+' if c.taken else '-'} {c.interface:<{width}}  {c.reason}")
+        lines.extend(f"  note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What a socket depends on. Paths are compared, not names: Wi-Fi A and Wi-Fi B are both ``en0``."""
+
+    family: socket.AddressFamily
+    interface: str
+    index: int
+    addresses: frozenset[IPAddress]
+    """The usable addresses of the family."""
+    gateway: IPAddress | None
+
+
+class Cause(enum.StrEnum):
+    """What made the watcher look."""
+
+    STARTED = "started"
+    EVENTS = "events"
+    WAKE = "wake"
+    RECONCILE = "reconcile"
+    SEND_ERROR = "send error"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyChange:
+    """The old and the new of one address family."""
+
+    old_decision: Decision
+    new_decision: Decision
+    old_path: Path | None
+    new_path: Path | None
+
+    @property
+    def moved(self) -> bool:
+        """Whether the path differs."""
+        return self.old_path != self.new_path
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The path of at least one family differs from what was announced last."""
+
+    number: int
+    """Counts from 1 for each watcher. A merged change has the number of its last part."""
+    time: float
+    """Monotonic seconds at which it was seen."""
+    cause: Cause
+    ipv4: FamilyChange
+    ipv6: FamilyChange
+
+    def of(self, family: socket.AddressFamily) -> FamilyChange:
+        return self.ipv4 if family == socket.AF_INET else self.ipv6
+
+
+def path_of(decision: Decision) -> Path | None:
+    """The path that a decision leads to, ``None`` where nothing is bound."""
+    interface = decision.interface
+    if interface is None:
+        return None
+    addresses = frozenset(interface.usable_addresses(decision.family))
+    return Path(decision.family, interface.name, interface.index, addresses, decision.gateway)

@@ -1,0 +1,1 @@
+"""Datagram and stream transports that stay on the effective interface."""
