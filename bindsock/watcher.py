@@ -1,0 +1,402 @@
+"""The watcher: kernel events become readings, readings become decisions, decisions move what is followed.
+
+A :class:`Watcher` knows no event loop. It is told that a source is readable, or that its deadline has come, by a driver: this
+module has the one for asyncio (and uvloop), :mod:`bindsock.anyio` the one for trio.
+
+Everything is level-triggered. After each reading that differs, every follower is shown the newest :class:`Decider` and compares
+its own path with what that says, until they are equal; there is no queue of changes to fall behind on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from bindsock.coalescing import Announcer, Coalescer, merged
+from bindsock.effective import Decider, Preferences
+from bindsock.kernel import EventSource, Kernel
+from bindsock.network import FAMILIES, Cause, Change, Decision, Interface, Network, Route
+from bindsock.statistics import Statistics
+
+logger = logging.getLogger("bindsock")
+
+_SLEPT = 1.0
+"""Seconds by which the two clocks must have drifted apart to call it a sleep."""
+
+
+class Follower(Protocol):
+    """Something that stays on the effective interface: it is shown each new reading and moves itself."""
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        """Compare the path in use with what the decider says now, and move if they differ. Must not raise."""
+
+
+class Driver(Protocol):
+    """What lets a watcher run on an event loop."""
+
+    def start(self, watcher: Watcher) -> None:
+        """From now on, call ``watcher.readable(source)`` when one of ``watcher.sources`` is readable and ``watcher.timer()``
+        at ``watcher.deadline()``."""
+
+    def rearm(self) -> None:
+        """The deadline or the sources have changed."""
+
+    def stop(self) -> None:
+        """Call nothing any more. The sources are still open."""
+
+
+def _significant(network: Network) -> tuple[list[Interface], tuple[Route, ...], object]:
+    """What of a network can make any difference to a decision: an interface without a usable address cannot."""
+    with_address = [i for i in network.interfaces.values() if any(a.usable for a in i.addresses) or i.delegate is not None]
+    return with_address, network.routes, network.reachable
+
+
+class Watcher:
+    """Keeps one reading of the network current while somebody needs it, and moves the followers.
+
+    :param kernel: what to ask
+    :param preferences: how to decide
+    :param interface: the name of the interface that is pinned, if one is
+    :param driver: the event loop
+    :param clock: monotonic seconds
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        preferences: Preferences,
+        *,
+        driver: Driver,
+        interface: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.kernel = kernel
+        self.preferences = preferences
+        self.interface = interface
+        self.statistics = Statistics()
+        self.sources: list[EventSource] = []
+        self.clock = clock
+        self.event_time: float | None = None
+        """When the event came that made the watcher look, for followers that count how long they took."""
+        self._driver = driver
+        self._followers: dict[int, Follower] = {}
+        self._listeners: list[ChangeListener] = []
+        self._holds = 0
+        self._running = False
+        self._decider: Decider | None = None
+        self._coalescer = Coalescer(clock())
+        self._announcer: Announcer | None = None
+        self._suspended = 0.0
+        self._complained = False
+
+    @property
+    def running(self) -> bool:
+        """Whether it watches; it does while there is a follower, a listener or a hold."""
+        return self._running
+
+    def decider(self, *, interface: str | None = None) -> Decider:
+        """The newest decider: the watched one, or one from a reading made now.
+
+        :param interface: a pin that replaces the watcher's own
+        :raises OSError: the network could not be read
+        """
+        if self._running and self._decider is not None:
+            self.refresh()
+            decider = self._decider
+        else:
+            self.statistics.readings += 1
+            decider = Decider(self.kernel.network(), self.preferences, interface=self.interface)
+        if interface is not None and interface != decider.pin:
+            return Decider(decider.network, self.preferences, interface=interface)
+        return decider
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Watch during the block."""
+        self._holds += 1
+        try:
+            self._start()
+            yield
+        finally:
+            self._holds -= 1
+            self._stop_if_idle()
+
+    def follow(self, follower: Follower) -> None:
+        """Show each new reading to the follower from now on."""
+        self._followers[id(follower)] = follower
+        self.statistics.tracked = len(self._followers)
+        self._start()
+
+    def unfollow(self, follower: Follower) -> None:
+        """Leave the follower alone. Harmless if it is not followed."""
+        if self._followers.pop(id(follower), None) is not None:
+            self.statistics.tracked = len(self._followers)
+            self._stop_if_idle()
+
+    def listen(self, listener: ChangeListener) -> None:
+        self._listeners.append(listener)
+        self._start()
+
+    def unlisten(self, listener: ChangeListener) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+            self._stop_if_idle()
+
+    def poke(self) -> None:
+        """A send was refused, so the network may have changed without a word. Throttled as events are."""
+        if self._running and self._coalescer.event(self.clock(), Cause.SEND_ERROR):
+            self._read(Cause.SEND_ERROR)
+        self._driver.rearm()
+
+    def refresh(self) -> None:
+        """Act on what the kernel has announced already but the event loop has not delivered yet."""
+        for source in list(self.sources):
+            self.readable(source)
+
+    def readable(self, source: EventSource) -> None:
+        """A source has something to read."""
+        before = source.overruns
+        try:
+            dirty = source.drain()
+        except OSError as error:
+            logger.warning("an event source failed and is closed; changes are seen every minute only: %s", error)
+            self.sources.remove(source)
+            source.close()
+            dirty = True
+        self.statistics.overruns += source.overruns - before
+        if not dirty:
+            return
+        now = self.clock()
+        self.statistics.events += 1
+        if self._woke():
+            self._read(Cause.WAKE)
+        elif self._coalescer.event(now):
+            self.event_time = now
+            self._read(Cause.EVENTS)
+        else:
+            self.statistics.coalesced += 1
+        self._driver.rearm()
+
+    def deadline(self) -> float:
+        """The monotonic second at which :meth:`timer` wants to be called."""
+        held = self._announcer.deadline() if self._announcer is not None else None
+        due = self._coalescer.deadline()
+        return due if held is None else min(due, held)
+
+    def timer(self) -> None:
+        """The deadline has come."""
+        now = self.clock()
+        held = self._announcer.deadline() if self._announcer is not None else None
+        cause = Cause.WAKE if self._woke() else self._coalescer.due(now)
+        if cause is not None or (held is not None and now >= held):
+            self.event_time = None
+            self._read(cause or Cause.EVENTS)
+        self._driver.rearm()
+
+    def stop(self) -> None:
+        """Stop watching, whoever still follows. The next follower starts it again."""
+        if not self._running:
+            return
+        self._running = False
+        self._driver.stop()
+        for source in self.sources:
+            source.close()
+        self.sources = []
+        self._decider = self._announcer = None
+        for listener in list(self._listeners):
+            listener.end()
+
+    def _start(self) -> None:
+        if self._running:
+            return
+        now = self.clock()
+        try:
+            self.sources = list(self.kernel.events())
+        except OSError as error:
+            logger.warning("no event source can be opened; changes are seen every minute only: %s", error)
+        try:
+            self._suspended = self.kernel.suspended()
+            # The events are open before the reading, so that no change falls between them.
+            network = self.kernel.network()
+        except BaseException:
+            for source in self.sources:
+                source.close()
+            self.sources = []
+            raise
+        self.statistics.readings += 1
+        self._decider = Decider(network, self.preferences, interface=self.interface)
+        self._coalescer = Coalescer(now)
+        self._announcer = Announcer(self._decisions(self._decider))
+        self._running = True
+        self._driver.start(self)
+
+    def _stop_if_idle(self) -> None:
+        if not (self._followers or self._listeners or self._holds):
+            self.stop()
+
+    def _woke(self) -> bool:
+        suspended = self.kernel.suspended()
+        woke = suspended - self._suspended > _SLEPT
+        self._suspended = suspended
+        return woke
+
+    def _read(self, cause: Cause) -> None:
+        begun = self.clock()
+        try:
+            network = self.kernel.network()
+        except OSError as error:
+            if not self._complained:
+                logger.warning("the network could not be read, the last reading stands: %s", error)
+                self._complained = True
+            self._coalescer.event(self.clock())
+            return
+        now = self.clock()
+        self._complained = False
+        self.statistics.readings += 1
+        self._coalescer.read(now, now - begun)
+        assert self._decider is not None
+        assert self._announcer is not None
+        old = self._decider.network
+        if network != old:
+            self._decider = Decider(network, self.preferences, interface=self.interface)
+        change = self._announcer.update(now, cause, self._decisions(self._decider))
+        if _significant(network) != _significant(old):
+            self._show(self._decider, cause)
+        if change is not None:
+            self.statistics.changes += 1
+            for listener in list(self._listeners):
+                listener.put(change)
+
+    def _show(self, decider: Decider, cause: Cause) -> None:
+        moved = self.statistics.rebinds
+        for follower in list(self._followers.values()):
+            try:
+                follower.network_changed(decider, cause)
+            except Exception:
+                logger.exception("a follower failed to move; the others go on")
+        if self.event_time is not None and self.statistics.rebinds != moved:
+            self.statistics.recovery = self.clock() - self.event_time
+            self.statistics.longest_recovery = max(self.statistics.longest_recovery or 0.0, self.statistics.recovery)
+
+    @staticmethod
+    def _decisions(decider: Decider) -> dict[Any, Decision]:
+        return {family: decider.decide(family) for family in FAMILIES}
+
+
+class ChangeListener:
+    """One merged change, for one reader that may be slow."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._change: Change | None = None
+        self.ended = False
+
+    def put(self, change: Change) -> None:
+        self._change = change if self._change is None else merged(self._change, change)
+        if self._change is not None:
+            self._wake()
+
+    def take(self) -> Change | None:
+        change, self._change = self._change, None
+        return change
+
+    def end(self) -> None:
+        self.ended = True
+        self._wake()
+
+
+class AsyncioDriver:
+    """Runs a watcher on an asyncio loop, uvloop included: readers and one timer, no thread and no task.
+
+    The loop is held weakly. Three things end it: the watcher itself when nobody needs it any more; ``asyncio.run``, which
+    closes all asynchronous generators of its loop before the loop itself, ours among them; and, for a loop that is closed by
+    hand, the finalizer that closes the descriptors.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._watcher: Watcher | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading: dict[int, EventSource] = {}
+        self._sentinel: AsyncGenerator[None, None] | None = None
+        self._finalizer: weakref.finalize[[Sequence[EventSource]], asyncio.AbstractEventLoop] | None = None
+
+    def start(self, watcher: Watcher) -> None:
+        loop = self._loop()
+        assert loop is not None
+        self._watcher = watcher
+        self._finalizer = weakref.finalize(loop, _close_all, tuple(watcher.sources))
+        self._finalizer.atexit = False
+        self._sentinel = self._until_shutdown()
+        _step(self._sentinel.asend(None))
+        self.rearm()
+
+    def rearm(self) -> None:
+        loop, watcher = self._loop(), self._watcher
+        if loop is None or watcher is None or loop.is_closed():
+            return
+        wanted = {source.fileno(): source for source in watcher.sources}
+        for fd in self._reading.keys() - wanted.keys():
+            loop.remove_reader(fd)
+            del self._reading[fd]
+        for fd, source in wanted.items():
+            if fd not in self._reading:
+                loop.add_reader(fd, watcher.readable, source)
+                self._reading[fd] = source
+        when = loop.time() + watcher.deadline() - watcher.clock()
+        # A timer that is due earlier than needed asks again when it comes: cheaper than a new one at each event.
+        if self._timer is None or self._timer.cancelled() or when < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(when, self._fire)
+
+    def stop(self) -> None:
+        loop = self._loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if loop is not None and not loop.is_closed():
+            for fd in self._reading:
+                loop.remove_reader(fd)
+        self._reading.clear()
+        self._watcher = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
+        sentinel, self._sentinel = self._sentinel, None
+        if sentinel is not None and not sentinel.ag_running:
+            _step(sentinel.aclose())
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._watcher is not None:
+            self._watcher.timer()
+
+    async def _until_shutdown(self) -> AsyncGenerator[None, None]:
+        """An asynchronous generator that the loop closes in ``shutdown_asyncgens()``, as ``asyncio.run`` does at its end.
+
+        A task would do, too, but a program that waits for all its tasks would then wait for ever.
+        """
+        try:
+            yield
+        finally:
+            if self._watcher is not None:
+                self._sentinel = None
+                self._watcher.stop()
+
+
+def _step(awaitable: Any) -> None:
+    """Run an awaitable that never suspends."""
+    with contextlib.suppress(StopIteration, StopAsyncIteration):
+        awaitable.send(None)
+        raise RuntimeError("the generator was expected not to suspend")
+
+
+def _close_all(sources: Sequence[EventSource]) -> None:
+    for source in sources:
+        source.close()
