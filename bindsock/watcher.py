@@ -128,9 +128,9 @@ class Watcher:
 
     def follow(self, follower: Follower) -> None:
         """Show each new reading to the follower from now on."""
+        self._start()
         self._followers[id(follower)] = follower
         self.statistics.tracked = len(self._followers)
-        self._start()
 
     def unfollow(self, follower: Follower) -> None:
         """Leave the follower alone. Harmless if it is not followed."""
@@ -138,9 +138,15 @@ class Watcher:
             self.statistics.tracked = len(self._followers)
             self._stop_if_idle()
 
+    def forget_followers(self) -> None:
+        """Leave all followers alone: what they follow stays open, and bound where it is."""
+        self._followers.clear()
+        self.statistics.tracked = 0
+        self._stop_if_idle()
+
     def listen(self, listener: ChangeListener) -> None:
-        self._listeners.append(listener)
         self._start()
+        self._listeners.append(listener)
 
     def unlisten(self, listener: ChangeListener) -> None:
         if listener in self._listeners:

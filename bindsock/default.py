@@ -1,0 +1,227 @@
+"""The module-level functions: one factory for each event loop, made when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import weakref
+from collections.abc import Callable
+from typing import TypeVar, Unpack
+
+from bindsock import kernel as kernels
+from bindsock.effective import Preferences
+from bindsock.factory import Changes, ConnectOptions, TransportFactory
+from bindsock.kernel import Kernel
+from bindsock.network import Decision, Interface, IPAddress, Target
+from bindsock.resolving import AddrInfo
+from bindsock.statistics import Statistics
+from bindsock.transports.datagram import DatagramTransport
+from bindsock.transports.stream import BetterPath
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+D = TypeVar("D", bound=asyncio.DatagramProtocol)
+
+_factories: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TransportFactory] = weakref.WeakKeyDictionary()
+
+
+def running_factory() -> TransportFactory:
+    """The running loop's factory.
+
+    :raises RuntimeError: no loop is running
+    :raises UnsupportedSystem: there is no kernel backend for this system
+    """
+    loop = asyncio.get_running_loop()
+    factory = _factories.get(loop)
+    if factory is None:
+        factory = _factories[loop] = TransportFactory()
+    return factory
+
+
+def set_factory(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> None:
+    """Make the module-level functions use this factory on that loop."""
+    _factories[loop] = factory
+
+
+async def create_connection(
+    protocol_factory: Callable[[], P],
+    host: str | None = None,
+    port: int | str | None = None,
+    **options: Unpack[ConnectOptions],
+) -> tuple[asyncio.Transport, P]:
+    """``loop.create_connection``, beneath the tunnels: see :meth:`TransportFactory.create_connection`."""
+    return await running_factory().create_connection(protocol_factory, host, port, **options)
+
+
+async def open_connection(
+    host: str | None = None, port: int | str | None = None, *, limit: int = 2**16, **options: Unpack[ConnectOptions]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """``asyncio.open_connection``, beneath the tunnels: see :meth:`TransportFactory.open_connection`."""
+    return await running_factory().open_connection(host, port, limit=limit, **options)
+
+
+async def connect(
+    host: str,
+    port: int | str,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    local_addr: tuple[str, int] | None = None,
+    happy_eyeballs_delay: float | None = 0.25,
+    interleave: int | None = None,
+    all_errors: bool = False,
+    interface: str | None = None,
+    better_path: BetterPath | None = None,
+) -> socket.socket:
+    """A connected socket for libraries that take ``sock=``: see :meth:`TransportFactory.connect`."""
+    return await running_factory().connect(
+        host,
+        port,
+        family=family,
+        proto=proto,
+        flags=flags,
+        local_addr=local_addr,
+        happy_eyeballs_delay=happy_eyeballs_delay,
+        interleave=interleave,
+        all_errors=all_errors,
+        interface=interface,
+        better_path=better_path,
+    )
+
+
+async def create_datagram_endpoint(
+    protocol_factory: Callable[[], D],
+    local_addr: tuple[str, int] | None = None,
+    remote_addr: tuple[str, int] | None = None,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    reuse_port: bool | None = None,
+    allow_broadcast: bool | None = None,
+    sock: socket.socket | None = None,
+    interface: str | None = None,
+) -> tuple[DatagramTransport, D]:
+    """``loop.create_datagram_endpoint``, beneath the tunnels: see :meth:`TransportFactory.create_datagram_endpoint`."""
+    return await running_factory().create_datagram_endpoint(
+        protocol_factory,
+        local_addr,
+        remote_addr,
+        family=family,
+        proto=proto,
+        flags=flags,
+        reuse_port=reuse_port,
+        allow_broadcast=allow_broadcast,
+        sock=sock,
+        interface=interface,
+    )
+
+
+def track(sock: socket.socket, *, better_path: BetterPath | None = None) -> None:
+    """Follow a socket that bindsock did not make: see :meth:`TransportFactory.track`."""
+    running_factory().track(sock, better_path=better_path)
+
+
+def changes() -> Changes:
+    """The changes of path from now on: see :meth:`TransportFactory.changes`."""
+    return running_factory().changes()
+
+
+def statistics() -> Statistics:
+    """What the running loop's factory has counted."""
+    return running_factory().statistics()
+
+
+def socket_factory(addr_info: AddrInfo) -> socket.socket:
+    """A fresh, bound socket for one address: see :meth:`TransportFactory.socket_factory`.
+
+    Works without an event loop, too; the socket is then bound once and never followed.
+    """
+    return _here().socket_factory(addr_info)
+
+
+def bind(
+    sock: socket.socket,
+    destination: str | IPAddress | None = None,
+    *,
+    interface: str | None = None,
+    preferences: Preferences | None = None,
+    kernel: Kernel | None = None,
+) -> Decision:
+    """Bind a fresh socket to the effective interface: synchronous, once, without a loop. It never follows.
+
+    :param sock: a socket that is neither bound nor connected; it is closed if binding fails
+    :param destination: where it will connect to, so that a LAN or the machine itself is reached as it must be
+    :param interface: the name of the one interface to use, whatever detection says
+    :raises NoEffectiveInterface: no interface may be used
+    :raises NoRoute: no route to the destination leaves by the interface
+    :raises BindFailed: the system refused
+    """
+    return TransportFactory(preferences, interface=interface, kernel=kernel).bind(sock, destination)
+
+
+def effective_interface(
+    family: int = socket.AF_UNSPEC,
+    *,
+    interface: str | None = None,
+    preferences: Preferences | None = None,
+    kernel: Kernel | None = None,
+) -> Interface:
+    """The effective interface: the one beneath whatever VPN owns the default route. Synchronous, without a loop.
+
+    :param family: ``AF_INET`` or ``AF_INET6``; otherwise that of IPv4, or of IPv6 if IPv4 has none
+    :raises NoEffectiveInterface: there is none
+    :raises OSError: the network could not be read
+    """
+    return TransportFactory(preferences, interface=interface, kernel=kernel).effective_interface(family)
+
+
+def explain(
+    destination: Target | str,
+    *,
+    interface: str | None = None,
+    preferences: Preferences | None = None,
+    kernel: Kernel | None = None,
+) -> Decision:
+    """Which interface a connection to the destination would leave by, and why. Synchronous, without a loop.
+
+    :param destination: an address, or a family for its default route; names are not resolved
+    :raises ValueError: the destination is a name
+    :raises OSError: the network could not be read
+    """
+    return TransportFactory(preferences, interface=interface, kernel=kernel).explain(destination)
+
+
+def interface_of(connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None) -> str | None:
+    """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed.
+
+    :param connection: a transport of any library, a stream writer, or a socket
+    """
+    if isinstance(connection, socket.socket):
+        sock = connection
+    else:
+        name = _extra_info(connection, "interface")
+        if isinstance(name, str):
+            return name
+        sock = _extra_info(connection, "socket")
+    if sock is None or sock.fileno() == -1:
+        return None
+    kernel = kernel if kernel is not None else _here().kernel
+    index = kernel.bound(sock)
+    interface = kernel.network().interfaces.get(index) if index is not None else None
+    return interface.name if interface is not None else None
+
+
+def _extra_info(connection: asyncio.BaseTransport | asyncio.StreamWriter, name: str) -> object:
+    try:
+        return connection.get_extra_info(name)
+    except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
+        return None
+
+
+def _here() -> TransportFactory:
+    """The running loop's factory, or a new one where no loop runs."""
+    try:
+        return running_factory()
+    except RuntimeError:
+        return TransportFactory(kernel=kernels.current())

@@ -1,0 +1,351 @@
+"""A stream socket that is connected beneath the tunnels, or a clear error.
+
+Theory of operation. The names are resolved; each address gets its own decision; addresses without an interface are left out
+before the race begins, and ``on_no_interface`` applies only when none is left. aiohappyeyeballs runs the race over sockets that
+are made and bound here, so that uvloop, which connects inside libuv, has happy eyeballs as well. It flattens the errors of
+several attempts into one string; therefore each attempt's own error is kept here and raised.
+
+A dial whose path changes while it runs would wait for an answer that cannot come: it is started over, at most
+``MAX_REDIALS`` times, inside the same await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import aiohappyeyeballs
+
+from bindsock.effective import Decider
+from bindsock.errors import BindFailed, EgressMismatch, NoEffectiveInterface, NoRoute
+from bindsock.network import Basis, Cause, Decision, Interface, InterfaceKind, IPAddress, Path, path_of
+from bindsock.resolving import AddrInfo, Resolve, SockAddr, address_of
+from bindsock.transports.sockets import FollowedSocket
+
+if TYPE_CHECKING:
+    from bindsock.kernel import Kernel
+    from bindsock.watcher import Watcher
+
+logger = logging.getLogger("bindsock")
+
+MAX_REDIALS = 5
+_BIND_FAILURES = (errno.ENODEV, errno.ENXIO, errno.ENETUNREACH)
+"""What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connected socket, and on what it rests."""
+
+    sock: FollowedSocket
+    address: IPAddress
+    decision: Decision
+    path: Path | None
+    """``None`` where the socket is not bound: a local destination, or ``on_no_interface="unbound"``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialer:
+    """All that a dial needs to be done, and done again."""
+
+    watcher: Watcher
+    resolve: Resolve
+    host: str | None
+    port: int | str | None
+    family: int = 0
+    proto: int = 0
+    flags: int = 0
+    local_addr: tuple[str, int] | None = None
+    happy_eyeballs_delay: float | None = None
+    interleave: int | None = None
+    all_errors: bool = False
+    interface: str | None = None
+    on_no_interface: Literal["error", "wait", "unbound"] = "error"
+    prepare: Callable[[socket.socket], None] | None = None
+    """Options to be set on each socket before it connects."""
+
+    async def dial(self) -> Dialled:
+        """Connect.
+
+        :raises NoEffectiveInterface: no address of the host has an interface that may be used
+        :raises NoRoute: the only attempt failed because no route leaves by its interface
+        :raises BindFailed: the only attempt failed at binding the socket
+        :raises EgressMismatch: the system chose a tunnel's address although the socket is bound beneath it
+        :raises OSError: names or connections failed
+        :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
+        """
+        with self.watcher.hold():
+            for redials in range(MAX_REDIALS + 1):
+                infos = await self.resolve(
+                    self.host, self.port, family=self.family, type=socket.SOCK_STREAM, proto=self.proto, flags=self.flags
+                )
+                local_infos = None
+                if self.local_addr is not None:
+                    host, port = self.local_addr
+                    local_infos = await self.resolve(
+                        host, port, family=self.family, type=socket.SOCK_STREAM, proto=self.proto, flags=self.flags
+                    )
+                decisions = await self._decisions(infos)
+                race = _Race(self, decisions, local_infos)
+                async with _interrupted_by_change(self.watcher, race, last=redials == MAX_REDIALS):
+                    return await race.run()
+                self.watcher.statistics.redialled += 1
+                logger.info("the path to %s changed while it was dialled, dialling again", self.host)
+        raise AssertionError("the last dial is never interrupted")
+
+    async def _decisions(self, infos: Sequence[AddrInfo]) -> dict[SockAddr, tuple[AddrInfo, IPAddress, Decision]]:
+        """The decision for each address that may be dialled, in the resolver's order."""
+        while True:
+            decider = self.watcher.decider(interface=self.interface)
+            chosen = {}
+            refused = []
+            for info in infos:
+                address = address_of(info[4])
+                decision = decider.decide(address)
+                if decision.interface is not None or decision.unbound or self.on_no_interface == "unbound":
+                    chosen[info[4]] = (info, address, decision)
+                else:
+                    refused.append(decision)
+            if chosen:
+                return chosen
+            if self.on_no_interface == "error":
+                raise no_effective_interface(str(self.host), tuple(refused))
+            await until_changed(self.watcher)
+
+
+def no_effective_interface(what: str, decisions: tuple[Decision, ...]) -> NoEffectiveInterface:
+    """The error for decisions that all came to nothing, with the reasons in its message."""
+    reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates)
+    detail = "; ".join(reasons) if reasons else "there is no candidate"
+    return NoEffectiveInterface(f"no interface may be used for {what}: {detail}", decisions=decisions)
+
+
+def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> Interface | None:
+    """Bind a fresh socket as decided, after making sure that a route leaves by the interface.
+
+    Whatever fails, the socket is closed: it never sends unbound.
+
+    :return: the interface, ``None`` if the decision is not to bind
+    """
+    interface = decision.interface
+    if interface is None:
+        return None
+    try:
+        kernel.bind(sock, interface)
+        if destination is not None and not kernel.has_route(interface, destination):
+            raise NoRoute(kernel.cure(interface, destination), interface=interface.name)
+    except BaseException:
+        sock.close()
+        raise
+    return interface
+
+
+async def until_changed(watcher: Watcher) -> None:
+    """Wait until a reading differs from the one before. The caller holds the watcher."""
+    waiter = _Waiter(asyncio.get_running_loop())
+    watcher.follow(waiter)
+    try:
+        await waiter.changed
+    finally:
+        watcher.unfollow(waiter)
+
+
+class _Waiter:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.changed: asyncio.Future[None] = loop.create_future()
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        if not self.changed.done():
+            self.changed.set_result(None)
+
+
+def broken(old: Path | None, new: Path | None) -> bool:
+    """Whether what was begun on the old path had better begin again on the new one.
+
+    Another address beside the old ones harms nobody; and while there is no new path at all there is nothing to begin on.
+    """
+    if new is None or old == new:
+        return False
+    return old is None or old.index != new.index or old.gateway != new.gateway or not old.addresses <= new.addresses
+
+
+class _Race:
+    """One race over the addresses of one host."""
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        decisions: dict[SockAddr, tuple[AddrInfo, IPAddress, Decision]],
+        local_infos: Sequence[AddrInfo] | None,
+    ) -> None:
+        self._dialer = dialer
+        self._decisions = decisions
+        self._local_infos = local_infos
+        self._sockets: list[FollowedSocket] = []
+        self._errors: list[OSError] = []
+
+    def path_changed(self, decider: Decider) -> bool:
+        """Whether any address that is being dialled would be dialled differently now."""
+        return any(broken(path_of(decision), decider.path(address)) for _, address, decision in self._decisions.values())
+
+    async def run(self) -> Dialled:
+        dialer, loop = self._dialer, asyncio.get_running_loop()
+        winner: socket.socket | None = None
+        try:
+            winner = await aiohappyeyeballs.start_connection(
+                [info for info, _, _ in self._decisions.values()],
+                local_addr_infos=self._local_infos,
+                happy_eyeballs_delay=dialer.happy_eyeballs_delay,
+                interleave=dialer.interleave,
+                loop=cast(asyncio.AbstractEventLoop, _Connector(loop, self)),
+                socket_factory=self._make,
+            )
+            return self._verified(cast(FollowedSocket, winner))
+        except EgressMismatch:
+            winner = None
+            raise
+        except (OSError, RuntimeError) as error:
+            self._raise(error)
+            raise
+        finally:
+            for sock in self._sockets:
+                if sock is not winner:
+                    sock.close()
+            self._errors.clear()
+
+    def _make(self, info: AddrInfo) -> socket.socket:
+        family, type_, proto, _, sockaddr = info
+        _, address, decision = self._decisions[sockaddr]
+        try:
+            self._check_local_address(decision)
+            sock = FollowedSocket(family, type_, proto)
+            try:
+                sock.setblocking(False)
+                if self._dialer.prepare is not None:
+                    self._dialer.prepare(sock)
+            except BaseException:
+                sock.close()
+                raise
+            bind_or_close(self._dialer.watcher.kernel, sock, decision, address)
+        except OSError as error:
+            self._errors.append(error)
+            raise
+        self._sockets.append(sock)
+        return sock
+
+    def _check_local_address(self, decision: Decision) -> None:
+        if self._local_infos is None or decision.interface is None:
+            return
+        wanted = [address_of(info[4]) for info in self._local_infos]
+        own = {a.address for a in decision.interface.addresses}
+        if not any(a.is_unspecified or a in own for a in wanted):
+            raise BindFailed(
+                f"the local address {', '.join(map(str, wanted))} does not belong to {decision.interface.name}, "
+                f"the effective interface for {decision.target}",
+                errno=errno.EADDRNOTAVAIL,
+                interface=decision.interface.name,
+                call="bind",
+            )
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, sockaddr: SockAddr) -> None:
+        interface = self._decisions[sockaddr][2].interface
+        try:
+            await loop.sock_connect(sock, sockaddr)
+        except OSError as error:
+            if interface is not None and error.errno in _BIND_FAILURES:
+                error = BindFailed(
+                    f"cannot connect to {sockaddr[0]} port {sockaddr[1]}", errno=error.errno, interface=interface.name, call="connect"
+                )
+            self._errors.append(error)
+            raise error from None
+
+    def _verified(self, sock: FollowedSocket) -> Dialled:
+        """The winner, once its local address is known not to be a tunnel's."""
+        try:
+            peer = sock.getpeername()
+            info_key = next((k for k in self._decisions if k[:2] == peer[:2]), None)
+            local = address_of(sock.getsockname())
+        except OSError as error:
+            raise BindFailed("the connection ended as soon as it was made", errno=error.errno, call="getpeername") from error
+        if info_key is None:  # a NAT in the kernel (a transparent proxy) can change what the peer seems to be
+            info_key = next(iter(self._decisions))
+        _, address, decision = self._decisions[info_key]
+        interface = decision.interface
+        if interface is None:
+            return Dialled(sock, address, decision, None)
+        owner = self._dialer.watcher.decider().network.owner_of(local)
+        if owner is not None and owner.index != interface.index:
+            if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
+                raise EgressMismatch(
+                    f"the connection to {address} is bound to {interface.name} but has the address {local} of the tunnel {owner.name}",
+                    interface=interface.name,
+                    call="getsockname",
+                )
+            logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
+        return Dialled(sock, address, decision, path_of(decision))
+
+    def _raise(self, error: OSError | RuntimeError) -> None:
+        """Raise the attempts' own errors as ``loop.create_connection`` would."""
+        errors = self._errors or [cast(OSError, error)]
+        if self._dialer.all_errors:
+            raise ExceptionGroup("create_connection failed", list(errors)) from None
+        if len({str(e) for e in errors}) == 1:
+            raise errors[0]
+        # Several attempts, several reasons. One that is ours tells most; callers who want them all have all_errors.
+        combined = OSError(
+            errors[0].errno if len({e.errno for e in errors}) == 1 else errno.ENETUNREACH if all(_ours(e) for e in errors) else None,
+            f"Multiple exceptions: {', '.join(map(str, errors))}",
+        )
+        combined.__cause__ = ExceptionGroup("the attempts", list(errors))
+        raise combined
+
+
+def _ours(error: OSError) -> bool:
+    return isinstance(error, BindFailed | NoRoute)
+
+
+class _Connector:
+    """What aiohappyeyeballs asks of a loop, with each attempt's error kept."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, race: _Race) -> None:
+        self._loop = loop
+        self._race = race
+
+    async def sock_connect(self, sock: socket.socket, address: SockAddr) -> None:
+        await self._race.connect(self._loop, sock, address)
+
+
+@contextlib.asynccontextmanager
+async def _interrupted_by_change(watcher: Watcher, race: _Race, *, last: bool) -> AsyncIterator[None]:
+    """Leave the block early, without an error, when the race's own path changes."""
+    interrupter = _Interrupter(race)
+    if last:
+        yield
+        return
+    watcher.follow(interrupter)
+    try:
+        async with asyncio.timeout(None) as interrupter.scope:
+            yield
+    except TimeoutError:
+        if not interrupter.interrupted:
+            raise
+    finally:
+        watcher.unfollow(interrupter)
+
+
+class _Interrupter:
+    def __init__(self, race: _Race) -> None:
+        self._race = race
+        self.scope: asyncio.Timeout | None = None
+        self.interrupted = False
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        if self.scope is not None and not self.interrupted and self._race.path_changed(decider):
+            self.interrupted = True
+            self.scope.reschedule(asyncio.get_running_loop().time())

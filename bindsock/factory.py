@@ -1,0 +1,466 @@
+"""The transport factory: connections that are bound to the effective interface and follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import socket
+import ssl as ssl_module
+import weakref
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+
+from bindsock import kernel as kernels
+from bindsock.dialing import Dialer, bind_or_close, no_effective_interface
+from bindsock.effective import Decider, Preferences
+from bindsock.errors import BindFailed
+from bindsock.kernel import Kernel
+from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
+from bindsock.resolving import AddrInfo, Resolve, SockAddr, address_of, resolve
+from bindsock.statistics import Statistics
+from bindsock.transports.datagram import DatagramTransport, open_datagram
+from bindsock.transports.sockets import FollowedSocket
+from bindsock.transports.stream import BetterPath, StreamGuard, follow_stream
+from bindsock.watcher import AsyncioDriver, ChangeListener, Watcher
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+D = TypeVar("D", bound=asyncio.DatagramProtocol)
+
+
+class ConnectOptions(TypedDict, total=False):
+    """The keyword arguments of ``loop.create_connection``, and bindsock's own."""
+
+    ssl: ssl_module.SSLContext | bool | None
+    family: int
+    proto: int
+    flags: int
+    sock: socket.socket | None
+    local_addr: tuple[str, int] | None
+    server_hostname: str | None
+    ssl_handshake_timeout: float | None
+    ssl_shutdown_timeout: float | None
+    happy_eyeballs_delay: float | None
+    interleave: int | None
+    all_errors: bool
+    interface: str | None
+    better_path: BetterPath | None
+
+
+class TransportFactory:
+    """Makes connections that leave by the effective interface, and keeps them on it.
+
+    It belongs to the event loop, the thread and the network namespace in which it is first used. ``async with`` it to end the
+    following at a certain point: the sockets then stay open and bound. Without, it ends with the last socket it follows.
+
+    :param preferences: how to choose among interfaces
+    :param interface: the name of the one interface to use, whatever detection says
+    :param kernel: what to ask; the running system's unless given
+    :param better_path: what happens to a stream that still works when the effective interface is another one:
+        ``"auto"`` leaves an expensive interface once idle, ``"keep"`` keeps it, ``"abort"`` ends it at once
+    :param resolver: names to addresses; the system's resolver unless given
+    :raises UnsupportedSystem: there is no kernel backend for this system
+    """
+
+    def __init__(
+        self,
+        preferences: Preferences | None = None,
+        *,
+        interface: str | None = None,
+        kernel: Kernel | None = None,
+        better_path: BetterPath = "auto",
+        resolver: Resolve | None = None,
+    ) -> None:
+        self.preferences = preferences if preferences is not None else Preferences()
+        self.interface = interface
+        self.kernel: Kernel = kernel if kernel is not None else kernels.current()
+        self.better_path: BetterPath = better_path
+        self._resolve: Resolve = resolver if resolver is not None else resolve
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._watcher: Watcher | None = None
+        self._held: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._held = self._watch().hold()
+        self._held.__enter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        held, self._held = self._held, None
+        held.__exit__(exc_type, exc, traceback)
+        self._watch().forget_followers()
+
+    # Decisions
+
+    def decide(self, target: Target | str) -> Decision:
+        """Which interface traffic to the target leaves by, and why.
+
+        :param target: a destination address, or a family for its default
+        :raises ValueError: the target is a name, not an address
+        :raises OSError: the network could not be read
+        """
+        if isinstance(target, str):
+            target = ip_address(target)
+        return self._decider().decide(target)
+
+    def explain(self, destination: Target | str) -> Decision:
+        """The decision for a destination; ``str()`` of it is the explanation that ``bindsock explain`` prints."""
+        return self.decide(destination)
+
+    def effective_interface(self, family: int = socket.AF_UNSPEC) -> Interface:
+        """The effective interface: the one beneath whatever VPN owns the default route.
+
+        :param family: ``AF_INET`` or ``AF_INET6``; otherwise that of IPv4, or of IPv6 if IPv4 has none
+        :raises NoEffectiveInterface: there is none
+        :raises OSError: the network could not be read
+        """
+        decider = self._decider()
+        families = [f for f in FAMILIES if family in (socket.AF_UNSPEC, f)]
+        decisions = tuple(decider.decide(f) for f in families)
+        for decision in decisions:
+            if decision.interface is not None:
+                return decision.interface
+        raise no_effective_interface("the default route", decisions)
+
+    def bind(self, sock: socket.socket, destination: str | IPAddress | None = None) -> Decision:
+        """Bind a fresh socket, once; it is not followed. It is closed if that fails.
+
+        :param destination: where it will connect to, so that a LAN or the machine itself is reached as it must be
+        :raises NoEffectiveInterface: no interface may be used
+        :raises NoRoute: no route to the destination leaves by the interface
+        :raises BindFailed: the system refused
+        """
+        address = unmapped(ip_address(destination)) if isinstance(destination, str) else destination
+        target: Target = address if address is not None else socket.AddressFamily(sock.family)
+        try:
+            decision = self._decider().decide(target)
+            if decision.interface is None and not decision.unbound and self.preferences.on_no_interface != "unbound":
+                raise no_effective_interface(str(address or "the default route"), (decision,))
+        except BaseException:
+            sock.close()
+            raise
+        bind_or_close(self.kernel, sock, decision, address)
+        return decision
+
+    # Streams
+
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], P],
+        host: str | None = None,
+        port: int | str | None = None,
+        **options: Unpack[ConnectOptions],
+    ) -> tuple[asyncio.Transport, P]:
+        """``loop.create_connection``, beneath the tunnels.
+
+        :param options: those of ``loop.create_connection``, and ``interface=`` (the name of the one interface to use instead
+            of the factory's) and ``better_path=`` (instead of the factory's). A ``sock=`` is connected already: it is
+            followed, never bound.
+        :raises NoEffectiveInterface: no address of the host has an interface that may be used
+        :raises NoRoute: no route leaves by the interface
+        :raises BindFailed: the system refused to bind, or the local address is another interface's
+        :raises EgressMismatch: the system chose a tunnel's address all the same
+        :raises OSError: names, the connection or the handshake failed
+        """
+        loop = self._running_loop()
+        protocol = protocol_factory()
+        sock = options.get("sock")
+        if sock is None and host is None and port is None:
+            raise ValueError("host and port was not specified and no sock specified")
+        if sock is not None and (host is not None or port is not None):
+            raise ValueError("host/port and sock can not be specified at the same time")
+        tls = _tls_options(host, options)
+        watcher = self._watch()
+        if sock is not None:
+            guard = self._follow(sock, options)
+            return await self._attach(loop, guard, protocol, sock, tls)
+        dialer = self._dialer(host, port, options)
+        with watcher.hold():
+            while True:
+                dialled = await dialer.dial()
+                guard = self._follow(dialled.sock, options, dialled.address, dialled.path)
+                try:
+                    return await self._attach(loop, guard, protocol, dialled.sock, tls)
+                except OSError:
+                    # The handshake of a connection whose path went away meanwhile is part of the dial.
+                    if guard is None or guard.error is None:
+                        raise
+                    watcher.statistics.redialled += 1
+
+    async def open_connection(
+        self, host: str | None = None, port: int | str | None = None, *, limit: int = 2**16, **options: Unpack[ConnectOptions]
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """``asyncio.open_connection``, beneath the tunnels.
+
+        :param limit: the reader's buffer limit, in bytes
+        :param options: as :meth:`create_connection` has them
+        :raises OSError: as :meth:`create_connection` raises them
+        """
+        loop = self._running_loop()
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await self.create_connection(lambda: protocol, host, port, **options)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def connect(
+        self,
+        host: str,
+        port: int | str,
+        *,
+        family: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        local_addr: tuple[str, int] | None = None,
+        happy_eyeballs_delay: float | None = 0.25,
+        interleave: int | None = None,
+        all_errors: bool = False,
+        interface: str | None = None,
+        better_path: BetterPath | None = None,
+    ) -> socket.socket:
+        """A connected, non-blocking socket for libraries that take ``sock=``. It is followed until it is closed.
+
+        :param happy_eyeballs_delay: seconds after which the next address is tried beside the first; ``None`` for one by one
+        :raises OSError: as :meth:`create_connection` raises them
+        """
+        options: ConnectOptions = {
+            "family": family,
+            "proto": proto,
+            "flags": flags,
+            "local_addr": local_addr,
+            "happy_eyeballs_delay": happy_eyeballs_delay,
+            "interleave": interleave,
+            "all_errors": all_errors,
+            "interface": interface,
+            "better_path": better_path,
+        }
+        dialled = await self._dialer(host, port, options).dial()
+        self._follow(dialled.sock, options, dialled.address, dialled.path)
+        return dialled.sock
+
+    def socket_factory(self, addr_info: AddrInfo) -> socket.socket:
+        """A fresh, bound, non-blocking socket for one address, for libraries that take a factory (aiohttp, aiohappyeyeballs).
+
+        Inside a running loop a stream socket is followed until it is closed.
+
+        :raises OSError: as :meth:`bind` raises them
+        """
+        family, type_, proto, _, sockaddr = addr_info
+        sock = FollowedSocket(family, type_, proto)
+        sock.setblocking(False)
+        address = address_of(sockaddr)
+        decision = self.bind(sock, address)
+        if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
+            self._follow(sock, {}, address, path_of(decision))
+        return sock
+
+    def track(self, sock: socket.socket, *, better_path: BetterPath | None = None) -> None:
+        """Follow a connected stream socket, or a datagram socket, that bindsock did not make.
+
+        A stream is ended with an error when its interface is gone; a datagram socket is bound, and re-bound in place when the
+        effective interface changes. Following ends when the socket is closed or forgotten.
+
+        :raises OSError: the socket is not connected (streams), or could not be bound (datagrams)
+        """
+        if sock.type == socket.SOCK_DGRAM:
+            raise NotImplementedError
+        self._follow(sock, {"better_path": better_path})
+
+    # Datagrams
+
+    async def create_datagram_endpoint(
+        self,
+        protocol_factory: Callable[[], D],
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+        *,
+        family: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        reuse_port: bool | None = None,
+        allow_broadcast: bool | None = None,
+        sock: socket.socket | None = None,
+        interface: str | None = None,
+    ) -> tuple[DatagramTransport, D]:
+        """``loop.create_datagram_endpoint``, beneath the tunnels: one transport that moves with the effective interface.
+
+        :param interface: the name of the one interface to use instead of the factory's
+        :raises NoEffectiveInterface: no interface may be used
+        :raises NoRoute: no route to the remote address leaves by the interface
+        :raises BindFailed: the system refused to bind, or the local address is another interface's
+        :raises ValueError: a dual-stack socket whose families have different effective interfaces: give ``family=``
+        """
+        return await open_datagram(
+            self._watch(),
+            self._running_loop(),
+            protocol_factory,
+            local_addr,
+            remote_addr,
+            family=family,
+            proto=proto,
+            flags=flags,
+            reuse_port=reuse_port,
+            allow_broadcast=allow_broadcast,
+            sock=sock,
+            interface=interface,
+            resolve=self._resolve,
+        )
+
+    # Watching
+
+    def changes(self) -> Changes:
+        """The changes of path from now on, as an asynchronous iterator. A slow reader gets them merged into one.
+
+        :raises RuntimeError: there is no running event loop
+        """
+        return Changes(self._watch())
+
+    def statistics(self) -> Statistics:
+        """What has been counted since the factory was made."""
+        return copy.copy(self._watcher.statistics) if self._watcher is not None else Statistics()
+
+    # The inside
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        mine = self._loop() if self._loop is not None else None
+        if mine is not loop:
+            if mine is not None and not mine.is_closed():
+                raise RuntimeError("this TransportFactory belongs to another event loop")
+            self._loop = weakref.ref(loop)
+            self._watcher = None
+        return loop
+
+    def _watch(self) -> Watcher:
+        loop = self._running_loop()
+        if self._watcher is None:
+            self._watcher = Watcher(self.kernel, self.preferences, interface=self.interface, driver=AsyncioDriver(loop))
+        return self._watcher
+
+    def _decider(self) -> Decider:
+        if self._watcher is not None and self._watcher.running:
+            return self._watcher.decider()
+        return Decider(self.kernel.network(), self.preferences, interface=self.interface)
+
+    def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
+        return Dialer(
+            self._watch(),
+            self._resolve,
+            host,
+            port,
+            family=options.get("family", 0),
+            proto=options.get("proto", 0),
+            flags=options.get("flags", 0),
+            local_addr=options.get("local_addr"),
+            happy_eyeballs_delay=options.get("happy_eyeballs_delay"),
+            interleave=options.get("interleave"),
+            all_errors=options.get("all_errors", False),
+            interface=options.get("interface"),
+        )
+
+    def _follow(
+        self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None
+    ) -> StreamGuard | None:
+        """Follow a connected stream socket, unless its destination is the machine itself."""
+        watcher = self._watch()
+        if address is None:
+            if sock.family not in FAMILIES:
+                return None
+            address = address_of(sock.getpeername())
+            path = self._path_in_use(sock)
+        if path is None:
+            return None
+        return follow_stream(
+            watcher,
+            sock,
+            address,
+            better_path=options.get("better_path") or self.better_path,
+            interface=options.get("interface"),
+            path=path,
+            loop=self._running_loop(),
+        )
+
+    def _path_in_use(self, sock: socket.socket) -> Path | None:
+        """The path of a connected socket that somebody else made: by its bound interface, or its own address."""
+        network = self._watch().decider().network
+        local = unmapped(address_of(sock.getsockname()))
+        index = self.kernel.bound(sock)
+        interface = network.interfaces.get(index) if index is not None else network.owner_of(local)
+        if interface is None or local.is_loopback:
+            return None
+        family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+        return Path(family, interface.name, interface.index, frozenset(interface.usable_addresses(family)), None)
+
+    async def _attach(
+        self, loop: asyncio.AbstractEventLoop, guard: StreamGuard | None, protocol: P, sock: socket.socket, tls: dict[str, Any]
+    ) -> tuple[asyncio.Transport, P]:
+        try:
+            transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
+        except BaseException:
+            if guard is not None:
+                guard.close()
+            sock.close()
+            raise
+        if guard is not None:
+            guard.attach(transport)
+        return transport, protocol
+
+
+class Changes:
+    """Changes of path, as ``async for``. Closed by ``aclose()``, or when it is forgotten."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._wake = asyncio.Event()
+        self._listener = ChangeListener(self._wake.set)
+        watcher.listen(self._listener)
+        self._finalizer = weakref.finalize(self, watcher.unlisten, self._listener)
+
+    def __aiter__(self) -> Changes:
+        return self
+
+    async def __anext__(self) -> Change:
+        while True:
+            change = self._listener.take()
+            if change is not None:
+                return change
+            if self._listener.ended:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        self._finalizer()
+        self._listener.end()
+
+
+def _tls_options(host: str | None, options: ConnectOptions) -> dict[str, Any]:
+    """What of the options concerns TLS, checked and completed as ``loop.create_connection`` does it."""
+    ssl = options.get("ssl")
+    names: tuple[Literal["server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout"], ...] = (
+        "server_hostname",
+        "ssl_handshake_timeout",
+        "ssl_shutdown_timeout",
+    )
+    tls: dict[str, Any] = {name: options[name] for name in names if options.get(name) is not None}
+    if not ssl:
+        for name in tls:
+            raise ValueError(f"{name} is only meaningful with ssl")
+        return {}
+    if "server_hostname" not in tls:
+        if not host:
+            raise ValueError("You must set server_hostname when using ssl without a host")
+        tls["server_hostname"] = host
+    return {"ssl": ssl, **tls}
+
+
+def _running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,217 @@
+"""A kernel made of scripted networks, for tests that want to play "Wi-Fi, then cellular, then nothing, then a wake".
+
+It drives the whole of bindsock on any system and without privileges: sockets are real and talk over loopback, only the network
+that they are told about is not. To play on real interfaces, use :mod:`bindsock.testing.lab`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import weakref
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_interface, ip_network
+
+from bindsock.errors import BindFailed
+from bindsock.network import (
+
+    Interface,
+    InterfaceAddress,
+    InterfaceKind,
+    IPAddress,
+    Network,
+    Route,
+    family_of,
+)
+
+
+def interface(
+    name: str,
+    index: int,
+    *addresses: str,
+    kind: InterfaceKind = InterfaceKind.WIFI,
+    up: bool = True,
+    running: bool = True,
+    delegate: int | None = None,
+    expensive: bool = False,
+    last_resort: bool = False,
+) -> Interface:
+    """An interface with addresses given as ``"192.0.2.5/24"``."""
+    parsed = [ip_interface(a) for a in addresses]
+    return Interface(
+        name,
+        index,
+        kind,
+        up,
+        running,
+        tuple(InterfaceAddress(a.ip, a.network.prefixlen) for a in parsed),
+        delegate=delegate,
+        expensive=expensive,
+        last_resort=last_resort,
+    )
+
+
+def route(
+    destination: str, index: int, gateway: str | None = None, *, metric: int = 0, table: int = 254, scoped: bool = False
+) -> Route:
+    """A unicast route to ``"0.0.0.0/0"`` or the like."""
+    hop = ip_address(gateway) if gateway is not None else None
+    return Route(ip_network(destination), index, hop, metric, table, scoped)
+
+
+def network(*parts: Interface | Route) -> Network:
+    """A network of interfaces and routes.
+
+    Every default route of an interface that is up is taken as confirmed by the kernel.
+    """
+    interfaces = {p.index: p for p in parts if isinstance(p, Interface)}
+    routes = tuple(p for p in parts if isinstance(p, Route))
+    reachable = frozenset(
+        (r.interface, r.family)
+        for r in routes
+        if r.is_default and r.interface is not None and r.interface in interfaces and interfaces[r.interface].up
+    )
+    return Network(interfaces, routes, reachable)
+
+
+class SimulatedKernel:
+    """A :class:`bindsock.kernel.Kernel` whose network is what the test says.
+
+    :param network: the network at the start
+    """
+
+    binding_filters_ingress = True
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._sources: weakref.WeakSet[SimulatedEvents] = weakref.WeakSet()
+        self._bound: weakref.WeakKeyDictionary[socket.socket, int] = weakref.WeakKeyDictionary()
+        self._suspended = 0.0
+        self._activity = 0
+        self.readings = 0
+        """How often the network was read."""
+        self.binds: list[tuple[str, str]] = []
+        """What was done to sockets, as ("bind" or "rebind" or "unbind" or "abort", interface name)."""
+        self.refuse: set[str] = set()
+        """Names of interfaces to which binding fails with EPERM."""
+        self.silent = False
+        """While true, changes raise no event."""
+
+    def change(self, network: Network) -> None:
+        """From now on this is the network; the event sources tell."""
+        self._network = network
+        if not self.silent:
+            self.signal()
+
+    def signal(self) -> None:
+        """An event that says "something changed", whether it did or not."""
+        for source in list(self._sources):
+            source.signal()
+
+    def overrun(self) -> None:
+        """The event sources lose events."""
+        for source in list(self._sources):
+            source.overruns += 1
+            source.signal()
+
+    def sleep(self, seconds: float) -> None:
+        """The machine sleeps; it tells nobody."""
+        self._suspended += seconds
+
+    @property
+    def open_sources(self) -> int:
+        """How many event sources have been opened and not closed."""
+        return sum(source.fileno() != -1 for source in self._sources)
+
+    def network(self) -> Network:
+        self.readings += 1
+        return self._network
+
+    def events(self) -> Sequence[SimulatedEvents]:
+        source = SimulatedEvents()
+        self._sources.add(source)
+        return [source]
+
+    def suspended(self) -> float:
+        return self._suspended
+
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        self._place("bind", sock, interface)
+
+    def rebind(
+        self, sock: socket.socket, interface: Interface, *, peer: tuple[object, ...] | None = None, port: int | None = None
+    ) -> None:
+        self._place("rebind", sock, interface)
+
+    def unbind(self, sock: socket.socket) -> None:
+        self.binds.append(("unbind", ""))
+        self._bound.pop(sock, None)
+
+    def bound(self, sock: socket.socket) -> int | None:
+        return self._bound.get(sock)
+
+    def abort(self, sock: socket.socket) -> None:
+        self.binds.append(("abort", ""))
+        sock.shutdown(socket.SHUT_RDWR)
+
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        family = family_of(destination)
+        return (interface.index, family) in self._network.reachable or any(
+            r.interface == interface.index and destination in r.destination
+            for r in self._network.routes
+            if r.destination.version == destination.version
+        )
+
+    def cure(self, interface: Interface, destination: IPAddress) -> str:
+        return f"give {interface.name} a route to {destination}"
+
+    def activity(self, sock: socket.socket) -> object:
+        return self._activity
+
+    def dropped(self, interface: Interface) -> int | None:
+        return None
+
+    def transfer(self) -> None:
+        """Let :meth:`activity` say that data moved."""
+        self._activity += 1
+
+    def _place(self, call: str, sock: socket.socket, interface: Interface) -> None:
+        if interface.name in self.refuse:
+            raise BindFailed("refused by the test", errno=errno.EPERM, interface=interface.name, call=call)
+        if interface.index not in self._network.interfaces:
+            raise BindFailed("there is no such interface", errno=errno.ENODEV, interface=interface.name, call=call)
+        self.binds.append((call, interface.name))
+        self._bound[sock] = interface.index
+
+
+class SimulatedEvents:
+    """An event source that is readable when the test says so."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self.overruns = 0
+
+    def signal(self) -> None:
+        if self.fileno() != -1:
+            try:
+                self._writer.send(b"!")
+            except BlockingIOError:
+                self.overruns += 1
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def drain(self) -> bool:
+        try:
+            return bool(self._reader.recv(65536))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
+
+
+__all__ = ["SimulatedEvents", "SimulatedKernel", "interface", "network", "route"]

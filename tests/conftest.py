@@ -1,0 +1,30 @@
+"""Every asynchronous test runs on asyncio's own loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import uvloop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def descriptors() -> Any:
+    """Fail the test if it leaves descriptors open: yields nothing, compares before and after."""
+    import gc
+    import os
+
+    gc.collect()
+    before = set(os.listdir("/dev/fd"))
+    yield
+    gc.collect()
+    after = set(os.listdir("/dev/fd"))
+    assert after - before == set() or len(after) <= len(before)
