@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bindsock.errors import UnsupportedSystem
 
@@ -59,11 +59,16 @@ class Kernel(Protocol):
         :raises BindFailed: with the call and the errno; the caller must close the socket
         """
 
-    def rebind(self, sock: socket.socket, interface: Interface) -> None:
+    def rebind(
+        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+    ) -> None:
         """Move a datagram socket to the interface: same descriptor, same port, connected to the same peer as before.
 
         Moving to the interface that it is bound to already is harmless and chooses the source address anew.
 
+        :param peer: the address that the socket is to be connected to, for when a failed call has left it disconnected; what
+            the socket itself says comes first
+        :param port: the local port, likewise
         :raises BindFailed: a step failed; the socket stays bound to a device (its sends are refused), never unbound
         """
 

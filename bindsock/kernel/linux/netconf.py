@@ -1,0 +1,40 @@
+"""The reverse path filter, by RTM_GETNETCONF: /proc would show another namespace's after setns().
+
+Layout and numbers: ``include/uapi/linux/netconf.h``.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from bindsock.kernel.linux import netlink
+
+if TYPE_CHECKING:
+    from bindsock.kernel.linux.netlink import Channel
+
+_RTM_GETNETCONF = 82
+_NETCONFMSG = bytes([socket.AF_INET, 0, 0, 0])
+_NETCONFMSG_SIZE = 1
+_NETCONFA_IFINDEX = 1
+_NETCONFA_RP_FILTER = 3
+_ALL = -1
+_STRICT = 1
+
+
+def is_strict(channel: Channel, index: int) -> bool:
+    """Whether IPv4 packets that came in by the interface are dropped unless the best route back leaves by it.
+
+    The larger of the interface's value and that of all counts (``linux include/linux/inetdevice.h``, IN_DEV_RPFILTER), and
+    2, loose, is larger than 1, strict.
+
+    :raises OSError: the kernel does not tell
+    :raises KernelError: its answer cannot be understood
+    """
+    return max(_rp_filter(channel, _ALL), _rp_filter(channel, index)) == _STRICT
+
+
+def _rp_filter(channel: Channel, index: int) -> int:
+    answer = channel.ask(_RTM_GETNETCONF, _NETCONFMSG + netlink.attribute_u32(_NETCONFA_IFINDEX, index))
+    found = netlink.attributes(answer.payload, netlink.aligned(_NETCONFMSG_SIZE))
+    return netlink.i32(found[_NETCONFA_RP_FILTER]) if _NETCONFA_RP_FILTER in found else 0

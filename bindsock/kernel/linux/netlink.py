@@ -1,0 +1,333 @@
+"""Netlink: messages and attributes as values, and a channel that asks the kernel one question at a time.
+
+Parsing is strict and pure, bytes to values: whatever is truncated or out of bounds raises :class:`KernelError` and nothing else.
+The layout is that of ``include/uapi/linux/netlink.h``, in the machine's byte order. The numbers are written out here because
+:mod:`socket` has them on Linux alone and this package is type-checked elsewhere, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+import weakref
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from bindsock.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AF_NETLINK = 16
+NETLINK_ROUTE = 0
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_GET_STRICT_CHK = 12
+
+NLMSG_NOOP = 1
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+
+NLM_F_REQUEST = 0x1
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_I32 = struct.Struct("=i")
+_U32 = struct.Struct("=I")
+_NESTED_AND_BYTE_ORDER = 0xC000
+
+REPLY_SECONDS = 2.0
+"""How long the kernel may be silent before it counts as not answering. It answers in microseconds."""
+_ATTEMPTS = 5
+_STRAY_DATAGRAMS = 1000
+_BUFFER = 1 << 16
+_LARGEST_BUFFER = 1 << 22
+
+
+class Message(NamedTuple):
+    """One netlink message."""
+
+    kind: int
+    flags: int
+    sequence: int
+    port: int
+    payload: bytes
+
+
+def messages(datagram: bytes) -> list[Message]:
+    """The messages of one datagram.
+
+    :raises KernelError: a length does not fit
+    """
+    found = []
+    offset, end = 0, len(datagram)
+    while offset < end:
+        if end - offset < _HEADER.size:
+            raise KernelError(f"netlink: {end - offset} bytes are left where a message header should be")
+        length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
+        if not _HEADER.size <= length <= end - offset:
+            raise KernelError(f"netlink: a message says that it is {length} bytes long where {end - offset} are left")
+        found.append(Message(kind, flags, sequence, port, datagram[offset + _HEADER.size : offset + length]))
+        offset += (length + 3) & ~3
+    return found
+
+
+def attributes(payload: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The attributes that begin at the offset, by type; of several of one type the last, as the kernel itself does.
+
+    Up to three bytes after the last are passed over, which is the kernel's own rule (``linux lib/nlattr.c``).
+
+    :raises KernelError: the offset or a length does not fit
+    """
+    end = len(payload)
+    if offset > end:
+        raise KernelError(f"netlink: a message of {end} bytes ends before its fixed part of {offset}")
+    found: dict[int, bytes] = {}
+    while end - offset >= 4:
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if not 4 <= length <= end - offset:
+            raise KernelError(f"netlink: an attribute says that it is {length} bytes long where {end - offset} are left")
+        found[kind & ~_NESTED_AND_BYTE_ORDER] = payload[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def fixed(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+    """The fixed part at the head of a payload.
+
+    :raises KernelError: the payload is shorter
+    """
+    if len(payload) < layout.size:
+        raise KernelError(f"netlink: a message of {len(payload)} bytes ends before its fixed part of {layout.size}")
+    return layout.unpack_from(payload)
+
+
+def u32(attribute: bytes) -> int:
+    """An unsigned 32-bit attribute.
+
+    :raises KernelError: it has another size
+    """
+    if len(attribute) != 4:
+        raise KernelError(f"netlink: an attribute of {len(attribute)} bytes where 4 are due")
+    return int(_U32.unpack(attribute)[0])
+
+
+def i32(attribute: bytes) -> int:
+    """A signed 32-bit attribute.
+
+    :raises KernelError: it has another size
+    """
+    if len(attribute) != 4:
+        raise KernelError(f"netlink: an attribute of {len(attribute)} bytes where 4 are due")
+    return int(_I32.unpack(attribute)[0])
+
+
+def text(attribute: bytes) -> str:
+    """A name. Names are bytes to the kernel; what is not UTF-8 comes out as :func:`os.fsdecode` would give it."""
+    return attribute.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def aligned(size: int) -> int:
+    """The size with its padding to four bytes."""
+    return (size + 3) & ~3
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute, padded."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def attribute_u32(kind: int, value: int) -> bytes:
+    """An attribute of 32 bits."""
+    return _ATTRIBUTE.pack(8, kind) + _U32.pack(value & 0xFFFFFFFF)
+
+
+def request(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A request to the kernel."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags | NLM_F_REQUEST, sequence, 0) + body
+
+
+def refusal(payload: bytes) -> int:
+    """The errno of an NLMSG_ERROR, or of the NLMSG_DONE that ends a dump; 0 for an acknowledgement.
+
+    :raises KernelError: the payload is too short for one, or is no errno
+    """
+    if len(payload) < 4:
+        raise KernelError("netlink: an answer is too short for its error number")
+    code = -int(_I32.unpack_from(payload)[0])
+    if not 0 <= code <= 4095:
+        raise KernelError(f"netlink: {-code} is no error number")
+    return code
+
+
+class NetlinkSocket(Protocol):
+    """What a :class:`Channel` needs of a socket."""
+
+    def send(self, data: bytes, /) -> int: ...
+
+    def recvmsg(self, bufsize: int, /) -> tuple[bytes, list[tuple[int, int, bytes]], int, tuple[int, int]]:
+        """Data, ancillary data, flags, and the sender's port and groups."""
+
+    def getsockname(self) -> tuple[int, int]: ...
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def open_query_socket() -> socket.socket:
+    """A blocking rtnetlink socket whose reads give up after :data:`REPLY_SECONDS`.
+
+    :raises OSError: the system has none to give
+    """
+    sock = socket.socket(AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+    try:
+        sock.bind((0, 0))
+        seconds, fraction = divmod(REPLY_SECONDS, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6)))
+        try:
+            # Dumps then leave out what was not asked for, such as the route cache's exceptions. Linux 4.20.
+            sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        except OSError as error:
+            if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL):
+                raise
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class _ReadAgain(Exception):
+    """The answer is incomplete; asking once more is the cure."""
+
+
+class Channel:
+    """Questions to rtnetlink, one at a time, over one socket that is opened at the first and kept.
+
+    It belongs to the network namespace in which the first question was asked. Not for several threads; not to be used on both
+    sides of a fork.
+    """
+
+    def __init__(self, open_socket: Callable[[], NetlinkSocket] = open_query_socket) -> None:
+        """
+        :param open_socket: opens the socket, blocking with a timeout
+        """
+        self._open = open_socket
+        self._sock: NetlinkSocket | None = None
+        self._port = 0
+        self._sequence = int(time.monotonic() * 1000) & 0x3FFFFFFF
+        self._buffer = _BUFFER
+        self._finalizer: weakref.finalize[..., Channel] | None = None
+
+    def close(self) -> None:
+        """Close the socket; the next question opens another."""
+        self._sock = None
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def socket(self) -> NetlinkSocket:
+        """The socket, for an ioctl in the namespace that it belongs to.
+
+        :raises OSError: it cannot be opened
+        """
+        if self._sock is None:
+            sock = self._open()
+            self._sock = sock
+            self._finalizer = weakref.finalize(self, sock.close)
+            self._port = sock.getsockname()[0]
+        return self._sock
+
+    def ask(self, kind: int, body: bytes) -> Message:
+        """One question with one answer.
+
+        :raises OSError: the kernel refuses, with its errno
+        :raises KernelError: the kernel does not answer, or nonsense
+        """
+        return self._retried(kind, 0, body)[0]
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """A table: the payload of every entry.
+
+        :raises OSError: the kernel refuses, with its errno
+        :raises KernelError: the kernel does not answer, answers nonsense, or the table never stands still
+        """
+        return [message.payload for message in self._retried(kind, NLM_F_DUMP, body)]
+
+    def _retried(self, kind: int, flags: int, body: bytes) -> list[Message]:
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._exchange(kind, flags, body)
+            except _ReadAgain as again:
+                reason = str(again)
+            # What is left of the old answer must neither be taken for the new one nor keep the kernel's dump busy (EBUSY).
+            self.close()
+        raise KernelError(f"rtnetlink: {reason}, {_ATTEMPTS} times in a row", call=f"netlink message type {kind}")
+
+    def _exchange(self, kind: int, flags: int, body: bytes) -> list[Message]:
+        sock = self.socket()
+        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
+        try:
+            sock.send(request(kind, flags, self._sequence, body))
+            answer = self._answer(sock, bool(flags & NLM_F_DUMP))
+        except KernelError as error:
+            self.close()
+            error.call = f"netlink message type {kind}"
+            raise
+        except OSError:
+            self.close()
+            raise
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer))
+        return answer
+
+    def _answer(self, sock: NetlinkSocket, dump: bool) -> list[Message] | int:
+        """The messages of the answer, or the errno of a refusal (which leaves the channel as good as before)."""
+        found: list[Message] = []
+        interrupted = False
+        strays = 0
+        while strays < _STRAY_DATAGRAMS:
+            strays += 1
+            for message in messages(self._receive(sock)):
+                if message.sequence != self._sequence or message.port != self._port:
+                    continue
+                strays = 0
+                interrupted |= bool(message.flags & NLM_F_DUMP_INTR)
+                if message.kind == NLMSG_NOOP:
+                    continue
+                if message.kind in (NLMSG_ERROR, NLMSG_DONE):
+                    code = refusal(message.payload) if message.payload or message.kind == NLMSG_ERROR else 0
+                    if code == errno.EAGAIN or interrupted:
+                        raise _ReadAgain("the table changed while it was read")
+                    if code:
+                        return code
+                    if message.kind == NLMSG_ERROR and not found:
+                        raise KernelError("rtnetlink acknowledges a question instead of answering it")
+                    return found
+                found.append(message)
+                if not dump:
+                    return found
+        raise KernelError("rtnetlink: only answers to questions that were not asked")
+
+    def _receive(self, sock: NetlinkSocket) -> bytes:
+        """One datagram of the kernel; empty if it was somebody else's."""
+        try:
+            data, _, flags, sender = sock.recvmsg(self._buffer)
+        except BlockingIOError:
+            raise KernelError(f"rtnetlink does not answer within {REPLY_SECONDS:g} seconds", errno=errno.ETIMEDOUT) from None
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise _ReadAgain("the answer overran the socket's buffer") from None
+            raise
+        if sender[0] != 0:
+            return b""
+        if flags & socket.MSG_TRUNC:
+            if self._buffer >= _LARGEST_BUFFER:
+                raise KernelError(f"rtnetlink: an answer is larger than {self._buffer} bytes")
+            self._buffer *= 4
+            raise _ReadAgain("an answer was larger than the buffer")
+        return data

@@ -1,0 +1,258 @@
+"""Binding a socket to an interface, moving a datagram socket to another, and what a stream socket says of itself.
+
+All of it works without privilege: the first ``SO_BINDTOIFINDEX`` of a socket needs none (Linux 5.7, ``net/core/sock.c``,
+sock_bindtoindex_locked), and ``connect(AF_UNSPEC)`` makes a datagram socket's next one the first again (``net/ipv4/udp.c``,
+__udp_disconnect).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bindsock.errors import BindFailed
+
+if TYPE_CHECKING:
+    from bindsock.network import Interface
+
+_SO_BINDTODEVICE = 25
+_SO_BINDTOIFINDEX = 62
+_SIOCGIFNAME = 0x8910
+_IFREQ = struct.Struct("@16si20x")
+_TCP_INFO = 11
+_IPPROTO_MPTCP = 262
+_SOL_MPTCP = 284
+_MPTCP_INFO = 1
+
+Sockaddr = tuple[Any, ...]
+
+
+def bind(sock: socket.socket, interface: Interface) -> None:
+    """Bind a socket that has not been bound to an interface, or to this one already.
+
+    :raises BindFailed: with the call and the errno
+    """
+    _check(sock, interface)
+    try:
+        _set_device(sock, interface.index)
+    except OSError as error:
+        # Set again without privilege it is EPERM, even to what it is.
+        if error.errno != errno.EPERM or bound(sock) != interface.index:
+            _fail(error, "SO_BINDTOIFINDEX", interface)
+
+
+def unbind(sock: socket.socket) -> None:
+    """Take the interface off a socket.
+
+    :raises BindFailed: a stream socket, without privilege
+    """
+    try:
+        try:
+            _set_device(sock, 0)
+        except OSError as error:
+            if error.errno != errno.EPERM or not _is_datagram(sock):
+                raise
+            _reseat(sock, None, None, None)
+    except BindFailed:
+        raise
+    except OSError as error:
+        _fail(error, "SO_BINDTOIFINDEX", None)
+
+
+def bound(sock: socket.socket) -> int | None:
+    """The index of the interface that the socket is bound to; -1 if it is gone and the kernel, before 5.0, tells no index.
+
+    :raises OSError: the socket is closed
+    """
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX) or None
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    try:
+        name = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, 16).split(b"\0", 1)[0]
+        return socket.if_nametoindex(os.fsdecode(name)) if name else None
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ENXIO):
+            raise
+        return -1
+
+
+def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, port: int | None) -> None:
+    """Move a datagram socket to the interface: descriptor, port, queue and peer are kept.
+
+    A stream socket is moved only if its local address is the interface's, which takes CAP_NET_RAW.
+
+    :param peer: what the caller knows the socket to be connected to, for when an earlier call failed half-way
+    :param port: the local port likewise
+    :raises BindFailed: with the call and the errno; the socket is bound to some interface, or can send no more
+    """
+    _check(sock, interface)
+    if not _is_datagram(sock):
+        _move_stream(sock, interface)
+        return
+    try:
+        connected = sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            _fail(error, "getpeername", interface)
+        connected = None
+    if connected is None and peer is None and sock.getsockname()[1]:
+        # Not connected: its source is chosen for each datagram, there is nothing to renew but the device. With CAP_NET_RAW, or
+        # if it never had one, without any moment in which it has none.
+        if bound(sock) == interface.index:
+            return
+        try:
+            _set_device(sock, interface.index)
+        except OSError as error:
+            if error.errno != errno.EPERM:
+                _fail(error, "SO_BINDTOIFINDEX", interface)
+        else:
+            return
+    _reseat(sock, interface, connected or peer, port)
+
+
+def _reseat(sock: socket.socket, interface: Interface | None, peer: Sockaddr | None, port: int | None) -> None:
+    """Disconnect, which takes the device and an automatic port off the socket, and give it all anew.
+
+    The device comes before the port: from the moment that the port is open to everybody until the connect(), strangers can
+    only come in by the new device. The peer, too, is a stranger until then, so that the transport must compare sources. A
+    port that was asked for explicitly stays on the socket and hears every device between the first two steps, 2 µs.
+    """
+    local = sock.getsockname()
+    port = local[1] or port
+    step = "connect(AF_UNSPEC)"
+    try:
+        _disconnect(sock)
+        if interface is not None:
+            step = "SO_BINDTOIFINDEX"
+            try:
+                _set_device(sock, interface.index)
+            except OSError:
+                _silence(sock)
+                raise
+        # What is left is what somebody asked for: such a port is still bound (bind() says EINVAL), and such an address, too.
+        left = sock.getsockname()
+        if port and not left[1]:
+            step = "bind"
+            sock.bind((left[0], port, *left[2:]))
+        if peer is not None:
+            step = "connect"
+            sock.connect(_rescoped(peer, interface))
+    except OSError as error:
+        _fail(error, step, interface)
+
+
+def _rescoped(peer: Sockaddr, interface: Interface | None) -> Sockaddr:
+    """A link-local peer is looked for on the new link: a scope that is not the socket's device is EINVAL."""
+    if interface is None or len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
+        return peer
+    return (peer[0].split("%", 1)[0], peer[1], peer[2], interface.index)
+
+
+def _move_stream(sock: socket.socket, interface: Interface) -> None:
+    try:
+        local = ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
+    except OSError as error:
+        _fail(error, "getsockname", interface)
+    mapped = getattr(local, "ipv4_mapped", None)
+    if not any(a.address == (mapped or local) for a in interface.addresses):
+        # The peer's answers would come in by the old interface, match no socket and be answered with a reset.
+        elsewhere = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        _fail(elsewhere, "SO_BINDTOIFINDEX", interface, f"a stream cannot move to {interface.name}: {local} is not its address")
+    if bound(sock) == interface.index:
+        return
+    try:
+        _set_device(sock, interface.index)
+    except OSError as error:
+        _fail(error, "SO_BINDTOIFINDEX", interface)
+
+
+def activity(sock: socket.socket) -> object:
+    """The bytes that were acknowledged, received and sent for the first time; ``None`` if the kernel does not tell.
+
+    ``struct tcp_info``: ``include/uapi/linux/tcp.h``; ``struct mptcp_info``: ``include/uapi/linux/mptcp.h``.
+    """
+    try:
+        if sock.proto == _IPPROTO_MPTCP:
+            with contextlib.suppress(OSError):  # It fell back to plain TCP.
+                info = sock.getsockopt(_SOL_MPTCP, _MPTCP_INFO, 40)
+                # write_seq, snd_una, rcv_nxt
+                return struct.unpack_from("=QQQ", info, 16) if len(info) >= 40 else None
+        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 216)
+    except OSError:
+        return None
+    if len(info) < 136:  # Linux before 4.1
+        return None
+    acknowledged, received = struct.unpack_from("=QQ", info, 120)
+    if len(info) < 216:  # before 4.19
+        return acknowledged, received
+    sent, again = struct.unpack_from("=QQ", info, 200)
+    return acknowledged, received, sent - again
+
+
+def _is_datagram(sock: socket.socket) -> bool:
+    return sock.type == socket.SOCK_DGRAM
+
+
+def _check(sock: socket.socket, interface: Interface) -> None:
+    """``SO_BINDTOIFINDEX`` takes an index that nothing has, and 0 to unbind: neither is meant."""
+    if interface.index <= 0:
+        _fail(OSError(errno.ENODEV, os.strerror(errno.ENODEV)), "SO_BINDTOIFINDEX", interface)
+    try:
+        _name(sock, interface.index)
+    except OSError as error:
+        _fail(error, "SIOCGIFNAME", interface)
+
+
+def _name(sock: socket.socket, index: int) -> bytes:
+    """The present name of the interface, in the namespace of the socket."""
+    name: bytes = _IFREQ.unpack(fcntl.ioctl(sock.fileno(), _SIOCGIFNAME, _IFREQ.pack(b"", index)))[0]
+    return name.split(b"\0", 1)[0]
+
+
+def _set_device(sock: socket.socket, index: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, index)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    else:
+        return
+    # Linux before 5.0 knows names alone.
+    sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _name(sock, index) if index else b"")
+
+
+def _silence(sock: socket.socket) -> None:
+    """The socket has lost its device and gets none: it must not send. Its sends are EPIPE from here on.
+
+    On a socket that is not connected shutdown() reports ENOTCONN and works nevertheless (``linux net/ipv4/af_inet.c``,
+    inet_shutdown).
+    """
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:
+    name = interface.name if interface is not None else None
+    if message is None:
+        message = f"the socket could not be bound to {name}" if name else "the socket could not be unbound"
+    raise BindFailed(message, errno=error.errno, interface=name, call=call) from error
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AF_UNSPEC_ADDRESS = bytes(16)
+
+
+def _disconnect(sock: socket.socket) -> None:
+    """connect() to an address of family AF_UNSPEC, which :mod:`socket` cannot express."""
+    if _libc.connect(sock.fileno(), _AF_UNSPEC_ADDRESS, len(_AF_UNSPEC_ADDRESS)) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
