@@ -1,0 +1,348 @@
+"""The laboratory: a host with uplinks, a router, a server and a VPN, all in network namespaces of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+
+from . import _vpn
+from ._child import Child
+from ._namespaces import LabUnavailable, enter_user_namespace, inside, new_namespace
+from ._netlink import IFF_RUNNING, IFF_UP
+from ._tap import Packet, Tap
+from ._topology import NAMESPACES, Family, Server
+from ._uplinks import Uplinks
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from ._vpn import VpnCounters, VpnMode, VpnOuter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Namespace = Literal["host", "router", "server", "vpn"]
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a device has counted."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    tx_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A datagram that the server received."""
+
+    time: float
+    """Monotonic seconds at which the server read it."""
+    source: str
+    source_port: int
+    payload: bytes
+    """Its first 64 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A connection that is open at the server."""
+
+    kind: str
+    """``tcp`` or ``tls``."""
+    source: str
+    source_port: int
+
+
+class Lab:
+    """A host with uplinks to a router, behind it a server, and a VPN; real interfaces, real routes, real packets.
+
+    ``with Lab() as lab, lab.inside():`` puts the thread into the host: the sockets that it makes there, and the events that it
+    hears from the kernel, are the host's. All operations can be called from any thread and in any namespace; each is carried out
+    before it returns, and those that change the network return the ``time.monotonic()`` of just before they were issued.
+
+    Nothing is left behind: namespaces and interfaces have no names outside, and they and the processes go with the process that
+    made the laboratory, whatever ends it.
+
+    :param uplinks: names of the host's uplinks, best first; up to 7
+    :param reply_delay: seconds that the server waits before each reply, for want of a long cable
+    """
+
+    def __init__(self, *, uplinks: Sequence[str] = ("wifi0", "eth0"), reply_delay: float = 0.0) -> None:
+        if not 1 <= len(uplinks) <= 7:
+            raise ValueError("a laboratory has 1 to 7 uplinks")
+        self.uplinks = tuple(uplinks)
+        self.server = Server()
+        self._reply_delay = reply_delay
+        self._namespaces: dict[str, int] = {}
+        self._exits = contextlib.ExitStack()
+        self._client_context: ssl.SSLContext | None = None
+
+    def __enter__(self) -> Self:
+        """Build it.
+
+        :raises LabUnavailable: it cannot run here
+        """
+        enter_user_namespace()
+        with contextlib.ExitStack() as undo:
+            for name in NAMESPACES:
+                self._namespaces[name] = new_namespace()
+                undo.callback(os.close, self._namespaces[name])
+            self._server = Child(self._namespaces["server"], "_server.py")
+            undo.callback(self._server.close)
+            families = [socket.AF_INET, *([socket.AF_INET6] if Path("/proc/sys/net/ipv6").exists() else [])]
+            self._network = Uplinks(self.uplinks, self._namespaces, families)
+            undo.callback(self._network.close)
+            try:
+                self._network.build()
+            except OSError as exc:
+                raise LabUnavailable(f"the kernel does not let the laboratory be built: {exc}") from exc
+            self._vpn = _vpn.Vpn(self._network, self._namespaces)
+            undo.callback(self._vpn.close)
+            self._network.changed = self._vpn.follow
+            addresses = [self.server.address(f) for f in families]
+            self._server.ask(command="listen", addresses=addresses, udp=self.server.udp_port, tcp=self.server.tcp_port)
+            self.reply_delay(self._reply_delay)
+            for name in self.uplinks:
+                self.wait_until_running(name)
+            self._exits = undo.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End everything. Closing twice is harmless."""
+        self._exits.close()
+
+    def inside(self, namespace: Namespace = "host") -> contextlib.AbstractContextManager[None]:
+        """Put the current thread into a namespace, until the context is left.
+
+        Sockets made meanwhile belong to it for life; so do the threads and processes started meanwhile.
+        """
+        return inside(self._namespaces[namespace])
+
+    @overload
+    def run(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    def run(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run a function, or a coroutine function with ``asyncio.run``, in the host.
+
+        :return: what it returns
+        """
+        with self.inside("host"):
+            result = function(*args, **kwargs)
+            return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+    def ip(self, *arguments: str, namespace: Namespace = "host") -> str:
+        """Run the ``ip`` command in a namespace, for what there is no operation for, or to show what is there.
+
+        :return: what it printed
+        :raises LabUnavailable: there is no such command
+        :raises subprocess.CalledProcessError: it failed
+        """
+        command = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if command is None:
+            raise LabUnavailable("there is no ip command here (iproute2)")
+        with self.inside(namespace):
+            return subprocess.run([command, *arguments], check=True, capture_output=True, text=True).stdout
+
+    def index(self, interface: str, *, namespace: Namespace = "host") -> int:
+        """The index of an interface.
+
+        :raises OSError: there is none of that name
+        """
+        return self._network.netlinks[namespace].link(interface).index
+
+    def address(self, interface: str, family: Family = socket.AF_INET) -> str:
+        """The address that the host has, or had last, on an uplink or on ``tun0``."""
+        return _vpn.CLIENT[family] if interface == _vpn.TUN else self._network.by_name[interface].host(family)
+
+    def gateway(self, interface: str, family: Family = socket.AF_INET) -> str:
+        """The gateway of an uplink."""
+        return self._network.by_name[interface].gateway(family)
+
+    def interface_of(self, source: str) -> str | None:
+        """The host's interface that has an address, or had it before it was renumbered: by which interface a packet came."""
+        names: dict[str, str] = dict.fromkeys(_vpn.CLIENT.values(), _vpn.TUN)
+        for uplink in self._network.by_name.values():
+            names |= {uplink.host(f, site): uplink.name for f in (socket.AF_INET, socket.AF_INET6) for site in ("a", "b")}
+        return names.get(source)
+
+    def counters(self, interface: str, *, namespace: Namespace = "host") -> Counters:
+        """What a device has counted. The router's interfaces have the names of the host's, and ``server`` and ``vpn``.
+
+        :raises OSError: there is none of that name
+        """
+        link = self._network.netlinks[namespace].link(interface)
+        return Counters(link.rx_packets, link.tx_packets, link.rx_bytes, link.tx_bytes, link.tx_dropped)
+
+    def tap(
+        self,
+        *,
+        namespace: Namespace = "host",
+        outgoing: bool | None = True,
+        interface: str | None = None,
+        protocol: str | None = None,
+        address: str | None = None,
+        port: int | None = None,
+    ) -> Tap:
+        """Start to collect packets.
+
+        :param outgoing: only what leaves the namespace, only what comes in, or ``None`` for both
+        :param address: source or destination
+        :param port: source or destination
+        """
+
+        def wanted(packet: Packet) -> bool:
+            return (
+                outgoing in (None, packet.outgoing)
+                and interface in (None, packet.interface)
+                and protocol in (None, packet.protocol)
+                and (address is None or address in (packet.source, packet.destination))
+                and (port is None or port in (packet.source_port, packet.destination_port))
+            )
+
+        return Tap(self._namespaces[namespace], wanted)
+
+    def wait_until_running(self, interface: str, running: bool = True) -> None:
+        """Wait until the kernel says that the interface has carrier: up to a second late (``linux net/core/link_watch.c``).
+
+        :raises TimeoutError: it did not
+        """
+        want = (IFF_UP | IFF_RUNNING) if running else 0
+        deadline = time.monotonic() + _PATIENCE
+        while self._network.netlinks["host"].link(interface).flags & (IFF_UP | IFF_RUNNING) != want:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{interface} is not {'running' if running else 'without carrier'} after {_PATIENCE} s")
+            time.sleep(0.002)
+
+    def reply_delay(self, seconds: float) -> None:
+        """How long the server waits before each reply."""
+        self._server.ask(command="delay", seconds=seconds)
+
+    def datagrams(self) -> list[Datagram]:
+        """The datagrams that the server received since this was called last."""
+        return [Datagram(t, s, p, bytes.fromhex(d)) for t, s, p, d in self._server.ask(command="datagrams")["datagrams"]]
+
+    def streams(self) -> list[Stream]:
+        """The connections that are open at the server."""
+        return [Stream(*s) for s in self._server.ask(command="streams")["streams"]]
+
+    def abort_streams(self) -> None:
+        """Let the server reset all its connections."""
+        self._server.ask(command="abort")
+
+    def client_ssl_context(self) -> ssl.SSLContext:
+        """A context that trusts the server. The TLS port listens from the first call on.
+
+        :raises LabUnavailable: trustme is not installed
+        """
+        if self._client_context is None:
+            try:
+                import trustme
+            except ImportError as exc:
+                raise LabUnavailable("the laboratory's TLS needs trustme (pip install trustme)") from exc
+            authority = trustme.CA()
+            certificate = authority.issue_cert(self.server.name, self.server.ipv4, self.server.ipv6)
+            addresses = [self.server.address(f) for f in self._network.families]
+            pem = certificate.private_key_and_cert_chain_pem.bytes().decode()
+            self._server.ask(command="tls", addresses=addresses, port=self.server.tls_port, certificate=pem)
+            self._client_context = ssl.create_default_context()
+            authority.configure_trust(self._client_context)
+        return self._client_context
+
+    def down(self, interface: str) -> float:
+        """Take an uplink down. Its routes and IPv6 addresses go with it."""
+        return self._network.down(interface)
+
+    def up(self, interface: str) -> float:
+        """Bring it up, with its addresses and default routes."""
+        return self._network.up(interface)
+
+    def carrier(self, interface: str, on: bool) -> float:
+        """Pull the cable of an uplink, or plug it in."""
+        return self._network.carrier(interface, on)
+
+    def remove_addresses(self, interface: str) -> float:
+        """Take away an uplink's addresses and default routes; the link stays up."""
+        return self._network.remove_addresses(interface)
+
+    def add_addresses(self, interface: str) -> float:
+        """Give them back."""
+        return self._network.add_addresses(interface)
+
+    def renumber(self, interface: str, site: Literal["a", "b"]) -> float:
+        """Move an uplink to the other of its two networks: other prefix, address and gateway, same interface."""
+        return self._network.renumber(interface, site)
+
+    def default(self, interface: str) -> float:
+        """Make the default route of an uplink the best one. At no time is there none."""
+        return self._network.default(interface)
+
+    def metric(self, interface: str, metric: int) -> float:
+        """Change the metric of an uplink's default routes. At first they are 600, 700, and so on."""
+        return self._network.metric(interface, metric)
+
+    def delete(self, interface: str) -> float:
+        """Delete the interface of an uplink."""
+        return self._network.delete(interface)
+
+    def create(self, interface: str) -> float:
+        """Create it again. It has a new index."""
+        return self._network.create(interface)
+
+    def blackhole(self, interface: str, on: bool) -> float:
+        """Let the router silently drop what comes from an uplink and what goes to it. The gateway itself still answers."""
+        return self._network.blackhole(interface, on)
+
+    def vpn_up(self, mode: VpnMode = "metric", *, outer: VpnOuter = "host-route", loop_limit: int = 2000) -> float:
+        """Start the VPN: ``tun0`` in the host.
+
+        :param mode: how it takes the default route: ``metric``, ``replace``, ``halves``, ``policy``, ``policy-kill``; ``split`` does not
+        :param outer: how its own socket reaches the VPN server: ``host-route``, ``bound``, ``unbound`` (it loops), ``fwmark``;
+            ``own`` leaves that to the caller
+        :param loop_limit: how many of its own packets the client may find in the tunnel before it gives up
+        :return: monotonic seconds just before it took the default route
+        :raises LabUnavailable: /dev/net/tun cannot be opened
+        """
+        return self._vpn.up(mode, outer, loop_limit)
+
+    def vpn_down(self, *, crash: bool = False) -> float:
+        """Stop the VPN.
+
+        :param crash: kill it: the device goes, rules and deleted default routes are not tidied up
+        """
+        return self._vpn.down(crash=crash)
+
+    def vpn_counters(self) -> VpnCounters:
+        """What the VPN client has counted."""
+        return self._vpn.counters()
+
+    def vpn_foreign(self) -> int:
+        """How many inner packets the VPN server dropped because their source is not the VPN's.
+
+        They are of sockets that kept an uplink's address while their route went into the tunnel.
+        """
+        return self._vpn.foreign()
+
+    @property
+    def vpn_tun(self) -> int | None:
+        """The descriptor of ``tun0`` (bare IP packets) while the VPN is up with ``outer="own"``. The laboratory closes it."""
+        return self._vpn.tun

@@ -1,0 +1,134 @@
+"""Network namespaces held by file descriptors.
+
+Nothing has a name, so nothing needs to be removed: a namespace vanishes with the last descriptor, socket and process in it, also
+after SIGKILL. Python has ``os.setns`` since 3.12 only, hence ctypes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_OWN_NAMESPACE = "/proc/thread-self/ns/net"
+_PROBE = (
+    "import ctypes, os\n"
+    "libc = ctypes.CDLL(None, use_errno=True)\n"
+    f"if libc.unshare({_CLONE_NEWUSER | _CLONE_NEWNET}): os._exit(ctypes.get_errno())"
+)
+
+
+class LabUnavailable(RuntimeError):
+    """The laboratory, or the part of it that was asked for, cannot run here. The message says why."""
+
+
+def _call(name: str, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def available() -> str | None:
+    """Whether the laboratory can run in this process.
+
+    :return: ``None`` if it can, else the reason, a sentence
+    """
+    if not Path(_OWN_NAMESPACE).exists():
+        return "the laboratory needs Linux: there are no network namespaces here"
+    try:
+        os.close(new_namespace())
+    except OSError as exc:
+        return _rootless_obstacle(exc)
+    return None
+
+
+def _rootless_obstacle(refusal: OSError) -> str | None:
+    """Why a process that may not make network namespaces cannot get there by a user namespace either, ``None`` if it can."""
+    if not _single_threaded():
+        return (
+            f"neither root ({refusal.strerror}) nor able to become root of a user namespace, since other threads run: call "
+            "bindsock.testing.lab.enter_user_namespace() before they start, or run `python -m bindsock.testing.lab COMMAND`"
+        )
+    probe = subprocess.run([sys.executable, "-I", "-S", "-c", _PROBE], check=False)
+    if probe.returncode != 0:
+        return f"neither root ({refusal.strerror}) nor allowed to make user namespaces ({os.strerror(probe.returncode)})"
+    return None
+
+
+def _single_threaded() -> bool:
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+def enter_user_namespace() -> None:
+    """Become root of a new user namespace, for good, unless network namespaces can be made as it is.
+
+    Only a process with a single thread can do it (``linux kernel/fork.c``, ``ksys_unshare``), so call it early; a :class:`Lab`
+    that is entered in such a process does it by itself.
+
+    :raises LabUnavailable: it cannot be done
+    """
+    obstacle = available()
+    if obstacle is not None:
+        raise LabUnavailable(obstacle)
+    with contextlib.suppress(OSError):
+        os.close(new_namespace())
+        return
+    user, group = os.geteuid(), os.getegid()
+    _call("unshare", _CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1", encoding="ascii")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1", encoding="ascii")
+
+
+def new_namespace() -> int:
+    """Make a network namespace.
+
+    :return: a descriptor that holds it; the caller closes it
+    :raises OSError: it is not allowed
+    """
+    result: list[int | OSError] = []
+
+    def make() -> None:
+        try:
+            _call("unshare", _CLONE_NEWNET)
+            result.append(os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as exc:
+            result.append(exc)
+
+    # A thread of its own: were the caller's thread used, a failure on the way back would strand it in the new namespace.
+    thread = threading.Thread(target=make, name="bindsock-lab-unshare")
+    thread.start()
+    thread.join()
+    if isinstance(result[0], OSError):
+        raise result[0]
+    return result[0]
+
+
+@contextlib.contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """Put the current thread into the namespace.
+
+    Sockets made meanwhile belong to it for life, and so do threads and processes started meanwhile.
+
+    :param namespace: a descriptor that holds it
+    """
+    before = os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _call("setns", namespace, _CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            _call("setns", before, _CLONE_NEWNET)
+    finally:
+        os.close(before)

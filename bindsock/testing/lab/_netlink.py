@@ -1,0 +1,242 @@
+"""Changing a namespace's links, addresses, routes and rules: rtnetlink, written rather than read.
+
+A request is carried out inside ``sendmsg`` (``linux net/netlink/af_netlink.c``, ``netlink_rcv_skb``), so when a call returns the
+change stands, and its errors are known. That takes about 20 µs where starting ``ip`` takes 1.5 ms. The socket keeps the namespace
+in which it was made: it can be used from any thread in any namespace. It shares no code with bindsock's own netlink, which it is
+there to test.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+    from types import TracebackType
+    from typing import Self
+
+_AF_NETLINK, _NETLINK_ROUTE = 16, 0
+_ERROR = 2
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR = 20, 21
+_NEWROUTE, _DELROUTE = 24, 25
+_NEWRULE, _DELRULE = 32, 33
+_REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
+_NESTED = 0x8000
+
+IFF_UP = 0x1
+IFF_RUNNING = 0x40
+IFF_MULTICAST = 0x1000
+MAIN_TABLE = 254
+GONE: Container[int] = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
+"""The errors of deleting what is not there."""
+
+_ROUTE_TYPES = {"unicast": 1, "blackhole": 6, "unreachable": 7}
+_RULE_ACTIONS = {"lookup": 1, "blackhole": 6}
+
+
+class Message(NamedTuple):
+    """A request: its type, its flags, its body."""
+
+    type: int
+    flags: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A reading of a link."""
+
+    index: int
+    flags: int
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    tx_dropped: int
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    length = 4 + len(payload)
+    return struct.pack("=HH", length, kind) + payload + b"\0" * (-length % 4)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return _attribute(kind, struct.pack("=I", value))
+
+
+def _text(kind: int, value: str) -> bytes:
+    return _attribute(kind, value.encode() + b"\0")
+
+
+def _link_header(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    return struct.pack("=BxHiII", 0, 0, index, flags, change)
+
+
+def veth(name: str, peer: str, peer_namespace: int) -> Message:
+    """Create a veth pair, the other end in the namespace that the descriptor holds."""
+    other = _link_header() + _text(3, peer) + _number(28, peer_namespace)
+    info = _text(1, "veth") + _attribute(2 | _NESTED, _attribute(1 | _NESTED, other))
+    return Message(_NEWLINK, _CREATE | _EXCLUSIVE, _link_header() + _text(3, name) + _attribute(18 | _NESTED, info))
+
+
+def link_flags(index: int, flags: int, change: int) -> Message:
+    """Set those flags of a link that ``change`` names."""
+    return Message(_NEWLINK, 0, _link_header(index, flags, change))
+
+
+def link_mtu(index: int, mtu: int) -> Message:
+    return Message(_NEWLINK, 0, _link_header(index) + _number(4, mtu))
+
+
+def delete_link(index: int) -> Message:
+    return Message(_DELLINK, 0, _link_header(index))
+
+
+def address(index: int, with_prefix: str, *, delete: bool = False) -> Message:
+    """Add an address, such as ``10.1.0.2/24``, to a link, or take it away. IPv6 ones are usable at once (no DAD)."""
+    plain, _, length = with_prefix.partition("/")
+    value = ip_address(plain)
+    no_dad = 0x02 if value.version == 6 else 0
+    family = socket.AF_INET if value.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBI", family, int(length), no_dad, 0, index)
+    body += _attribute(2, value.packed) + _attribute(1, value.packed)
+    return Message(_DELADDR, 0, body) if delete else Message(_NEWADDR, _CREATE | _REPLACE, body)
+
+
+def route(
+    destination: str,
+    *,
+    interface: int | None = None,
+    gateway: str | None = None,
+    metric: int = 0,
+    table: int = MAIN_TABLE,
+    kind: str = "unicast",
+    delete: bool = False,
+) -> Message:
+    """Add or replace a route, or delete the one that matches.
+
+    :param destination: a prefix; ``0.0.0.0/0`` and ``::/0`` are the defaults
+    """
+    prefix = ip_network(destination)
+    family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
+    scope = 253 if prefix.version == 4 and gateway is None and kind == "unicast" else 0
+    if delete:
+        scope = 255  # nowhere: matches every scope
+    type_ = 0 if delete and kind == "unicast" else _ROUTE_TYPES[kind]
+    body = struct.pack("=BBBBBBBBI", family, prefix.prefixlen, 0, 0, 0, 0 if delete else 4, scope, type_, 0)
+    body += _number(15, table)
+    if prefix.prefixlen:
+        body += _attribute(1, prefix.network_address.packed)
+    if interface is not None:
+        body += _number(4, interface)
+    if gateway is not None:
+        body += _attribute(5, ip_address(gateway).packed)
+    if metric:
+        body += _number(6, metric)
+    return Message(_DELROUTE, 0, body) if delete else Message(_NEWROUTE, _CREATE | _REPLACE, body)
+
+
+def rule(
+    family: int,
+    priority: int,
+    *,
+    action: str = "lookup",
+    table: int = 0,
+    not_mark: int | None = None,
+    incoming: str | None = None,
+    destination: str | None = None,
+    suppress_prefix_length: int | None = None,
+    delete: bool = False,
+) -> Message:
+    """Add or delete a policy rule."""
+    prefix = ip_network(destination) if destination is not None else None
+    length = prefix.prefixlen if prefix is not None else 0
+    inverted = 0x2 if not_mark is not None else 0
+    body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, _RULE_ACTIONS[action], inverted)
+    body += _number(6, priority)
+    if prefix is not None:
+        body += _attribute(1, prefix.network_address.packed)
+    if incoming is not None:
+        body += _text(3, incoming)
+    if not_mark is not None:
+        body += _number(10, not_mark) + _number(16, 0xFFFFFFFF)
+    if table:
+        body += _number(15, table)
+    if suppress_prefix_length is not None:
+        body += _number(14, suppress_prefix_length)
+    return Message(_DELRULE, 0, body) if delete else Message(_NEWRULE, _CREATE | _EXCLUSIVE, body)
+
+
+class Netlink:
+    """An rtnetlink socket of the namespace in which the current thread is."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(_AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+        self._sequence = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def request(self, *messages: Message, ignore: Container[int] = ()) -> None:
+        """Carry out the requests, one after the other.
+
+        :param ignore: errno values that are no failure
+        :raises OSError: one failed; those after it were not tried
+        """
+        for message in messages:
+            for type_, body in self._exchange(message, _ACK):
+                if type_ == _ERROR:
+                    code = -int(struct.unpack_from("=i", body)[0])
+                    if code and code not in ignore:
+                        raise OSError(code, f"rtnetlink {message.type}: {os.strerror(code)}")
+
+    def link(self, name: str) -> Link:
+        """Read a link.
+
+        :raises OSError: there is none of that name (ENODEV)
+        """
+        for type_, body in self._exchange(Message(_GETLINK, 0, _link_header() + _text(3, name)), 0):
+            if type_ == _ERROR:
+                code = -int(struct.unpack_from("=i", body)[0])
+                raise OSError(code, f"{name}: {os.strerror(code)}")
+            index, flags = struct.unpack_from("=iI", body, 4)
+            attributes = dict(_attributes(body[16:]))
+            rx, tx, rx_bytes, tx_bytes, _, _, _, dropped = struct.unpack_from("=8Q", attributes[23])  # IFLA_STATS64
+            return Link(index, flags, rx, tx, rx_bytes, tx_bytes, dropped)
+        raise OSError(errno.EPROTO, f"{name}: the kernel did not answer")
+
+    def _exchange(self, message: Message, flags: int) -> list[tuple[int, bytes]]:
+        with self._lock:
+            self._sequence += 1
+            flags |= _REQUEST | message.flags
+            header = struct.pack("=IHHII", 16 + len(message.body), message.type, flags, self._sequence, 0)
+            self._socket.sendto(header + message.body, (0, 0))
+            data = self._socket.recv(65536)
+        answers: list[tuple[int, bytes]] = []
+        while len(data) >= 16:
+            length, type_ = struct.unpack_from("=IH", data)
+            answers.append((type_, data[16:length]))
+            data = data[(length + 3) & ~3 :]
+        return answers
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        yield kind & 0x3FFF, data[4:length]
+        data = data[(length + 3) & ~3 :]

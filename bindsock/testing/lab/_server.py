@@ -1,0 +1,137 @@
+"""The echo server, a process of its own: TCP, TLS and UDP, each telling the source address that it saw.
+
+Run as a file, by :mod:`._child`: it imports nothing but the standard library. Commands come as lines of JSON on standard input;
+the end of input ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import sys
+import tempfile
+import time
+from typing import Any
+
+_SO_RCVBUF_BYTES = 4 << 20
+
+
+class Server:
+    """What all endpoints share: the delay before each reply, and what was received."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.delay = 0.0
+        self.datagrams: list[tuple[float, str, int, str]] = []
+        self.streams: dict[StreamEcho, tuple[str, str, int]] = {}
+        self.listeners: list[asyncio.AbstractServer] = []
+
+    async def listen(self, addresses: list[str], udp: int, tcp: int) -> None:
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_RCVBUF_BYTES)
+            sock.setblocking(False)
+            sock.bind((address, udp))
+            await self.loop.create_datagram_endpoint(lambda: DatagramEcho(self), sock=sock)
+        self.listeners.append(await self.loop.create_server(lambda: StreamEcho(self, "tcp"), addresses, tcp))
+
+    async def listen_tls(self, addresses: list[str], port: int, certificate: str) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(certificate)
+            file.flush()
+            context.load_cert_chain(file.name)
+        self.listeners.append(await self.loop.create_server(lambda: StreamEcho(self, "tls"), addresses, port, ssl=context))
+
+
+class DatagramEcho(asyncio.DatagramProtocol):
+    """Replies with ``b"<source address> <source port> "`` before what came."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self.server.datagrams.append((time.monotonic(), addr[0], addr[1], data[:64].hex()))
+        reply = f"{addr[0]} {addr[1]} ".encode() + data
+        if self.server.delay:
+            self.server.loop.call_later(self.server.delay, self.transport.sendto, reply, addr)
+        else:
+            self.transport.sendto(reply, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        """The client's uplink is away: that is what the laboratory is for."""
+
+
+class StreamEcho(asyncio.Protocol):
+    """Says ``hello <source address> <source port>``, then returns what comes."""
+
+    def __init__(self, server: Server, kind: str) -> None:
+        self.server = server
+        self.kind = kind
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        source = transport.get_extra_info("peername")
+        self.server.streams[self] = (self.kind, source[0], source[1])
+        self.transport.write(f"hello {source[0]} {source[1]}\n".encode())
+
+    def data_received(self, data: bytes) -> None:
+        if self.server.delay:
+            self.server.loop.call_later(self.server.delay, self.transport.write, data)
+        else:
+            self.transport.write(data)
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.streams.pop(self, None)
+
+
+async def obey(server: Server, command: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a command."""
+    match command.pop("command"):
+        case "listen":
+            await server.listen(**command)
+        case "tls":
+            await server.listen_tls(**command)
+        case "delay":
+            server.delay = command["seconds"]
+        case "datagrams":
+            received, server.datagrams = server.datagrams, []
+            return {"datagrams": received}
+        case "streams":
+            return {"streams": list(server.streams.values())}
+        case "abort":
+            for stream in list(server.streams):
+                stream.transport.abort()
+    return {}
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    commands = asyncio.StreamReader(limit=1 << 20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    server = Server()
+    while line := await commands.readline():
+        try:
+            answer = await obey(server, json.loads(line))
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the laboratory tells its user
+            answer = {"error": f"{type(exc).__name__}: {exc}"}
+        os.write(1, json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,127 @@
+"""A packet tap: what left, when, by which interface. The witness that does not trust the sockets' own word."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from ._namespaces import inside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+_AF_PACKET, _ETH_P_ALL, _SOL_PACKET = 17, 3, 263
+_PACKET_OUTGOING, _PACKET_STATISTICS = 4, 6
+_SO_RCVBUFFORCE, _SO_TIMESTAMPNS_NEW = 33, 64
+_QUEUE_BYTES = 128 << 20
+_SNAP_BYTES = 256
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An IP packet that an interface sent or received."""
+
+    time: float
+    """Monotonic seconds, taken by the kernel as it handed the packet to the device."""
+    interface: str
+    outgoing: bool
+    protocol: str
+    """``udp``, ``tcp``, ``icmp``, ``icmp6`` or the number."""
+    source: str
+    destination: str
+    source_port: int
+    """0 where the protocol has none, and in all fragments but the first."""
+    destination_port: int
+    length: int
+    """Bytes, with the IP header."""
+    payload: bytes
+    """How the payload of UDP or TCP begins, up to some 200 bytes."""
+
+
+def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet | None:
+    """Read the headers of a packet, ``None`` if it is no IP packet."""
+    if len(data) >= 20 and data[0] >> 4 == 4:
+        start, number, length = (data[0] & 15) * 4, data[9], int.from_bytes(data[2:4], "big")
+        source, destination = data[12:16], data[16:20]
+        first = not int.from_bytes(data[6:8], "big") & 0x1FFF
+    elif len(data) >= 40 and data[0] >> 4 == 6:
+        start, number, length = 40, data[6], 40 + int.from_bytes(data[4:6], "big")
+        source, destination = data[8:24], data[24:40]
+        first = True
+    else:
+        return None
+    ports, payload = (0, 0), b""
+    if number in (6, 17) and first and len(data) >= start + 8:
+        ports = struct.unpack_from("!HH", data, start)
+        header = 8 if number == 17 else (data[start + 12] >> 4) * 4 if len(data) > start + 12 else 0
+        payload = data[start + header : length]
+    protocol = _PROTOCOLS.get(number, str(number))
+    addresses = str(ip_address(source)), str(ip_address(destination))
+    return Packet(moment, interface, outgoing, protocol, *addresses, *ports, length, payload)
+
+
+class Tap:
+    """Collects the packets of a namespace from when it is entered until it is left.
+
+    :param namespace: a descriptor that holds it
+    :param wanted: which to keep
+    """
+
+    def __init__(self, namespace: int, wanted: Callable[[Packet], bool]) -> None:
+        self._wanted = wanted
+        self._packets: list[Packet] = []
+        self.dropped = 0
+        """How many packets of any kind the kernel could not queue. Not 0 means that :attr:`packets` has holes."""
+        with inside(namespace):
+            self._socket = socket.socket(_AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
+        with contextlib.suppress(PermissionError):  # needs CAP_NET_ADMIN beyond a user namespace: then the queue is short
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def packets(self) -> list[Packet]:
+        """All packets so far, in order."""
+        if self._socket.fileno() >= 0:
+            self._drain()
+        return list(self._packets)
+
+    def close(self) -> None:
+        """Read what is left and stop."""
+        if self._socket.fileno() >= 0:
+            self._drain()
+            self._socket.close()
+
+    def _drain(self) -> None:
+        since_epoch = time.time() - time.monotonic()
+        while True:
+            try:
+                data, ancillary, _, address = self._socket.recvmsg(_SNAP_BYTES, 64)
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno == errno.ENETDOWN:  # an interface went down, that is all
+                    continue
+                raise
+            seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
+            moment = seconds - since_epoch + nanoseconds / 1e9
+            packet = parse(data, moment, address[0], address[2] == _PACKET_OUTGOING)
+            if packet is not None and self._wanted(packet):
+                self._packets.append(packet)
+        statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        self.dropped += int(struct.unpack("=II", statistics)[1])

@@ -1,0 +1,273 @@
+"""The host's uplinks, and what can happen to them.
+
+It does what a network manager does on top of what the kernel does by itself: addresses and default routes come back when a link
+comes up. Every operation is carried out before it returns, and returns the ``time.monotonic()`` of just before it was issued.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import time
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+from . import _netlink as netlink
+from ._namespaces import inside
+from ._topology import BEST_METRIC, DEFAULTS, LEAVES, Family, Uplink, with_length
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Sequence
+
+_SYSCTLS = {
+    # Strict reverse-path filtering (1) drops every reply to a socket that is bound beside the default route.
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/default/rp_filter": "0",
+    "ipv6/conf/all/accept_dad": "0",
+    "ipv6/conf/default/accept_dad": "0",
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/default/router_solicitations": "0",
+}
+_FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
+_BLACKHOLE_PRIORITY = 100
+P = ParamSpec("P")
+
+
+def _operation(method: Callable[Concatenate[Uplinks, P], float]) -> Callable[Concatenate[Uplinks, P], float]:
+    """Let those who follow the uplinks know once it is done."""
+
+    @functools.wraps(method)
+    def wrapper(self: Uplinks, *args: P.args, **kwargs: P.kwargs) -> float:
+        now = method(self, *args, **kwargs)
+        self.changed()
+        return now
+
+    return wrapper
+
+
+class Uplinks:
+    """The links between the host and the router.
+
+    :param names: of the uplinks, best first
+    :param namespaces: descriptors by name
+    :param families: those that the system has
+    """
+
+    def __init__(self, names: Sequence[str], namespaces: dict[str, int], families: Sequence[Family]) -> None:
+        self.families = tuple(families)
+        self.by_name = {n: Uplink(n, k, 500 + 100 * k) for k, n in enumerate(names, start=1)}
+        self.has_defaults = True
+        """Whether the uplinks have default routes; a VPN may have taken them away."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called after every operation."""
+        self._namespaces = namespaces
+        self.netlinks: dict[str, netlink.Netlink] = {}
+
+    def build(self) -> None:
+        """Make all links, addresses and routes."""
+        for name, namespace in self._namespaces.items():
+            with inside(namespace):
+                self.netlinks[name] = netlink.Netlink()
+                for key, value in (_SYSCTLS | (_FORWARDING if name in ("router", "vpn") else {})).items():
+                    self._sysctl(key, value)
+            self._set_up(name, "lo")
+        for leaf in LEAVES:
+            self._pair(leaf.namespace, "eth0", leaf.namespace)
+            index = self.netlinks[leaf.namespace].link("eth0").index
+            router = self.netlinks["router"].link(leaf.namespace).index
+            for family in self.families:
+                self.netlinks["router"].request(netlink.address(router, with_length(family, leaf.gateway(family))))
+                self.netlinks[leaf.namespace].request(
+                    netlink.address(index, with_length(family, leaf.host(family))),
+                    netlink.route(DEFAULTS[family], interface=index, gateway=leaf.gateway(family)),
+                )
+        for uplink in self.by_name.values():
+            self._make(uplink)
+
+    def close(self) -> None:
+        for link in self.netlinks.values():
+            link.close()
+
+    @property
+    def best(self) -> Uplink | None:
+        """The uplink that a network manager would take."""
+        usable = [u for u in self.by_name.values() if u.routable and u.carrier]
+        return min(usable, key=lambda u: u.metric, default=None)
+
+    @_operation
+    def down(self, name: str) -> float:
+        """Take the link down. Its routes and IPv6 addresses go with it."""
+        uplink = self.by_name[name]
+        uplink.up = False
+        return self._host(netlink.link_flags(uplink.index, 0, netlink.IFF_UP))
+
+    @_operation
+    def up(self, name: str) -> float:
+        """Bring the link up and give it back its addresses and default routes."""
+        uplink = self.by_name[name]
+        uplink.up = uplink.addressed = True
+        return self._host(
+            netlink.link_flags(uplink.index, netlink.IFF_UP, netlink.IFF_UP), *self._addresses(uplink), *self._defaults(uplink)
+        )
+
+    @_operation
+    def carrier(self, name: str, on: bool) -> float:
+        """Pull the cable, or plug it in."""
+        uplink = self.by_name[name]
+        uplink.carrier = on
+        router = self.netlinks["router"]
+        index = router.link(name).index
+        now = time.monotonic()
+        router.request(netlink.link_flags(index, netlink.IFF_UP if on else 0, netlink.IFF_UP))
+        if on:
+            router.request(*self._router_addresses(uplink, index))
+        return now
+
+    @_operation
+    def remove_addresses(self, name: str) -> float:
+        """Take away the addresses and default routes; the link stays up."""
+        uplink = self.by_name[name]
+        uplink.addressed = False
+        return self._host(*self._without_addresses(uplink), ignore=netlink.GONE)
+
+    @_operation
+    def add_addresses(self, name: str) -> float:
+        """Give them back."""
+        uplink = self.by_name[name]
+        uplink.addressed = True
+        return self._host(*self._addresses(uplink), *self._defaults(uplink))
+
+    @_operation
+    def renumber(self, name: str, site: str) -> float:
+        """Move the uplink to its other network, ``"a"`` or ``"b"``: other prefix, address and gateway, same link."""
+        uplink = self.by_name[name]
+        now = self._host(*self._without_addresses(uplink), ignore=netlink.GONE)
+        uplink.site = site
+        uplink.addressed = True
+        self._host(*self._addresses(uplink), *self._defaults(uplink))
+        return now
+
+    @_operation
+    def default(self, name: str) -> float:
+        """Make the uplink's default route the best one. At no time is there none."""
+        uplink = self.by_name[name]
+        others = [u for u in self.by_name.values() if u is not uplink and u.metric <= BEST_METRIC]
+        before = uplink.metric
+        outdated = [(u, u.metric) for u in others if u.metric < BEST_METRIC]
+        for other in others:  # what is replaced at the best metric must have another route first
+            other.metric = 500 + 100 * other.number
+            self._host(*self._defaults(other))
+        uplink.metric = BEST_METRIC
+        now = self._host(*self._defaults(uplink))
+        for old, metric in [*outdated, *([(uplink, before)] if before != BEST_METRIC else [])]:
+            self._host(*self._defaults(old, metric=metric, delete=True), ignore=netlink.GONE)
+        return now
+
+    @_operation
+    def metric(self, name: str, metric: int) -> float:
+        """Change the metric of the uplink's default routes: the new one is added, then the old one deleted."""
+        uplink = self.by_name[name]
+        before, uplink.metric = uplink.metric, metric
+        now = self._host(*self._defaults(uplink))
+        if before != metric:
+            self._host(*self._defaults(uplink, metric=before, delete=True), ignore=netlink.GONE)
+        return now
+
+    @_operation
+    def delete(self, name: str) -> float:
+        """Delete the interface, as pulling out a USB one does."""
+        uplink = self.by_name[name]
+        uplink.exists = False
+        return self._host(netlink.delete_link(uplink.index))
+
+    @_operation
+    def create(self, name: str) -> float:
+        """Create a deleted interface again. It has a new index."""
+        uplink = self.by_name[name]
+        uplink.exists = uplink.up = uplink.carrier = uplink.addressed = True
+        now = time.monotonic()
+        self._make(uplink)
+        return now
+
+    @_operation
+    def blackhole(self, name: str, on: bool) -> float:
+        """Let the router drop what comes from and goes to the uplink, without a word. The gateway itself still answers."""
+        uplink = self.by_name[name]
+        messages = []
+        for family in self.families:
+            messages.append(
+                netlink.rule(family, _BLACKHOLE_PRIORITY + uplink.number, action="blackhole", incoming=name, delete=not on)
+            )
+            for leaf in LEAVES:
+                messages.extend(
+                    netlink.rule(
+                        family,
+                        _BLACKHOLE_PRIORITY + uplink.number,
+                        action="blackhole",
+                        incoming=leaf.namespace,
+                        destination=uplink.network(family, site),
+                        delete=not on,
+                    )
+                    for site in ("a", "b")
+                )
+        now = time.monotonic()
+        self.netlinks["router"].request(*messages)
+        return now
+
+    def give_defaults(self, present: bool) -> None:
+        """Let the uplinks have default routes, or take all of them away."""
+        self.has_defaults = True
+        for uplink in self.by_name.values():
+            self._host(*self._defaults(uplink, delete=not present), ignore=() if present else netlink.GONE)
+        self.has_defaults = present
+
+    def _host(self, *messages: netlink.Message, ignore: Container[int] = ()) -> float:
+        now = time.monotonic()
+        self.netlinks["host"].request(*messages, ignore=ignore)
+        return now
+
+    def _make(self, uplink: Uplink) -> None:
+        self._pair("host", uplink.name, uplink.name)
+        uplink.index = self.netlinks["host"].link(uplink.name).index
+        router = self.netlinks["router"]
+        router.request(*self._router_addresses(uplink, router.link(uplink.name).index))
+        self._host(*self._addresses(uplink), *self._defaults(uplink))
+
+    def _addresses(self, uplink: Uplink) -> list[netlink.Message]:
+        return [netlink.address(uplink.index, with_length(f, uplink.host(f))) for f in self.families]
+
+    def _without_addresses(self, uplink: Uplink) -> list[netlink.Message]:
+        addresses = [netlink.address(uplink.index, with_length(f, uplink.host(f)), delete=True) for f in self.families]
+        # The IPv4 route went with its subnet, the IPv6 one did not.
+        return addresses + self._defaults(uplink, delete=True)
+
+    def _router_addresses(self, uplink: Uplink, index: int) -> list[netlink.Message]:
+        return [netlink.address(index, with_length(f, uplink.gateway(f, site))) for f in self.families for site in ("a", "b")]
+
+    def _defaults(self, uplink: Uplink, *, metric: int | None = None, delete: bool = False) -> list[netlink.Message]:
+        if not self.has_defaults or not (uplink.routable or (delete and uplink.exists)):
+            return []
+        return [
+            netlink.route(
+                DEFAULTS[family],
+                interface=uplink.index,
+                gateway=uplink.gateway(family),
+                metric=uplink.metric if metric is None else metric,
+                delete=delete,
+            )
+            for family in self.families
+        ]
+
+    def _pair(self, namespace: str, name: str, router_name: str) -> None:
+        self.netlinks[namespace].request(netlink.veth(name, router_name, self._namespaces["router"]))
+        self._set_up("router", router_name)
+        self._set_up(namespace, name)
+
+    def _set_up(self, namespace: str, name: str) -> None:
+        link = self.netlinks[namespace]
+        link.request(netlink.link_flags(link.link(name).index, netlink.IFF_UP, netlink.IFF_UP))
+
+    def _sysctl(self, key: str, value: str) -> None:
+        if key.startswith("ipv6/") and socket.AF_INET6 not in self.families:
+            return
+        with open(f"/proc/sys/net/{key}", "w", encoding="ascii") as file:
+            file.write(value)

@@ -1,0 +1,253 @@
+"""The VPN: a TUN device in the host that takes the default route, in the ways in which real ones do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from . import _netlink as netlink
+from ._child import Child
+from ._namespaces import LabUnavailable, inside
+from ._topology import DEFAULTS, LEAVES, Family
+from ._tunnel import open_tun
+
+if TYPE_CHECKING:
+    from ._uplinks import Uplinks
+
+VpnMode = Literal["metric", "replace", "halves", "policy", "policy-kill", "split"]
+"""How the VPN takes the default route.
+
+* ``metric``: a default route with a better metric; the uplinks' stay (NetworkManager)
+* ``replace``: the only default route; the uplinks' are deleted
+* ``halves``: 0.0.0.0/1 and 128.0.0.0/1, ::/1 and 8000::/1 (OpenVPN ``redirect-gateway def1``)
+* ``policy``: a table of its own and rules (``wg-quick``)
+* ``policy-kill``: the same, with ``unreachable default`` behind it
+* ``split``: not the default at all, only the server's networks
+"""
+VpnOuter = Literal["host-route", "bound", "unbound", "fwmark", "own"]
+"""How the VPN client's own socket reaches the VPN server.
+
+* ``host-route``: by a host route by the best uplink, which follows the uplinks
+* ``bound``: bound to the best uplink, which follows the uplinks. With ``replace`` and IPv4 that leads nowhere, as it really does
+* ``unbound``: not at all: its packets loop into its own tunnel
+* ``fwmark``: marked, as WireGuard does; only the policy modes let marked packets pass by the tunnel
+* ``own``: there is no VPN client: :attr:`Lab.vpn_tun` is the descriptor of the TUN device, for the caller's own
+"""
+
+TUN = "tun0"
+MARK = TABLE = 51820
+PORT = 51820
+MTU = 1400
+METRIC = 50
+CLIENT = {socket.AF_INET: "10.66.0.2", socket.AF_INET6: "fd66::2"}
+_GATE = {socket.AF_INET: "10.66.0.1", socket.AF_INET6: "fd66::1"}
+_NETWORK = {socket.AF_INET: "10.66.0.0/24", socket.AF_INET6: "fd66::/64"}
+_LENGTH = {socket.AF_INET: 24, socket.AF_INET6: 64}
+_HALVES = {socket.AF_INET: ("0.0.0.0/1", "128.0.0.0/1"), socket.AF_INET6: ("::/1", "8000::/1")}
+_SERVER_NETWORK = {socket.AF_INET: "10.9.0.0/24", socket.AF_INET6: "fd10:9::/64"}
+_RULES = (32765, 32764)
+_LAST_METRIC = 0xFFFFFFF0
+SERVER_ADDRESS = LEAVES[1].host(socket.AF_INET)
+_HOST_ROUTE = f"{SERVER_ADDRESS}/32"
+
+
+@dataclass(frozen=True, slots=True)
+class VpnCounters:
+    """What the VPN client did since it was started."""
+
+    sent: int
+    received: int
+    refused: int
+    """Datagrams that the system would not send."""
+    reentered: int
+    """Packets out of the tunnel in which the client recognised its own: the loop."""
+    stopped: bool
+    """The loop reached its limit, and the client gave up."""
+
+
+class Vpn:
+    """The device, its routes, the two processes."""
+
+    def __init__(self, uplinks: Uplinks, namespaces: dict[str, int]) -> None:
+        self._uplinks = uplinks
+        self._namespaces = namespaces
+        self._server: Child | None = None
+        self._client: Child | None = None
+        self._following: VpnOuter | None = None
+        self._bound_to = 0
+        self._policy = False
+        self.mode: VpnMode | None = None
+        self.tun: int | None = None
+
+    def up(self, mode: VpnMode, outer: VpnOuter, loop_limit: int) -> float:
+        if self.mode is not None:
+            raise RuntimeError(f"the VPN is up already, in mode {self.mode}")
+        if mode not in get_args(VpnMode) or outer not in get_args(VpnOuter):
+            raise ValueError(f"mode is one of {get_args(VpnMode)}, outer one of {get_args(VpnOuter)}")
+        if self._server is None:
+            self._server = self._start_server()
+        self._clear_policy()
+        tun = self._open_tun("host")
+        self.mode = mode
+        index = self._configure(CLIENT, "host")
+        if outer == "own":
+            self.tun = tun
+        else:
+            self._start_client(tun, outer, loop_limit)
+        return self._take_default(mode, index)
+
+    def down(self, *, crash: bool) -> float:
+        if self.mode is None:
+            raise RuntimeError("the VPN is not up")
+        mode, self.mode = self.mode, None
+        host = self._uplinks.netlinks["host"]
+        now = time.monotonic()
+        if not crash:
+            self._clear_policy()
+            if mode == "replace":
+                self._uplinks.give_defaults(True)
+        if self._following == "host-route":
+            host.request(netlink.route(_HOST_ROUTE, delete=True), ignore=netlink.GONE)
+        self._following = None
+        self._end_client(crash)
+        if crash and mode == "replace":
+            self._uplinks.has_defaults = True
+        return now
+
+    def follow(self) -> None:
+        """Let the client's own socket go by the uplink that is best now."""
+        best = self._uplinks.best
+        if best is None or self._following is None:
+            return
+        if self._following == "host-route":
+            self._uplinks.netlinks["host"].request(
+                netlink.route(_HOST_ROUTE, interface=best.index, gateway=best.gateway(socket.AF_INET))
+            )
+        elif best.index != self._bound_to and self._client is not None:
+            self._bound_to = best.index
+            self._client.tell(command="bind", interface=best.index)
+
+    def counters(self) -> VpnCounters:
+        if self._client is None:
+            raise RuntimeError("no VPN client runs")
+        counts = self._client.ask(command="counts")
+        return VpnCounters(counts["sent"], counts["received"], counts["refused"], counts["reentered"], counts["stopped"])
+
+    def foreign(self) -> int:
+        """How many inner packets the VPN server dropped because their source address is not the client's."""
+        return int(self._server.ask(command="counts")["foreign"]) if self._server is not None else 0
+
+    def close(self) -> None:
+        self.mode = None
+        self._end_client(crash=False)
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _open_tun(self, namespace: str) -> int:
+        with inside(self._namespaces[namespace]):
+            try:
+                return open_tun(TUN)
+            except OSError as exc:
+                raise LabUnavailable(f"no VPN without /dev/net/tun: {exc.strerror}") from exc
+
+    def _configure(self, addresses: dict[Family, str], namespace: str) -> int:
+        """Give the TUN device its addresses and bring it up.
+
+        :return: its index
+        """
+        link = self._uplinks.netlinks[namespace]
+        index = link.link(TUN).index
+        # Only what the test sends may be counted on it: no link-local address, no router solicitation, no multicast report.
+        with inside(self._namespaces[namespace]):
+            if socket.AF_INET6 in self._uplinks.families:
+                with open(f"/proc/sys/net/ipv6/conf/{TUN}/addr_gen_mode", "w", encoding="ascii") as file:
+                    file.write("1")
+        link.request(
+            netlink.link_mtu(index, MTU),
+            netlink.link_flags(index, netlink.IFF_UP, netlink.IFF_UP | netlink.IFF_MULTICAST),
+            *(netlink.address(index, f"{addresses[f]}/{_LENGTH[f]}") for f in self._uplinks.families),
+        )
+        return index
+
+    def _start_server(self) -> Child:
+        tun = self._open_tun("vpn")
+        try:
+            server = Child(self._namespaces["vpn"], "_tunnel.py", "server", str(tun), descriptors=[tun])
+        finally:
+            os.close(tun)
+        self._configure(_GATE, "vpn")
+        for family in self._uplinks.families:
+            self._uplinks.netlinks["router"].request(netlink.route(_NETWORK[family], gateway=LEAVES[1].host(family)))
+        clients = [socket.inet_pton(f, a).hex() for f, a in CLIENT.items()]
+        server.ask(command="start", address=SERVER_ADDRESS, port=PORT, clients=clients)
+        return server
+
+    def _start_client(self, tun: int, outer: VpnOuter, loop_limit: int) -> None:
+        try:
+            self._client = Child(self._namespaces["host"], "_tunnel.py", "client", str(tun), descriptors=[tun])
+        finally:
+            os.close(tun)
+        best = self._uplinks.best
+        self._bound_to = best.index if outer == "bound" and best is not None else 0
+        if outer in ("host-route", "bound"):
+            self._following = outer
+            self.follow()
+        mark = MARK if outer == "fwmark" else 0
+        self._client.ask(command="start", server=SERVER_ADDRESS, port=PORT, limit=loop_limit, interface=self._bound_to, mark=mark)
+
+    def _end_client(self, crash: bool) -> None:
+        if self._client is not None:
+            if crash:
+                self._client.kill()
+            else:
+                self._client.close()
+            self._client = None
+        if self.tun is not None:
+            os.close(self.tun)
+            self.tun = None
+
+    def _take_default(self, mode: VpnMode, tun: int) -> float:
+        host = self._uplinks.netlinks["host"]
+        messages: list[netlink.Message] = []
+        for family in self._uplinks.families:
+            default = DEFAULTS[family]
+            match mode:
+                case "metric":
+                    messages.append(netlink.route(default, interface=tun, metric=METRIC))
+                case "replace":
+                    messages.append(netlink.route(default, interface=tun, metric=METRIC))
+                case "halves":
+                    messages.extend(netlink.route(half, interface=tun) for half in _HALVES[family])
+                case "split":
+                    messages.append(netlink.route(_SERVER_NETWORK[family], interface=tun))
+                case "policy" | "policy-kill":
+                    messages.append(netlink.route(default, interface=tun, table=TABLE))
+                    if mode == "policy-kill":
+                        messages.append(netlink.route(default, kind="unreachable", table=TABLE, metric=_LAST_METRIC))
+                    messages.extend(self._rules(family))
+                    self._policy = True
+        now = time.monotonic()
+        host.request(*messages)
+        if mode == "replace":
+            self._uplinks.give_defaults(False)
+        return now
+
+    def _rules(self, family: Family, *, delete: bool = False) -> list[netlink.Message]:
+        marked, suppress = _RULES
+        return [
+            netlink.rule(family, marked, table=TABLE, not_mark=MARK, delete=delete),
+            netlink.rule(family, suppress, table=netlink.MAIN_TABLE, suppress_prefix_length=0, delete=delete),
+        ]
+
+    def _clear_policy(self) -> None:
+        if not self._policy:
+            return
+        host = self._uplinks.netlinks["host"]
+        for family in self._uplinks.families:
+            unreachable = netlink.route(DEFAULTS[family], kind="unreachable", table=TABLE, metric=_LAST_METRIC, delete=True)
+            host.request(*self._rules(family, delete=True), unreachable, ignore=netlink.GONE)
+        self._policy = False
