@@ -16,6 +16,13 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 
+@pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """For tests that run a loop of their own."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = request.param
+    return factory
+
+
 @pytest.fixture
 def descriptors() -> Any:
     """Fail the test if it leaves descriptors open: yields nothing, compares before and after."""

@@ -1,0 +1,60 @@
+# Each target creates what it needs: a virtual environment of its own and the dependencies in it.
+#
+#   make demo    the main job, for real (Linux: in network namespaces of its own)
+#   make test    all tests
+#   make help    the rest
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint abi bench-quick svg docs clean
+
+help:
+	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
+	@echo 'make test         run all tests (ARGS="-k watcher" to choose)'
+	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
+	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
+	@echo 'make bench-quick  the first figures, as ratios, in about a minute'
+	@echo 'make svg          save the timeline that the README shows'
+	@echo 'make docs         build the documentation into docs/_build/html'
+	@echo 'make clean        remove what the targets made'
+	@echo 'PYTHON=python3.13 VENV=.venv313 choose another Python'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bindsock needs Python 3.11 or later; choose one with PYTHON=")'
+	@echo "setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m bindsock demo $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --platform linux
+	@$(BIN)/mypy --platform darwin
+	@$(BIN)/lint-imports
+
+abi: $(READY)
+	@$(BIN)/python -m tests.abi
+
+bench-quick: $(READY)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+svg: $(READY)
+	@$(BIN)/python -m bindsock demo --svg docs/timeline.svg
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) .venv-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

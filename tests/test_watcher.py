@@ -1,0 +1,331 @@
+"""The watcher: what it reads, whom it moves, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from bindsock.coalescing import GRACE, QUIET, RECONCILE
+from bindsock.effective import Decider, Preferences
+from bindsock.errors import KernelError
+from bindsock.network import Cause, Change
+from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.watcher import AsyncioDriver, ChangeListener, Watcher
+
+WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
+ETHERNET = network(interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
+WIFI_AND_CONTAINER = network(interface("wifi0", 2, "192.0.2.5/24"), interface("veth7", 9), route("0.0.0.0/0", 2, "192.0.2.1"))
+
+
+class ManualDriver:
+    """A driver that a test turns by hand."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def start(self, watcher: Watcher) -> None:
+        self.started = True
+
+    def rearm(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.started = False
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Recorder:
+    """A follower that notes the IPv4 interface it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str | None, Cause]] = []
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        import socket
+
+        chosen = decider.decide(socket.AF_INET).interface
+        self.seen.append((chosen.name if chosen else None, cause))
+
+
+class Scene:
+    """A watcher on a simulated kernel, with a clock that only the test moves."""
+
+    def __init__(self, interface: str | None = None) -> None:
+        self.kernel = SimulatedKernel(WIFI)
+        self.clock = Clock()
+        self.driver = ManualDriver()
+        self.watcher = Watcher(self.kernel, Preferences(), driver=self.driver, interface=interface, clock=self.clock)
+        self.follower = Recorder()
+
+    def __enter__(self) -> Scene:
+        self.watcher.follow(self.follower)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.watcher.stop()
+
+    def deliver(self) -> None:
+        self.watcher.refresh()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with the timers that are due."""
+        end = self.clock.now + seconds
+        for _ in range(1000):
+            deadline = self.watcher.deadline()
+            if deadline > end:
+                break
+            self.clock.now = max(self.clock.now, deadline)
+            self.watcher.timer()
+        else:
+            pytest.fail("the timers never rest")
+        self.clock.now = end
+
+
+def test_a_change_moves_the_followers_at_once() -> None:
+    with Scene() as scene:
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+def test_events_that_change_nothing_that_matters_move_nobody() -> None:
+    with Scene() as scene:
+        scene.kernel.change(WIFI_AND_CONTAINER)
+        scene.deliver()
+        scene.wait(10.0)
+        assert scene.follower.seen == []
+        assert scene.watcher.statistics.events == 1
+        assert scene.watcher.statistics.changes == 0
+
+
+def test_a_silent_change_is_found_by_the_reconcile() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.wait(RECONCILE - 1.0)
+        assert scene.follower.seen == []
+        scene.wait(2.0)
+        assert scene.follower.seen == [("eth0", Cause.RECONCILE)]
+
+
+def test_a_wake_is_seen_from_the_two_clocks() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.kernel.sleep(3600.0)
+        scene.kernel.signal()
+        scene.deliver()
+        assert scene.follower.seen == [("eth0", Cause.WAKE)]
+
+
+def test_a_refused_send_makes_it_look() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.watcher.poke()
+        assert scene.follower.seen == [("eth0", Cause.SEND_ERROR)]
+
+
+def test_refused_sends_without_end_cause_few_readings() -> None:
+    with Scene() as scene:
+        before = scene.kernel.readings
+        for _ in range(10_000):
+            scene.watcher.poke()
+        assert scene.kernel.readings - before < 10
+
+
+def test_lost_events_are_counted_and_read_over() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        source = scene.watcher.sources[0]
+        source.overruns += 1
+        before = source.overruns
+        scene.kernel.overrun()
+        scene.deliver()
+        assert source.overruns == before + 1
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+def test_the_network_being_gone_is_announced_after_the_grace_only() -> None:
+    with Scene() as scene:
+        listener = ChangeListener(lambda: None)
+        scene.watcher.listen(listener)
+        scene.kernel.change(network())
+        scene.deliver()
+        scene.wait(GRACE - 0.1)
+        assert listener.take() is None
+        scene.wait(0.2)
+        change = listener.take()
+        assert change is not None
+        assert change.ipv4.new_path is None
+
+
+def test_a_reading_that_fails_leaves_the_last_one_standing_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Scene() as scene:
+        real = scene.kernel.network
+        monkeypatch.setattr(scene.kernel, "network", _raise)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.follower.seen == []
+        monkeypatch.setattr(scene.kernel, "network", real)
+        scene.wait(QUIET * 2)
+        assert [name for name, _ in scene.follower.seen] == ["eth0"]
+
+
+def _raise() -> None:
+    raise KernelError("the kernel answers in riddles")
+
+
+def test_a_follower_that_fails_does_not_keep_the_others_from_moving() -> None:
+    class Failing:
+        def network_changed(self, decider: Decider, cause: Cause) -> None:
+            raise RuntimeError("no")
+
+    with Scene() as scene:
+        failing, other = Failing(), Recorder()
+        scene.watcher.follow(failing)
+        scene.watcher.follow(other)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert [name for name, _ in other.seen] == ["eth0"]
+
+
+def test_it_watches_only_while_somebody_needs_it() -> None:
+    scene = Scene()
+    assert scene.kernel.open_sources == 0
+    scene.watcher.follow(scene.follower)
+    with scene.watcher.hold():
+        assert scene.kernel.open_sources == 1
+        scene.watcher.unfollow(scene.follower)
+        assert scene.watcher.running
+    assert not scene.watcher.running
+    assert scene.kernel.open_sources == 0
+    assert not scene.driver.started
+
+
+def test_a_kernel_without_event_sources_is_reconciled_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+
+    def denied() -> list[object]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(scene.kernel, "events", denied)
+    with scene:
+        scene.kernel.change(ETHERNET)
+        scene.wait(RECONCILE)
+        assert scene.follower.seen == [("eth0", Cause.RECONCILE)]
+
+
+def test_a_source_that_breaks_is_closed_and_the_rest_goes_on() -> None:
+    with Scene() as scene:
+        source = scene.watcher.sources[0]
+        source.drain = _broken  # type: ignore[method-assign]
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.watcher.sources == []
+        assert scene.kernel.open_sources == 0
+        assert [name for name, _ in scene.follower.seen] == ["eth0"]
+
+
+def _broken() -> bool:
+    raise OSError(9, "Bad file descriptor")
+
+
+def test_a_pin_replaces_the_watchers_own() -> None:
+    with Scene() as scene:
+        import socket
+
+        assert scene.watcher.decider(interface="eth9").decide(socket.AF_INET).interface is None
+        assert scene.watcher.decider().decide(socket.AF_INET).interface is not None
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5.0):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def test_the_event_loop_delivers() -> None:
+    kernel = SimulatedKernel(WIFI)
+    watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+    follower = Recorder()
+    tasks = asyncio.all_tasks()
+    descriptors = len(os.listdir("/dev/fd"))
+    watcher.follow(follower)
+    kernel.change(ETHERNET)
+    await _until(lambda: bool(follower.seen))
+    assert follower.seen == [("eth0", Cause.EVENTS)]
+    assert asyncio.all_tasks() == tasks
+    watcher.unfollow(follower)
+    assert kernel.open_sources == 0
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_asyncio_run_ends_the_watcher(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    kernel = SimulatedKernel(WIFI)
+    ended: list[bool] = []
+
+    async def main() -> Watcher:
+        watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+        watcher.follow(Recorder())
+        listener = ChangeListener(lambda: ended.append(True))
+        watcher.listen(listener)
+        return watcher
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        watcher = runner.run(main())
+        assert watcher.running
+    assert not watcher.running
+    assert ended == [True]
+    assert kernel.open_sources == 0
+
+
+def test_a_loop_that_is_closed_by_hand_leaves_no_descriptor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    kernel = SimulatedKernel(WIFI)
+
+    async def main() -> None:
+        Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop())).follow(Recorder())
+
+    loop = loop_factory()
+    loop.run_until_complete(main())
+    assert kernel.open_sources == 1
+    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del loop
+        gc.collect()
+    assert kernel.open_sources == 0
+
+
+async def test_changes_are_merged_for_a_slow_reader() -> None:
+    kernel = SimulatedKernel(WIFI)
+    watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+    listener = ChangeListener(lambda: None)
+    watcher.listen(listener)
+    try:
+        for reading in (ETHERNET, WIFI, ETHERNET):
+            kernel.change(reading)
+            watcher.refresh()
+        change: Change | None = listener.take()
+        assert change is not None
+        assert change.number == 3
+        assert change.ipv4.old_path is not None
+        assert change.ipv4.new_path is not None
+        assert (change.ipv4.old_path.interface, change.ipv4.new_path.interface) == ("wifi0", "eth0")
+        assert listener.take() is None
+    finally:
+        watcher.unlisten(listener)
+    assert kernel.open_sources == 0
