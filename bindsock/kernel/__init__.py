@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bindsock.errors import UnsupportedSystem
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from bindsock.network import Interface, IPAddress, Network
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from bindsock.kernel.linux.events import RouteEvents
 from bindsock.kernel.linux.netconf import is_strict
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.reading import Reader
+from bindsock.network import Network
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
-    from bindsock.network import Interface, IPAddress, Network
+    from bindsock.network import Interface, IPAddress
 
 __all__ = ["LinuxKernel"]
 
@@ -39,7 +40,7 @@ class LinuxKernel:
         self._channel = Channel()
         self._reader = Reader(self._channel, clock)
         self._gateways = cures.Gateways()
-        self._seen: set[int] = set()
+        self._filters_seen: set[int] = set()
 
     def network(self) -> Network:
         """One reading of the machine's network, in about 0.3 ms; nothing is sent.
@@ -88,7 +89,11 @@ class LinuxKernel:
 
     def cure(self, interface: Interface, destination: IPAddress) -> str:
         """What the administrator can do."""
-        return cures.cure(self.network(), interface, destination, self._gateways)
+        try:
+            network = self.network()
+        except OSError:
+            network = Network({interface.index: interface})
+        return cures.cure(network, interface, destination, self._gateways)
 
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP or MPTCP socket."""
@@ -99,9 +104,9 @@ class LinuxKernel:
         self._channel.close()
 
     def _warn_of_strict_filter(self, interface: Interface) -> None:
-        if interface.index in self._seen:
+        if interface.index in self._filters_seen or not interface.usable_addresses(socket.AF_INET):
             return
-        self._seen.add(interface.index)
+        self._filters_seen.add(interface.index)
         try:
             strict = is_strict(self._channel, interface.index)
         except (KernelError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 
 from bindsock.network import Interface, InterfaceKind, IPAddress, Network, Route, RouteKind, family_of, unmapped
@@ -32,8 +33,8 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
     """One sentence: why nothing leads to the destination by the interface, and the command that would change that."""
     destination = unmapped(destination)
     family = family_of(destination)
-    name = interface.name
-    start = f"no route to {destination} leaves by {name} for a socket bound to it"
+    name = shlex.quote(interface.name)
+    start = f"no route to {destination} leaves by {interface.name} for a socket bound to it"
     current = network.interfaces.get(interface.index)
     if current is None:
         return f"{start}: the interface is gone"
@@ -61,7 +62,11 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
         rule = f"`{ip} rule add pref {_PREFERENCE} oif {name} lookup {_table(own[0])}`"
         return f"{start} (its default route is in table {_table(own[0])}, which no rule leads to); add {rule}"
     tunnel = _tunnel(network, defaults)
-    why = f"{tunnel} has taken the default route and left none by {name}" if tunnel else f"there is no default route by {name}"
+    why = (
+        f"{tunnel} has taken the default route and left none by {interface.name}"
+        if tunnel
+        else f"there is no default route by {interface.name}"
+    )
     return f"{start} ({why}); keep one with a high metric: {route}"
 
 

@@ -1,6 +1,7 @@
 """Interfaces and their addresses, out of RTM_NEWLINK and RTM_NEWADDR; and what kind of thing an interface is.
 
-Layouts and numbers: ``include/uapi/linux/if_link.h``, ``if_addr.h``, ``if_arp.h``, ``if.h``.
+Layouts and numbers: ``include/uapi/linux/if_link.h``, ``if_addr.h``, ``if_arp.h``, ``if.h``. Most messages are the same from one
+reading to the next, so that what they meant is remembered.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
@@ -123,6 +125,7 @@ class Link:
         return bool(self.flags & _IFF_RUNNING) and self.operstate in (_OPERSTATE_UNKNOWN, _OPERSTATE_UP)
 
 
+@lru_cache(maxsize=256)
 def parse_link(payload: bytes) -> Link | None:
     """A link of RTM_NEWLINK; ``None`` for a bridge port's message, which describes no interface.
 
@@ -152,6 +155,7 @@ def parse_link(payload: bytes) -> Link | None:
     )
 
 
+@lru_cache(maxsize=1024)
 def parse_address(payload: bytes) -> tuple[int, InterfaceAddress] | None:
     """The interface index and the address of an RTM_NEWADDR; ``None`` if it is of another family.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _RTM_GETNETCONF = 82
 _NETCONFMSG = bytes([socket.AF_INET, 0, 0, 0])
-_NETCONFMSG_SIZE = 1
+"""The family, padded to four bytes."""
 _NETCONFA_IFINDEX = 1
 _NETCONFA_RP_FILTER = 3
 _ALL = -1
@@ -35,6 +35,13 @@ def is_strict(channel: Channel, index: int) -> bool:
 
 
 def _rp_filter(channel: Channel, index: int) -> int:
-    answer = channel.ask(_RTM_GETNETCONF, _NETCONFMSG + netlink.attribute_u32(_NETCONFA_IFINDEX, index))
-    found = netlink.attributes(answer.payload, netlink.aligned(_NETCONFMSG_SIZE))
+    return parse_rp_filter(channel.ask(_RTM_GETNETCONF, _NETCONFMSG + netlink.attribute_u32(_NETCONFA_IFINDEX, index)).payload)
+
+
+def parse_rp_filter(payload: bytes) -> int:
+    """The reverse path filter's setting: 0 off, 1 strict, 2 loose.
+
+    :raises KernelError: the message is damaged
+    """
+    found = netlink.attributes(payload, len(_NETCONFMSG))
     return netlink.i32(found[_NETCONFA_RP_FILTER]) if _NETCONFA_RP_FILTER in found else 0

@@ -38,7 +38,6 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _I32 = struct.Struct("=i")
 _U32 = struct.Struct("=I")
-_NESTED_AND_BYTE_ORDER = 0xC000
 
 REPLY_SECONDS = 2.0
 """How long the kernel may be silent before it counts as not answering. It answers in microseconds."""
@@ -86,12 +85,13 @@ def attributes(payload: bytes, offset: int = 0) -> dict[int, bytes]:
     end = len(payload)
     if offset > end:
         raise KernelError(f"netlink: a message of {end} bytes ends before its fixed part of {offset}")
+    unpack = _ATTRIBUTE.unpack_from
     found: dict[int, bytes] = {}
     while end - offset >= 4:
-        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
-        if not 4 <= length <= end - offset:
+        length, kind = unpack(payload, offset)
+        if length < 4 or length > end - offset:
             raise KernelError(f"netlink: an attribute says that it is {length} bytes long where {end - offset} are left")
-        found[kind & ~_NESTED_AND_BYTE_ORDER] = payload[offset + 4 : offset + length]
+        found[kind & 0x3FFF] = payload[offset + 4 : offset + length]  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
         offset += (length + 3) & ~3
     return found
 
@@ -129,11 +129,6 @@ def i32(attribute: bytes) -> int:
 def text(attribute: bytes) -> str:
     """A name. Names are bytes to the kernel; what is not UTF-8 comes out as :func:`os.fsdecode` would give it."""
     return attribute.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def aligned(size: int) -> int:
-    """The size with its padding to four bytes."""
-    return (size + 3) & ~3
 
 
 def attribute(kind: int, value: bytes) -> bytes:

@@ -115,7 +115,7 @@ class Reader:
         self._memory.radios = radios
         return interfaces
 
-    def _defaults(self, interfaces: dict[int, Interface]) -> dict[tuple[int, socket.AddressFamily], list[Route]]:
+    def _defaults(self, interfaces: dict[int, Interface]) -> dict[tuple[int, socket.AddressFamily], tuple[Route, ...]]:
         """The default route by each interface that could have one, as the kernel would choose it for a bound socket.
 
         Tunnels are asked only where their default routes are not known from a dump.
@@ -132,16 +132,16 @@ class Reader:
                     matches[interface.index, family] = found
         return matches
 
-    def _default(self, index: int, family: socket.AddressFamily) -> list[Route]:
+    def _default(self, index: int, family: socket.AddressFamily) -> tuple[Route, ...]:
         for probe in _PROBES[family]:
             match = self.match(index, probe)
             if match is None:
-                return []
+                return ()
             if match.destination.prefixlen <= _DEFAULT_LENGTH[family]:
-                return [route for route in match.routes() if route.interface == index] or [
-                    Route(match.destination, index, None, match.metric, match.table)
-                ]
-        return []
+                hops = tuple(route for route in match.routes if route.interface == index)
+                # With a nexthop object alone (net.ipv4.nexthop_compat_mode=0) the answer names no interface.
+                return hops or match.by([routes.NextHop(index, None)])
+        return ()
 
     def match(self, index: int, destination: IPAddress) -> routes.ParsedRoute | None:
         """The entry of the routing tables that a socket bound to the interface takes to the destination, or ``None``.
@@ -181,7 +181,7 @@ class Reader:
         return read is not None and 0 <= self._clock() - read < ROUTES_KEPT_SECONDS
 
     def _routes(
-        self, interfaces: dict[int, Interface], matches: dict[tuple[int, socket.AddressFamily], list[Route]]
+        self, interfaces: dict[int, Interface], matches: dict[tuple[int, socket.AddressFamily], tuple[Route, ...]]
     ) -> tuple[Route, ...]:
         memory = self._memory
         if self._routes_are_kept():
@@ -205,11 +205,11 @@ class Reader:
             # A kernel without IPv6 answers with what it has.
             if (route := routes.parse_route(payload)) and route.family == family
         ]
-        nexthops = None
-        if any(route.nexthop_id is not None and not route.hops for route in parsed):
-            # Only where net.ipv4.nexthop_compat_mode=0: else the routes name their hops as well.
-            nexthops = routes.parse_nexthops(self._channel.dump(routes.RTM_GETNEXTHOP, routes.ALL_NEXTHOPS))
-        return tuple(route for entry in parsed for route in entry.routes(nexthops))
+        if all(route.routes or route.nexthop_id is None for route in parsed):
+            return tuple(route for entry in parsed for route in entry.routes)
+        # Where net.ipv4.nexthop_compat_mode=0 a route names its nexthop object and nothing else.
+        nexthops = routes.parse_nexthops(self._channel.dump(routes.RTM_GETNEXTHOP, routes.ALL_NEXTHOPS))
+        return tuple(route for entry in parsed for route in entry.routes or entry.by(nexthops.get(entry.nexthop_id or 0, ())))
 
 
 def _default_like(route: Route) -> bool:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
@@ -18,7 +17,7 @@ from bindsock.kernel.linux.links import parse_ip
 from bindsock.network import IPAddress, IPNetwork, Route, RouteKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 RTM_GETROUTE = 26
 RTM_GETNEXTHOP = 106
@@ -65,44 +64,33 @@ ALL_NEXTHOPS = _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
 """The body of the dump of all nexthop objects."""
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
+class NextHop(NamedTuple):
     """Where a route leads; ``None`` for what it does not name."""
 
     interface: int | None
     gateway: IPAddress | None
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRoute:
-    """A route as the kernel tells it, with all of its next hops."""
+class ParsedRoute(NamedTuple):
+    """An entry of a routing table as the kernel tells it."""
 
     family: int
-    destination: IPNetwork
     type: int
+    destination: IPNetwork
     table: int
     metric: int
-    hops: tuple[NextHop, ...]
+    routes: tuple[Route, ...]
+    """One for each next hop; none where the type leads nowhere, or no interface is known."""
     nexthop_id: int | None
+    """The nexthop object."""
 
-    def routes(self, nexthops: Mapping[int, tuple[NextHop, ...]] | None = None) -> list[Route]:
-        """One :class:`Route` for each next hop; none where the type leads nowhere or no interface is known.
-
-        :param nexthops: the nexthop objects by id, for routes that name nothing else
-        """
-        kind = _KINDS.get(self.type)
-        if kind is None:
-            return []
-        if kind is not RouteKind.UNICAST:
-            return [Route(self.destination, None, None, self.metric, self.table, False, kind)]
-        hops = self.hops
-        if not hops and self.nexthop_id is not None and nexthops is not None:
-            hops = nexthops.get(self.nexthop_id, ())
-        return [
+    def by(self, hops: Iterable[NextHop]) -> tuple[Route, ...]:
+        """The routes by these next hops."""
+        return tuple(
             Route(self.destination, hop.interface, hop.gateway, self.metric, self.table)
             for hop in hops
             if hop.interface is not None
-        ]
+        )
 
 
 def dump_request(family: int) -> bytes:
@@ -125,6 +113,7 @@ def query(destination: IPAddress, interface: int, *, fib_match: bool = True) -> 
     )
 
 
+@lru_cache(maxsize=1 << 13)
 def parse_route(payload: bytes, *, dump: bool = True) -> ParsedRoute | None:
     """The route of an RTM_NEWROUTE.
 
@@ -143,21 +132,24 @@ def parse_route(payload: bytes, *, dump: bool = True) -> ParsedRoute | None:
         table = netlink.u32(found[_RTA_TABLE])
     if dump and table == TABLE_LOCAL:
         return None
+    parsed = ParsedRoute(
+        family=family,
+        type=kind,
+        destination=_network(family, found.get(_RTA_DST, b""), prefix_length),
+        table=table,
+        metric=netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
+        routes=(),
+        nexthop_id=netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None,
+    )
+    if kind in DEAD_ENDS:
+        # IPv6 names the loopback as their interface, IPv4 none.
+        return parsed._replace(routes=(Route(parsed.destination, None, None, parsed.metric, table, False, _KINDS[kind]),))
+    hops: tuple[NextHop, ...] = ()
     if _RTA_MULTIPATH in found:
         hops = _multipath(family, found[_RTA_MULTIPATH])
     elif _RTA_OIF in found:
         hops = (NextHop(netlink.u32(found[_RTA_OIF]), _gateway(family, found)),)
-    else:
-        hops = ()
-    return ParsedRoute(
-        family=family,
-        destination=_network(family, found.get(_RTA_DST, b""), prefix_length),
-        type=kind,
-        table=table,
-        metric=netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
-        hops=hops,
-        nexthop_id=netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None,
-    )
+    return parsed._replace(routes=parsed.by(hops))
 
 
 def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:
@@ -211,9 +203,7 @@ def _gateway(family: int, found: Mapping[int, bytes]) -> IPAddress | None:
     return None
 
 
-@lru_cache(maxsize=1 << 14)
 def _network(family: int, packed: bytes, prefix_length: int) -> IPNetwork:
-    """The destination. Remembered: making one costs more than all the rest of a route."""
     size = 4 if family == socket.AF_INET else 16
     if prefix_length > size * 8:
         raise KernelError(f"netlink: a prefix of {prefix_length} bits in family {family}")

@@ -104,9 +104,9 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
         if error.errno != errno.ENOTCONN:
             _fail(error, "getpeername", interface)
         connected = None
-    if connected is None and peer is None and sock.getsockname()[1]:
+    if connected is None and peer is None and (port is None or sock.getsockname()[1]):
         # Not connected: its source is chosen for each datagram, there is nothing to renew but the device. With CAP_NET_RAW, or
-        # if it never had one, without any moment in which it has none.
+        # if it has none yet, there is no moment without one.
         if bound(sock) == interface.index:
             return
         try:
@@ -165,8 +165,8 @@ def _move_stream(sock: socket.socket, interface: Interface) -> None:
     mapped = getattr(local, "ipv4_mapped", None)
     if not any(a.address == (mapped or local) for a in interface.addresses):
         # The peer's answers would come in by the old interface, match no socket and be answered with a reset.
-        elsewhere = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        _fail(elsewhere, "SO_BINDTOIFINDEX", interface, f"a stream cannot move to {interface.name}: {local} is not its address")
+        message = f"a stream cannot move to {interface.name}: {local} is not its address"
+        _fail(_error(errno.EADDRNOTAVAIL), "SO_BINDTOIFINDEX", interface, message)
     if bound(sock) == interface.index:
         return
     try:
@@ -204,8 +204,10 @@ def _is_datagram(sock: socket.socket) -> bool:
 
 def _check(sock: socket.socket, interface: Interface) -> None:
     """``SO_BINDTOIFINDEX`` takes an index that nothing has, and 0 to unbind: neither is meant."""
+    if sock.fileno() < 0:
+        _fail(_error(errno.EBADF), "SO_BINDTOIFINDEX", interface, "the socket is closed")
     if interface.index <= 0:
-        _fail(OSError(errno.ENODEV, os.strerror(errno.ENODEV)), "SO_BINDTOIFINDEX", interface)
+        _fail(_error(errno.ENODEV), "SO_BINDTOIFINDEX", interface)
     try:
         _name(sock, interface.index)
     except OSError as error:
@@ -240,6 +242,10 @@ def _silence(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
 def _fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:
     name = interface.name if interface is not None else None
     if message is None:
@@ -254,5 +260,4 @@ _AF_UNSPEC_ADDRESS = bytes(16)
 def _disconnect(sock: socket.socket) -> None:
     """connect() to an address of family AF_UNSPEC, which :mod:`socket` cannot express."""
     if _libc.connect(sock.fileno(), _AF_UNSPEC_ADDRESS, len(_AF_UNSPEC_ADDRESS)) == -1:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise _error(ctypes.get_errno())
