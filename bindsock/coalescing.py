@@ -5,7 +5,7 @@ of events (a link, its addresses, their routes), and some systems never stop sen
 resolve). So:
 
 1. The first event is acted on at once. So are the next ones, while there are tokens: a sustained flood gets one reading for
-   each ``QUIET`` seconds at the most, fewer where a reading is slow, so that readings never take more than 1/50 of the time.
+   each ``QUIET`` seconds at the most, and fewer where a reading is slow.
 2. When it has been quiet for ``QUIET`` seconds, or after ``LONGEST`` seconds of unrest, the network is read again: the last
    word of a burst is always heard.
 3. ``VERIFY`` seconds after the last event it is read once more: some addresses and routes come late, or without an event.

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from bindsock.testing.lab.fixtures import lab
+
+__all__ = ["lab"]
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
