@@ -34,7 +34,8 @@ from bindsock.network import (
 )
 from bindsock.preferences import Preferences, is_expensive
 from bindsock.prefixes import PrefixTable, is_private
-from bindsock.ranking import Defaults, dead, in_table, is_tunnel, order_of, specific_in, unfit
+from bindsock.ranking import Defaults, in_table, order_of, specific_in
+from bindsock.usable import dead, is_tunnel, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

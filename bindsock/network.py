@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import enum
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -214,23 +216,20 @@ class Decision:
     """What else a person should know: a tie and how it was broken, a delegate that was not believed."""
 
     def __str__(self) -> str:
-        if isinstance(self.target, socket.AddressFamily):
-            lines = [f"{family_name(self.family)}: "]
-        else:
-            lines = [f"{self.target}: "]
+        subject = family_name(self.family) if isinstance(self.target, socket.AddressFamily) else str(self.target)
         if self.unbound:
-            lines[0] += f"not bound ({self.basis})"
+            answer = f"is not bound to an interface ({self.basis})"
         elif self.interface is None:
-            lines[0] += "no effective interface"
+            answer = "has no effective interface" + ("" if self.basis is Basis.NONE else f" ({self.basis})")
         else:
             via = f" via {self.gateway}" if self.gateway is not None else ""
-            lines[0] += f"{self.interface.name}{via} ({self.basis})"
+            answer = f"leaves by {self.interface.name}{via} ({self.basis})"
         if self.tunnels:
-            lines.append(f"  looked through: {', '.join(self.tunnels)}")
+            answer += f", beneath {', '.join(self.tunnels)}"
         width = max((len(c.interface) for c in self.candidates), default=0)
-        for c in self.candidates:
-            lines.append(f"  {'+' if c.taken else '-'} {c.interface:<{width}}  {c.reason}")
-        lines.extend(f"  note: {note}" for note in self.notes)
+        lines = [f"{subject} {answer}"]
+        lines += [f"  {'+' if c.taken else '-'} {c.interface:<{width}}  {c.reason}" for c in self.candidates]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 

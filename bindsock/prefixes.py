@@ -53,13 +53,15 @@ def is_default_in_disguise(prefixes: Iterable[IPNetwork], version: int) -> bool:
     So VPNs take all traffic without replacing the default route: ``0/1`` and ``128/1``, ``1/8`` to ``128/1``, ``2000::/3``.
     """
     bits = _BITS[version]
+    multicast, multicast_length = (0xE, 4) if version == 4 else (0xFF, 8)
     spans = []
     total = 0
     for prefix in prefixes:
-        if prefix.is_multicast:
-            continue
-        size = 1 << (bits - prefix.prefixlen)
+        length = prefix.prefixlen
         start = int(prefix.network_address)
+        if length >= multicast_length and start >> (bits - multicast_length) == multicast:
+            continue
+        size = 1 << (bits - length)
         spans.append((start, start + size))
         total += size
     low, high = 0, 1 << bits

@@ -15,7 +15,7 @@ kill switch matches without a look at the device: linux net/ipv4/fib_trie.c) can
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from bindsock.network import (
     Basis,
@@ -27,30 +27,27 @@ from bindsock.network import (
     Network,
     Route,
     RouteKind,
-    family_name,
 )
-from bindsock.preferences import Preferences, exclusion, is_expensive
+from bindsock.preferences import is_expensive
 from bindsock.prefixes import is_default_in_disguise
+from bindsock.usable import Refusal, Stage, is_tunnel, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bindsock.preferences import Preferences
+
 _TABLE_RANK = {254: 0, 253: 1}
 """Linux looks into ``main`` and then into ``default``, unless a rule sends it elsewhere."""
+
+_HALF = {4: 1, 6: 3}
+"""The longest prefix that may stand for a default route: ``0/1``, ``2000::/3``."""
 
 _KIND_RANK = {InterfaceKind.WIRED: 0, InterfaceKind.WIFI: 1, InterfaceKind.CELLULAR: 3}
 _OTHER_RANK = 2
 _KIND_NAME = {InterfaceKind.WIRED: "wired", InterfaceKind.WIFI: "Wi-Fi", InterfaceKind.CELLULAR: "cellular"}
 
 _Key: TypeAlias = tuple[bool, bool, int, int, int, int]
-
-
-class Refusal(NamedTuple):
-    """Why an interface is not usable."""
-
-    stage: int
-    """How far the interface came: of two that were refused, the one that came farther was nearer to being taken."""
-    reason: str
 
 
 def order_of(route: Route) -> tuple[int, int]:
@@ -61,55 +58,6 @@ def order_of(route: Route) -> tuple[int, int]:
 def in_table(route: Route) -> str:
     """`` in table 52``, nothing for the main table."""
     return "" if route.table == 254 else f" in table {route.table}"
-
-
-def is_tunnel(interface: Interface) -> bool:
-    return interface.kind is InterfaceKind.TUNNEL
-
-
-def unfit(
-    interface: Interface, family: socket.AddressFamily, preferences: Preferences, *, on_link: bool = False
-) -> Refusal | None:
-    """Why nothing of the family may be sent by the interface, whatever the routes say; ``None`` if it may.
-
-    :param on_link: for a destination on the link itself, for which a link-local address is good enough
-    """
-    if interface.kind is InterfaceKind.LOOPBACK:
-        return Refusal(0, "is the loopback")
-    if is_tunnel(interface):
-        return Refusal(1, "is a tunnel")
-    excluded = exclusion(interface, preferences)
-    if excluded is not None:
-        return Refusal(2, excluded)
-    return dead(interface, family, on_link=on_link) or _too_expensive(interface, preferences)
-
-
-def dead(interface: Interface, family: socket.AddressFamily, *, on_link: bool = False) -> Refusal | None:
-    """Why nothing of the family can be sent by the interface, tunnel or not; ``None`` if it can."""
-    if not interface.up:
-        return Refusal(3, "is down")
-    if not interface.running:
-        return Refusal(4, "has no carrier")
-    if on_link and any(a.family == family and not a.tentative for a in interface.addresses):
-        return None
-    if not interface.usable_addresses(family):
-        return Refusal(5, _no_address(interface, family))
-    return None
-
-
-def _no_address(interface: Interface, family: socket.AddressFamily) -> str:
-    addresses = [a for a in interface.addresses if a.family == family]
-    if not addresses:
-        return f"has no {family_name(family)} address"
-    if any(a.tentative for a in addresses):
-        return f"has no usable {family_name(family)} address yet (tentative)"
-    return f"has no usable {family_name(family)} address (link-local only)"
-
-
-def _too_expensive(interface: Interface, preferences: Preferences) -> Refusal | None:
-    if preferences.cost == "never" and is_expensive(interface, preferences):
-        return Refusal(9, "is expensive, and cost is 'never'")
-    return None
 
 
 class Defaults:
@@ -125,6 +73,8 @@ class Defaults:
         self._scoped: list[Route] = []
         self._errors: list[Route] = []
         """Default routes that refuse what they match."""
+        self._halves: list[Route] = []
+        """Routes of uplinks that stand for a default route."""
         self._caught: dict[int, list[Route]] = {}
         """The specific routes of each tunnel."""
         self._read(network)
@@ -157,13 +107,15 @@ class Defaults:
                     (self._scoped if route.scoped else self._unscoped).append(route)
             elif route.interface in tunnels and route.kind is RouteKind.UNICAST and not route.scoped:
                 self._caught.setdefault(route.interface, []).append(route)
+            elif route.destination.prefixlen <= _HALF[version] and route.kind is RouteKind.UNICAST:
+                self._halves.append(route)
         self._unscoped.sort(key=order_of)
 
     def _summarise(self) -> None:
         for position, route in enumerate(self._unscoped):
             if route.interface is not None:
                 self._position.setdefault(route.interface, position)
-        for route in (*self._unscoped, *self._scoped):
+        for route in (*self._unscoped, *self._scoped, *sorted(self._halves, key=order_of)):
             if route.interface is not None:
                 self._best.setdefault(route.interface, route)
                 if route.gateway is not None:
@@ -174,16 +126,17 @@ class Defaults:
     def _refusal(self, index: int, interface: Interface) -> Refusal | None:
         """Why the interface is no uplink of the family, whether or not its default has a gateway."""
         refusal = unfit(interface, self.family, self.preferences)
-        if refusal is not None and refusal.reason == "is a tunnel":
+        if refusal is not None and refusal.stage is Stage.TUNNEL:
             catches = self._catches(index)
-            return Refusal(refusal.stage, f"is a tunnel ({catches})") if catches else refusal
+            return Refusal(Stage.TUNNEL, f"{refusal.reason} ({catches})") if catches else refusal
         if refusal is not None:
             return refusal
         if (index, self.family) in self._reachable:
             return None
-        if index in self._best:
-            return Refusal(7, "the kernel finds no default route by it for a bound socket")
-        return Refusal(6, "has no default route")
+        best = self._best.get(index)
+        if best is not None and best.is_default:
+            return Refusal(Stage.UNCONFIRMED, "the kernel finds no default route by it for a bound socket")
+        return Refusal(Stage.NO_DEFAULT, "has no default route")
 
     def _catches(self, index: int) -> str:
         """By which routes unbound traffic goes into the tunnel."""
@@ -207,7 +160,7 @@ class Defaults:
         # The default of a modem or of ppp has no gateway; neither has that of a bridge to virtual machines, which is no uplink.
         if interface.kind is InterfaceKind.CELLULAR or interface.last_resort:
             return None
-        return Refusal(8, "its default route has no gateway")
+        return Refusal(Stage.NO_GATEWAY, "its default route has no gateway")
 
     def _key(self, index: int) -> _Key:
         """What the usable interfaces are ranked by, least first."""
@@ -216,7 +169,7 @@ class Defaults:
         return (
             interface.last_resort,
             self.preferences.cost == "avoid" and is_expensive(interface, self.preferences),
-            2 if best is None else int(best.scoped),
+            2 if best is None or not best.is_default else int(best.scoped),
             self._position.get(index, 0),
             _KIND_RANK.get(interface.kind, _OTHER_RANK),
             index,
@@ -225,59 +178,58 @@ class Defaults:
     # The choice.
 
     def _decide(self) -> Decision:
-        above = []
-        index, basis, delegating = None, Basis.NONE, ""
-        for candidate in dict.fromkeys(route.interface for route in self._unscoped if route.interface is not None):
-            interface = self.interfaces[candidate]
-            if is_tunnel(interface) or interface.last_resort:
-                if interface.up:
-                    above.append(candidate)
-            elif self._refusals[candidate] is None:
-                if not above:
-                    index, basis = candidate, Basis.DEFAULT_ROUTE
-                break
+        index, above = self._first_default()
+        basis, delegating = Basis.DEFAULT_ROUTE, ""
         ranked = sorted((i for i in self.interfaces if self._ranked_refusal(i) is None), key=self._key)
-        for tunnel in above:
-            if index is None:
-                index = self._delegate_of(tunnel, ranked)
-                if index is not None:
-                    basis, delegating = Basis.DELEGATE, self.interfaces[tunnel].name
+        if index is None:
+            index, delegating = self._first_delegate(above, ranked)
+            basis = Basis.DELEGATE
         if index is None and ranked:
             index = ranked[0]
             best = self._best.get(index)
             basis = Basis.SCOPED_DEFAULT if best is not None and best.scoped else Basis.DEFAULT_ROUTE
         self.index = index
         if index is None:
-            self._notes.extend(self._error_notes())
-            return Decision(
-                self.family,
-                self.family,
-                None,
-                Basis.NONE,
-                candidates=tuple(self._refused(taken=None)),
-                tunnels=self._tunnels(above),
-                notes=tuple(self._notes),
-            )
-        self._note_cost(index, basis, ranked)
-        self._note_tie(index, basis, ranked)
-        taken = self.interfaces[index]
-        best = self._best.get(index)
-        reason = self._default_of(index)
-        others = [i for i in ranked if i != index]
+            basis = Basis.NONE
+            self._note_errors()
+        elif not delegating:
+            self._note_cost(index, ranked)
+            self._note_tie(index, ranked)
+        best = None if index is None else self._best.get(index)
         return Decision(
             self.family,
             self.family,
-            taken,
+            None if index is None else self.interfaces[index],
             basis,
-            candidates=(
-                Candidate(taken.name, taken.index, True, f"{delegating} is delegated to it, {reason}" if delegating else reason),
-                *(self._behind(i, index, delegating) for i in others),
-                *self._refused(taken=index),
-            ),
-            tunnels=self._tunnels([i for i in above if i != index]),
+            candidates=tuple(self._candidates(index, delegating, ranked)),
+            tunnels=self._tunnels(above),
             gateway=None if best is None else best.gateway,
             notes=tuple(self._notes),
         )
+
+    def _first_default(self) -> tuple[int | None, list[int]]:
+        """The interface of the system's own default route, or the tunnels (and last resorts) that hide it.
+
+        What is no tunnel and not usable is passed over as if it were not there: the answer must not depend on whether a dead
+        interface has been taken away already.
+        """
+        above = []
+        for index in dict.fromkeys(route.interface for route in self._unscoped if route.interface is not None):
+            interface = self.interfaces[index]
+            if is_tunnel(interface) or interface.last_resort:
+                if interface.up:
+                    above.append(index)
+            elif self._refusals[index] is None:
+                return (None if above else index), above
+        return None, above
+
+    def _first_delegate(self, above: list[int], ranked: list[int]) -> tuple[int | None, str]:
+        """The interface over which one of the tunnels runs, if that can be believed, and the tunnel's name."""
+        for tunnel in above:
+            index = self._delegate_of(tunnel, ranked)
+            if index is not None:
+                return index, self.interfaces[tunnel].name
+        return None, ""
 
     def _delegate_of(self, tunnel: int, ranked: list[int]) -> int | None:
         """The interface to which the tunnel is delegated, if that can be believed."""
@@ -318,7 +270,7 @@ class Defaults:
         policy += [i for i in self.disguised if all(order_of(r)[0] == 2 for r in self._caught[i])]
         catching = [i for i in policy if i is not None and i != self.index and is_tunnel(self.interfaces[i])]
         catching += sorted(i for i in self.disguised if i != self.index)
-        catching += above
+        catching += (i for i in above if i != self.index)
         found = (link for i in catching if self.interfaces[i].up for link in self._chain(i))
         return tuple(self.interfaces[i].name for i in dict.fromkeys(found))
 
@@ -329,9 +281,10 @@ class Defaults:
         if best is None:
             return "the kernel confirms a default route by it"
         scoped = "scoped " if best.scoped else ""
+        what = f"{scoped}default route" if best.is_default else f"route to {best.destination} as its default route"
         via = f"via {best.gateway}" if best.gateway is not None else "without a gateway"
         metric = f", metric {best.metric}" if best.metric else ""
-        return f"{scoped}default route {via}{metric}{in_table(best)}"
+        return f"{what} {via}{metric}{in_table(best)}"
 
     def _behind(self, index: int, winner: int, delegating: str) -> Candidate:
         """Why a usable interface was not taken."""
@@ -363,22 +316,23 @@ class Defaults:
             return f"{first} has metric {best.metric}"
         return f"the system lists {first} first"
 
-    def _refused(self, taken: int | None) -> list[Candidate]:
-        refusals = []
-        for index, interface in self.interfaces.items():
-            refusal = self._ranked_refusal(index)
-            if index != taken and refusal is not None:
-                refusals.append((-refusal.stage, index, Candidate(interface.name, interface.index, False, refusal.reason)))
-        return [candidate for _, _, candidate in sorted(refusals, key=lambda refused: refused[:2])]
+    def _candidates(self, taken: int | None, delegating: str, ranked: list[int]) -> Iterator[Candidate]:
+        if taken is not None:
+            interface = self.interfaces[taken]
+            why = f"{delegating} is delegated to it, " if delegating else ""
+            yield Candidate(interface.name, interface.index, True, why + self._default_of(taken))
+            yield from (self._behind(index, taken, delegating) for index in ranked if index != taken)
+        refusals = ((self._ranked_refusal(index), index) for index in self.interfaces if index != taken)
+        refused = [(-refusal.stage, index, refusal.reason) for refusal, index in refusals if refusal is not None]
+        for _, index, reason in sorted(refused):
+            interface = self.interfaces[index]
+            yield Candidate(interface.name, interface.index, False, reason)
 
-    def _note_cost(self, index: int, basis: Basis, ranked: list[int]) -> None:
-        interface = self.interfaces[index]
-        if basis is Basis.DEFAULT_ROUTE and self._key(index)[1] and any(not self._key(i)[1] for i in ranked):
-            self._notes.append(f"{interface.name} is expensive, but it is the system's own choice")
+    def _note_cost(self, index: int, ranked: list[int]) -> None:
+        if self._key(index)[1] and any(not self._key(i)[1] for i in ranked):
+            self._notes.append(f"{self.interfaces[index].name} is expensive, but it is the system's own choice")
 
-    def _note_tie(self, index: int, basis: Basis, ranked: list[int]) -> None:
-        if basis is Basis.DELEGATE:
-            return
+    def _note_tie(self, index: int, ranked: list[int]) -> None:
         mine, name = self._key(index), self.interfaces[index].name
         for i in ranked:
             key, other = self._key(i), self.interfaces[i].name
@@ -390,10 +344,9 @@ class Defaults:
             elif mine[2] != 0 and key[4] == mine[4]:
                 self._notes.append(f"{name} and {other} rank alike: the one with the lower index was taken")
 
-    def _error_notes(self) -> Iterator[str]:
-        for route in dict.fromkeys((r.kind, r.table) for r in self._errors):
-            kind, table = route
-            yield f"there is a default route of kind {kind} in table {table}"
+    def _note_errors(self) -> None:
+        for kind, table in dict.fromkeys((route.kind, route.table) for route in self._errors):
+            self._notes.append(f"table {table} has the default route `{kind} default`, which refuses what it matches")
 
 
 def specific_in(prefix: IPNetwork) -> str:
