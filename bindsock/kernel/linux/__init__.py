@@ -7,7 +7,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from bindsock.errors import KernelError
 from bindsock.kernel.linux import cures, sockets
 from bindsock.kernel.linux.events import RouteEvents
 from bindsock.kernel.linux.netconf import is_strict
@@ -109,7 +108,7 @@ class LinuxKernel:
         self._filters_seen.add(interface.index)
         try:
             strict = is_strict(self._channel, interface.index)
-        except (KernelError, OSError) as error:
+        except OSError as error:
             _logger.debug("the reverse path filter of %s is not known: %s", interface.name, error)
             return
         if strict:

@@ -21,6 +21,7 @@ _RTM_DELROUTE = 25
 _ROUTE_HEAD = struct.Struct("=IHHIIBBBBBBBBI")
 """nlmsghdr and rtmsg in one."""
 
+_SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 1 << 20
 _DATAGRAMS_A_DRAIN = 1000
 
@@ -30,7 +31,7 @@ class RouteEvents:
 
     def __init__(self, buffer_bytes: int = _BUFFER_BYTES) -> None:
         """
-        :param buffer_bytes: how much may wait unread; without privilege the system's ``net.core.rmem_max`` is the most
+        :param buffer_bytes: how much may wait unread; without CAP_NET_ADMIN the system's ``net.core.rmem_max`` is the most
         :raises OSError: the socket cannot be opened
         """
         self.overruns = 0
@@ -38,7 +39,10 @@ class RouteEvents:
         self._finalizer = weakref.finalize(self, self._sock.close)
         try:
             self._sock.setblocking(False)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+            except PermissionError:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
             self._sock.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
             try:
                 self._sock.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_ADD_MEMBERSHIP, _GROUP_NEXTHOP)

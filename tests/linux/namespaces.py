@@ -1,0 +1,257 @@
+"""Two network namespaces joined by two cables: a host with the uplinks ``wifi0`` and ``eth0``, and the world at their other end.
+
+Namespaces are held by descriptors and have no name: whatever happens, they go with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import itertools
+import os
+import pickle
+import select
+import socket
+import struct
+import subprocess
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_OWN = "/proc/thread-self/ns/net"
+_TUNSETIFF = 0x400454CA
+_PR_SET_NO_NEW_PRIVS = 38
+NOBODY = 65534
+
+
+def _libc(name: str, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
+
+
+def new_namespace() -> int:
+    """A descriptor of a new network namespace.
+
+    :raises OSError: it is not allowed here
+    """
+    result: list[int | OSError] = []
+
+    def make() -> None:
+        try:
+            _libc("unshare", _CLONE_NEWNET)
+            result.append(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            result.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if isinstance(result[0], OSError):
+        raise result[0]
+    return result[0]
+
+
+@contextlib.contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """Have this thread in the namespace; what it opens meanwhile belongs there for good."""
+    before = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _libc("setns", namespace, _CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            _libc("setns", before, _CLONE_NEWNET)
+    finally:
+        os.close(before)
+
+
+def ip(*lines: str, tolerant: bool = False) -> None:
+    """Run lines of iproute2 in this thread's namespace; ``-6`` before a line as in the shell."""
+    for six, group in itertools.groupby(lines, lambda line: line.startswith("-6 ")):
+        batch = "\n".join(line.removeprefix("-6 ") for line in group)
+        command = ["ip", *(["-6"] if six else []), *(["-force"] if tolerant else []), "-batch", "-"]
+        done = subprocess.run(command, input=batch, text=True, capture_output=True, check=False)
+        if done.returncode and not tolerant:
+            raise AssertionError(f"ip: {done.stderr} in {lines}")
+
+
+def sysctl(name: str, value: int) -> None:
+    """Set a ``net.`` variable of this thread's namespace."""
+    Path("/proc/sys/net", *name.split("/")).write_text(str(value), "ascii")
+
+
+def until(events: RouteEvents, condition: Callable[[], bool]) -> None:
+    """Follow the events until the condition holds: linkwatch may hold a carrier's change back for a second."""
+    for _ in range(100):
+        if condition():
+            return
+        assert select.select([events], [], [], 5)[0], "no event for 5 seconds"
+        events.drain()
+    raise AssertionError("100 events, and it never came")
+
+
+def until_running(*names: str) -> None:
+    """Wait for the carrier of interfaces of this thread's namespace."""
+    kernel = LinuxKernel()
+    (events,) = kernel.events()
+
+    def running() -> bool:
+        network = kernel.network()
+        return all((found := network.named(name)) is not None and found.running for name in names)
+
+    try:
+        until(events, running)
+    finally:
+        events.close()
+        kernel.close()
+
+
+class Device:
+    """A tun or tap that has a process attached, and so has carrier."""
+
+    def __init__(self, name: str, *, tap: bool = False) -> None:
+        self.name = name
+        self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = (0x0002 if tap else 0x0001) | 0x1000  # IFF_TAP or IFF_TUN, IFF_NO_PI
+        fcntl.ioctl(self.fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class World:
+    """The two namespaces. The thread that made it is in the host's.
+
+    The world's own address is 10.9.0.10 / fd10:9::10. ``wifi0`` is 10.1.0.2 with metric 600, ``eth0`` 10.2.0.2 with 700.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self.peer = new_namespace()
+        stack.callback(os.close, self.peer)
+        host = new_namespace()
+        stack.callback(os.close, host)
+        with inside(self.peer):
+            ip("link set lo up", "addr add 10.9.0.10/32 dev lo", "addr add fd10:9::10/128 dev lo nodad")
+        stack.enter_context(inside(host))
+        ip("link set lo up")
+        for number, name in ((1, "wifi0"), (2, "eth0")):
+            self._cable(number, name)
+        until_running("wifi0", "eth0")
+        ip(
+            "route add default via 10.1.0.1 dev wifi0 metric 600",
+            "route add default via 10.2.0.1 dev eth0 metric 700",
+            "-6 route add default via fd10:1::1 dev wifi0 metric 600",
+            "-6 route add default via fd10:2::1 dev eth0 metric 700",
+        )
+
+    def _cable(self, number: int, name: str) -> None:
+        command = ["ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", f"/proc/self/fd/{self.peer}"]
+        subprocess.run(command, check=True, pass_fds=[self.peer])
+        sysctl(f"ipv6/conf/{name}/accept_ra", 0)
+        ip(
+            f"link set {name} addrgenmode none",
+            f"addr add 10.{number}.0.2/24 dev {name}",
+            f"addr add fd10:{number}::2/64 dev {name} nodad",
+            f"addr add fe80::{number}:2/64 dev {name} nodad",
+            f"link set {name} up",
+        )
+        with inside(self.peer):
+            ip(
+                f"link set {name} addrgenmode none",
+                f"addr add 10.{number}.0.1/24 dev {name}",
+                f"addr add fd10:{number}::1/64 dev {name} nodad",
+                f"addr add fe80::{number}:1/64 dev {name} nodad",
+                f"link set {name} up",
+            )
+
+    def device(self, name: str, *, tap: bool = False) -> Device:
+        """A tun or tap in the host."""
+        device = Device(name, tap=tap)
+        self.stack.callback(device.close)
+        return device
+
+    def tunnel(self) -> Device:
+        """``tun0``, up, 10.66.0.2 / fd10:66::2: a VPN's device without its routes."""
+        device = self.device("tun0")
+        ip(
+            "link set tun0 addrgenmode none",
+            "addr add 10.66.0.2/24 dev tun0",
+            "addr add fd10:66::2/64 dev tun0 nodad",
+            "link set tun0 up",
+        )
+        until_running("tun0")
+        return device
+
+    def client(self, family: int, kind: int = socket.SOCK_DGRAM, protocol: int = 0) -> socket.socket:
+        """A socket in the host, closed at the end of the test."""
+        sock = socket.socket(family, kind, protocol)
+        self.stack.callback(sock.close)
+        sock.settimeout(5)
+        return sock
+
+    def server(self, family: int, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+        """A socket in the world, bound to its own address and a free port."""
+        with inside(self.peer):
+            sock = self.client(family, kind)
+        sock.bind(("10.9.0.10" if family == socket.AF_INET else "fd10:9::10", 0))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        return sock
+
+
+def carrier(world: World, name: str, on: bool) -> None:
+    """Pull the cable out of the host's interface, or put it back: it takes the other end down."""
+    with inside(world.peer):
+        ip(f"link set {name} {'up' if on else 'down'}")
+
+
+def as_nobody(function: Callable[[], T]) -> T:
+    """What the function returns in a child process of this namespace that has no privilege at all.
+
+    :raises AssertionError: it raised
+    """
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads: this child runs Python and returns
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            result: tuple[bool, Any]
+            try:
+                os.setgroups([])
+                _libc("setresgid", NOBODY, NOBODY, NOBODY)
+                _libc("setresuid", NOBODY, NOBODY, NOBODY)  # drops every capability
+                _libc("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                result = True, function()
+            except BaseException as error:  # noqa: BLE001
+                result = False, f"{type(error).__name__}: {error}"
+            os.write(write, pickle.dumps(result))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write)
+    with open(read, "rb") as stream:
+        data = stream.read()
+    os.waitpid(child, 0)
+    ok, value = pickle.loads(data)
+    assert ok, value
+    return value  # type: ignore[no-any-return]
+
+
+def in_this_process(function: Callable[[], T]) -> T:
+    """The privileged counterpart of :func:`as_nobody`."""
+    return function()

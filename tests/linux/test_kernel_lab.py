@@ -1,0 +1,544 @@
+"""The Linux kernel's own answers, in real network namespaces: readings, events, routes of bound sockets."""
+
+from __future__ import annotations
+
+import ipaddress
+import select
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bindsock.kernel.linux import LinuxKernel, reading
+from bindsock.kernel.linux import events as events_module
+from bindsock.kernel.linux.events import RouteEvents
+from bindsock.network import InterfaceKind, Network, Route, RouteKind
+from tests.linux.namespaces import as_nobody, carrier, inside, ip, sysctl, until, until_running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bindsock.network import Interface, IPAddress
+    from tests.linux.namespaces import World
+
+pytestmark = pytest.mark.lab
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+SERVER4, SERVER6 = ipaddress.ip_address("10.9.0.10"), ipaddress.ip_address("fd10:9::10")
+
+
+@pytest.fixture
+def kernel(world: World) -> Iterator[LinuxKernel]:
+    kernel = LinuxKernel()
+    yield kernel
+    kernel.close()
+
+
+def interface(kernel: LinuxKernel, name: str) -> Interface:
+    found = kernel.network().named(name)
+    assert found is not None
+    return found
+
+
+def defaults(network: Network, family: socket.AddressFamily) -> list[Route]:
+    return [route for route in network.routes if route.family == family and route.is_default]
+
+
+def supported(*line: str) -> bool:
+    """Whether the system can do what the line of iproute2 asks for; it is done if so."""
+    return subprocess.run(["ip", *line], capture_output=True, check=False).returncode == 0
+
+
+def reachable(kernel: LinuxKernel) -> set[tuple[str, socket.AddressFamily]]:
+    network = kernel.network()
+    return {(network.interfaces[index].name, family) for index, family in network.reachable}
+
+
+EVERYTHING = {("wifi0", V4), ("wifi0", V6), ("eth0", V4), ("eth0", V6)}
+
+
+def test_a_reading_has_interfaces_addresses_routes_and_who_is_reachable(kernel: LinuxKernel) -> None:
+    network = kernel.network()
+    wifi0 = network.named("wifi0")
+    lo = network.named("lo")
+    assert wifi0 is not None
+    assert lo is not None
+    assert (wifi0.up, wifi0.running, wifi0.mtu, wifi0.delegate) == (True, True, 1500, None)
+    assert lo.kind is InterfaceKind.LOOPBACK
+    assert [(str(a.address), a.prefix_length) for a in wifi0.addresses] == [
+        ("10.1.0.2", 24),
+        ("fd10:1::2", 64),
+        ("fe80::1:2", 64),
+    ]
+    assert set(defaults(network, V4)) == {
+        Route(ipaddress.ip_network("0.0.0.0/0"), wifi0.index, ipaddress.ip_address("10.1.0.1"), 600),
+        Route(ipaddress.ip_network("0.0.0.0/0"), interface(kernel, "eth0").index, ipaddress.ip_address("10.2.0.1"), 700),
+    }
+    assert reachable(kernel) == EVERYTHING
+    assert not any(route.destination.is_multicast or route.table == 255 for route in network.routes)
+
+
+def test_two_readings_of_the_same_network_are_equal(kernel: LinuxKernel) -> None:
+    assert kernel.network() == kernel.network()
+
+
+def test_a_process_without_privilege_reads_the_same(kernel: LinuxKernel) -> None:
+    expected = kernel.network()
+    assert as_nobody(lambda: LinuxKernel().network() == expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "expected"),
+    [
+        ("veth", "link add x0 type veth peer name x1", InterfaceKind.OTHER),
+        ("bridge", "link add x0 type bridge", InterfaceKind.BRIDGE),
+        ("macvlan", "link add x0 link eth0 type macvlan", InterfaceKind.OTHER),
+        ("macvtap", "link add x0 link eth0 type macvtap", InterfaceKind.OTHER),
+        ("ipvlan", "link add x0 link eth0 type ipvlan", InterfaceKind.OTHER),
+        ("vlan", "link add x0 link eth0 type vlan id 7", InterfaceKind.OTHER),
+        ("dummy", "link add x0 type dummy", InterfaceKind.OTHER),
+        ("bond", "link add x0 type bond", InterfaceKind.OTHER),
+        ("vxlan", "link add x0 type vxlan id 7 dstport 4789 dev eth0", InterfaceKind.OTHER),
+        ("ifb", "link add x0 type ifb", InterfaceKind.OTHER),
+        ("wireguard", "link add x0 type wireguard", InterfaceKind.TUNNEL),
+        ("ipip", "link add x0 type ipip local 10.2.0.2 remote 10.2.0.1", InterfaceKind.TUNNEL),
+        ("gre", "link add x0 type gre local 10.2.0.2 remote 10.2.0.1", InterfaceKind.TUNNEL),
+        ("sit", "link add x0 type sit local 10.2.0.2 remote 10.2.0.1", InterfaceKind.TUNNEL),
+        ("vti", "link add x0 type vti local 10.2.0.2 remote 10.2.0.1 key 7", InterfaceKind.TUNNEL),
+        ("xfrm", "link add x0 type xfrm dev eth0 if_id 7", InterfaceKind.TUNNEL),
+    ],
+)
+def test_each_kind_of_device_is_told_apart(kernel: LinuxKernel, kind: str, line: str, expected: InterfaceKind) -> None:
+    if not supported(*line.split()):
+        pytest.skip(f"this kernel has no {kind} devices")
+    assert interface(kernel, "x0").kind is expected
+
+
+@pytest.mark.parametrize("tap", [False, True])
+def test_a_tun_and_a_tap_are_tunnels(world: World, kernel: LinuxKernel, tap: bool) -> None:
+    world.device("vpn0", tap=tap)
+    assert interface(kernel, "vpn0").kind is InterfaceKind.TUNNEL
+
+
+def test_a_tun_without_its_process_has_no_carrier(world: World, kernel: LinuxKernel) -> None:
+    ip("tuntap add dev vpn0 mode tun", "link set vpn0 up")
+    assert (interface(kernel, "vpn0").up, interface(kernel, "vpn0").running) == (True, False)
+    world.device("vpn0")
+    until_running("vpn0")
+
+
+def test_carrier_loss_and_admin_down_are_two_things(world: World, kernel: LinuxKernel) -> None:
+    events = RouteEvents()
+    carrier(world, "wifi0", False)
+    until(events, lambda: not interface(kernel, "wifi0").running)
+    assert interface(kernel, "wifi0").up
+    assert reachable(kernel) == EVERYTHING - {("wifi0", V4), ("wifi0", V6)}
+    ip("link set eth0 down")
+    assert not interface(kernel, "eth0").up
+    assert reachable(kernel) == set()
+    events.close()
+
+
+def test_the_local_address_of_a_point_to_point_link_is_its_own(kernel: LinuxKernel) -> None:
+    ip("addr add 10.5.0.1 peer 10.5.0.2 dev eth0", "addr add fd10:5::1 peer fd10:5::2 dev eth0 nodad")
+    addresses = [str(a.address) for a in interface(kernel, "eth0").addresses]
+    assert "10.5.0.1" in addresses
+    assert "fd10:5::1" in addresses
+    assert not {"10.5.0.2", "fd10:5::2"} & set(addresses)
+
+
+def test_an_address_says_whether_it_is_tentative_deprecated_or_temporary(world: World, kernel: LinuxKernel) -> None:
+    with inside(world.peer):
+        ip("addr add fd10:2::dad/64 dev eth0 nodad")
+    sysctl("ipv6/conf/eth0/dad_transmits", 3)
+    ip("addr add fd10:2::dad/64 dev eth0", "addr add fd10:2::1d/64 dev eth0 nodad preferred_lft 0")
+    found = {str(a.address): a for a in interface(kernel, "eth0").addresses}
+    assert found["fd10:2::dad"].tentative
+    assert not found["fd10:2::dad"].usable
+    assert found["fd10:2::1d"].deprecated
+    assert found["fd10:2::1d"].usable
+    assert not found["fd10:2::2"].deprecated
+    assert not any(a.temporary for a in found.values())
+
+
+def test_a_secondary_ipv4_address_is_not_temporary(kernel: LinuxKernel) -> None:
+    ip("addr add 10.2.0.3/24 dev eth0")
+    assert not any(a.temporary for a in interface(kernel, "eth0").addresses)
+
+
+def test_a_temporary_address_is_told(kernel: LinuxKernel) -> None:
+    sysctl("ipv6/conf/eth0/use_tempaddr", 2)
+    ip("addr add fd10:7::1/64 dev eth0 mngtmpaddr nodad valid_lft 9000 preferred_lft 9000")
+    temporary = [a for a in interface(kernel, "eth0").addresses if a.temporary]
+    assert [a.address in ipaddress.ip_network("fd10:7::/64") for a in temporary] == [True]
+
+
+def test_routes_of_every_table_are_read(kernel: LinuxKernel) -> None:
+    ip(
+        "route add default dev eth0 table 51820",
+        "route add 10.77.0.0/16 via 10.1.0.1 table 52 metric 7",
+        "-6 route add 2001:db8::/32 via fd10:1::1 table 100000",
+    )
+    network = kernel.network()
+    eth0, wifi0 = interface(kernel, "eth0").index, interface(kernel, "wifi0").index
+    assert Route(ipaddress.ip_network("0.0.0.0/0"), eth0, None, 0, 51820) in network.routes
+    assert Route(ipaddress.ip_network("10.77.0.0/16"), wifi0, ipaddress.ip_address("10.1.0.1"), 7, 52) in network.routes
+    gateway = ipaddress.ip_address("fd10:1::1")
+    assert Route(ipaddress.ip_network("2001:db8::/32"), wifi0, gateway, 1024, 100000) in network.routes
+
+
+def test_routes_that_discard_are_read_as_such(kernel: LinuxKernel) -> None:
+    for number, kind in enumerate(("blackhole", "unreachable", "prohibit", "throw"), 1):
+        ip(f"route add {kind} 10.8{number}.0.0/16", f"-6 route add {kind} 2001:db8:{number}::/48 table 99")
+    discarding = {
+        (str(r.destination), r.kind, r.interface, r.gateway) for r in kernel.network().routes if r.kind is not RouteKind.UNICAST
+    }
+    assert discarding == {
+        (destination, kind, None, None)
+        for number, kind in enumerate((RouteKind.BLACKHOLE, RouteKind.UNREACHABLE, RouteKind.PROHIBIT, RouteKind.THROW), 1)
+        for destination in (f"10.8{number}.0.0/16", f"2001:db8:{number}::/48")
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "gateways"),
+    [
+        (["route add {} nexthop via 10.1.0.1 dev wifi0 nexthop via 10.2.0.1 dev eth0"], ["10.1.0.1", "10.2.0.1"]),
+        (["-6 route add {} nexthop via fd10:1::1 dev wifi0 nexthop via fd10:2::1 dev eth0"], ["fd10:1::1", "fd10:2::1"]),
+        (["route add {} via inet6 fe80::1:1 dev wifi0"], ["fe80::1:1"]),
+    ],
+)
+def test_each_next_hop_is_a_route(kernel: LinuxKernel, lines: list[str], gateways: list[str]) -> None:
+    destination = "2001:db8::/32" if lines[0].startswith("-6") else "10.77.0.0/16"
+    ip(*(line.format(destination) for line in lines))
+    found = [r for r in kernel.network().routes if str(r.destination) == destination]
+    assert [str(r.gateway) for r in found] == gateways
+    assert len({r.interface for r in found}) == len(gateways)
+
+
+@pytest.mark.parametrize("compatible", [1, 0])
+def test_nexthop_objects_are_resolved(kernel: LinuxKernel, compatible: int) -> None:
+    if not supported("nexthop", "add", "id", "1", "via", "10.1.0.1", "dev", "wifi0"):
+        pytest.skip("this kernel has no nexthop objects")
+    sysctl("ipv4/nexthop_compat_mode", compatible)
+    ip(
+        "nexthop add id 2 via 10.2.0.1 dev eth0",
+        "nexthop add id 3 group 1/2",
+        "nexthop add id 4 via fd10:2::1 dev eth0",
+        "route add 10.77.0.0/16 nhid 3",
+        "-6 route add 2001:db8::/32 nhid 4",
+        "route del default dev eth0",
+        "route add default metric 700 nhid 2",
+    )
+    network = kernel.network()
+    for destination, gateways in (
+        ("10.77.0.0/16", ["10.1.0.1", "10.2.0.1"]),
+        ("2001:db8::/32", ["fd10:2::1"]),
+        ("0.0.0.0/0", ["10.1.0.1", "10.2.0.1"]),
+    ):
+        assert [str(r.gateway) for r in network.routes if str(r.destination) == destination] == gateways
+    assert reachable(kernel) == EVERYTHING
+
+
+def test_an_interface_without_an_address_or_a_default_is_not_reachable(kernel: LinuxKernel) -> None:
+    ip("addr del 10.1.0.2/24 dev wifi0", "route del default dev eth0")
+    assert reachable(kernel) == {("wifi0", V6), ("eth0", V6)}
+
+
+def replace_main(world: World) -> None:
+    world.tunnel()
+    for family in ("", "-6 "):
+        ip(f"{family}route del default dev wifi0", f"{family}route del default dev eth0", f"{family}route add default dev tun0")
+
+
+def better_metric(world: World) -> None:
+    world.tunnel()
+    ip("route add default dev tun0 metric 50", "-6 route add default dev tun0 metric 50")
+
+
+def two_halves(world: World) -> None:
+    world.tunnel()
+    ip("route add 0.0.0.0/1 dev tun0", "route add 128.0.0.0/1 dev tun0")
+    ip("-6 route add ::/1 dev tun0", "-6 route add 8000::/1 dev tun0")
+
+
+def wg_quick(world: World) -> None:
+    world.tunnel()
+    for family in ("", "-6 "):
+        ip(
+            f"{family}route add default dev tun0 table 51820",
+            f"{family}rule add not fwmark 51820 table 51820",
+            f"{family}rule add table main suppress_prefixlength 0",
+        )
+
+
+def kill_switch(world: World) -> None:
+    wg_quick(world)
+    ip("route add unreachable default metric 4096 table 51820", "-6 route add unreachable default metric 4096 table 51820")
+
+
+def tailscale(world: World) -> None:
+    world.tunnel()
+    for family in ("", "-6 "):
+        ip(
+            f"{family}rule add pref 5210 fwmark 0x80000/0xff0000 lookup main",
+            f"{family}rule add pref 5270 lookup 52",
+            f"{family}route add default dev tun0 table 52",
+        )
+
+
+@pytest.mark.parametrize("vpn", [better_metric, two_halves, wg_quick, tailscale])
+def test_beneath_a_vpn_that_leaves_the_physical_default_both_uplinks_are_reachable(
+    world: World, kernel: LinuxKernel, vpn: Callable[[World], None]
+) -> None:
+    vpn(world)
+    assert reachable(kernel) == EVERYTHING
+    for name in ("wifi0", "eth0"):
+        assert kernel.has_route(interface(kernel, name), SERVER4)
+        assert kernel.has_route(interface(kernel, name), SERVER6)
+
+
+def test_where_the_vpn_has_replaced_the_default_nothing_is_reachable(world: World, kernel: LinuxKernel) -> None:
+    replace_main(world)
+    assert reachable(kernel) == set()
+    assert not kernel.has_route(interface(kernel, "eth0"), SERVER4)
+    assert not kernel.has_route(interface(kernel, "eth0"), SERVER6)
+    assert kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("10.2.0.77"))
+    assert kernel.has_route(interface(kernel, "tun0"), SERVER4)
+
+
+def test_a_kill_switch_stops_a_bound_ipv4_socket_and_not_an_ipv6_one(world: World, kernel: LinuxKernel) -> None:
+    kill_switch(world)
+    assert reachable(kernel) == {("wifi0", V6), ("eth0", V6)}
+    assert not kernel.has_route(interface(kernel, "eth0"), SERVER4)
+    assert kernel.has_route(interface(kernel, "eth0"), SERVER6)
+
+
+@pytest.mark.parametrize("kind", ["blackhole", "unreachable", "prohibit"])
+def test_a_discarding_route_is_no_route(kernel: LinuxKernel, kind: str) -> None:
+    ip(f"route add {kind} 10.9.0.10/32", f"-6 route add {kind} fd10:9::10/128")
+    assert not kernel.has_route(interface(kernel, "eth0"), SERVER4)
+    assert kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("10.9.0.11"))
+
+
+@pytest.mark.parametrize(
+    ("destination", "expected"),
+    [
+        ("fe80::99", True),
+        ("fe80::99%eth0", True),
+        ("fe80::99%wifi0", False),
+        ("ff02::1", True),
+        ("ff02::1%wifi0", False),
+        ("ff0e::1234", True),
+        ("224.0.0.251", True),
+        ("239.1.2.3", True),
+        ("255.255.255.255", True),
+        ("10.2.0.255", True),
+        ("::ffff:10.9.0.10", True),
+        ("10.1.0.1", True),  # by the gateway
+    ],
+)
+def test_which_destinations_a_bound_socket_reaches(kernel: LinuxKernel, destination: str, expected: bool) -> None:
+    assert kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address(destination)) is expected
+
+
+@pytest.mark.parametrize("destination", ["10.9.0.10", "fd10:9::10", "fe80::99", "ff02::1", "224.0.0.251", "10.2.0.1"])
+def test_nothing_is_reached_by_an_interface_that_is_down_or_gone(kernel: LinuxKernel, destination: str) -> None:
+    eth0 = interface(kernel, "eth0")
+    ip("link set eth0 down")
+    assert not kernel.has_route(eth0, ipaddress.ip_address(destination))
+    ip("link del eth0")
+    assert not kernel.has_route(eth0, ipaddress.ip_address(destination))
+
+
+def cured(kernel: LinuxKernel, destination: IPAddress) -> str:
+    """The commands of the cure, run."""
+    sentence = kernel.cure(interface(kernel, "eth0"), destination)
+    commands = [part for part in sentence.split("`") if part.startswith("ip ")]
+    assert commands, sentence
+    for command in commands:
+        subprocess.run(command.split(), check=True)
+    return sentence
+
+
+@pytest.mark.parametrize("destination", [SERVER4, SERVER6])
+def test_the_cure_of_a_replaced_default_works(world: World, kernel: LinuxKernel, destination: IPAddress) -> None:
+    kernel.network()
+    replace_main(world)
+    sentence = cured(kernel, destination)
+    assert "tun0 has taken the default route" in sentence
+    assert kernel.has_route(interface(kernel, "eth0"), destination)
+    assert not kernel.has_route(interface(kernel, "wifi0"), destination)
+
+
+def test_the_cure_of_a_kill_switch_works(world: World, kernel: LinuxKernel) -> None:
+    kill_switch(world)
+    sentence = cured(kernel, SERVER4)
+    assert "table 51820 ends in `unreachable default`" in sentence
+    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+
+
+def test_the_cure_of_a_kill_switch_without_a_default_works(world: World, kernel: LinuxKernel) -> None:
+    kernel.network()
+    kill_switch(world)
+    ip("route del default dev eth0")
+    cured(kernel, SERVER4)
+    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+
+
+def test_the_cure_of_a_default_in_another_table_works(kernel: LinuxKernel) -> None:
+    ip("route del default dev eth0", "route add default via 10.2.0.1 dev eth0 table 77")
+    sentence = cured(kernel, SERVER4)
+    assert "table 77" in sentence
+    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+
+
+def test_thousands_of_routes_are_kept_and_the_defaults_are_fresh(world: World) -> None:
+    now = 0.0
+    kernel = LinuxKernel(clock=lambda: now)
+    world.tunnel()
+    count = reading.LARGE_TABLE + 100
+    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(count)))
+    first = kernel.network()
+    assert len(first.routes) > count
+    dumped = defaults(first, V4)
+
+    ip("route add 10.77.0.0/16 via 10.1.0.1", "route replace default dev tun0 metric 50", "route del default dev wifi0")
+    second = kernel.network()
+    assert not any(str(r.destination) == "10.77.0.0/16" for r in second.routes)
+    assert len(second.routes) > count
+    by_name = {second.interfaces[r.interface or 0].name: r for r in defaults(second, V4)}
+    assert set(by_name) == {"tun0", "eth0"}
+    assert by_name["eth0"] in dumped
+    assert (second.named("wifi0").index, V4) not in second.reachable  # type: ignore[union-attr]
+
+    now = reading.ROUTES_KEPT_SECONDS
+    assert any(str(r.destination) == "10.77.0.0/16" for r in kernel.network().routes)
+    kernel.close()
+
+
+def test_kept_routes_of_an_interface_that_is_gone_go_with_it(world: World) -> None:
+    kernel = LinuxKernel(clock=lambda: 0.0)
+    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(reading.LARGE_TABLE + 1)))
+    kernel.network()
+    ip("link del eth0")
+    assert len(kernel.network().routes) < 50
+    kernel.close()
+
+
+def waits(events: RouteEvents, seconds: float = 5.0) -> bool:
+    return bool(select.select([events], [], [], seconds)[0])
+
+
+@pytest.fixture
+def events(kernel: LinuxKernel) -> Iterator[RouteEvents]:
+    (source,) = kernel.events()
+    yield source
+    source.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "link set eth0 down",
+        "link set eth0 mtu 1400",
+        "addr add 10.2.0.9/24 dev eth0",
+        "addr del 10.2.0.2/24 dev eth0",
+        "addr add fd10:2::9/64 dev eth0 nodad",
+        "addr del fd10:2::2/64 dev eth0",
+        "route replace default via 10.1.0.1 dev wifi0 metric 5",
+        "route del default dev wifi0",
+        "-6 route add 2001:db8::/32 via fd10:2::1",
+        "route add default dev eth0 table 51820",
+        "rule add pref 100 oif eth0 lookup 51820",
+        "-6 rule add pref 100 oif eth0 lookup 51820",
+        "link add x0 type veth peer name x1",
+    ],
+)
+def test_what_can_change_a_decision_is_an_event(events: RouteEvents, line: str) -> None:
+    assert not events.drain()
+    ip(line)
+    assert waits(events)
+    assert events.drain()
+    assert events.overruns == 0
+
+
+def test_link_up_and_carrier_are_events(world: World, kernel: LinuxKernel, events: RouteEvents) -> None:
+    ip("link set eth0 down")
+    events.drain()
+    ip("link set eth0 up")
+    until(events, lambda: interface(kernel, "eth0").running)
+    carrier(world, "eth0", False)
+    until(events, lambda: not interface(kernel, "eth0").running)
+    carrier(world, "eth0", True)
+    until(events, lambda: interface(kernel, "eth0").running)
+
+
+def test_routes_that_lead_to_nobody_else_are_no_event(events: RouteEvents) -> None:
+    ip("route add local 10.3.0.1 dev lo table local", "route add broadcast 10.3.0.255 dev eth0 table local")
+    ip("route add multicast 239.0.0.0/8 dev eth0")
+    assert waits(events)
+    assert not events.drain()
+    assert not waits(events, 0)
+
+
+def test_neighbours_are_no_event(events: RouteEvents) -> None:
+    ip("neigh add 10.2.0.77 lladdr 02:00:00:00:00:01 dev eth0")
+    ip("route add local 10.3.0.1 dev lo table local")
+    assert waits(events)
+    assert not events.drain()
+
+
+def test_an_overrun_is_counted_and_means_dirty(world: World) -> None:
+    events = RouteEvents(buffer_bytes=4096)
+    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(300)))
+    assert events.drain()
+    assert events.overruns == 1
+    assert not events.drain()
+    ip("link set eth0 down")
+    assert waits(events)
+    assert events.drain()
+    events.close()
+
+
+def test_a_storm_is_drained_in_portions(kernel: LinuxKernel, events: RouteEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "_DATAGRAMS_A_DRAIN", 40)
+    ip(*(f"route add 172.16.0.{number}/32 via 10.2.0.1" for number in range(60)))
+    assert events.drain()
+    assert waits(events, 0)
+    assert events.drain()
+    assert not waits(events, 0)
+    assert events.overruns == 0
+
+
+def test_a_closed_event_source_has_no_descriptor(kernel: LinuxKernel) -> None:
+    (source,) = kernel.events()
+    source.close()
+    source.close()
+    assert source.fileno() == -1
+
+
+def test_strict_reverse_path_filtering_is_warned_of_once(
+    world: World, kernel: LinuxKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    sysctl("ipv4/conf/eth0/rp_filter", 1)
+    for name in ("eth0", "eth0", "wifi0"):
+        kernel.bind(world.client(V4), interface(kernel, name))
+    assert [record.getMessage().split(" filters")[0] for record in caplog.records] == ["eth0"]
+    assert caplog.records[0].name == "bindsock"
+
+
+def test_loose_reverse_path_filtering_for_all_is_no_matter(
+    world: World, kernel: LinuxKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    sysctl("ipv4/conf/eth0/rp_filter", 1)
+    sysctl("ipv4/conf/all/rp_filter", 2)
+    kernel.bind(world.client(V4), interface(kernel, "eth0"))
+    assert not caplog.records
+
+
+def test_the_time_asleep_does_not_grow_while_the_machine_is_awake(kernel: LinuxKernel) -> None:
+    asleep = kernel.suspended()
+    assert asleep >= 0
+    assert kernel.suspended() - asleep < 1
