@@ -20,8 +20,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bindsock.kernel.linux import LinuxKernel
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from bindsock.kernel.linux.events import RouteEvents
 
 T = TypeVar("T")
 
