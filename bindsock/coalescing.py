@@ -149,7 +149,5 @@ def merged(first: Change, second: Change) -> Change | None:
     def family(a: FamilyChange, b: FamilyChange) -> FamilyChange:
         return FamilyChange(a.old_decision, b.new_decision, a.old_path, b.new_path)
 
-    change = Change(
-        second.number, second.time, second.cause, family(first.ipv4, second.ipv4), family(first.ipv6, second.ipv6)
-    )
+    change = Change(second.number, second.time, second.cause, family(first.ipv4, second.ipv4), family(first.ipv6, second.ipv6))
     return change if change.ipv4.moved or change.ipv6.moved else None

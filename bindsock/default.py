@@ -192,7 +192,9 @@ def explain(
     return TransportFactory(preferences, interface=interface, kernel=kernel).explain(destination)
 
 
-def interface_of(connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None) -> str | None:
+def interface_of(
+    connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
+) -> str | None:
     """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed.
 
     :param connection: a transport of any library, a stream writer, or a socket

@@ -18,13 +18,14 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Literal, cast
 
 import aiohappyeyeballs
 
 from bindsock.effective import Decider
 from bindsock.errors import BindFailed, EgressMismatch, NoEffectiveInterface, NoRoute
-from bindsock.network import Basis, Cause, Decision, Interface, InterfaceKind, IPAddress, Path, path_of
+from bindsock.network import Basis, Cause, Decision, Interface, InterfaceKind, IPAddress, Network, Path, path_of
 from bindsock.resolving import AddrInfo, Resolve, SockAddr, address_of
 from bindsock.transports.sockets import FollowedSocket
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bindsock")
 
 MAX_REDIALS = 5
+_ANYWHERE: dict[socket.AddressFamily, IPAddress] = {
+    socket.AF_INET: IPv4Address("8.8.8.8"),
+    socket.AF_INET6: IPv6Address("2001:4860:4860::8888"),
+}
+"""A destination on the far side of a default route. Nothing is ever sent to it: the kernel is asked for the route."""
 _BIND_FAILURES = (errno.ENODEV, errno.ENXIO, errno.ENETUNREACH)
 """What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
 
@@ -115,15 +121,33 @@ class Dialer:
             if chosen:
                 return chosen
             if self.on_no_interface == "error":
-                raise no_effective_interface(str(self.host), tuple(refused))
+                raise no_effective_interface(str(self.host), tuple(refused), self.watcher.kernel, decider.network)
             await until_changed(self.watcher)
 
 
-def no_effective_interface(what: str, decisions: tuple[Decision, ...]) -> NoEffectiveInterface:
-    """The error for decisions that all came to nothing, with the reasons in its message."""
+def no_effective_interface(what: str, decisions: tuple[Decision, ...], kernel: Kernel, network: Network) -> NoEffectiveInterface:
+    """The error for decisions that all came to nothing, with the reasons, and what would cure it, in its message."""
     reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates)
     detail = "; ".join(reasons) if reasons else "there is no candidate"
-    return NoEffectiveInterface(f"no interface may be used for {what}: {detail}", decisions=decisions)
+    cures = dict.fromkeys(filter(None, (cure(kernel, network, d) for d in decisions)))
+    return NoEffectiveInterface(". ".join((f"no interface may be used for {what}: {detail}", *cures)), decisions=decisions)
+
+
+def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
+    """What would give the decision an interface: for one that lacks nothing but a route."""
+    destination = _ANYWHERE[decision.family] if isinstance(decision.target, socket.AddressFamily) else decision.target
+    for candidate in decision.candidates:
+        interface = network.interfaces.get(candidate.index)
+        if (
+            interface is not None
+            and interface.up
+            and interface.running
+            and interface.kind not in (InterfaceKind.TUNNEL, InterfaceKind.LOOPBACK)
+            and interface.usable_addresses(decision.family)
+            and not kernel.has_route(interface, destination)
+        ):
+            return kernel.cure(interface, destination)
+    return None
 
 
 def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> Interface | None:
@@ -260,7 +284,10 @@ class _Race:
         except OSError as error:
             if interface is not None and error.errno in _BIND_FAILURES:
                 error = BindFailed(
-                    f"cannot connect to {sockaddr[0]} port {sockaddr[1]}", errno=error.errno, interface=interface.name, call="connect"
+                    f"cannot connect to {sockaddr[0]} port {sockaddr[1]}",
+                    errno=error.errno,
+                    interface=interface.name,
+                    call="connect",
                 )
             self._errors.append(error)
             raise error from None
@@ -297,17 +324,11 @@ class _Race:
             raise ExceptionGroup("create_connection failed", list(errors)) from None
         if len({str(e) for e in errors}) == 1:
             raise errors[0]
-        # Several attempts, several reasons. One that is ours tells most; callers who want them all have all_errors.
-        combined = OSError(
-            errors[0].errno if len({e.errno for e in errors}) == 1 else errno.ENETUNREACH if all(_ours(e) for e in errors) else None,
-            f"Multiple exceptions: {', '.join(map(str, errors))}",
-        )
+        codes = {e.errno for e in errors}
+        code = codes.pop() if len(codes) == 1 else None
+        combined = OSError(code, f"Multiple exceptions: {', '.join(map(str, errors))}")
         combined.__cause__ = ExceptionGroup("the attempts", list(errors))
         raise combined
-
-
-def _ours(error: OSError) -> bool:
-    return isinstance(error, BindFailed | NoRoute)
 
 
 class _Connector:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
 import socket
 import ssl as ssl_module
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
@@ -16,10 +15,9 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from bindsock import kernel as kernels
 from bindsock.dialing import Dialer, bind_or_close, no_effective_interface
 from bindsock.effective import Decider, Preferences
-from bindsock.errors import BindFailed
 from bindsock.kernel import Kernel
 from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
-from bindsock.resolving import AddrInfo, Resolve, SockAddr, address_of, resolve
+from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport, open_datagram
 from bindsock.transports.sockets import FollowedSocket
@@ -124,7 +122,7 @@ class TransportFactory:
         for decision in decisions:
             if decision.interface is not None:
                 return decision.interface
-        raise no_effective_interface("the default route", decisions)
+        raise no_effective_interface("the default route", decisions, self.kernel, decider.network)
 
     def bind(self, sock: socket.socket, destination: str | IPAddress | None = None) -> Decision:
         """Bind a fresh socket, once; it is not followed. It is closed if that fails.
@@ -137,9 +135,10 @@ class TransportFactory:
         address = unmapped(ip_address(destination)) if isinstance(destination, str) else destination
         target: Target = address if address is not None else socket.AddressFamily(sock.family)
         try:
-            decision = self._decider().decide(target)
+            decider = self._decider()
+            decision = decider.decide(target)
             if decision.interface is None and not decision.unbound and self.preferences.on_no_interface != "unbound":
-                raise no_effective_interface(str(address or "the default route"), (decision,))
+                raise no_effective_interface(str(address or "the default route"), (decision,), self.kernel, decider.network)
         except BaseException:
             sock.close()
             raise

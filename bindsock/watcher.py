@@ -375,7 +375,7 @@ class AsyncioDriver:
             self._finalizer.detach()
             self._finalizer = None
         sentinel, self._sentinel = self._sentinel, None
-        if sentinel is not None and not sentinel.ag_running:
+        if sentinel is not None:
             _step(sentinel.aclose())
 
     def _fire(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import pairwise
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_the_last_event_of_a_burst_is_followed_by_a_reading() -> None:
 def test_an_endless_flood_gets_few_readings_but_never_starves() -> None:
     flood = [n / 100 for n in range(6000)]
     times = [time for time, _ in run(Coalescer(0.0), flood, until=59.0)]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert max(gaps) <= LONGEST
     assert len(times) <= BURST + 60 / QUIET + 2
 
@@ -70,7 +71,7 @@ def test_slow_readings_are_made_less_often() -> None:
     cost = 0.1
     times = [time for time, _ in run(Coalescer(0.0), flood, until=59.0, cost=cost)]
     assert len(times) <= BURST + 60 / LONGEST + 60 / (50 * cost) + 2
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= LONGEST + 0.02
+    assert max(b - a for a, b in pairwise(times)) <= LONGEST + 0.02
 
 
 def test_it_reconciles_every_minute_without_any_event() -> None:

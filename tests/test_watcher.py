@@ -7,6 +7,7 @@ import gc
 import os
 import warnings
 from collections.abc import Callable
+from typing import Self
 
 import pytest
 
@@ -69,7 +70,7 @@ class Scene:
         self.watcher = Watcher(self.kernel, Preferences(), driver=self.driver, interface=interface, clock=self.clock)
         self.follower = Recorder()
 
-    def __enter__(self) -> Scene:
+    def __enter__(self) -> Self:
         self.watcher.follow(self.follower)
         return self
 
@@ -254,7 +255,7 @@ def test_a_pin_replaces_the_watchers_own() -> None:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5.0):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
 
 

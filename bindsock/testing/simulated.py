@@ -14,7 +14,6 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from bindsock.errors import BindFailed
 from bindsock.network import (
-
     Interface,
     InterfaceAddress,
     InterfaceKind,

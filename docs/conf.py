@@ -1,0 +1,14 @@
+"""Sphinx configuration."""
+
+project = "bindsock"
+author = "the bindsock maintainers"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "bindsock"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+exclude_patterns = ["_build"]
+intersphinx_mapping: dict[str, tuple[str, None]] = {}
+suppress_warnings = ["myst.xref_missing"]
