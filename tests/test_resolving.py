@@ -46,11 +46,6 @@ async def test_names_go_to_the_systems_resolver() -> None:
     assert {address_of(info[4]).is_loopback for info in infos} == {True}
 
 
-async def test_a_name_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(socket.gaierror):
-        await resolve("no such name", 80, type=STREAM)
-
-
 def test_a_socket_address_keeps_its_scope() -> None:
     assert address_of(("fe80::1", 80, 0, 3)) == ip_address("fe80::1%3")
     assert address_of(("2001:db8::1", 80, 0, 0)) == ip_address("2001:db8::1")
