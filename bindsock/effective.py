@@ -82,6 +82,7 @@ class Decider:
         self._specifics: dict[int, PrefixTable[_Specific]] = {}
         self._by_routes: dict[tuple[bool, tuple[int, ...]], Decision] = {}
         self._pinned: dict[tuple[socket.AddressFamily, bool], Decision] = {}
+        self._paths: dict[tuple[socket.AddressFamily, int, IPAddress | None], Path | None] = {}
         self._own: frozenset[tuple[int, int]] | None = None
 
     def decide(self, target: Target) -> Decision:
@@ -96,7 +97,14 @@ class Decider:
 
     def path(self, target: Target) -> Path | None:
         """What a socket for the target depends on, ``None`` where nothing is bound."""
-        return path_of(self.decide(target))
+        decision = self.decide(target)
+        if decision.interface is None:
+            return None
+        key = (decision.family, decision.interface.index, decision.gateway)
+        path = self._paths.get(key)
+        if path is None:
+            path = self._paths[key] = path_of(decision)
+        return path
 
     def is_local(self, address: IPAddress) -> bool:
         """Whether the address is this host: a loopback address, one of its own, or the unspecified one."""
