@@ -17,6 +17,7 @@ from bindsock.dialing import Dialer, bind_or_close, no_effective_interface
 from bindsock.effective import Decider, Preferences
 from bindsock.kernel import Kernel
 from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
+from bindsock.resolvers import InterfaceResolver
 from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport, open_datagram
@@ -58,7 +59,8 @@ class TransportFactory:
     :param kernel: what to ask; the running system's unless given
     :param better_path: what happens to a stream that still works when the effective interface is another one:
         ``"auto"`` leaves an expensive interface once idle, ``"keep"`` keeps it, ``"abort"`` ends it at once
-    :param resolver: names to addresses; the system's resolver unless given
+    :param resolver: names to addresses; the system's resolver unless given. ``"interface"`` or an
+        :class:`~bindsock.resolvers.InterfaceResolver` asks by the effective interface, so that a VPN's name servers are passed by
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
 
@@ -69,13 +71,14 @@ class TransportFactory:
         interface: str | None = None,
         kernel: Kernel | None = None,
         better_path: BetterPath = "auto",
-        resolver: Resolve | None = None,
+        resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
     ) -> None:
         self.preferences = preferences if preferences is not None else Preferences()
         self.interface = interface
         self.kernel: Kernel = kernel if kernel is not None else kernels.current()
         self.better_path: BetterPath = better_path
-        self._resolve: Resolve = resolver if resolver is not None else resolve
+        self._resolver = InterfaceResolver() if resolver == "interface" else resolver
+        self._resolve: Resolve | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._watcher: Watcher | None = None
         self._held: Any = None
@@ -305,8 +308,19 @@ class TransportFactory:
             allow_broadcast=allow_broadcast,
             sock=sock,
             interface=interface,
-            resolve=self._resolve,
+            resolve=self._resolving(),
         )
+
+    # Names
+
+    async def resolve(
+        self, host: str | None, port: int | str | None, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[AddrInfo]:
+        """``loop.getaddrinfo``, by the factory's resolver.
+
+        :raises OSError: the name cannot be resolved
+        """
+        return list(await self._resolving()(host, port, family=family, type=type, proto=proto, flags=flags))
 
     # Watching
 
@@ -331,6 +345,7 @@ class TransportFactory:
                 raise RuntimeError("this TransportFactory belongs to another event loop")
             self._loop = weakref.ref(loop)
             self._watcher = None
+            self._resolve = None
         return loop
 
     def _watch(self) -> Watcher:
@@ -338,6 +353,13 @@ class TransportFactory:
         if self._watcher is None:
             self._watcher = Watcher(self.kernel, self.preferences, interface=self.interface, driver=AsyncioDriver(loop))
         return self._watcher
+
+    def _resolving(self) -> Resolve:
+        watcher = self._watch()
+        if self._resolve is None:
+            resolver = self._resolver if self._resolver is not None else resolve
+            self._resolve = resolver.on(watcher) if isinstance(resolver, InterfaceResolver) else resolver
+        return self._resolve
 
     def _decider(self) -> Decider:
         if self._watcher is not None and self._watcher.running:
@@ -347,7 +369,7 @@ class TransportFactory:
     def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
         return Dialer(
             self._watch(),
-            self._resolve,
+            self._resolving(),
             host,
             port,
             family=options.get("family", 0),

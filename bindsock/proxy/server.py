@@ -1,0 +1,298 @@
+"""The proxy itself: accepts, lets :mod:`bindsock.proxy.handshake` understand, dials beneath the tunnels, passes bytes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import logging
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Self
+
+from bindsock.default import interface_of
+from bindsock.errors import BindsockError, InterfaceChanged, NoEffectiveInterface, NoRoute
+from bindsock.network import Basis
+from bindsock.proxy import handshake
+from bindsock.proxy.handshake import Dial, Failure, Handshake, NeedData, Refuse, Send
+from bindsock.resolving import address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from bindsock.factory import TransportFactory
+
+logger = logging.getLogger("bindsock.proxy")
+
+_CHUNK = 1 << 16
+_LINGER = 5.0
+"""Seconds for a peer that does not read to take what is left for it."""
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_FAILURES = {
+    errno.ECONNREFUSED: handshake.CONNECTION_REFUSED,
+    errno.ENETUNREACH: handshake.NETWORK_UNREACHABLE,
+    errno.ENETDOWN: handshake.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: handshake.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: handshake.TIMED_OUT,
+}
+
+
+class _NotAllowed(Exception):
+    """The client must not go there."""
+
+
+@dataclass(slots=True)
+class _Counter:
+    bytes: int = 0
+
+
+class Proxy:
+    """A SOCKS5 and HTTP proxy whose outgoing connections leave by the effective interface and end when that is gone.
+
+    ``async with`` it; :meth:`listen` once or more often.
+
+    :param factory: makes the outgoing connections
+    :param credentials: passwords by user name. Without, only loopback may be listened on. With, clients that are not on this
+        machine cannot reach its own addresses through the proxy.
+    :param max_connections: how many clients are served at a time; further ones are turned away
+    :param head_limit: how many bytes a request's head may have
+    :param handshake_timeout: seconds for a client to say what it wants
+    :param connect_timeout: seconds for the outgoing connection
+    :param family: of the outgoing connections, if not both
+    """
+
+    def __init__(
+        self,
+        factory: TransportFactory,
+        *,
+        credentials: Mapping[str, str] | None = None,
+        max_connections: int = 512,
+        head_limit: int = 16384,
+        handshake_timeout: float = 10.0,
+        connect_timeout: float = 30.0,
+        family: int = socket.AF_UNSPEC,
+    ) -> None:
+        if credentials is not None and not credentials:
+            raise ValueError("credentials without a single user")
+        self._factory = factory
+        self._credentials = credentials
+        self._max_connections = max_connections
+        self._head_limit = head_limit
+        self._handshake_timeout = handshake_timeout
+        self._connect_timeout = connect_timeout
+        self._family = family
+        self._servers: list[asyncio.Server] = []
+        self._clients: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._turned_away = 0
+        self.served = 0
+        """How many clients got their connection."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def listen(self, host: str = "127.0.0.1", port: int = 1080) -> tuple[str, int]:
+        """Serve clients on an address.
+
+        :param port: 0 for any
+        :return: the address and port
+        :raises ValueError: the address is not loopback and there are no credentials
+        :raises OSError: the address is in use, or not this machine's
+        """
+        address = ip_address(host)
+        if not address.is_loopback and self._credentials is None:
+            raise ValueError(f"{host} can be reached by others: a proxy there needs credentials")
+        server = await asyncio.start_server(self._accept, host, port, limit=_CHUNK)
+        self._servers.append(server)
+        bound_host, bound_port = server.sockets[0].getsockname()[:2]
+        return bound_host, bound_port
+
+    async def aclose(self) -> None:
+        """End all connections and stop listening."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        clients = list(self._clients)
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= self._max_connections:
+            self._turned_away += 1
+            if self._turned_away == 1:
+                logger.warning("%d clients are connected, further ones are turned away", len(self._clients))
+            writer.transport.abort()
+            return
+        client = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._clients.add(client)
+        client.add_done_callback(self._gone)
+
+    def _gone(self, client: asyncio.Task[None]) -> None:
+        self._clients.discard(client)
+        if self._turned_away and len(self._clients) < self._max_connections:
+            logger.warning("%d clients have been turned away", self._turned_away)
+            self._turned_away = 0
+        if not client.cancelled() and client.exception() is not None:
+            logger.error("a client's connection failed unexpectedly", exc_info=client.exception())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        label = f"#{next(self._numbers)} {_label(writer)}"
+        try:
+            greeting = Handshake(self._credentials, limit=self._head_limit)
+            try:
+                async with asyncio.timeout(self._handshake_timeout):
+                    dial = await _negotiate(greeting, reader, writer)
+            except TimeoutError:
+                logger.info("%s said nothing intelligible for %g s", label, self._handshake_timeout)
+                return
+            if isinstance(dial, Refuse):
+                logger.info("%s refused: %s", label, dial.reason)
+                return
+            if dial is None:
+                return
+            label = f"{label} -> {dial.host}:{dial.port} ({dial.protocol})"
+            upstream = await self._dial(label, greeting, dial, writer)
+            if upstream is None:
+                return
+            self.served += 1
+            await self._pass_on(label, (reader, writer), upstream, greeting.accepted(), dial.early)
+        except OSError as error:
+            logger.info("%s ended: %s", label, error)
+        finally:
+            await _end(writer)
+
+    async def _dial(
+        self, label: str, greeting: Handshake, dial: Dial, writer: asyncio.StreamWriter
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._check_allowed(dial, writer)
+                upstream = await self._factory.open_connection(
+                    dial.host, dial.port, family=self._family, happy_eyeballs_delay=0.25, limit=_CHUNK
+                )
+        except _NotAllowed as error:
+            failure, reason = handshake.NOT_ALLOWED, str(error)
+        except TimeoutError:
+            failure, reason = handshake.TIMED_OUT, f"no connection within {self._connect_timeout:g} s"
+        except OSError as error:
+            failure, reason = failure_of(error), str(error)
+        else:
+            logger.info("%s by %s", label, interface_of(upstream[1], kernel=self._factory.kernel) or "no interface in particular")
+            return upstream
+        logger.info("%s failed: %s", label, reason)
+        writer.write(greeting.failed(failure, reason))
+        await writer.drain()
+        return None
+
+    async def _check_allowed(self, dial: Dial, writer: asyncio.StreamWriter) -> None:
+        """Clients from elsewhere must not reach what this machine offers to itself alone."""
+        if address_of(writer.get_extra_info("peername")).is_loopback:
+            return
+        for info in await self._factory.resolve(dial.host, dial.port, family=self._family, type=socket.SOCK_STREAM):
+            if self._factory.decide(address_of(info[4])).basis is Basis.LOCAL:
+                raise _NotAllowed(f"{dial.host} is the proxy's own machine")
+
+    async def _pass_on(
+        self,
+        label: str,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        answer: bytes,
+        early: bytes,
+    ) -> None:
+        begun = time.monotonic()
+        up, down = _Counter(), _Counter()
+        outcome = "done"
+        try:
+            client[1].write(answer)
+            upstream[1].write(early)
+            up.bytes += len(early)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pump(client[0], upstream[1], up))
+                tasks.create_task(self._pump(upstream[0], client[1], down))
+        except* InterfaceChanged as errors:
+            outcome = f"ended, since its path is gone: {errors.exceptions[0]}"
+            _reset(client[1])
+        except* OSError as errors:
+            outcome = f"broken: {errors.exceptions[0]}"
+            # An abort here is an abort there: a clean end would look as if all had come.
+            _reset(client[1])
+            _reset(upstream[1])
+        finally:
+            await _end(upstream[1])
+            logger.info("%s %s, %d bytes up, %d down, %.1f s", label, outcome, up.bytes, down.bytes, time.monotonic() - begun)
+
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: _Counter) -> None:
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            counter.bytes += len(data)
+            await writer.drain()
+        if writer.can_write_eof() and not writer.is_closing():
+            writer.write_eof()
+
+
+async def _negotiate(greeting: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Dial | Refuse | None:
+    """Speak with the client until it is clear what it wants; ``None`` if it goes away before."""
+    while True:
+        match greeting.next_event():
+            case NeedData():
+                data = await reader.read(_CHUNK)
+                if not data:
+                    return None
+                greeting.receive(data)
+            case Send(data):
+                writer.write(data)
+                await writer.drain()
+            case Refuse(data) as refusal:
+                writer.write(data)
+                await writer.drain()
+                return refusal
+            case Dial() as dial:
+                return dial
+
+
+def failure_of(error: OSError) -> Failure:
+    """What an error of a dial is to the client."""
+    if isinstance(error, NoEffectiveInterface | NoRoute):
+        return handshake.NETWORK_UNREACHABLE
+    if isinstance(error, socket.gaierror):
+        return handshake.HOST_UNREACHABLE
+    if isinstance(error, BindsockError):
+        return handshake.GENERAL_FAILURE
+    return _FAILURES.get(error.errno or 0, handshake.GENERAL_FAILURE)
+
+
+def _label(writer: asyncio.StreamWriter) -> str:
+    peer: Sequence[object] | None = writer.get_extra_info("peername")
+    return f"{peer[0]}:{peer[1]}" if peer else "?"
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection so that the other side sees an error, not an end of file."""
+    sock = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # it is closed already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()
+
+
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """Close, and give what is not sent yet a moment to be."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        try:
+            async with asyncio.timeout(_LINGER):
+                await writer.wait_closed()
+        except TimeoutError:
+            writer.transport.abort()

@@ -1,0 +1,9 @@
+"""Names resolved by the effective interface, so that a VPN's name servers neither see the names nor answer them."""
+
+from bindsock.resolvers.answers import Answer, Lookup, NoResolver
+from bindsock.resolvers.dnssd import DnsSdLookup
+from bindsock.resolvers.interface import InterfaceResolver
+from bindsock.resolvers.resolved import ResolvedLookup
+from bindsock.resolvers.servers import ServerLookup
+
+__all__ = ["Answer", "DnsSdLookup", "InterfaceResolver", "Lookup", "NoResolver", "ResolvedLookup", "ServerLookup"]

@@ -1,0 +1,228 @@
+"""Names to addresses by the effective interface, with a cache that ends with the path it was filled on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from bindsock.dialing import broken, no_effective_interface, until_changed
+from bindsock.network import FAMILIES, Cause, Path, family_of, path_of
+from bindsock.resolvers.answers import Answer, Lookup, NoResolver, no_such_name
+from bindsock.resolvers.dnssd import DnsSdLookup
+from bindsock.resolvers.resolved import ResolvedLookup
+from bindsock.resolvers.servers import ServerLookup
+from bindsock.resolving import AddrInfo, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bindsock.effective import Decider
+    from bindsock.network import IPAddress
+    from bindsock.resolving import SockAddr
+    from bindsock.watcher import Watcher
+
+logger = logging.getLogger("bindsock")
+
+_LONGEST = 3600.0
+"""Seconds for which an answer is kept at most."""
+_CACHED = 4096
+_TYPES = (
+    (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    (socket.SOCK_RAW, 0),
+)
+
+
+class InterfaceResolver:
+    """How names are to be looked up by an interface; a factory does it with ``resolver=`` this.
+
+    The first way that exists is taken: Darwin's resolver daemon, systemd-resolved, the servers given.
+
+    :param servers: addresses of name servers, or (address, port), for where there is neither daemon. Needs dnspython.
+    :param lookups: the ways to try, instead of these three
+    """
+
+    def __init__(self, servers: Sequence[str | tuple[str, int]] = (), *, lookups: Sequence[Lookup] | None = None) -> None:
+        if lookups is None:
+            lookups = [DnsSdLookup(), ResolvedLookup(), *([ServerLookup(servers)] if servers else [])]
+        self._lookups = tuple(lookups)
+
+    def on(self, watcher: Watcher) -> BoundResolver:
+        """The resolver itself, for one factory on one event loop."""
+        return BoundResolver(watcher, self._lookups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    answer: Answer
+    until: float
+
+
+class BoundResolver:
+    """A :class:`bindsock.resolving.Resolve` that asks by the effective interface.
+
+    IPv4 addresses are asked for by the one of IPv4, IPv6 addresses by that of IPv6; a family without one is not asked for, since
+    nothing could be dialled.
+    """
+
+    def __init__(self, watcher: Watcher, lookups: Sequence[Lookup]) -> None:
+        self._watcher = watcher
+        self._lookups = lookups
+        self._cache: dict[tuple[str, socket.AddressFamily], _Kept] = {}
+        self._paths: dict[socket.AddressFamily, Path | None] = {}
+
+    async def __call__(
+        self, host: str | None, port: int | str | None, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[AddrInfo]:
+        """The addresses of a host.
+
+        :raises NoEffectiveInterface: there is no interface by which to ask
+        :raises NoResolver: there is nobody who could be asked by an interface
+        :raises socket.gaierror: the name does not exist, or nobody answered
+        """
+        if not host or flags & socket.AI_NUMERICHOST or _is_numeric(host) or family not in (0, *FAMILIES):
+            return await resolve(host, port, family=family, type=type, proto=proto, flags=flags)
+        families = [f for f in FAMILIES if family in (0, f)]
+        name = host.rstrip(".").lower()
+        addresses: list[IPAddress]
+        if name == "localhost" or name.endswith(".localhost"):  # RFC 6761 section 6.3
+            addresses = [ip_address("127.0.0.1" if f == socket.AF_INET else "::1") for f in families]
+        else:
+            with self._watcher.hold():
+                found = await self._look_up(name, families)
+            if found is None:
+                return await resolve(host, port, family=family, type=type, proto=proto, flags=flags)
+            addresses = found
+        if not addresses:
+            raise no_such_name(host)
+        number = _port(port, type)
+        return [info for address in addresses for info in _infos(address, number, type, proto)]
+
+    async def _look_up(self, name: str, families: Sequence[socket.AddressFamily]) -> list[IPAddress] | None:
+        """The addresses, IPv6 first; ``None`` if the system's resolver is to be asked instead."""
+        while True:
+            decider = self._watcher.decider()
+            decisions = {f: decider.decide(f) for f in families}
+            indexes = {f: d.interface.index for f, d in decisions.items() if d.interface is not None}
+            if indexes:
+                break
+            policy = decider.preferences.on_no_interface
+            if policy == "unbound":
+                return None
+            if policy == "error":
+                raise no_effective_interface(f"the name {name}", tuple(decisions.values()), self._watcher.kernel, decider.network)
+            await until_changed(self._watcher)
+        results = await asyncio.gather(*(self._of_family(name, f) for f in indexes), return_exceptions=True)
+        errors = [r for r in results if isinstance(r, BaseException)]
+        for error in errors:
+            if not isinstance(error, OSError):
+                raise error
+        if len(errors) == len(results):
+            raise errors[0]
+        by_family = [list(r.addresses) for r in results if isinstance(r, Answer)]
+        return [address for addresses in reversed(by_family) for address in addresses]
+
+    async def _of_family(self, name: str, family: socket.AddressFamily) -> Answer:
+        while True:
+            path = self._path(family)
+            kept = self._cache.get((name, family))
+            if kept is not None and kept.until > self._watcher.clock():
+                return kept.answer
+            if path is None:
+                return Answer(())
+            answer = await self._unless_path_changes(name, family, path)
+            if answer is None:
+                continue
+            if answer.ttl and self._path(family) == path:
+                if len(self._cache) >= _CACHED:
+                    self._cache.clear()
+                self._cache[name, family] = _Kept(answer, self._watcher.clock() + min(answer.ttl, _LONGEST))
+            return answer
+
+    def _path(self, family: socket.AddressFamily) -> Path | None:
+        """The path now. What was learnt on another one is forgotten."""
+        path = path_of(self._watcher.decider().decide(family))
+        if path != self._paths.get(family):
+            self._paths[family] = path
+            for key in [key for key in self._cache if key[1] == family]:
+                del self._cache[key]
+        return path
+
+    async def _unless_path_changes(self, name: str, family: socket.AddressFamily, path: Path) -> Answer | None:
+        """Ask; ``None`` as soon as the question is on its way by a path that is no longer the one."""
+        asking = asyncio.ensure_future(self._ask(name, family, path.index))
+        interrupter = _Interrupter(asking, path)
+        self._watcher.follow(interrupter)
+        try:
+            await asyncio.wait([asking])
+        finally:
+            self._watcher.unfollow(interrupter)
+            if not asking.done():
+                asking.cancel()
+        if interrupter.interrupted and (asking.cancelled() or asking.exception() is not None):
+            return None
+        return asking.result()
+
+    async def _ask(self, name: str, family: socket.AddressFamily, index: int) -> Answer:
+        reasons: list[NoResolver] = []
+        for lookup in self._lookups:
+            try:
+                return await lookup(name, family, index, self._watcher)
+            except NoResolver as error:
+                reasons.append(error)
+        detail = "; ".join(str(r.strerror) for r in reasons)
+        raise NoResolver(
+            reasons[0].errno if reasons else None,
+            f"names cannot be looked up by an interface here ({detail}); give InterfaceResolver(servers=[...])",
+        )
+
+
+class _Interrupter:
+    def __init__(self, asking: asyncio.Future[Answer], path: Path) -> None:
+        self._asking = asking
+        self._path = path
+        self.interrupted = False
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        if broken(self._path, decider.path(self._path.family)):
+            self.interrupted = True
+            self._asking.cancel()
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _port(port: int | str | None, type: int) -> int:
+    if port is None or port == "":
+        return 0
+    try:
+        return int(port)
+    except ValueError:
+        pass
+    try:
+        return socket.getservbyname(str(port), "udp" if type == socket.SOCK_DGRAM else "tcp")
+    except OSError:
+        raise socket.gaierror(socket.EAI_SERVICE, f"{port}: unknown service") from None
+
+
+def _infos(address: IPAddress, port: int, type: int, proto: int) -> list[AddrInfo]:
+    sockaddr: SockAddr
+    if address.version == 6:
+        text, _, scope = str(address).partition("%")
+        sockaddr = (text, port, 0, int(scope) if scope.isdigit() else 0)
+    else:
+        sockaddr = (str(address), port)
+    return [
+        (family_of(address), kind, proto or usual, "", sockaddr)
+        for kind, usual in _TYPES
+        if type in (0, kind) and (not proto or not usual or proto == usual)
+    ]

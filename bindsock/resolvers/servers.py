@@ -1,0 +1,150 @@
+"""DNS spoken directly to servers that are given, over sockets that are bound beneath the tunnels. dnspython packs and unpacks."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from bindsock.dialing import bind_or_close, no_effective_interface
+from bindsock.network import family_of
+from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
+from bindsock.transports.sockets import FollowedSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import dns.message
+
+    from bindsock.network import IPAddress
+    from bindsock.resolving import SockAddr
+    from bindsock.watcher import Watcher
+
+_PORT = 53
+_PAYLOAD = 1232
+"""Bytes of a UDP answer that pass everywhere without fragments (DNS flag day 2020)."""
+
+
+class ServerLookup:
+    """Names looked up at certain name servers.
+
+    :param servers: their addresses, or (address, port); asked in this order
+    :param timeout: seconds for each server to answer
+    :param rounds: how often each is asked
+    :raises ImportError: dnspython is not installed (``pip install bindsock[dns]``)
+    """
+
+    def __init__(self, servers: Sequence[str | tuple[str, int]], *, timeout: float = 2.0, rounds: int = 2) -> None:
+        import dns.message  # noqa: F401, early: a missing library is found here and not at the first name
+
+        self._servers = [(ip_address(s), _PORT) if isinstance(s, str) else (ip_address(s[0]), s[1]) for s in servers]
+        self._timeout = timeout
+        self._rounds = rounds
+
+    async def __call__(self, name: str, family: socket.AddressFamily, index: int, watcher: Watcher) -> Answer:
+        import dns.exception
+        import dns.message
+        import dns.rcode
+
+        if not self._servers:
+            raise NoResolver(errno.ENOENT, "no name servers are given")
+        try:
+            query = dns.message.make_query(name, "A" if family == socket.AF_INET else "AAAA", use_edns=0, payload=_PAYLOAD)
+        except dns.exception.DNSException as error:
+            raise no_such_name(name) from error
+        why = "nobody answered"
+        for server, port in self._servers * self._rounds:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    response = await self._ask(query, server, port, watcher)
+            except TimeoutError:
+                why = f"{server} did not answer within {self._timeout:g} s"
+                continue
+            except (OSError, EOFError) as error:
+                why = f"{server}: {error}"
+                continue
+            if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+                return _answer(name, response)
+            why = f"{server} says {dns.rcode.to_text(response.rcode())}"
+        raise try_again(name, why)
+
+    async def _ask(self, query: dns.message.QueryMessage, server: IPAddress, port: int, watcher: Watcher) -> dns.message.Message:
+        import dns.exception
+        import dns.flags
+        import dns.message
+
+        wire = query.to_wire()
+        loop = asyncio.get_running_loop()
+        with await _connected(watcher, server, port, socket.SOCK_DGRAM) as sock:
+            await loop.sock_sendall(sock, wire)
+            while True:
+                try:
+                    response = dns.message.from_wire(await loop.sock_recv(sock, 65535))
+                except dns.exception.DNSException:
+                    continue  # a stranger's guess, or a broken server, for which there is the timeout
+                if query.is_response(response):
+                    break
+        if not response.flags & dns.flags.TC:
+            return response
+        with await _connected(watcher, server, port, socket.SOCK_STREAM) as sock:
+            await loop.sock_sendall(sock, struct.pack("!H", len(wire)) + wire)
+            (length,) = struct.unpack("!H", await _read(sock, 2))
+            try:
+                response = dns.message.from_wire(await _read(sock, length))
+            except dns.exception.DNSException as error:
+                raise OSError(errno.EBADMSG, f"an answer that cannot be understood: {error}") from error
+        if not query.is_response(response):
+            raise OSError(errno.EBADMSG, "an answer to another question")
+        return response
+
+
+async def _connected(watcher: Watcher, server: IPAddress, port: int, kind: socket.SocketKind) -> socket.socket:
+    decider = watcher.decider()
+    decision = decider.decide(server)
+    if decision.interface is None and not decision.unbound:
+        raise no_effective_interface(f"the name server {server}", (decision,), watcher.kernel, decider.network)
+    sock = FollowedSocket(family_of(server), kind)
+    sock.setblocking(False)
+    bind_or_close(watcher.kernel, sock, decision, server)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, _sockaddr(server, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _sockaddr(address: IPAddress, port: int) -> SockAddr:
+    return (str(address), port)
+
+
+async def _read(sock: socket.socket, count: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < count:
+        more = await loop.sock_recv(sock, count - len(data))
+        if not more:
+            raise EOFError("the connection ended early")
+        data += more
+    return data
+
+
+def _answer(name: str, response: dns.message.Message) -> Answer:
+    """The addresses at the end of the chain of aliases."""
+    import dns.message
+    import dns.rcode
+    from dns.exception import DNSException
+
+    assert isinstance(response, dns.message.QueryMessage)
+    try:
+        chain = response.resolve_chaining()
+    except DNSException as error:
+        raise try_again(name, f"the answer contradicts itself: {error}") from error
+    if chain.answer is None:
+        if response.rcode() == dns.rcode.NXDOMAIN:
+            raise no_such_name(name)
+        return Answer(())
+    return Answer(tuple(ip_address(record.address) for record in chain.answer), float(chain.minimum_ttl))
