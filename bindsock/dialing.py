@@ -310,7 +310,7 @@ class _Race:
         if owner is not None and owner.index != interface.index:
             if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
                 raise EgressMismatch(
-                    f"the connection to {address} is bound to {interface.name} but has {local}, the tunnel {owner.name}'s address",
+                    f"the socket for {address} is bound to {interface.name}, but the system gave it {local} of {owner.name}",
                     interface=interface.name,
                     call="getsockname",
                 )
