@@ -130,7 +130,7 @@ def no_effective_interface(what: str, decisions: tuple[Decision, ...], kernel: K
     reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates)
     detail = "; ".join(reasons) if reasons else "there is no candidate"
     cures = dict.fromkeys(filter(None, (cure(kernel, network, d) for d in decisions)))
-    return NoEffectiveInterface(". ".join((f"no interface may be used for {what}: {detail}", *cures)), decisions=decisions)
+    return NoEffectiveInterface("; ".join((f"no interface may be used for {what}: {detail}", *cures)), decisions=decisions)
 
 
 def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
