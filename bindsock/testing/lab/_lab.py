@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from . import _vpn
 from ._child import Child
-from ._namespaces import LabUnavailable, enter_user_namespace, inside, new_namespace
+from ._namespaces import LabUnavailable, available, inside, new_namespace
 from ._netlink import IFF_RUNNING, IFF_UP
 from ._tap import Packet, Tap
 from ._topology import NAMESPACES, Family, Server
@@ -98,7 +98,9 @@ class Lab:
 
         :raises LabUnavailable: it cannot run here
         """
-        enter_user_namespace()
+        obstacle = available()
+        if obstacle is not None:
+            raise LabUnavailable(obstacle)
         with contextlib.ExitStack() as undo:
             for name in NAMESPACES:
                 self._namespaces[name] = new_namespace()
@@ -226,9 +228,9 @@ class Lab:
 
         :raises TimeoutError: it did not
         """
-        want = (IFF_UP | IFF_RUNNING) if running else 0
+        both = IFF_UP | IFF_RUNNING
         deadline = time.monotonic() + _PATIENCE
-        while self._network.netlinks["host"].link(interface).flags & (IFF_UP | IFF_RUNNING) != want:
+        while (self._network.netlinks["host"].link(interface).flags & both == both) != running:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{interface} is not {'running' if running else 'without carrier'} after {_PATIENCE} s")
             time.sleep(0.002)
@@ -315,7 +317,8 @@ class Lab:
     def vpn_up(self, mode: VpnMode = "metric", *, outer: VpnOuter = "host-route", loop_limit: int = 2000) -> float:
         """Start the VPN: ``tun0`` in the host.
 
-        :param mode: how it takes the default route: ``metric``, ``replace``, ``halves``, ``policy``, ``policy-kill``; ``split`` does not
+        :param mode: how it takes the default route: ``metric``, ``replace``, ``halves``, ``policy``, ``policy-kill``, or
+            ``split``, which does not
         :param outer: how its own socket reaches the VPN server: ``host-route``, ``bound``, ``unbound`` (it loops), ``fwmark``;
             ``own`` leaves that to the caller
         :param loop_limit: how many of its own packets the client may find in the tunnel before it gives up

@@ -15,6 +15,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._netlink import IFF_UP, Netlink, link_flags
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,7 +26,8 @@ _OWN_NAMESPACE = "/proc/thread-self/ns/net"
 _PROBE = (
     "import ctypes, os\n"
     "libc = ctypes.CDLL(None, use_errno=True)\n"
-    f"if libc.unshare({_CLONE_NEWUSER | _CLONE_NEWNET}): os._exit(ctypes.get_errno())"
+    # Not in one call: AppArmor may let a user namespace be made and yet give no rights in it.
+    f"if libc.unshare({_CLONE_NEWUSER}) or libc.unshare({_CLONE_NEWNET}): os._exit(ctypes.get_errno())"
 )
 
 
@@ -39,56 +42,57 @@ def _call(name: str, *arguments: int) -> None:
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
-def available() -> str | None:
+def available(*, vpn: bool = False) -> str | None:
     """Whether the laboratory can run in this process.
 
+    :param vpn: whether its VPN can, too
     :return: ``None`` if it can, else the reason, a sentence
     """
     if not Path(_OWN_NAMESPACE).exists():
         return "the laboratory needs Linux: there are no network namespaces here"
     try:
         os.close(new_namespace())
-    except OSError as exc:
-        return _rootless_obstacle(exc)
-    return None
-
-
-def _rootless_obstacle(refusal: OSError) -> str | None:
-    """Why a process that may not make network namespaces cannot get there by a user namespace either, ``None`` if it can."""
-    if not _single_threaded():
+    except PermissionError:
         return (
-            f"neither root ({refusal.strerror}) nor able to become root of a user namespace, since other threads run: call "
-            "bindsock.testing.lab.enter_user_namespace() before they start, or run `python -m bindsock.testing.lab COMMAND`"
+            "the laboratory needs root, or a user namespace: call bindsock.testing.lab.enter_user_namespace() before the first "
+            "thread starts, or run `python -m bindsock.testing.lab COMMAND`"
         )
-    probe = subprocess.run([sys.executable, "-I", "-S", "-c", _PROBE], check=False)
-    if probe.returncode != 0:
-        return f"neither root ({refusal.strerror}) nor allowed to make user namespaces ({os.strerror(probe.returncode)})"
+    except OSError as exc:
+        return f"no network namespace can be made here: {exc.strerror}"
+    if vpn and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "the laboratory's VPN needs to open /dev/net/tun"
     return None
-
-
-def _single_threaded() -> bool:
-    return len(os.listdir("/proc/self/task")) == 1
 
 
 def enter_user_namespace() -> None:
-    """Become root of a new user namespace, for good, unless network namespaces can be made as it is.
+    """Become root of a new user namespace, for good, unless network namespaces can be made already.
 
-    Only a process with a single thread can do it (``linux kernel/fork.c``, ``ksys_unshare``), so call it early; a :class:`Lab`
-    that is entered in such a process does it by itself.
+    The process has no network but its own loopback from then on: root of a user namespace may not return to the outer one.
+    Only a process with a single thread can do it (``linux kernel/fork.c``, ``ksys_unshare``), so call it early.
 
-    :raises LabUnavailable: it cannot be done
+    :raises LabUnavailable: it cannot be done; the process is as it was
     """
     obstacle = available()
-    if obstacle is not None:
-        raise LabUnavailable(obstacle)
-    with contextlib.suppress(OSError):
-        os.close(new_namespace())
+    if obstacle is None:
         return
+    if not Path(_OWN_NAMESPACE).exists():
+        raise LabUnavailable(obstacle)
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise LabUnavailable("a process in which other threads run cannot enter a user namespace")
+    try:
+        probe = subprocess.run([sys.executable, "-I", "-S", "-c", _PROBE], check=False)
+    except OSError as exc:
+        raise LabUnavailable(f"{sys.executable} cannot be started: {exc.strerror}") from exc
+    if probe.returncode != 0:
+        raise LabUnavailable(f"neither root nor allowed to make user namespaces: {os.strerror(probe.returncode)}")
     user, group = os.geteuid(), os.getegid()
     _call("unshare", _CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
     Path("/proc/self/uid_map").write_text(f"0 {user} 1", encoding="ascii")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1", encoding="ascii")
+    _call("unshare", _CLONE_NEWNET)
+    with Netlink() as netlink:
+        netlink.request(link_flags(netlink.link("lo").index, IFF_UP, IFF_UP))
 
 
 def new_namespace() -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import ssl
+import struct
 import sys
 import tempfile
 import time
@@ -84,6 +85,11 @@ class StreamEcho(asyncio.Protocol):
         self.server.streams[self] = (self.kind, source[0], source[1])
         self.transport.write(f"hello {source[0]} {source[1]}\n".encode())
 
+    def reset(self) -> None:
+        linger = struct.pack("ii", 1, 0)  # close() then sends RST
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
         if self.server.delay:
             self.server.loop.call_later(self.server.delay, self.transport.write, data)
@@ -116,7 +122,7 @@ async def obey(server: Server, command: dict[str, Any]) -> dict[str, Any]:
             return {"streams": list(server.streams.values())}
         case "abort":
             for stream in list(server.streams):
-                stream.transport.abort()
+                stream.reset()
     return {}
 
 
@@ -135,3 +141,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
+    os._exit(0)  # the interpreter's own farewell takes longer than everything else

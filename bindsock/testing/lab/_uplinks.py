@@ -6,6 +6,7 @@ comes up. Every operation is carried out before it returns, and returns the ``ti
 
 from __future__ import annotations
 
+import errno
 import functools
 import socket
 import time
@@ -27,6 +28,9 @@ _SYSCTLS = {
     "ipv6/conf/default/accept_ra": "0",
     "ipv6/conf/default/router_solicitations": "0",
 }
+# A veth pair that comes up drops what is sent until the kernel's link watch has run; at the usual second between two ARP requests
+# that would be seen as an outage. The time until the kernel gives up, three seconds, stays.
+_NEIGHBOURS = {"retrans_time_ms": "50", "mcast_solicit": "60"}
 _FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 _BLACKHOLE_PRIORITY = 100
 P = ParamSpec("P")
@@ -36,7 +40,7 @@ def _operation(method: Callable[Concatenate[Uplinks, P], float]) -> Callable[Con
     """Let those who follow the uplinks know once it is done."""
 
     @functools.wraps(method)
-    def wrapper(self: Uplinks, *args: P.args, **kwargs: P.kwargs) -> float:
+    def wrapper(self: Uplinks, /, *args: P.args, **kwargs: P.kwargs) -> float:
         now = method(self, *args, **kwargs)
         self.changed()
         return now
@@ -210,7 +214,7 @@ class Uplinks:
                     for site in ("a", "b")
                 )
         now = time.monotonic()
-        self.netlinks["router"].request(*messages)
+        self.netlinks["router"].request(*messages, ignore=(errno.EEXIST, errno.ENOENT))
         return now
 
     def give_defaults(self, present: bool) -> None:
@@ -259,8 +263,12 @@ class Uplinks:
 
     def _pair(self, namespace: str, name: str, router_name: str) -> None:
         self.netlinks[namespace].request(netlink.veth(name, router_name, self._namespaces["router"]))
-        self._set_up("router", router_name)
-        self._set_up(namespace, name)
+        for end, device in (("router", router_name), (namespace, name)):
+            self._set_up(end, device)
+            with inside(self._namespaces[end]):
+                for version in ("ipv4", "ipv6"):
+                    for key, value in _NEIGHBOURS.items():
+                        self._sysctl(f"{version}/neigh/{device}/{key}", value)
 
     def _set_up(self, namespace: str, name: str) -> None:
         link = self.netlinks[namespace]

@@ -77,8 +77,9 @@ class Vpn:
         self._server: Child | None = None
         self._client: Child | None = None
         self._following: VpnOuter | None = None
-        self._bound_to = 0
-        self._policy = False
+        self._bound_to: int | None = None
+        self._ruled: VpnMode | None = None
+        self._taken: list[netlink.Message] = []
         self.mode: VpnMode | None = None
         self.tun: int | None = None
 
@@ -89,32 +90,32 @@ class Vpn:
             raise ValueError(f"mode is one of {get_args(VpnMode)}, outer one of {get_args(VpnOuter)}")
         if self._server is None:
             self._server = self._start_server()
-        self._clear_policy()
+        self._clear_rules()
         tun = self._open_tun("host")
+        try:
+            index = self._configure(CLIENT, "host")
+            if outer == "own":
+                self.tun = os.dup(tun)
+            else:
+                self._start_client(tun, outer, loop_limit)
+        finally:
+            os.close(tun)
         self.mode = mode
-        index = self._configure(CLIENT, "host")
-        if outer == "own":
-            self.tun = tun
-        else:
-            self._start_client(tun, outer, loop_limit)
         return self._take_default(mode, index)
 
     def down(self, *, crash: bool) -> float:
         if self.mode is None:
             raise RuntimeError("the VPN is not up")
         mode, self.mode = self.mode, None
-        host = self._uplinks.netlinks["host"]
         now = time.monotonic()
-        if not crash:
-            self._clear_policy()
-            if mode == "replace":
-                self._uplinks.give_defaults(True)
-        if self._following == "host-route":
-            host.request(netlink.route(_HOST_ROUTE, delete=True), ignore=netlink.GONE)
-        self._following = None
+        if crash:
+            self._uplinks.has_defaults = True  # they are not there, but whoever brings an uplink up next gives it its own
+        else:
+            self._give_default_back(mode)
         self._end_client(crash)
-        if crash and mode == "replace":
-            self._uplinks.has_defaults = True
+        if self._following == "host-route":
+            self._uplinks.netlinks["host"].request(netlink.route(_HOST_ROUTE, delete=True), ignore=netlink.GONE)
+        self._following = None
         return now
 
     def follow(self) -> None:
@@ -187,17 +188,16 @@ class Vpn:
         return server
 
     def _start_client(self, tun: int, outer: VpnOuter, loop_limit: int) -> None:
-        try:
-            self._client = Child(self._namespaces["host"], "_tunnel.py", "client", str(tun), descriptors=[tun])
-        finally:
-            os.close(tun)
-        best = self._uplinks.best
-        self._bound_to = best.index if outer == "bound" and best is not None else 0
+        self._client = Child(self._namespaces["host"], "_tunnel.py", "client", str(tun), descriptors=[tun])
+        interface: int | None = 0
+        if outer == "bound":
+            best = self._uplinks.best
+            interface = self._bound_to = best.index if best is not None else None
         if outer in ("host-route", "bound"):
             self._following = outer
             self.follow()
         mark = MARK if outer == "fwmark" else 0
-        self._client.ask(command="start", server=SERVER_ADDRESS, port=PORT, limit=loop_limit, interface=self._bound_to, mark=mark)
+        self._client.ask(command="start", server=SERVER_ADDRESS, port=PORT, limit=loop_limit, interface=interface, mark=mark)
 
     def _end_client(self, crash: bool) -> None:
         if self._client is not None:
@@ -211,43 +211,53 @@ class Vpn:
             self.tun = None
 
     def _take_default(self, mode: VpnMode, tun: int) -> float:
-        host = self._uplinks.netlinks["host"]
-        messages: list[netlink.Message] = []
-        for family in self._uplinks.families:
-            default = DEFAULTS[family]
-            match mode:
-                case "metric":
-                    messages.append(netlink.route(default, interface=tun, metric=METRIC))
-                case "replace":
-                    messages.append(netlink.route(default, interface=tun, metric=METRIC))
-                case "halves":
-                    messages.extend(netlink.route(half, interface=tun) for half in _HALVES[family])
-                case "split":
-                    messages.append(netlink.route(_SERVER_NETWORK[family], interface=tun))
-                case "policy" | "policy-kill":
-                    messages.append(netlink.route(default, interface=tun, table=TABLE))
-                    if mode == "policy-kill":
-                        messages.append(netlink.route(default, kind="unreachable", table=TABLE, metric=_LAST_METRIC))
-                    messages.extend(self._rules(family))
-                    self._policy = True
         now = time.monotonic()
-        host.request(*messages)
+        host = self._uplinks.netlinks["host"]
+        host.request(*self._routes(mode, tun), *self._rules(mode))
+        self._taken = self._routes(mode, tun, delete=True)
+        self._ruled = mode
         if mode == "replace":
             self._uplinks.give_defaults(False)
         return now
 
-    def _rules(self, family: Family, *, delete: bool = False) -> list[netlink.Message]:
-        marked, suppress = _RULES
-        return [
-            netlink.rule(family, marked, table=TABLE, not_mark=MARK, delete=delete),
-            netlink.rule(family, suppress, table=netlink.MAIN_TABLE, suppress_prefix_length=0, delete=delete),
-        ]
+    def _give_default_back(self, mode: VpnMode) -> None:
+        if mode == "replace":
+            self._uplinks.give_defaults(True)
+        self._clear_rules()
+        self._uplinks.netlinks["host"].request(*self._taken, ignore=netlink.GONE)
 
-    def _clear_policy(self) -> None:
-        if not self._policy:
-            return
-        host = self._uplinks.netlinks["host"]
+    def _routes(self, mode: VpnMode, tun: int, *, delete: bool = False) -> list[netlink.Message]:
+        messages: list[netlink.Message] = []
         for family in self._uplinks.families:
-            unreachable = netlink.route(DEFAULTS[family], kind="unreachable", table=TABLE, metric=_LAST_METRIC, delete=True)
-            host.request(*self._rules(family, delete=True), unreachable, ignore=netlink.GONE)
-        self._policy = False
+            default = DEFAULTS[family]
+            match mode:
+                case "metric" | "replace":
+                    messages.append(netlink.route(default, interface=tun, metric=METRIC, delete=delete))
+                case "halves":
+                    messages.extend(netlink.route(half, interface=tun, delete=delete) for half in _HALVES[family])
+                case "split":
+                    messages.append(netlink.route(_SERVER_NETWORK[family], interface=tun, delete=delete))
+                case "policy" | "policy-kill":
+                    messages.append(netlink.route(default, interface=tun, table=TABLE, delete=delete))
+        return messages
+
+    def _rules(self, mode: VpnMode, *, delete: bool = False) -> list[netlink.Message]:
+        """The rules of the policy modes, and what does not go with the device."""
+        messages: list[netlink.Message] = []
+        marked, suppress = _RULES
+        for family in self._uplinks.families:
+            if mode == "policy-kill":
+                messages.append(
+                    netlink.route(DEFAULTS[family], kind="unreachable", table=TABLE, metric=_LAST_METRIC, delete=delete)
+                )
+            if mode in ("policy", "policy-kill"):
+                messages += [
+                    netlink.rule(family, marked, table=TABLE, not_mark=MARK, delete=delete),
+                    netlink.rule(family, suppress, table=netlink.MAIN_TABLE, suppress_prefix_length=0, delete=delete),
+                ]
+        return messages
+
+    def _clear_rules(self) -> None:
+        if self._ruled is not None:
+            self._uplinks.netlinks["host"].request(*self._rules(self._ruled, delete=True), ignore=netlink.GONE)
+            self._ruled = None

@@ -1,0 +1,3 @@
+"""The laboratory's own fixture."""
+
+from bindsock.testing.lab.fixtures import lab as lab
