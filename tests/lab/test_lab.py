@@ -148,6 +148,14 @@ def test_a_crash_of_the_vpn_leaves_its_rules_and_the_next_start_puts_things_righ
     assert seen_by_udp(lab) == "tun0"
 
 
+def test_after_a_crash_of_a_vpn_that_replaced_them_the_defaults_come_back_with_the_link(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    lab.vpn_down(crash=True)
+    assert default_routes(lab) == default_routes(lab, V6) == []
+    lab.up("eth0")
+    assert seen_by_udp(lab, V4) == seen_by_udp(lab, V6) == "eth0"
+
+
 @pytest.mark.parametrize(
     ("mode", "outer"), [("metric", "host-route"), ("replace", "host-route"), ("metric", "bound"), ("policy", "bound")]
 )

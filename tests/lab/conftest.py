@@ -1,3 +1,0 @@
-"""The laboratory's own fixture."""
-
-from bindsock.testing.lab.fixtures import lab as lab
