@@ -18,7 +18,7 @@ import subprocess
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bindsock.kernel.linux import LinuxKernel
 
@@ -33,6 +33,8 @@ _CLONE_NEWNET = 0x40000000
 _OWN = "/proc/thread-self/ns/net"
 _TUNSETIFF = 0x400454CA
 _PR_SET_NO_NEW_PRIVS = 38
+_IP_PKTINFO = 8
+_IPV6_RECVPKTINFO = 49
 NOBODY = 65534
 
 
@@ -149,11 +151,16 @@ class World:
         stack.callback(os.close, host)
         with inside(self.peer):
             ip("link set lo up", "addr add 10.9.0.10/32 dev lo", "addr add fd10:9::10/128 dev lo nodad")
+            # Uses up the first indexes: were both ends of a cable of the same index, linkwatch would take them for no pair and
+            # let carrier changes wait for up to a second (linux net/core/link_watch.c, linkwatch_urgent_event).
+            ip("link add x0 type veth peer name x1", "link del x0")
         stack.enter_context(inside(host))
         ip("link set lo up")
         for number, name in ((1, "wifi0"), (2, "eth0")):
             self._cable(number, name)
         until_running("wifi0", "eth0")
+        with inside(self.peer):
+            until_running("wifi0", "eth0")
         ip(
             "route add default via 10.1.0.1 dev wifi0 metric 600",
             "route add default via 10.2.0.1 dev eth0 metric 700",
@@ -162,7 +169,7 @@ class World:
         )
 
     def _cable(self, number: int, name: str) -> None:
-        command = ["ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", f"/proc/self/fd/{self.peer}"]
+        command = ["ip", *f"link add {name} type veth peer name {name} netns /proc/self/fd/{self.peer}".split()]
         subprocess.run(command, check=True, pass_fds=[self.peer])
         sysctl(f"ipv6/conf/{name}/accept_ra", 0)
         ip(
@@ -210,10 +217,36 @@ class World:
         """A socket in the world, bound to its own address and a free port."""
         with inside(self.peer):
             sock = self.client(family, kind)
-        sock.bind(("10.9.0.10" if family == socket.AF_INET else "fd10:9::10", 0))
+        if family == socket.AF_INET:
+            sock.bind(("10.9.0.10", 0))
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        else:
+            sock.bind(("fd10:9::10", 0))
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
         if kind == socket.SOCK_STREAM:
             sock.listen()
         return sock
+
+
+class Received(NamedTuple):
+    """A datagram as the world saw it."""
+
+    data: bytes
+    source: str
+    port: int
+    interface: str
+    """The end of the cable that it came in by; both ends have the same name."""
+
+    sender: tuple[Any, ...]
+
+
+def received(world: World, server: socket.socket) -> Received:
+    """The next datagram."""
+    data, ancillary, _, sender = server.recvmsg(2048, 256)
+    ((_, _, info),) = ancillary
+    index = struct.unpack_from("=i", info, 0 if server.family == socket.AF_INET else 16)[0]
+    with inside(world.peer):
+        return Received(data, sender[0].split("%")[0], sender[1], socket.if_indextoname(index), sender)
 
 
 def carrier(world: World, name: str, on: bool) -> None:
