@@ -349,3 +349,8 @@ class Lab:
     def vpn_tun(self) -> int | None:
         """The descriptor of ``tun0`` (bare IP packets) while the VPN is up with ``outer="own"``. The laboratory closes it."""
         return self._vpn.tun
+
+    @property
+    def vpn_server(self) -> tuple[str, int]:
+        """The address and port of the VPN server, for the caller's own client (``outer="own"``): bare IP packets in datagrams."""
+        return _vpn.SERVER_ADDRESS, _vpn.PORT
