@@ -138,6 +138,10 @@ class Watcher:
             self.statistics.tracked = len(self._followers)
             self._stop_if_idle()
 
+    def follows(self, follower: Follower) -> bool:
+        """Whether the follower is shown new readings; a timer of its own asks before it acts."""
+        return id(follower) in self._followers
+
     def forget_followers(self) -> None:
         """Leave all followers alone: what they follow stays open, and bound where it is."""
         self._followers.clear()

@@ -90,6 +90,13 @@ class Kernel(Protocol):
     def activity(self, sock: socket.socket) -> object:
         """A value that differs whenever data moved over the stream socket since it was last asked; ``None`` if unknown."""
 
+    def abort(self, sock: socket.socket) -> None:
+        """End a connected stream socket at once, whatever is under way: whoever waits on it is woken, with an error if the
+        system can do that. The descriptor stays open.
+
+        :raises OSError: the call failed; it may not have been connected any more
+        """
+
 
 def current() -> Kernel:
     """The running system's kernel.

@@ -98,6 +98,10 @@ class LinuxKernel:
         """The byte counters of a TCP or MPTCP socket."""
         return sockets.activity(sock)
 
+    def abort(self, sock: socket.socket) -> None:
+        """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
+        sockets.abort(sock)
+
     def close(self) -> None:
         """Close the socket for questions; the next question opens another."""
         self._channel.close()

@@ -175,6 +175,14 @@ def _move_stream(sock: socket.socket, interface: Interface) -> None:
         _fail(error, "SO_BINDTOIFINDEX", interface)
 
 
+def abort(sock: socket.socket) -> None:
+    """Reset a stream socket (``net/ipv4/tcp.c``, tcp_disconnect). It keeps its device, so that it could not be used again anyway.
+
+    :raises OSError: the socket is closed
+    """
+    _disconnect(sock)
+
+
 def activity(sock: socket.socket) -> object:
     """The bytes that were acknowledged, received and sent for the first time; ``None`` if the kernel does not tell.
 

@@ -1,0 +1,49 @@
+"""A socket that tells when it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+
+class FollowedSocket(socket.socket):
+    """A socket that tells when it is closed, so that whoever follows it can stop at once.
+
+    asyncio's transports ``close()`` the socket object that they were given; uvloop's ``detach()`` it, since libuv closes the
+    descriptor. Neither needs to be wrapped.
+    """
+
+    _callbacks: list[Callable[[], object]] | None = None
+    transport: asyncio.Transport | None = None
+    """The transport that uses the socket, where whoever follows it must keep it alive no longer than the socket itself."""
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call it once, when the socket has been closed or detached; at once if it is closed already."""
+        if self.fileno() == -1:
+            callback()
+        elif self._callbacks is None:
+            self._callbacks = [callback]
+        else:
+            self._callbacks.append(callback)
+
+    def close(self) -> None:
+        """Close the socket. With a file of ``makefile()`` open, it is closed with that."""
+        super().close()
+        if self.fileno() == -1:
+            self._tell()
+
+    def detach(self) -> int:
+        """Give the descriptor away, open.
+
+        :return: the descriptor
+        """
+        descriptor = super().detach()
+        self._tell()
+        return descriptor
+
+    def _tell(self) -> None:
+        callbacks, self._callbacks = self._callbacks, None
+        self.transport = None
+        for callback in callbacks or ():
+            callback()
