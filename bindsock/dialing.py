@@ -18,16 +18,16 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Literal, cast
 
 import aiohappyeyeballs
 
 from bindsock.effective import Decider
-from bindsock.errors import BindFailed, EgressMismatch, NoEffectiveInterface, NoRoute
-from bindsock.network import Basis, Cause, Decision, Interface, InterfaceKind, IPAddress, Network, Path, path_of
+from bindsock.errors import BindFailed, EgressMismatch, NoRoute
+from bindsock.network import Basis, Cause, Decision, Interface, InterfaceKind, IPAddress, Path, path_of
 from bindsock.resolving import AddrInfo, Resolve, SockAddr, address_of
 from bindsock.transports.sockets import FollowedSocket
+from bindsock.undecided import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bindsock")
 
 MAX_REDIALS = 5
-_ANYWHERE: dict[socket.AddressFamily, IPAddress] = {
-    socket.AF_INET: IPv4Address("8.8.8.8"),
-    socket.AF_INET6: IPv6Address("2001:4860:4860::8888"),
-}
-"""A destination on the far side of a default route. Nothing is ever sent to it: the kernel is asked for the route."""
 _BIND_FAILURES = (errno.ENODEV, errno.ENXIO, errno.ENETUNREACH)
 """What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
 
@@ -125,31 +120,6 @@ class Dialer:
             await until_changed(self.watcher)
 
 
-def no_effective_interface(what: str, decisions: tuple[Decision, ...], kernel: Kernel, network: Network) -> NoEffectiveInterface:
-    """The error for decisions that all came to nothing, with the reasons, and what would cure it, in its message."""
-    reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates)
-    detail = "; ".join(reasons) if reasons else "there is no candidate"
-    cures = dict.fromkeys(filter(None, (cure(kernel, network, d) for d in decisions)))
-    return NoEffectiveInterface("; ".join((f"no interface may be used for {what}: {detail}", *cures)), decisions=decisions)
-
-
-def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
-    """What would give the decision an interface: for one that lacks nothing but a route."""
-    destination = _ANYWHERE[decision.family] if isinstance(decision.target, socket.AddressFamily) else decision.target
-    for candidate in decision.candidates:
-        interface = network.interfaces.get(candidate.index)
-        if (
-            interface is not None
-            and interface.up
-            and interface.running
-            and interface.kind not in (InterfaceKind.TUNNEL, InterfaceKind.LOOPBACK)
-            and interface.usable_addresses(decision.family)
-            and not kernel.has_route(interface, destination)
-        ):
-            return kernel.cure(interface, destination)
-    return None
-
-
 def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> Interface | None:
     """Bind a fresh socket as decided, after making sure that a route leaves by the interface.
 
@@ -168,25 +138,6 @@ def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, desti
         sock.close()
         raise
     return interface
-
-
-async def until_changed(watcher: Watcher) -> None:
-    """Wait until a reading differs from the one before. The caller holds the watcher."""
-    waiter = _Waiter(asyncio.get_running_loop())
-    watcher.follow(waiter)
-    try:
-        await waiter.changed
-    finally:
-        watcher.unfollow(waiter)
-
-
-class _Waiter:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.changed: asyncio.Future[None] = loop.create_future()
-
-    def network_changed(self, decider: Decider, cause: Cause) -> None:
-        if not self.changed.done():
-            self.changed.set_result(None)
 
 
 def broken(old: Path | None, new: Path | None) -> bool:

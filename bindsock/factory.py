@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from bindsock import kernel as kernels
-from bindsock.dialing import Dialer, bind_or_close, no_effective_interface
+from bindsock.dialing import Dialer, bind_or_close
 from bindsock.effective import Decider, Preferences
 from bindsock.kernel import Kernel
 from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
@@ -23,6 +23,7 @@ from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport, open_datagram
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.transports.stream import BetterPath, StreamGuard, follow_stream
+from bindsock.undecided import no_effective_interface
 from bindsock.watcher import AsyncioDriver, ChangeListener, Watcher
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from bindsock.dialing import broken, no_effective_interface, until_changed
+from bindsock.dialing import broken
 from bindsock.network import FAMILIES, Cause, Path, family_of, path_of
 from bindsock.resolvers.answers import Answer, Lookup, NoResolver, no_such_name
 from bindsock.resolvers.dnssd import DnsSdLookup
 from bindsock.resolvers.resolved import ResolvedLookup
 from bindsock.resolvers.servers import ServerLookup
 from bindsock.resolving import AddrInfo, resolve
+from bindsock.undecided import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,10 +9,11 @@ import struct
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from bindsock.dialing import bind_or_close, no_effective_interface
+from bindsock.dialing import bind_or_close
 from bindsock.network import family_of
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
 from bindsock.transports.sockets import FollowedSocket
+from bindsock.undecided import no_effective_interface
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
