@@ -1,0 +1,581 @@
+"""Netlink without a kernel: what recorded messages say, what damaged ones raise, and a channel whose answers go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import json
+import socket
+import struct
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bindsock.errors import KernelError
+from bindsock.kernel.linux import cures, devices, events, links, netconf, netlink, routes
+from bindsock.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="the messages were recorded on a little-endian machine")
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+RECORDED: dict[str, list[bytes]] = {
+    name: [bytes.fromhex(datagram) for datagram in datagrams]
+    for name, datagrams in json.loads((Path(__file__).parent / "recorded" / "linux-6.18.json").read_text("ascii")).items()
+}
+
+
+def payloads(name: str) -> list[bytes]:
+    """The entries of a recorded dump, or the one answer."""
+    found = [message for datagram in RECORDED[name] for message in netlink.messages(datagram)]
+    return [message.payload for message in found if message.kind not in (netlink.NLMSG_DONE, netlink.NLMSG_ERROR)]
+
+
+def test_recorded_links_are_understood() -> None:
+    found = {link.name: link for payload in payloads("links") if (link := links.parse_link(payload))}
+    kinds = {n: (link.kind, link.hardware, links.classify(link, wireless=False, modem=False)[0]) for n, link in found.items()}
+    assert kinds == {
+        "lo": ("", 772, InterfaceKind.LOOPBACK),
+        "wifi0": ("veth", 1, InterfaceKind.OTHER),
+        "eth0": ("veth", 1, InterfaceKind.OTHER),
+        "tun0": ("tun", 65534, InterfaceKind.TUNNEL),
+        "tap0": ("tun", 1, InterfaceKind.TUNNEL),
+        "br0": ("bridge", 1, InterfaceKind.BRIDGE),
+        "mv0": ("macvlan", 1, InterfaceKind.OTHER),
+        "vx0": ("vxlan", 1, InterfaceKind.OTHER),
+    }
+    assert found["mv0"].lower == found["eth0"].index
+    assert found["eth0"].lower is None, "its other end is in another namespace, where the index means something else"
+    assert (found["eth0"].up, found["eth0"].running, found["br0"].up, found["br0"].running) == (True, True, False, False)
+
+
+def test_recorded_routes_are_understood() -> None:
+    found = [
+        (str(route.destination), str(route.gateway), route.metric, route.table, route.kind)
+        for name in ("IPv4 routes", "IPv6 routes")
+        for payload in payloads(name)
+        if (parsed := routes.parse_route(payload))
+        for route in parsed.routes
+    ]
+    assert ("0.0.0.0/0", "10.1.0.1", 600, 254, RouteKind.UNICAST) in found
+    assert ("10.77.0.0/16", "10.2.0.1", 0, 254, RouteKind.UNICAST) in found
+    assert ("10.78.0.0/16", "fe80::1:1", 7, 100000, RouteKind.UNICAST) in found
+    assert ("10.79.0.0/16", "None", 0, 254, RouteKind.BLACKHOLE) in found
+    assert ("2001:db8:1::/48", "None", 1024, 254, RouteKind.UNREACHABLE) in found
+    assert not any(destination.startswith(("127.", "ff00", "::1/")) for destination, *_ in found)
+
+
+def test_recorded_nexthops_are_understood() -> None:
+    found = routes.parse_nexthops(payloads("nexthops"))
+    assert {number: [str(hop.gateway) for hop in hops] for number, hops in found.items()} == {
+        1: ["10.1.0.1"],
+        2: ["10.2.0.1"],
+        3: ["10.1.0.1", "10.2.0.1"],
+        4: ["fd10:1::1"],
+    }
+
+
+def read_all(datagram: bytes) -> None:
+    for message in netlink.messages(datagram):
+        for parse in PARSERS:
+            try_to(parse, message.payload)
+
+
+def try_to(parse: Callable[[bytes], object], data: bytes) -> None:
+    """KernelError, which is an OSError, may come of it, and nothing else."""
+    with contextlib.suppress(KernelError):
+        parse(data)
+
+
+PARSERS: list[Callable[[bytes], object]] = [
+    netlink.attributes,
+    netlink.messages,
+    netlink.refusal,
+    netlink.u32,
+    netlink.i32,
+    netlink.text,
+    links.parse_link.__wrapped__,
+    links.parse_address.__wrapped__,
+    routes.parse_route.__wrapped__,
+    lambda payload: routes.parse_route.__wrapped__(payload, dump=False),
+    lambda payload: routes.parse_nexthops([payload]),
+    netconf.parse_rp_filter,
+    events.matters,
+]
+EVERY_DATAGRAM = [datagram for datagrams in RECORDED.values() for datagram in datagrams]
+EVERY_PAYLOAD = [message.payload for datagram in EVERY_DATAGRAM for message in netlink.messages(datagram)]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
+    """A real message that was cut, overwritten, or joined to another."""
+    data = bytearray(draw(st.sampled_from(originals)))
+    for _ in range(draw(st.integers(1, 4))):
+        match draw(st.integers(0, 4)):
+            case 0:
+                del data[draw(st.integers(0, len(data))) :]
+            case 1 if data:
+                data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+            case 2 if len(data) >= 2:
+                # A length or a type: they are 16 bits wide and on even offsets.
+                at = draw(st.integers(0, len(data) // 2 - 1)) * 2
+                data[at : at + 2] = draw(st.sampled_from([0, 1, 3, 4, 5, 7, 8, 12, 0x7FFF, 0x8000, 0xFFFF])).to_bytes(2, "little")
+            case 3:
+                other = draw(st.sampled_from(originals))
+                at = draw(st.integers(0, len(data)))
+                data[at:at] = other[draw(st.integers(0, len(other))) :]
+            case _:
+                data += draw(st.binary(max_size=9))
+    return bytes(data)
+
+
+@settings(max_examples=600, deadline=None)
+@given(damaged(EVERY_PAYLOAD))
+def test_a_damaged_payload_raises_kernel_error_alone(payload: bytes) -> None:
+    for parse in PARSERS:
+        try_to(parse, payload)
+
+
+@settings(max_examples=500, deadline=None)
+@given(damaged(EVERY_DATAGRAM))
+def test_a_damaged_datagram_raises_kernel_error_alone(datagram: bytes) -> None:
+    try_to(read_all, datagram)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_noise_raises_kernel_error_alone(data: bytes) -> None:
+    for parse in PARSERS:
+        try_to(parse, data)
+
+
+def test_a_message_cut_at_any_byte_is_refused() -> None:
+    (datagram,) = RECORDED["IPv4 route"]
+    assert len(netlink.messages(datagram)) == 1
+    for end in range(1, len(datagram)):
+        with pytest.raises(KernelError):
+            netlink.messages(datagram[:end])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        struct.pack("=BBBBBBBBI", V4, 33, 0, 0, 254, 3, 0, 1, 0) + netlink.attribute(1, bytes(4)),
+        struct.pack("=BBBBBBBBI", V4, 24, 0, 0, 254, 3, 0, 1, 0) + netlink.attribute(1, bytes(3)),
+        struct.pack("=BBBBBBBBI", V4, 24, 0, 0, 254, 3, 0, 1, 0),
+        struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, 1, 0) + netlink.attribute(4, bytes(2)),
+        struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, 1, 0) + netlink.attribute_u32(4, 1) + netlink.attribute(5, bytes(16)),
+        struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, 1, 0) + netlink.attribute(9, struct.pack("=HBBi", 0, 0, 0, 1)),
+        struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, 1, 0) + netlink.attribute_u32(4, 1) + netlink.attribute(18, b"\0"),
+    ],
+    ids=["prefix too long", "address too short", "no address", "short index", "wrong gateway", "hop of no length", "short via"],
+)
+def test_a_route_that_contradicts_itself_is_refused(payload: bytes) -> None:
+    with pytest.raises(KernelError):
+        routes.parse_route(payload)
+
+
+def test_a_name_that_is_no_text_survives() -> None:
+    assert netlink.text(b"caf\xe9\0rest") == "caf\udce9"
+
+
+PLAIN = links.Link(
+    index=2,
+    name="eth0",
+    hardware=1,
+    flags=0x11043,
+    mtu=1500,
+    operstate=6,
+    kind="",
+    parent=True,
+    lower=None,
+    address=b"\2\0\0\0\0\1",
+)
+
+
+def link(**changes: Any) -> links.Link:
+    return replace(PLAIN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, InterfaceKind.WIRED),
+        ({"parent": False}, InterfaceKind.WIRED),  # before Linux 5.14 the parent is not told
+        ({"kind": "wireguard", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "amneziawg", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "a tunnel of next year", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "", "hardware": 65534, "parent": True}, InterfaceKind.CELLULAR),
+        ({"kind": "wwan", "hardware": 65534, "parent": True}, InterfaceKind.CELLULAR),
+        ({"kind": "rmnet", "hardware": 519, "parent": False}, InterfaceKind.CELLULAR),
+        ({"hardware": 519, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "ovpn", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "ipip", "hardware": 768, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "", "hardware": 776, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "gretap", "hardware": 1, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "xfrm", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
+        ({"kind": "bond", "parent": False}, InterfaceKind.OTHER),
+        ({"kind": "vlan", "parent": False}, InterfaceKind.OTHER),
+        ({"kind": "ipvlan", "parent": False}, InterfaceKind.OTHER),
+        ({"hardware": 32}, InterfaceKind.OTHER),  # InfiniBand
+        ({"flags": 0x49, "hardware": 772, "parent": False}, InterfaceKind.LOOPBACK),
+    ],
+)
+def test_tunnel_or_not_is_told_by_kind_and_hardware_type(changes: dict[str, Any], expected: InterfaceKind) -> None:
+    assert links.classify(link(**changes), wireless=False, modem=False) == (expected, False)
+
+
+@pytest.mark.parametrize("changes", [{"kind": "ppp", "hardware": 512}, {"kind": "", "hardware": 512}])
+def test_ppp_is_an_uplink_of_last_resort_and_no_tunnel(changes: dict[str, Any]) -> None:
+    assert links.classify(link(parent=False, **changes), wireless=False, modem=False) == (InterfaceKind.OTHER, True)
+
+
+def test_radios_are_what_they_are_known_to_be() -> None:
+    assert links.classify(link(), wireless=True, modem=False)[0] is InterfaceKind.WIFI
+    assert links.classify(link(), wireless=False, modem=True)[0] is InterfaceKind.CELLULAR
+
+
+@pytest.mark.parametrize(
+    ("flags", "operstate", "expected"),
+    [(0x43, 6, True), (0x43, 0, True), (0x43, 5, False), (0x43, 2, False), (0x03, 6, False), (0x43, 3, False)],
+)
+def test_running_needs_the_flag_and_an_operational_state(flags: int, operstate: int, expected: bool) -> None:
+    assert link(flags=flags, operstate=operstate).running is expected
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    device = tmp_path / "eth0"
+    device.mkdir()
+    (device / "ifindex").write_text("2\n")
+    (device / "address").write_text("02:00:00:00:00:01\n")
+    (device / "uevent").write_text("DEVTYPE=wlan\nINTERFACE=eth0\nIFINDEX=2\n")
+    return tmp_path
+
+
+@pytest.fixture
+def descriptor() -> Iterable[int]:
+    with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+        yield sock.fileno()
+
+
+def test_wifi_is_told_by_sysfs_if_it_means_the_same_device(sysfs: Path, descriptor: int) -> None:
+    assert devices.radio(link(), descriptor, sysfs) == (True, False)
+    assert devices.radio(link(index=3), descriptor, sysfs) == (False, False)
+    assert devices.radio(link(address=b"\2\0\0\0\0\2"), descriptor, sysfs) == (False, False)
+
+
+def test_a_modem_is_told_by_sysfs_or_else_by_its_name(sysfs: Path, descriptor: int) -> None:
+    (sysfs / "eth0" / "uevent").write_text("DEVTYPE=wwan\n")
+    assert devices.radio(link(), descriptor, sysfs) == (False, True)
+    assert devices.radio(link(name="wwan0"), descriptor, sysfs) == (False, True)
+    assert devices.radio(link(name="wwan0", parent=False), descriptor, sysfs) == (False, False)
+
+
+def test_a_virtual_device_is_no_radio_whatever_its_name(sysfs: Path, descriptor: int) -> None:
+    assert devices.radio(link(kind="veth"), descriptor, sysfs) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "expected"),
+    [
+        (V6, 0x80, (False, False, False)),
+        (V6, 0x40, (True, False, False)),
+        (V6, 0x44, (False, False, False)),  # optimistic: in use although tentative
+        (V6, 0x08 | 0x80, (True, False, False)),
+        (V6, 0x20, (False, True, False)),
+        (V6, 0x301, (False, False, True)),
+        (V4, 0x01, (False, False, False)),  # secondary
+    ],
+)
+def test_address_flags(family: int, flags: int, expected: tuple[bool, bool, bool]) -> None:
+    packed = bytes([10, 0, 0, 1]) if family == V4 else bytes([0xFD, *bytes(14), 1])
+    payload = (
+        struct.pack("=BBBBI", family, 24, flags & 0xFF, 0, 7) + netlink.attribute(1, packed) + netlink.attribute_u32(8, flags)
+    )
+    parsed = links.parse_address(payload)
+    assert parsed is not None
+    index, address = parsed
+    assert index == 7
+    assert (address.tentative, address.deprecated, address.temporary) == expected
+
+
+def route_event(*, kind: int = 24, table: int = 254, type_: int = 1, flags: int = 0) -> bytes:
+    body = struct.pack("=BBBBBBBBI", V4, 0, 0, 0, table, 3, 0, type_, flags) + netlink.attribute_u32(4, 2)
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+
+@pytest.mark.parametrize(
+    ("datagram", "expected"),
+    [
+        (route_event(), True),
+        (route_event(kind=25), True),
+        (route_event(table=252), True),
+        (route_event(type_=7), True),
+        (route_event(type_=2, table=255), False),
+        (route_event(type_=3, table=255), False),
+        (route_event(type_=4), False),
+        (route_event(type_=5), False),
+        (route_event(kind=25, flags=0x200), False),
+        (route_event(kind=16, type_=5), True),  # RTM_NEWLINK: the bytes mean something else
+        (route_event(type_=2) + route_event(), True),
+        (b"\1\2\3", True),
+        (b"", True),
+    ],
+)
+def test_only_routes_that_lead_elsewhere_matter(datagram: bytes, expected: bool) -> None:
+    assert events.matters(datagram) is expected
+
+
+PORT = 4711
+GETROUTE = 26
+ENTRY = struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, 1, 0)
+
+
+class ScriptedSocket:
+    """A netlink socket whose answers are made by a function of the question's sequence number, one call for each question."""
+
+    def __init__(self, *answers: Callable[[int], Iterable[Any]], port: int = PORT) -> None:
+        self.answers = list(answers)
+        self.waiting: list[Any] = []
+        self.port = port
+        self.sent: list[netlink.Message] = []
+        self.closed = 0
+        self.sizes: list[int] = []
+
+    def open(self) -> ScriptedSocket:
+        self.waiting.clear()
+        return self
+
+    def send(self, data: bytes, /) -> int:
+        (message,) = netlink.messages(data)
+        self.sent.append(message)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.waiting.extend(answer(message.sequence))
+        return len(data)
+
+    def recvmsg(self, bufsize: int, /) -> tuple[bytes, list[tuple[int, int, bytes]], int, tuple[int, int]]:
+        self.sizes.append(bufsize)
+        if not self.waiting:
+            raise BlockingIOError(errno.EAGAIN, "again")
+        item = self.waiting.pop(0)
+        if isinstance(item, OSError):
+            raise item
+        data, flags, sender = item if isinstance(item, tuple) else (item, 0, 0)
+        return data, [], flags, (sender, 0)
+
+    def getsockname(self) -> tuple[int, int]:
+        return self.port, 0
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def message(sequence: int, payload: bytes = ENTRY, *, kind: int = 24, flags: int = 2, port: int = PORT) -> bytes:
+    return struct.pack("=IHHII", 16 + len(payload), kind, flags, sequence, port) + payload
+
+
+def done(sequence: int, code: int = 0, flags: int = 2) -> bytes:
+    return message(sequence, struct.pack("=i", -code), kind=3, flags=flags)
+
+
+def refused(sequence: int, code: int) -> bytes:
+    return message(sequence, struct.pack("=i", -code) + bytes(16), kind=2, flags=0)
+
+
+def good(sequence: int) -> list[bytes]:
+    return [message(sequence) + message(sequence), message(sequence) + done(sequence)]
+
+
+def test_a_dump_is_the_entries_of_all_its_datagrams() -> None:
+    script = ScriptedSocket(good)
+    assert netlink.Channel(script.open).dump(GETROUTE, b"body") == [ENTRY] * 3
+    assert script.sent[0][:2] == (GETROUTE, 0x301)
+    assert script.sent[0].payload == b"body"
+
+
+def test_questions_have_numbers_of_their_own_over_one_socket() -> None:
+    script = ScriptedSocket(good)
+    channel = netlink.Channel(script.open)
+    channel.dump(GETROUTE, b"")
+    channel.dump(GETROUTE, b"")
+    assert script.sent[0].sequence != script.sent[1].sequence
+    assert script.closed == 0
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        lambda n: [message(n, flags=0x12), done(n)],
+        lambda n: [message(n), done(n, flags=0x12)],
+        lambda n: [message(n), OSError(errno.ENOBUFS, "no buffer")],
+        lambda n: [message(n), done(n, errno.EAGAIN)],
+        lambda n: [(message(n)[:20], socket.MSG_TRUNC, 0)],
+    ],
+    ids=["interrupted", "interrupted at the end", "overrun", "to be repeated", "truncated"],
+)
+def test_an_incomplete_dump_is_read_again(spoiled: Callable[[int], list[Any]]) -> None:
+    script = ScriptedSocket(spoiled, good)
+    assert netlink.Channel(script.open).dump(GETROUTE, b"") == [ENTRY] * 3
+    assert len(script.sent) == 2
+
+
+def test_a_truncated_answer_is_asked_for_with_a_larger_buffer() -> None:
+    script = ScriptedSocket(lambda n: [(message(n), socket.MSG_TRUNC, 0)], good)
+    netlink.Channel(script.open).dump(GETROUTE, b"")
+    assert script.sizes[1] > script.sizes[0]
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [lambda n: [message(n, flags=0x12), done(n)], lambda n: [(b"", socket.MSG_TRUNC, 0)]],
+    ids=["interrupted", "truncated"],
+)
+def test_a_table_that_never_stands_still_is_an_error_in_the_end(spoiled: Callable[[int], list[Any]]) -> None:
+    script = ScriptedSocket(spoiled)
+    with pytest.raises(KernelError, match="rtnetlink"):
+        netlink.Channel(script.open).dump(GETROUTE, b"")
+    assert 2 <= len(script.sent) <= 10
+
+
+def test_what_does_not_come_from_the_kernel_is_dropped() -> None:
+    forged = (message(0, b"forged" + bytes(10)), 0, 999)
+
+    def answer(sequence: int) -> list[Any]:
+        return [(message(sequence, b"forged"), 0, 999), forged, *good(sequence)]
+
+    assert netlink.Channel(ScriptedSocket(answer).open).dump(GETROUTE, b"") == [ENTRY] * 3
+
+
+def test_answers_to_other_questions_and_other_sockets_are_dropped() -> None:
+    def answer(sequence: int) -> list[bytes]:
+        return [message(sequence - 1), message(sequence, port=PORT + 1), done(sequence - 1), *good(sequence)]
+
+    assert netlink.Channel(ScriptedSocket(answer).open).dump(GETROUTE, b"") == [ENTRY] * 3
+
+
+def test_a_refusal_is_an_oserror_and_the_socket_stays() -> None:
+    script = ScriptedSocket(lambda n: [refused(n, errno.ENETUNREACH)], lambda n: [message(n)])
+    channel = netlink.Channel(script.open)
+    with pytest.raises(OSError, match="unreachable") as failed:
+        channel.ask(GETROUTE, b"")
+    assert failed.value.errno == errno.ENETUNREACH
+    assert not isinstance(failed.value, KernelError)
+    assert channel.ask(GETROUTE, b"").payload == ENTRY
+    assert script.closed == 0
+
+
+def test_the_error_at_the_end_of_a_dump_is_raised() -> None:
+    with pytest.raises(OSError, match="Operation not supported"):
+        netlink.Channel(ScriptedSocket(lambda n: [done(n, errno.EOPNOTSUPP)]).open).dump(GETROUTE, b"")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        lambda n: [b"\1\2\3"],
+        lambda n: [message(n)[:-1]],
+        lambda n: [message(n, b"\1", kind=2)],
+        lambda n: [message(n, struct.pack("=i", 7), kind=2)],
+        lambda n: [message(n, struct.pack("=i", 0), kind=2)],
+        lambda n: [],
+        lambda n: [b""] * 5000,
+        lambda n: [message(n + 1)] * 5000,
+        lambda n: [(message(n), 0, 999)] * 5000,
+    ],
+    ids=["noise", "cut", "short error", "positive error", "acknowledged", "silence", "empty", "strangers' numbers", "strangers"],
+)
+def test_nonsense_is_a_kernel_error_and_the_next_question_starts_anew(nonsense: Callable[[int], list[Any]]) -> None:
+    script = ScriptedSocket(nonsense, lambda n: [message(n)])
+    channel = netlink.Channel(script.open)
+    with pytest.raises(KernelError):
+        channel.ask(GETROUTE, b"")
+    assert script.closed == 1
+    assert channel.ask(GETROUTE, b"").payload == ENTRY
+
+
+def test_a_channel_that_is_forgotten_closes_its_socket() -> None:
+    script = ScriptedSocket(good)
+    channel = netlink.Channel(script.open)
+    channel.dump(GETROUTE, b"")
+    del channel
+    assert script.closed == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(damaged([b"".join(good(1)), refused(1, errno.ENODEV), *EVERY_DATAGRAM]))
+def test_whatever_the_kernel_answers_a_question_ends(datagram: bytes) -> None:
+    script = ScriptedSocket(lambda _: [datagram, datagram])
+    try:
+        netlink.Channel(script.open).dump(GETROUTE, b"")
+    except OSError:
+        assert len(script.sent) <= 5
+
+
+def network(*found: Route, up: bool = True, running: bool = True) -> Network:
+    addresses = tuple(InterfaceAddress(ipaddress.ip_address(a), 24) for a in ("10.2.0.2", "fd10:2::2"))
+    eth0 = Interface("eth0", 3, up=up, running=running, addresses=addresses)
+    tun0 = Interface("tun0", 4, InterfaceKind.TUNNEL, addresses=addresses)
+    return Network({3: eth0, 4: tun0}, found)
+
+
+def default(interface: int | None, *, gateway: str | None = None, six: bool = False, **more: Any) -> Route:
+    destination = ipaddress.ip_network("::/0" if six else "0.0.0.0/0")
+    return Route(destination, interface, None if gateway is None else ipaddress.ip_address(gateway), **more)
+
+
+@pytest.mark.parametrize(
+    ("seen", "destination", "expected"),
+    [
+        (network(default(4)), "192.0.2.1", "tun0 has taken the default route and left none by eth0"),
+        (network(default(4)), "192.0.2.1", "`ip route add default via GATEWAY dev eth0 metric 9999`"),
+        (network(default(4, six=True)), "2001:db8::1", "`ip -6 route add default via GATEWAY dev eth0 metric 9999`"),
+        (network(), "192.0.2.1", "there is no default route by eth0"),
+        (network(), "::ffff:192.0.2.1", "no route to 192.0.2.1 leaves by eth0"),
+        (
+            network(default(3, gateway="10.2.0.1"), default(None, table=7, kind=RouteKind.UNREACHABLE)),
+            "192.0.2.1",
+            "(table 7 ends in `unreachable default`); add `ip rule add pref 100 oif eth0 lookup main`",
+        ),
+        (
+            network(default(3, gateway="10.2.0.1", table=7)),
+            "192.0.2.1",
+            "add `ip rule add pref 100 oif eth0 lookup 7`",
+        ),
+        (network(up=False), "192.0.2.1", "the interface is down"),
+        (network(running=False), "192.0.2.1", "no carrier"),
+        (Network(), "192.0.2.1", "the interface is gone"),
+        (Network({3: Interface("eth0", 3)}), "192.0.2.1", "the interface has no IPv4 address"),
+    ],
+)
+def test_a_cure_is_as_concrete_as_what_is_known(seen: Network, destination: str, expected: str) -> None:
+    eth0 = Interface("eth0", 3)
+    assert expected in cures.cure(seen, eth0, ipaddress.ip_address(destination), cures.Gateways())
+
+
+def test_a_cure_names_the_gateway_that_the_vpn_took_away() -> None:
+    gateways = cures.Gateways()
+    gateways.note(network(default(3, gateway="10.2.0.1"), default(3, gateway="fe80::1", six=True)))
+    gateways.note(network(default(4), default(4, six=True)))
+    eth0 = Interface("eth0", 3)
+    for destination, expected in (("192.0.2.1", "default via 10.2.0.1 dev"), ("2001:db8::1", "default via fe80::1 dev")):
+        assert expected in cures.cure(network(default(4)), eth0, ipaddress.ip_address(destination), gateways)
+    gateways.note(Network())
+    assert "GATEWAY" in cures.cure(network(default(4)), eth0, ipaddress.ip_address("192.0.2.1"), gateways)
+
+
+def test_a_cure_quotes_a_name_that_a_shell_would_misread() -> None:
+    odd = Interface("a;reboot", 3, addresses=network().interfaces[3].addresses)
+    sentence = cures.cure(Network({3: odd}), odd, ipaddress.ip_address("192.0.2.1"), cures.Gateways())
+    assert "dev 'a;reboot' metric" in sentence
