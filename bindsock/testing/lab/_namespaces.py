@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ def enter_user_namespace() -> None:
         return
     if not Path(_OWN_NAMESPACE).exists():
         raise LabUnavailable(obstacle)
-    if len(os.listdir("/proc/self/task")) > 1:
+    if not _single_threaded():
         raise LabUnavailable("a process in which other threads run cannot enter a user namespace")
     try:
         probe = subprocess.run([sys.executable, "-I", "-S", "-c", _PROBE], check=False)
@@ -93,6 +94,16 @@ def enter_user_namespace() -> None:
     _call("unshare", _CLONE_NEWNET)
     with Netlink() as netlink:
         netlink.request(link_flags(netlink.link("lo").index, IFF_UP, IFF_UP))
+
+
+def _single_threaded() -> bool:
+    """Whether this is the process's only thread, waiting for those that Python has joined but the kernel has not ended yet."""
+    deadline = time.monotonic() + 1.0
+    while len(os.listdir("/proc/self/task")) > 1:
+        if threading.active_count() > 1 or time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def new_namespace() -> int:
