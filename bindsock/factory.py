@@ -21,10 +21,15 @@ from bindsock.resolvers import InterfaceResolver
 from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport, open_datagram
+from bindsock.transports.following import DatagramGuard, follow_datagrams
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.transports.stream import BetterPath, StreamGuard, follow_stream
 from bindsock.undecided import no_effective_interface
 from bindsock.watcher import AsyncioDriver, ChangeListener, Watcher
+
+_guards: weakref.WeakKeyDictionary[socket.socket, StreamGuard] = weakref.WeakKeyDictionary()
+"""What follows each stream socket, whichever factory it was that began to."""
+_attaching: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
@@ -266,11 +271,16 @@ class TransportFactory:
         A stream is ended with an error when its interface is gone; a datagram socket is bound, and re-bound in place when the
         effective interface changes. Following ends when the socket is closed or forgotten.
 
-        :raises OSError: the socket is not connected (streams), or could not be bound (datagrams)
+        A datagram socket that is bound to an interface or to a certain address already is left alone, and so is any whose peer
+        is this host.
+
+        :raises OSError: the socket is not connected (streams), or could not be bound (datagrams): then it is closed
+        :raises ValueError: a dual-stack datagram socket whose families have different effective interfaces
         """
         if sock.type == socket.SOCK_DGRAM:
-            raise NotImplementedError
-        self._follow(sock, {"better_path": better_path})
+            self._follow_datagrams(sock)
+        else:
+            self._follow(sock, {"better_path": better_path})
 
     # Datagrams
 
@@ -386,8 +396,11 @@ class TransportFactory:
     def _follow(
         self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None
     ) -> StreamGuard | None:
-        """Follow a connected stream socket, unless its destination is the machine itself."""
+        """Follow a connected stream socket, unless its destination is the machine itself, or it is followed already."""
         watcher = self._watch()
+        guard = _guards.get(sock)
+        if guard is not None and (guard.following or guard.error is not None):
+            return guard
         if address is None:
             if sock.family not in FAMILIES:
                 return None
@@ -395,7 +408,7 @@ class TransportFactory:
             path = self._path_in_use(sock)
         if path is None:
             return None
-        return follow_stream(
+        guard = _guards[sock] = follow_stream(
             watcher,
             sock,
             address,
@@ -404,6 +417,14 @@ class TransportFactory:
             path=path,
             loop=self._running_loop(),
         )
+        return guard
+
+    def _follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> DatagramGuard | None:
+        try:
+            return follow_datagrams(self._watch(), sock, target=target, loop=self._running_loop())
+        except OSError:
+            sock.close()
+            raise
 
     def _path_in_use(self, sock: socket.socket) -> Path | None:
         """The path of a connected socket that somebody else made: by its bound interface, or its own address."""
@@ -419,6 +440,7 @@ class TransportFactory:
     async def _attach(
         self, loop: asyncio.AbstractEventLoop, guard: StreamGuard | None, protocol: P, sock: socket.socket, tls: dict[str, Any]
     ) -> tuple[asyncio.Transport, P]:
+        _attaching.add(sock)
         try:
             transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
         except BaseException:
@@ -426,6 +448,8 @@ class TransportFactory:
                 guard.close()
             sock.close()
             raise
+        finally:
+            _attaching.discard(sock)
         if guard is not None:
             guard.attach(transport)
         return transport, protocol
@@ -458,6 +482,16 @@ class Changes:
         """Stop listening."""
         self._finalizer()
         self._listener.end()
+
+
+def is_attaching(sock: socket.socket) -> bool:
+    """Whether a factory is making a transport of the socket at this moment: an event loop that binds leaves it alone."""
+    return sock in _attaching
+
+
+def guard_of(sock: socket.socket) -> StreamGuard | None:
+    """What follows a stream socket, or has ended it; ``None`` if nothing does."""
+    return _guards.get(sock)
 
 
 def _tls_options(host: str | None, options: ConnectOptions) -> dict[str, Any]:

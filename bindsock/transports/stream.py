@@ -90,6 +90,11 @@ class StreamGuard:
         """The name of the interface that the connection uses, ``None`` if it is bound to none."""
         return self._path.interface if self._path is not None else None
 
+    @property
+    def following(self) -> bool:
+        """Whether it still does: not once the connection has ended, or the factory has let go of it."""
+        return self._watcher.follows(self)
+
     def start(self, sock: socket.socket, path: Path) -> None:
         """Begin to follow.
 
