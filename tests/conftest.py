@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import uvloop
 
+from bindsock.testing.lab import LabUnavailable, enter_user_namespace
 from bindsock.testing.lab.fixtures import lab
 
 __all__ = ["lab"]
+
+with contextlib.suppress(LabUnavailable):
+    enter_user_namespace()  # for users who are not root; only a process that has no other threads yet can
 
 
 def pytest_asyncio_loop_factories(
