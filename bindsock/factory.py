@@ -21,7 +21,7 @@ from bindsock.resolvers import InterfaceResolver
 from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport, open_datagram
-from bindsock.transports.following import DatagramGuard, follow_datagrams
+from bindsock.transports.following import follow_datagrams, watch_datagrams
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.transports.stream import BetterPath, StreamGuard, follow_stream
 from bindsock.undecided import no_effective_interface
@@ -278,9 +278,36 @@ class TransportFactory:
         :raises ValueError: a dual-stack datagram socket whose families have different effective interfaces
         """
         if sock.type == socket.SOCK_DGRAM:
-            self._follow_datagrams(sock)
+            self.follow_datagrams(sock)
         else:
             self._follow(sock, {"better_path": better_path})
+
+    def follow(self, sock: socket.socket, address: IPAddress, path: Path | None) -> None:
+        """Follow a socket that has just been bound and connected, from the path on which that was done.
+
+        :raises OSError: the socket is closed
+        """
+        if sock.type == socket.SOCK_DGRAM:
+            watch_datagrams(self._watch(), sock, address, path, loop=self._running_loop())
+        else:
+            self._follow(sock, {}, address, path)
+
+    def follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> bool:
+        """As :meth:`track`, for a datagram socket without a peer that is about to send to the target.
+
+        :return: whether it is bound and followed, and not left alone
+        """
+        try:
+            return follow_datagrams(self._watch(), sock, target=target, loop=self._running_loop()) is not None
+        except OSError:
+            sock.close()
+            raise
+
+    def stop_following(self) -> None:
+        """Leave everything alone that is followed, and close what that took. The sockets stay open and bound."""
+        if self._watcher is not None:
+            self._watcher.forget_followers()
+            self._watcher.stop()
 
     # Datagrams
 
@@ -323,6 +350,11 @@ class TransportFactory:
         )
 
     # Names
+
+    @property
+    def resolves_itself(self) -> bool:
+        """Whether it was given a resolver of its own."""
+        return self._resolver is not None
 
     async def resolve(
         self, host: str | None, port: int | str | None, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
@@ -418,13 +450,6 @@ class TransportFactory:
             loop=self._running_loop(),
         )
         return guard
-
-    def _follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> DatagramGuard | None:
-        try:
-            return follow_datagrams(self._watch(), sock, target=target, loop=self._running_loop())
-        except OSError:
-            sock.close()
-            raise
 
     def _path_in_use(self, sock: socket.socket) -> Path | None:
         """The path of a connected socket that somebody else made: by its bound interface, or its own address."""

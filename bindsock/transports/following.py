@@ -61,6 +61,21 @@ def follow_datagrams(
     return guard if guard.start(sock) else None
 
 
+def watch_datagrams(
+    watcher: Watcher, sock: socket.socket, target: Target, path: Path | None, *, loop: asyncio.AbstractEventLoop
+) -> DatagramGuard | None:
+    """Move a datagram socket along that has just been bound and connected.
+
+    :param path: on which that was done; ``None`` where it is bound to nothing: then it is not followed
+    :raises OSError: the socket is closed
+    """
+    if path is None:
+        return None
+    guard = DatagramGuard(watcher, sock, _peer_of(sock), target, None, loop)
+    guard.watch(sock, path)
+    return guard
+
+
 class DatagramGuard:
     """Follows one datagram socket. The watcher holds it; it holds the socket weakly."""
 
@@ -110,17 +125,34 @@ class DatagramGuard:
                     return False
                 raise no_effective_interface("the datagram socket", tuple(decisions), watcher.kernel, decider.network)
             watcher.kernel.rebind(sock, decision.interface, peer=self._peer)
-            self._path = path_of(decision)
-            self._port = sock.getsockname()[1] or None
-            if isinstance(sock, FollowedSocket):
-                sock.on_close(self.close)
-            else:
-                forgotten = weakref.WeakMethod(self.close)
-                self._sock = weakref.ref(sock, lambda _: _call(forgotten))
+            self._begin(sock, path_of(decision))
         except BaseException:
             self.close()
             raise
         return True
+
+    def watch(self, sock: socket.socket, path: Path) -> None:
+        """Begin to follow a socket that is bound and connected already.
+
+        :raises OSError: the socket is closed
+        """
+        self._watcher.follow(self)
+        try:
+            self._begin(sock, path)
+            # What happened since then raises no further event.
+            self.network_changed(self._watcher.decider(), Cause.STARTED)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, sock: socket.socket, path: Path | None) -> None:
+        self._path = path
+        self._port = sock.getsockname()[1] or None
+        if isinstance(sock, FollowedSocket):
+            sock.on_close(self.close)
+        else:
+            forgotten = weakref.WeakMethod(self.close)
+            self._sock = weakref.ref(sock, lambda _: _call(forgotten))
 
     def close(self) -> None:
         """Stop following. The socket stays open, and bound where it is."""
