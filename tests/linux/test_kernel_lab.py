@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bindsock.kernel.linux import LinuxKernel, reading
+from bindsock.kernel.linux import LinuxKernel, tables
 from bindsock.kernel.linux import events as events_module
 from bindsock.kernel.linux.events import RouteEvents
 from bindsock.network import InterfaceKind, Network, Route, RouteKind
@@ -398,7 +398,7 @@ def test_thousands_of_routes_are_kept_and_the_defaults_are_fresh(world: World) -
     now = 0.0
     kernel = LinuxKernel(clock=lambda: now)
     world.tunnel()
-    count = reading.LARGE_TABLE + 100
+    count = tables.LARGE + 100
     ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(count)))
     first = kernel.network()
     assert len(first.routes) > count
@@ -413,14 +413,14 @@ def test_thousands_of_routes_are_kept_and_the_defaults_are_fresh(world: World) -
     assert by_name["eth0"] in dumped
     assert (second.named("wifi0").index, V4) not in second.reachable  # type: ignore[union-attr]
 
-    now = reading.ROUTES_KEPT_SECONDS
+    now = tables.KEPT_SECONDS
     assert any(str(r.destination) == "10.77.0.0/16" for r in kernel.network().routes)
     kernel.close()
 
 
 def test_kept_routes_of_an_interface_that_is_gone_go_with_it(world: World) -> None:
     kernel = LinuxKernel(clock=lambda: 0.0)
-    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(reading.LARGE_TABLE + 1)))
+    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(tables.LARGE + 1)))
     kernel.network()
     ip("link del eth0")
     assert len(kernel.network().routes) < 50

@@ -186,6 +186,7 @@ def parse_address(payload: bytes) -> tuple[int, InterfaceAddress] | None:
     )
 
 
+@lru_cache(maxsize=1024)
 def parse_ip(family: int, packed: bytes) -> IPAddress:
     """An address of the family.
 

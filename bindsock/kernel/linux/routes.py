@@ -74,7 +74,6 @@ class NextHop(NamedTuple):
 class ParsedRoute(NamedTuple):
     """An entry of a routing table as the kernel tells it."""
 
-    family: int
     type: int
     destination: IPNetwork
     table: int
@@ -86,11 +85,7 @@ class ParsedRoute(NamedTuple):
 
     def by(self, hops: Iterable[NextHop]) -> tuple[Route, ...]:
         """The routes by these next hops."""
-        return tuple(
-            Route(self.destination, hop.interface, hop.gateway, self.metric, self.table)
-            for hop in hops
-            if hop.interface is not None
-        )
+        return _by(hops, self.destination, self.metric, self.table)
 
 
 def dump_request(family: int) -> bytes:
@@ -113,43 +108,52 @@ def query(destination: IPAddress, interface: int, *, fib_match: bool = True) -> 
     )
 
 
-@lru_cache(maxsize=1 << 13)
-def parse_route(payload: bytes, *, dump: bool = True) -> ParsedRoute | None:
-    """The route of an RTM_NEWROUTE.
+def parse_route(payload: bytes) -> ParsedRoute | None:
+    """The entry of a routing table out of an RTM_NEWROUTE.
 
-    :param dump: leave out what is no entry of a routing table that a program would care for: other families, the route cache,
-        the local table, local, broadcast, anycast and multicast types, and routes for certain source addresses only
-    :return: ``None`` for what was left out
+    :return: ``None`` for what no program would care for: other families, the route cache, the local table, local, broadcast,
+        anycast and multicast types, and routes for certain source addresses only
     :raises KernelError: the message is damaged
     """
-    family, prefix_length, source_length, _, table, _, _, kind, flags = netlink.fixed(_RTMSG, payload)
+    _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(_RTMSG, payload)
+    if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL or source_length:
+        return None
+    parsed = _parse(payload)
+    return None if parsed is None or parsed.table == TABLE_LOCAL else parsed
+
+
+@lru_cache(maxsize=256)
+def parse_answer(payload: bytes) -> ParsedRoute | None:
+    """The route by which the kernel would send, whatever its type; ``None`` for one of another family.
+
+    :raises KernelError: the message is damaged
+    """
+    return _parse(payload)
+
+
+def _parse(payload: bytes) -> ParsedRoute | None:
+    family, prefix_length, _, _, table, _, _, kind, _ = netlink.fixed(_RTMSG, payload)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    if dump and (kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL or source_length):
-        return None
     found = netlink.attributes(payload, _RTMSG.size)
+    destination = _network(family, found.get(_RTA_DST, b""), prefix_length)
     if _RTA_TABLE in found:
         table = netlink.u32(found[_RTA_TABLE])
-    if dump and table == TABLE_LOCAL:
-        return None
-    parsed = ParsedRoute(
-        family=family,
-        type=kind,
-        destination=_network(family, found.get(_RTA_DST, b""), prefix_length),
-        table=table,
-        metric=netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
-        routes=(),
-        nexthop_id=netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None,
-    )
+    metric = netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0
+    routes: tuple[Route, ...] = ()
     if kind in DEAD_ENDS:
         # IPv6 names the loopback as their interface, IPv4 none.
-        return parsed._replace(routes=(Route(parsed.destination, None, None, parsed.metric, table, False, _KINDS[kind]),))
-    hops: tuple[NextHop, ...] = ()
-    if _RTA_MULTIPATH in found:
-        hops = _multipath(family, found[_RTA_MULTIPATH])
+        routes = (Route(destination, None, None, metric, table, False, _KINDS[kind]),)
+    elif _RTA_MULTIPATH in found:
+        routes = _by(_multipath(family, found[_RTA_MULTIPATH]), destination, metric, table)
     elif _RTA_OIF in found:
-        hops = (NextHop(netlink.u32(found[_RTA_OIF]), _gateway(family, found)),)
-    return parsed._replace(routes=parsed.by(hops))
+        routes = (Route(destination, netlink.u32(found[_RTA_OIF]), _gateway(family, found), metric, table),)
+    nexthop = netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None
+    return ParsedRoute(kind, destination, table, metric, routes, nexthop)
+
+
+def _by(hops: Iterable[NextHop], destination: IPNetwork, metric: int, table: int) -> tuple[Route, ...]:
+    return tuple(Route(destination, hop.interface, hop.gateway, metric, table) for hop in hops if hop.interface is not None)
 
 
 def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:

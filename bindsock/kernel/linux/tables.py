@@ -1,0 +1,77 @@
+"""The routing tables: dumped at every reading while that is cheap, and kept for a while where there are thousands of routes."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from bindsock.kernel.linux import routes
+from bindsock.network import FAMILIES, Route, RouteKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from bindsock.kernel.linux.netlink import Channel
+    from bindsock.network import Interface
+
+LARGE = 4096
+"""With more routes than this the specific ones are not read at every event."""
+KEPT_SECONDS = 60.0
+DEFAULT_LENGTH = {socket.AF_INET: 1, socket.AF_INET6: 3}
+"""Up to this prefix length a route is the default or stands in for it: 0/1 and 128/1, or 2000::/3."""
+
+
+class RoutingTables:
+    """The routes of all tables, both families."""
+
+    def __init__(self, channel: Channel, clock: Callable[[], float]) -> None:
+        """
+        :param clock: monotonic seconds
+        """
+        self._channel = channel
+        self._clock = clock
+        self._parsed: dict[bytes, routes.ParsedRoute | None] = {}
+        self._specific: tuple[Route, ...] = ()
+        self._read_at: float | None = None
+        self._of_up: tuple[frozenset[int], tuple[Route, ...]] | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the next reading uses the routes of an earlier one, for which it needs to know the present defaults."""
+        return self._read_at is not None and 0 <= self._clock() - self._read_at < KEPT_SECONDS
+
+    def read(self, interfaces: Mapping[int, Interface], defaults: Iterable[tuple[Route, ...]]) -> tuple[Route, ...]:
+        """The routes.
+
+        :param defaults: the default route by each interface as the kernel chooses it, used where the rest is kept
+        :raises KernelError: an answer cannot be understood
+        :raises OSError: a question is refused
+        """
+        if self.kept:
+            up = frozenset(interface.index for interface in interfaces.values() if interface.up)
+            if self._of_up is None or self._of_up[0] != up:
+                self._of_up = up, tuple(r for r in self._specific if r.kind is not RouteKind.UNICAST or r.interface in up)
+            return (*(route for group in defaults for route in group), *self._of_up[1])
+        started = self._clock()
+        found = self._dump()
+        self._of_up = None
+        self._specific, self._read_at = (), None
+        if len(found) > LARGE:
+            self._specific = tuple(
+                r for r in found if r.kind is not RouteKind.UNICAST or r.destination.prefixlen > DEFAULT_LENGTH[r.family]
+            )
+            self._read_at = started
+        return found
+
+    def _dump(self) -> tuple[Route, ...]:
+        known, self._parsed = self._parsed, {}
+        for family in FAMILIES:
+            # A kernel without IPv6 answers the second time with what it said the first time.
+            for payload in self._channel.dump(routes.RTM_GETROUTE, routes.dump_request(family)):
+                self._parsed[payload] = known[payload] if payload in known else routes.parse_route(payload)
+        entries = [entry for entry in self._parsed.values() if entry is not None]
+        if all(entry.routes or entry.nexthop_id is None for entry in entries):
+            return tuple(route for entry in entries for route in entry.routes)
+        # Where net.ipv4.nexthop_compat_mode=0 a route names its nexthop object and nothing else.
+        nexthops = routes.parse_nexthops(self._channel.dump(routes.RTM_GETNEXTHOP, routes.ALL_NEXTHOPS))
+        return tuple(r for entry in entries for r in entry.routes or entry.by(nexthops.get(entry.nexthop_id or 0, ())))
