@@ -116,7 +116,9 @@ class Decider:
             return self._is_own_link_local(address)
         if self._own is None:
             self._own = frozenset(
-                (a.address.version, int(a.address)) for interface in self.network.interfaces.values() for a in interface.addresses
+                (own.version, int(own))
+                for interface in self.network.interfaces.values()
+                for own in (unmapped(a.address) for a in interface.addresses)
             )
         return (address.version, number) in self._own
 
@@ -155,10 +157,13 @@ class Decider:
         return defaults
 
     def _why_local(self, address: IPAddress) -> str:
-        owner = self.network.owner_of(address)
-        if owner is None or owner.kind is InterfaceKind.LOOPBACK:
-            return f"{address} is this host"
-        return f"{address} is this host's own address on {owner.name}"
+        owners = [
+            interface.name
+            for _, interface in sorted(self.network.interfaces.items())
+            if interface.kind is not InterfaceKind.LOOPBACK
+            and any(int(unmapped(a.address)) == int(address) for a in interface.addresses)
+        ]
+        return f"{address} is this host's own address on {' and '.join(owners)}" if owners else f"{address} is this host"
 
     # The pin.
 
