@@ -1,0 +1,181 @@
+"""The kernel's events: a PF_ROUTE socket and a kernel-event socket.
+
+Neither suffices. A change of delegate and the loss of a link are told by kernel events alone, a default route that configd
+writes by PF_ROUTE alone; some defaults change without a word from either (recorded from xnu: those of IPv6 that the kernel makes
+itself, and those that go with an interface). Therefore any event means "read again", and whoever listens reads again from time to
+time all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from ctypes import sizeof
+from typing import TYPE_CHECKING
+
+from bindsock.kernel.darwin import abi
+
+if TYPE_CHECKING:
+    from bindsock.kernel.darwin.syscalls import Syscalls, SystemSocket
+
+_BUFFER_BYTES = 256 * 1024
+_FULL = 800
+"""So many messages fill that buffer (recorded: one of 8,192 bytes held 26). What comes then is dropped without a word."""
+
+_ROUTE_CHANGES = (abi.RTM_ADD, abi.RTM_DELETE, abi.RTM_CHANGE)
+_ADDRESS_CHANGES = (abi.RTM_NEWADDR, abi.RTM_DELADDR)
+_INTERFACE_CHANGES = (abi.RTM_IFINFO, abi.RTM_IFINFO2)
+
+_NEIGHBOURS = abi.RTF_LLINFO | abi.RTF_WASCLONED
+
+_EVENTS = {
+    abi.KEV_DL_SUBCLASS: frozenset(
+        (
+            abi.KEV_DL_SIFFLAGS,
+            abi.KEV_DL_IF_ATTACHED,
+            abi.KEV_DL_IF_DETACHING,
+            abi.KEV_DL_IF_DETACHED,
+            abi.KEV_DL_LINK_OFF,
+            abi.KEV_DL_LINK_ON,
+            abi.KEV_DL_PROTO_ATTACHED,
+            abi.KEV_DL_PROTO_DETACHED,
+            abi.KEV_DL_PRIMARY_ELECTED,
+            abi.KEV_DL_IFDELEGATE_CHANGED,
+        )
+    ),
+    abi.KEV_INET_SUBCLASS: frozenset(
+        (abi.KEV_INET_NEW_ADDR, abi.KEV_INET_CHANGED_ADDR, abi.KEV_INET_ADDR_DELETED, abi.KEV_INET_SIFNETMASK)
+    ),
+    abi.KEV_INET6_SUBCLASS: frozenset(
+        (
+            abi.KEV_INET6_NEW_USER_ADDR,
+            abi.KEV_INET6_CHANGED_ADDR,
+            abi.KEV_INET6_ADDR_DELETED,
+            abi.KEV_INET6_NEW_LL_ADDR,
+            abi.KEV_INET6_NEW_RTADV_ADDR,
+            abi.KEV_INET6_DEFROUTER,
+        )
+    ),
+}
+"""The codes that can change a decision, by subclass; multicast groups, radio quality and power states cannot."""
+
+_NEIGHBOUR_EVENTS = (abi.KEV_ND6_NDFAILURE, abi.KEV_ND6_NDALIVE)
+
+
+class _Source:
+    """An :class:`bindsock.kernel.EventSource`."""
+
+    def __init__(self, sock: SystemSocket) -> None:
+        self.overruns = 0
+        self._sock = sock
+        self._finalizer = weakref.finalize(self, sock.close)
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+        return self._sock.fileno() if self._finalizer.alive else -1
+
+    def drain(self) -> bool:
+        """Read what waits, up to what the buffer holds. Once one message matters, the rest is read without a look at it.
+
+        Having found the buffer full counts as an overrun: the kernel drops events silently, and among those that were kept there
+        need not be one that matters.
+        """
+        dirty = False
+        for _ in range(_FULL):
+            try:
+                message = self._sock.recv(4096)
+            except BlockingIOError:
+                return dirty
+            dirty = dirty or self.matters(message)
+        self.overruns += 1
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._finalizer()
+
+    @staticmethod
+    def matters(message: bytes) -> bool:
+        """Whether a message can change a reading. Never raises, whatever the bytes."""
+        raise NotImplementedError
+
+
+class RouteEvents(_Source):
+    """What PF_ROUTE tells: routes, addresses, interfaces."""
+
+    @staticmethod
+    def matters(message: bytes) -> bool:
+        """Whether a message can change a reading.
+
+        Not the answers to other programs' questions, which everybody hears, nor RTM_MISS, of which macOS 26.4 makes a flood; not
+        neighbours coming and going; not what failed. And not what is no message at all: a short write of any unprivileged
+        program is passed on to all listeners as it is (xnu bsd/net/rtsock.c, route_output).
+        """
+        if len(message) < 4 or message[2] != abi.RTM_VERSION or int.from_bytes(message[:2], "little") != len(message):
+            return False
+        kind = message[3]
+        if kind in _ROUTE_CHANGES:
+            if len(message) < sizeof(abi.rt_msghdr):
+                return False
+            header = abi.rt_msghdr.from_buffer_copy(message)
+            return header.rtm_errno == 0 and not header.rtm_flags & _NEIGHBOURS
+        if kind in _ADDRESS_CHANGES:
+            return len(message) >= sizeof(abi.ifa_msghdr)
+        return kind in _INTERFACE_CHANGES and len(message) >= sizeof(abi.if_msghdr)
+
+
+class KernelEvents(_Source):
+    """What the kernel-event socket tells: interfaces, links, delegates, addresses."""
+
+    @staticmethod
+    def matters(message: bytes) -> bool:
+        """Whether a record, which holds one event or several, can change a reading."""
+        position = 0
+        while len(message) - position >= abi.KEV_MSG_HEADER_SIZE:
+            size, vendor, kind, subclass, _, code = (
+                int.from_bytes(message[position + at : position + at + 4], "little")
+                for at in range(0, abi.KEV_MSG_HEADER_SIZE, 4)
+            )
+            if vendor == abi.KEV_VENDOR_APPLE and kind == abi.KEV_NETWORK_CLASS:
+                if code in _EVENTS.get(subclass, ()):
+                    return True
+                # Routers and addresses come and go with these; reachable neighbours are none of our business.
+                if subclass == abi.KEV_ND6_SUBCLASS and code not in _NEIGHBOUR_EVENTS:
+                    return True
+            if size < abi.KEV_MSG_HEADER_SIZE:
+                return False
+            position += size
+        return False
+
+
+def open_route_events(syscalls: Syscalls) -> RouteEvents:
+    """Listen to PF_ROUTE.
+
+    :raises OSError: a sandbox forbids it
+    """
+    sock = syscalls.route_socket()
+    _enlarge(sock)
+    return RouteEvents(sock)
+
+
+def open_kernel_events(syscalls: Syscalls) -> KernelEvents:
+    """Listen to the network class of kernel events.
+
+    :raises OSError: a sandbox forbids it
+    """
+    sock = syscalls.event_socket()
+    try:
+        # Without a filter nothing comes (xnu bsd/kern/kern_event.c, kev_attach).
+        request = abi.kev_request(abi.KEV_VENDOR_APPLE, abi.KEV_NETWORK_CLASS, 0)
+        sock.ioctl(abi.SIOCSKEVFILT, bytes(request))
+    except OSError:
+        sock.close()
+        raise
+    _enlarge(sock)
+    return KernelEvents(sock)
+
+
+def _enlarge(sock: SystemSocket) -> None:
+    # A smaller buffer loses more, and works.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(abi.SOL_SOCKET, abi.SO_RCVBUF, _BUFFER_BYTES)

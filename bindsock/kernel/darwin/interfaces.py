@@ -1,0 +1,232 @@
+"""The interfaces: NET_RT_IFLIST2 for what they are like, and an ioctl for each thing that it does not tell."""
+
+from __future__ import annotations
+
+import re
+from ctypes import sizeof
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING, NamedTuple
+
+from bindsock.kernel.darwin import abi
+from bindsock.kernel.darwin.messages import address_of, head, messages, name_of, prefix_length_of, sockaddr, sockaddrs
+from bindsock.network import Interface, InterfaceAddress, InterfaceKind
+
+if TYPE_CHECKING:
+    from bindsock.kernel.darwin.syscalls import Syscalls
+    from bindsock.network import IPAddress
+
+_UNKNOWN = (
+    abi.EPERM,
+    abi.ENXIO,
+    abi.EACCES,
+    abi.EINVAL,
+    abi.ENOTTY,
+    abi.ENOTSUP,
+    abi.EADDRNOTAVAIL,
+    abi.EOPNOTSUPP,
+)
+"""Errors of an ioctl that mean "not known": a sandbox, an older kernel, an interface that has just gone."""
+
+_TUNNEL_FAMILIES = (
+    abi.IFRTYPE_FAMILY_TUN,
+    abi.IFRTYPE_FAMILY_GIF,
+    abi.IFRTYPE_FAMILY_STF,
+    abi.IFRTYPE_FAMILY_UTUN,
+    abi.IFRTYPE_FAMILY_IPSEC,
+)
+_TUNNEL_NAME = re.compile(r"(utun|ipsec|tun|tap|gif|stf|rd|feth)\d+")
+"""feth is a pair of interfaces joined back to back: ZeroTier's, whose default route is a tunnel's."""
+
+_PEER_NAME = re.compile(r"(awdl|llw|ap|anpi)\d+")
+_PEER_TYPES = (
+    abi.IFRTYPE_FUNCTIONAL_WIFI_AWDL,
+    abi.IFRTYPE_FUNCTIONAL_INTCOPROC,
+    abi.IFRTYPE_FUNCTIONAL_COMPANIONLINK,
+    abi.IFRTYPE_FUNCTIONAL_MANAGEMENT,
+)
+
+_KINDS = {
+    abi.IFRTYPE_FUNCTIONAL_LOOPBACK: InterfaceKind.LOOPBACK,
+    abi.IFRTYPE_FUNCTIONAL_WIRED: InterfaceKind.WIRED,
+    abi.IFRTYPE_FUNCTIONAL_WIFI_INFRA: InterfaceKind.WIFI,
+    abi.IFRTYPE_FUNCTIONAL_CELLULAR: InterfaceKind.CELLULAR,
+}
+
+_NOT_ASKED = (InterfaceKind.TUNNEL, InterfaceKind.LOOPBACK)
+"""Where nothing depends on the state of an address."""
+
+
+@dataclass(slots=True)
+class Link:
+    """What NET_RT_IFLIST2 tells of an interface."""
+
+    index: int
+    name: str
+    flags: int
+    type: int
+    mtu: int
+    addresses: list[tuple[IPAddress, int]] = field(default_factory=list)
+    """With prefix lengths."""
+
+
+def parse_links(dump: bytes) -> dict[int, Link]:
+    """The interfaces of a NET_RT_IFLIST2, by index.
+
+    :raises KernelError: the dump cannot be understood
+    """
+    links: dict[int, Link] = {}
+    for kind, message in messages(dump):
+        if kind == abi.RTM_IFINFO2:
+            info = head(abi.if_msghdr2, message)
+            found = sockaddrs(message, sizeof(info), info.ifm_addrs)
+            name = name_of(found.get(abi.RTA_IFP, b""))
+            links[info.ifm_index] = Link(info.ifm_index, name, info.ifm_flags, info.ifm_data.ifi_type, info.ifm_data.ifi_mtu)
+        elif kind == abi.RTM_NEWADDR:
+            header = head(abi.ifa_msghdr, message)
+            link = links.get(header.ifam_index)
+            found = sockaddrs(message, sizeof(header), header.ifam_addrs)
+            own = found.get(abi.RTA_IFA, b"")
+            address = address_of(own)
+            if link is not None and address is not None:
+                length = prefix_length_of(found.get(abi.RTA_NETMASK, b""), own[1])
+                link.addresses.append((address, address.max_prefixlen if length is None else length))
+    return links
+
+
+class Interfaces(NamedTuple):
+    """One reading of the interfaces."""
+
+    by_index: dict[int, Interface]
+    peers: frozenset[int]
+    """Those that lead to devices nearby and never to the Internet, whatever routes they have: AirDrop's awdl and llw, a
+    hotspot's ap, the coprocessor's anpi, management links."""
+
+
+def read_interfaces(syscalls: Syscalls) -> Interfaces:
+    """Read the interfaces.
+
+    :raises KernelError: the answer cannot be understood
+    :raises OSError: a call failed
+    """
+    links = parse_links(syscalls.sysctl((abi.CTL_NET, abi.AF_ROUTE, 0, 0, abi.NET_RT_IFLIST2, 0)))
+    names = dict(syscalls.interfaces())
+    found = {}
+    peers = set()
+    for index, link in links.items():
+        link.name = names.get(index) or link.name
+        if not link.name:
+            continue
+        delegate = _delegate(syscalls, link.name)
+        nature = _nature(syscalls, link, delegate)
+        if nature.peer:
+            peers.add(index)
+        found[index] = _interface(syscalls, link, delegate, nature)
+    return Interfaces(found, frozenset(peers))
+
+
+def _interface(syscalls: Syscalls, link: Link, delegate: int | None, nature: _Nature) -> Interface:
+    expensive = _ask(syscalls, abi.SIOCGIFEXPENSIVE, link.name)
+    constrained = _ask(syscalls, abi.SIOCGIFCONSTRAINED, link.name)
+    return Interface(
+        link.name,
+        link.index,
+        nature.kind,
+        up=bool(link.flags & abi.IFF_UP),
+        running=bool(link.flags & abi.IFF_RUNNING),
+        addresses=tuple(_address(syscalls, link.name, nature.kind, address, length) for address, length in link.addresses),
+        mtu=link.mtu,
+        delegate=delegate,
+        expensive=expensive is not None and expensive.ifr_expensive != 0,
+        constrained=constrained is not None and constrained.ifr_constrained != 0,
+        last_resort=nature.last_resort,
+    )
+
+
+class _Nature(NamedTuple):
+    kind: InterfaceKind
+    last_resort: bool = False
+    peer: bool = False
+
+
+def _nature(syscalls: Syscalls, link: Link, delegate: int | None) -> _Nature:
+    """What the interface is. Tunnel or not is asked first: a tunnel's functional type is its delegate's (xnu bsd/net/if.c)."""
+    if link.flags & abi.IFF_LOOPBACK:
+        return _Nature(InterfaceKind.LOOPBACK)
+    family = subfamily = functional = 0
+    if (answer := _ask(syscalls, abi.SIOCGIFTYPE, link.name)) is not None:
+        _, family, subfamily = answer.ifr_type
+    flags = _ask(syscalls, abi.SIOCGIFXFLAGS, link.name)
+    if (
+        delegate
+        or (flags is not None and flags.ifr_xflags & abi.IFXF_IS_VPN)
+        or family in _TUNNEL_FAMILIES
+        or subfamily == abi.IFRTYPE_SUBFAMILY_REDIRECT
+        or _TUNNEL_NAME.fullmatch(link.name)
+    ):
+        return _Nature(InterfaceKind.TUNNEL)
+    if family == abi.IFRTYPE_FAMILY_PPP or link.type == abi.IFT_PPP or link.name.startswith("ppp"):
+        # PPPoE and modems, or L2TP and PPTP: nothing tells which.
+        return _Nature(InterfaceKind.OTHER, last_resort=True)
+    if (answer := _ask(syscalls, abi.SIOCGIFFUNCTIONALTYPE, link.name)) is not None:
+        functional = answer.ifr_functional_type
+    if functional in _PEER_TYPES or _PEER_NAME.fullmatch(link.name):
+        return _Nature(InterfaceKind.OTHER, peer=True)
+    if functional in _KINDS:
+        return _Nature(_KINDS[functional])
+    if family == abi.IFRTYPE_FAMILY_CELLULAR or link.type == abi.IFT_CELLULAR:
+        return _Nature(InterfaceKind.CELLULAR)
+    return _Nature(InterfaceKind.BRIDGE if link.type == abi.IFT_BRIDGE else InterfaceKind.OTHER)
+
+
+def _delegate(syscalls: Syscalls, name: str) -> int | None:
+    """The index of the interface to which this one is delegated, one step; ``None`` for none and for not known."""
+    answer = _ask(syscalls, abi.SIOCGIFDELEGATE, name)
+    return None if answer is None else answer.ifr_delegated or None
+
+
+def _address(syscalls: Syscalls, name: str, kind: InterfaceKind, address: IPAddress, length: int) -> InterfaceAddress:
+    flags = 0
+    if isinstance(address, IPv6Address) and not address.is_link_local and kind not in _NOT_ASKED:
+        flags = _address_flags(syscalls, name, address)
+    return InterfaceAddress(
+        address,
+        length,
+        tentative=bool(flags & (abi.IN6_IFF_TENTATIVE | abi.IN6_IFF_DUPLICATED)),
+        deprecated=bool(flags & abi.IN6_IFF_DEPRECATED),
+        temporary=bool(flags & abi.IN6_IFF_TEMPORARY),
+    )
+
+
+def _ask(syscalls: Syscalls, request: int, name: str) -> abi.ifreq_union | None:
+    """What an ioctl tells of an interface; ``None`` if that is not known.
+
+    :raises OSError: no socket can be opened
+    """
+    encoded = name.encode("ascii", "replace")
+    if len(encoded) >= abi.IFNAMSIZ:
+        return None
+    # The bytes behind the answer come back as they were sent: as zeros (recorded from xnu).
+    answer = _call(syscalls, request, bytes(abi.ifreq(ifr_name=encoded)))
+    if answer is None or len(answer) < sizeof(abi.ifreq):
+        return None
+    return abi.ifreq.from_buffer_copy(answer).ifr_ifru
+
+
+def _address_flags(syscalls: Syscalls, name: str, address: IPv6Address) -> int:
+    """The ``IN6_IFF_`` flags of an address; 0 if they are not known."""
+    argument = abi.in6_ifreq(ifr_name=name.encode("ascii", "replace"))
+    argument.ifr_ifru.ifru_addr = abi.sockaddr_in6.from_buffer_copy(sockaddr(address))
+    answer = _call(syscalls, abi.SIOCGIFAFLAG_IN6, bytes(argument))
+    if answer is None or len(answer) < sizeof(abi.in6_ifreq):
+        return 0
+    return abi.in6_ifreq.from_buffer_copy(answer).ifr_ifru.ifru_flags6
+
+
+def _call(syscalls: Syscalls, request: int, argument: bytes) -> bytes | None:
+    try:
+        return syscalls.ioctl(request, argument)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        return None

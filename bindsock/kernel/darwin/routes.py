@@ -1,0 +1,217 @@
+"""The routing table: read whole by sysctl, or asked about one destination by RTM_GET."""
+
+from __future__ import annotations
+
+import random
+from ctypes import sizeof
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import TYPE_CHECKING
+
+from bindsock.errors import KernelError
+from bindsock.kernel.darwin import abi
+from bindsock.kernel.darwin.messages import address_of, head, messages, prefix_length_of, sockaddr, sockaddrs
+from bindsock.network import Route, RouteKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bindsock.kernel.darwin.syscalls import Syscalls, SystemSocket
+    from bindsock.network import IPAddress, IPNetwork
+
+_UNUSABLE = abi.RTF_CONDEMNED | abi.RTF_DEAD
+"""On its way out."""
+
+_NOT_A_WAY = abi.RTF_WASCLONED | abi.RTF_LLINFO | abi.RTF_LOCAL | abi.RTF_BROADCAST | abi.RTF_MULTICAST
+"""What an earlier packet left behind, a neighbour, one of the host's own addresses, a group: they do not tell by which interface
+a destination is to be reached; those of the first two kinds would pin a peer to the interface that was used before."""
+
+_ANY: tuple[IPAddress, ...] = (IPv4Address(0), IPv6Address(0))
+
+_REFUSALS = (abi.EPERM, abi.EACCES, abi.EINVAL, abi.ENOTSUP, abi.EOPNOTSUPP)
+"""A sandbox; or, of RTM_GET_SILENT, a kernel that does not know it (xnu bsd/net/rtsock.c, route_output)."""
+
+_ANSWERS_READ = 1000
+
+
+def read_routes(syscalls: Syscalls, indices: list[int]) -> list[Route]:
+    """The routes, in the kernel's order. Where a sandbox forbids to read the table: the default routes, asked one by one.
+
+    :param indices: the interfaces
+    :raises KernelError: the answer cannot be understood
+    :raises OSError: the table can neither be read nor asked
+    """
+    try:
+        return parse_routes(_dump(syscalls))
+    except KernelError:
+        raise
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        return list(_default_routes(syscalls, indices))
+
+
+def _dump(syscalls: Syscalls) -> bytes:
+    mib = (abi.CTL_NET, abi.AF_ROUTE, 0, 0)
+    try:
+        return syscalls.sysctl((*mib, abi.NET_RT_DUMP2, 0))
+    except OSError:
+        # The older form tells the same of a route as far as it matters here.
+        return syscalls.sysctl((*mib, abi.NET_RT_DUMP, 0))
+
+
+def parse_routes(dump: bytes) -> list[Route]:
+    """The routes of a NET_RT_DUMP or NET_RT_DUMP2.
+
+    :raises KernelError: the dump cannot be understood
+    """
+    found = []
+    for kind, message in messages(dump):
+        if kind == abi.RTM_GET2:
+            header: abi.rt_msghdr | abi.rt_msghdr2 = head(abi.rt_msghdr2, message)
+        elif kind == abi.RTM_GET:
+            header = head(abi.rt_msghdr, message)
+        else:
+            continue
+        route = _route(message, header)
+        if route is not None and not header.rtm_flags & _NOT_A_WAY:
+            found.append(route)
+    return found
+
+
+def _route(message: bytes, header: abi.rt_msghdr | abi.rt_msghdr2) -> Route | None:
+    flags = header.rtm_flags
+    if not flags & abi.RTF_UP or flags & _UNUSABLE:
+        return None
+    addresses = sockaddrs(message, sizeof(header), header.rtm_addrs)
+    destination = _destination(addresses, flags)
+    if destination is None:
+        return None
+    gateway = address_of(addresses[abi.RTA_GATEWAY]) if flags & abi.RTF_GATEWAY and abi.RTA_GATEWAY in addresses else None
+    kind = RouteKind.UNICAST
+    if flags & abi.RTF_REJECT:
+        kind = RouteKind.UNREACHABLE
+    elif flags & abi.RTF_BLACKHOLE:
+        kind = RouteKind.BLACKHOLE
+    return Route(destination, header.rtm_index, gateway, scoped=bool(flags & abi.RTF_IFSCOPE), kind=kind)
+
+
+def _destination(addresses: dict[int, bytes], flags: int) -> IPNetwork | None:
+    sockaddr = addresses.get(abi.RTA_DST, b"")
+    address = address_of(sockaddr)
+    if address is None:
+        return None
+    length: int | None = address.max_prefixlen
+    if not flags & abi.RTF_HOST and (abi.RTA_NETMASK in addresses or int(address) == 0):
+        # The mask of a default route has no byte left that is not zero, and is not even there if it is the last address.
+        length = prefix_length_of(addresses.get(abi.RTA_NETMASK, b""), sockaddr[1])
+    # A mask with holes is no prefix; no system of today makes one.
+    return None if length is None else ip_network((address, length), strict=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the kernel would do with a packet."""
+
+    index: int
+    """Of the interface by which it would leave."""
+    flags: int
+    message: bytes
+
+
+def ask(syscalls: Syscalls, destination: IPAddress, *, scope: int = 0, default: bool = False) -> Answer | None:
+    """Which route the kernel uses for a destination; ``None`` if it has none.
+
+    :param scope: the index of the interface to which the asking socket is bound
+    :param default: ask for the default route itself, and not for what would be used for the address 0
+    :raises OSError: it cannot be asked
+    """
+    sock = syscalls.route_socket()
+    try:
+        try:
+            return _ask(sock, abi.RTM_GET_SILENT, destination, scope, default)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+        # The answer to this one is told to every listener of the system, hence the silent one first.
+        return _ask(sock, abi.RTM_GET, destination, scope, default)
+    finally:
+        sock.close()
+
+
+def _ask(sock: SystemSocket, kind: int, destination: IPAddress, scope: int, default: bool) -> Answer | None:
+    sequence = random.getrandbits(31)
+    link_local = isinstance(destination, IPv6Address) and (destination.is_link_local or destination.is_multicast)
+    addresses = sockaddr(destination, scope if link_local else 0)
+    announced = abi.RTA_DST
+    if default:
+        announced |= abi.RTA_NETMASK
+        # Written out in full: a mask of length 0 would end the list (xnu bsd/net/rtsock.c, rt_xaddrs).
+        addresses += addresses
+    header = abi.rt_msghdr(
+        rtm_msglen=sizeof(abi.rt_msghdr) + len(addresses),
+        rtm_version=abi.RTM_VERSION,
+        rtm_type=kind,
+        rtm_index=scope,
+        rtm_flags=abi.RTF_IFSCOPE if scope else 0,
+        rtm_addrs=announced,
+        rtm_seq=sequence,
+    )
+    try:
+        sock.send(bytes(header) + addresses)
+    except OSError as error:
+        if error.errno == abi.ESRCH:
+            return None
+        raise
+    # The answer has been queued by the time that send() returns, among whatever else there is to hear.
+    for _ in range(_ANSWERS_READ):
+        try:
+            message = sock.recv(4096)
+        except BlockingIOError:
+            break
+        answer = _answer(message, sequence)
+        if answer is not None:
+            return answer if answer.index else None
+    raise KernelError("the kernel did not answer which route it would use", call="RTM_GET")
+
+
+def _answer(message: bytes, sequence: int) -> Answer | None:
+    """The answer to that question, with index 0 if there is no route; ``None`` if the message is something else."""
+    if len(message) < sizeof(abi.rt_msghdr):
+        return None
+    header = abi.rt_msghdr.from_buffer_copy(message)
+    if header.rtm_version != abi.RTM_VERSION or header.rtm_type not in (abi.RTM_GET, abi.RTM_GET_SILENT):
+        return None
+    if header.rtm_seq != sequence:
+        return None
+    if header.rtm_errno:
+        return Answer(0, 0, message)
+    return Answer(header.rtm_index, header.rtm_flags, message)
+
+
+def has_route(syscalls: Syscalls, index: int, destination: IPAddress) -> bool:
+    """Whether a socket bound to the interface reaches the destination by it.
+
+    :raises OSError: the kernel cannot be asked
+    """
+    answer = ask(syscalls, destination, scope=index)
+    if answer is None or answer.index != index:
+        return False
+    # A neighbour that does not answer is rejected for some seconds; there is a way to it all the same.
+    return bool(answer.flags & abi.RTF_LLINFO) or not answer.flags & (abi.RTF_REJECT | abi.RTF_BLACKHOLE)
+
+
+def _default_routes(syscalls: Syscalls, indices: list[int]) -> Iterator[Route]:
+    for address in _ANY:
+        for index in (0, *indices):
+            answer = ask(syscalls, address, scope=index, default=True)
+            if answer is None:
+                continue
+            # Its errno, sequence and process stand where rt_msghdr2 has other things; all else is the same.
+            header = head(abi.rt_msghdr, answer.message)
+            route = _route(answer.message, header)
+            if route is None or not route.is_default:
+                continue
+            # Asked without a scope, the kernel may show the primary interface's scoped twin (route.c, rt_lookup_common).
+            if index == 0 or (route.scoped and answer.index == index):
+                yield Route(route.destination, answer.index, route.gateway, scoped=index != 0, kind=route.kind)

@@ -1,0 +1,178 @@
+"""Binding a socket to an interface, moving a datagram socket to another, and what a stream socket says of itself.
+
+The option is the socket's family's: IP_BOUND_IF on AF_INET, IPV6_BOUND_IF on AF_INET6; the other one is EINVAL, since it is the
+socket's domain and not the level that leads to the code (xnu bsd/netinet/udp_usrreq.c, udp_ctloutput). An index that does not
+exist is ENXIO and leaves the socket bound as it was; index 0 unbinds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from ctypes import sizeof
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bindsock.errors import BindFailed
+from bindsock.kernel.darwin import abi
+
+if TYPE_CHECKING:
+    from bindsock.network import Interface
+
+_logger = logging.getLogger("bindsock")
+
+Sockaddr = tuple[Any, ...]
+
+_OPTIONS = {
+    abi.AF_INET: (abi.IPPROTO_IP, abi.IP_BOUND_IF, "IP_BOUND_IF"),
+    abi.AF_INET6: (abi.IPPROTO_IPV6, abi.IPV6_BOUND_IF, "IPV6_BOUND_IF"),
+    # On another system, where a simulated or remote kernel is behind the socket, the family has that system's number.
+    int(socket.AF_INET6): (abi.IPPROTO_IPV6, abi.IPV6_BOUND_IF, "IPV6_BOUND_IF"),
+}
+
+
+def bind(sock: socket.socket, interface: Interface) -> None:
+    """Bind a socket, before its bind() and connect().
+
+    A stream socket also gets SO_NOADDRERR: once its source address is gone it fails with EADDRNOTAVAIL, where otherwise what is
+    sent is silently dropped until the last retransmission (xnu bsd/netinet/tcp_output.c).
+
+    :raises BindFailed: with the call and the errno
+    """
+    _set(sock, interface)
+    if sock.type == abi.SOCK_STREAM:
+        try:
+            sock.setsockopt(abi.SOL_SOCKET, abi.SO_NOADDRERR, 1)
+        except OSError as error:
+            _logger.debug("SO_NOADDRERR was refused: %s", error)
+
+
+def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> None:
+    """Move a datagram socket to the interface: descriptor, port, queue and peer are kept.
+
+    A connected socket keeps its source address until it connects again (xnu bsd/netinet/in_pcb.c, in_pcbconnect), which
+    disconnects it first and keeps its port; without that its sends are refused. A stream socket is moved only if its local
+    address is the interface's.
+
+    :param peer: what the caller knows the socket to be connected to, for when an earlier call failed half-way
+    :raises BindFailed: with the call and the errno; the socket is bound to the old interface or to the new one
+    """
+    if sock.type == abi.SOCK_STREAM:
+        _check_stream(sock, interface)
+        _set(sock, interface)
+        return
+    try:
+        peer = sock.getpeername()
+    except OSError as error:
+        if error.errno not in (abi.ENOTCONN, abi.EINVAL):
+            _fail(error, "getpeername", interface)
+    try:
+        _set(sock, interface)
+    except BindFailed as failed:
+        if failed.errno == abi.EINVAL and peer is not None and _is_mapped(peer[0]):
+            # Such a socket has ceased to be one of IPv6 (xnu bsd/netinet6/ip6_output.c, ip6_ctloutput).
+            message = (
+                f"the socket could not be bound to {interface.name}: it is connected to the IPv4-mapped {peer[0]}, and takes "
+            )
+            message += "neither option from then on; use an AF_INET socket"
+            raise BindFailed(message, errno=failed.errno, interface=interface.name, call=failed.call) from failed
+        raise
+    if peer is None:
+        # The source address is chosen for each datagram.
+        return
+    try:
+        sock.connect(_rescoped(peer, interface))
+    except OSError as error:
+        _fail(error, "connect", interface)
+
+
+def unbind(sock: socket.socket) -> None:
+    """Take the interface off a socket.
+
+    :raises BindFailed: the socket is shut down, or connected to an IPv4-mapped address
+    """
+    level, option, name = _option(sock, None)
+    try:
+        sock.setsockopt(level, option, 0)
+    except OSError as error:
+        _fail(error, name, None)
+
+
+def bound(sock: socket.socket) -> int | None:
+    """The index of the interface that the socket is bound to. It stays when the interface goes.
+
+    :raises OSError: the socket is closed
+    """
+    entry = _OPTIONS.get(int(sock.family))
+    if entry is None:
+        return None
+    index = sock.getsockopt(entry[0], entry[1])
+    return index or None
+
+
+def activity(sock: socket.socket) -> object:
+    """The bytes that a TCP socket has sent and received; ``None`` if the kernel does not tell."""
+    size = sizeof(abi.tcp_connection_info)
+    try:
+        raw = sock.getsockopt(abi.IPPROTO_TCP, abi.TCP_CONNECTION_INFO, size)
+    except OSError:
+        return None
+    if len(raw) < size:
+        return None
+    info = abi.tcp_connection_info.from_buffer_copy(raw)
+    return info.tcpi_txbytes, info.tcpi_rxbytes
+
+
+def _option(sock: socket.socket, interface: Interface | None) -> tuple[int, int, str]:
+    entry = _OPTIONS.get(int(sock.family))
+    if entry is None:
+        message = "only sockets of AF_INET and AF_INET6 are bound to interfaces"
+        _fail(OSError(abi.EAFNOSUPPORT, message), "IP_BOUND_IF", interface, message)
+    return entry
+
+
+def _set(sock: socket.socket, interface: Interface) -> None:
+    level, option, name = _option(sock, interface)
+    if interface.index <= 0:
+        # 0 would unbind, without an error.
+        _fail(OSError(abi.ENXIO, "no such interface"), name, interface)
+    try:
+        sock.setsockopt(level, option, interface.index)
+    except OSError as error:
+        message = None
+        if error.errno == abi.EINVAL:
+            message = (
+                f"the socket could not be bound to {interface.name}: it is shut down, or on IPv6 it has an IPv4-mapped address"
+            )
+        _fail(error, name, interface, message)
+
+
+def _check_stream(sock: socket.socket, interface: Interface) -> None:
+    try:
+        local = ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
+    except OSError as error:
+        _fail(error, "getsockname", interface)
+    mapped = getattr(local, "ipv4_mapped", None)
+    if not any(a.address == (mapped or local) for a in interface.addresses):
+        # The kernel would accept it, and whatever is sent: nothing would leave (recorded from xnu).
+        message = f"a stream cannot move to {interface.name}: {local} is not its address"
+        _fail(OSError(abi.EADDRNOTAVAIL, message), "IP_BOUND_IF", interface, message)
+
+
+def _rescoped(peer: Sockaddr, interface: Interface) -> Sockaddr:
+    """A link-local peer is looked for on the new link: one of another link than the bound one is unreachable."""
+    if len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
+        return peer
+    return (peer[0].split("%", 1)[0], peer[1], peer[2], interface.index)
+
+
+def _is_mapped(host: str) -> bool:
+    address = ipaddress.ip_address(host.split("%", 1)[0])
+    return isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
+
+
+def _fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:
+    name = interface.name if interface is not None else None
+    if message is None:
+        message = f"the socket could not be bound to {name}" if name else "the socket could not be unbound"
+    raise BindFailed(message, errno=error.errno, interface=name, call=call) from error

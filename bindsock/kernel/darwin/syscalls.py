@@ -1,0 +1,179 @@
+"""The only way from the Darwin backend to the system: five calls and two kinds of socket.
+
+Everything else in this package is arithmetic on bytes. So a recorded kernel, a simulated one
+(:mod:`bindsock.testing.darwin`) or a real one in another process can stand behind it, on any machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+from bindsock.kernel.darwin import abi
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SYSCTL_ATTEMPTS = 8
+
+
+class SystemSocket(Protocol):
+    """A non-blocking socket of the kernel's own families, PF_ROUTE or PF_SYSTEM.
+
+    Every method raises :class:`OSError` with Darwin's errno.
+    """
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+
+    def send(self, data: bytes, /) -> int:
+        """Write one message."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Read one message, cut to the size in bytes.
+
+        :raises BlockingIOError: there is none
+        """
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        """Set an option, with Darwin's numbers."""
+
+    def ioctl(self, request: int, argument: bytes, /) -> bytes:
+        """Do an ioctl.
+
+        :return: the argument as the kernel left it
+        """
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Syscalls(Protocol):
+    """What the backend asks of the system. Every method raises :class:`OSError` with Darwin's errno, whatever the machine."""
+
+    def ioctl(self, request: int, argument: bytes, /) -> bytes:
+        """Do an ioctl on a datagram socket.
+
+        :return: the argument as the kernel left it
+        """
+
+    def sysctl(self, mib: Sequence[int], /) -> bytes:
+        """The whole value of a sysctl."""
+
+    def interfaces(self) -> list[tuple[int, str]]:
+        """The index and the name of each interface."""
+
+    def route_socket(self) -> SystemSocket:
+        """A PF_ROUTE socket that sees the messages of all protocols."""
+
+    def event_socket(self) -> SystemSocket:
+        """A PF_SYSTEM socket of kernel events, which gets none before its filter is set."""
+
+
+class LiveSocket:
+    """A :class:`SystemSocket` of the running system."""
+
+    def __init__(self, family: int, protocol: int) -> None:
+        self._sock = socket.socket(family, socket.SOCK_RAW, protocol)
+        self._sock.setblocking(False)
+        # Whoever forgets to close it leaves neither a descriptor nor a ResourceWarning behind.
+        self._finalizer = weakref.finalize(self, self._sock.close)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, data: bytes, /) -> int:
+        return self._sock.send(data)
+
+    def recv(self, size: int, /) -> bytes:
+        # Never recvfrom(): the addresses of these families are none that the socket module knows.
+        return self._sock.recv(size)
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        self._sock.setsockopt(level, option, value)
+
+    def ioctl(self, request: int, argument: bytes, /) -> bytes:
+        return _ioctl(self._sock, request, argument)
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+class LiveSyscalls:
+    """The :class:`Syscalls` of the running system, a Mac or an iPhone. Unprivileged."""
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+
+    def ioctl(self, request: int, argument: bytes, /) -> bytes:
+        if self._sock is None:
+            self._sock = _datagram_socket()
+            weakref.finalize(self, self._sock.close)
+        return _ioctl(self._sock, request, argument)
+
+    def sysctl(self, mib: Sequence[int], /) -> bytes:
+        libc = ctypes.CDLL(None, use_errno=True)
+        # Not variadic, other than ioctl(): all arguments may be declared.
+        libc.sysctl.argtypes = (
+            ctypes.POINTER(ctypes.c_int),
+            ctypes.c_uint,
+            ctypes.c_void_p,
+            ctypes.POINTER(ctypes.c_size_t),
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+        )
+        libc.sysctl.restype = ctypes.c_int
+        name = (ctypes.c_int * len(mib))(*mib)
+        size = ctypes.c_size_t(0)
+
+        def call(buffer: ctypes.Array[ctypes.c_char] | None) -> int:
+            if libc.sysctl(name, len(mib), buffer, ctypes.byref(size), None, 0) == 0:
+                return 0
+            return ctypes.get_errno()
+
+        for attempt in range(_SYSCTL_ATTEMPTS):
+            error = call(None)
+            if error:
+                raise OSError(error, os.strerror(error))
+            # What is told may have grown by the time it is fetched, which is ENOMEM; more slack with each attempt.
+            size.value += (size.value >> 2) * (attempt + 1) + 4096
+            buffer = ctypes.create_string_buffer(size.value)
+            error = call(buffer)
+            if not error:
+                return buffer.raw[: size.value]
+            if error != abi.ENOMEM:
+                break
+        raise OSError(error, os.strerror(error))
+
+    def interfaces(self) -> list[tuple[int, str]]:
+        return socket.if_nameindex()
+
+    def route_socket(self) -> LiveSocket:
+        # Protocol 0: a socket of one family does not get what concerns none (xnu bsd/net/raw_usrreq.c, raw_input).
+        return LiveSocket(abi.AF_ROUTE, 0)
+
+    def event_socket(self) -> LiveSocket:
+        return LiveSocket(abi.AF_SYSTEM, abi.SYSPROTO_EVENT)
+
+
+def _datagram_socket() -> socket.socket:
+    """For ioctl(): any family answers for an interface, only IPv6 for IPv6 addresses (xnu bsd/netinet6/in6.c, in6_control)."""
+    try:
+        return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    except OSError:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _ioctl(sock: socket.socket, request: int, argument: bytes) -> bytes:
+    """An ioctl whose argument is read and written.
+
+    :mod:`fcntl` is compiled C and so passes the variadic third argument of ioctl() where it belongs, which on arm64 is the
+    stack, after Apple's own convention. ctypes does that only if ``argtypes`` names the two fixed arguments and no more; declared
+    like any function, the kernel would take what happens to lie on the stack for the address.
+    """
+    result: bytes = fcntl.ioctl(sock, request, argument)
+    return result
