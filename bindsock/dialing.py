@@ -16,9 +16,9 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import aiohappyeyeballs
 
@@ -92,15 +92,15 @@ class Dialer:
                     local_infos = await self.resolve(
                         host, port, family=self.family, type=socket.SOCK_STREAM, proto=self.proto, flags=self.flags
                     )
-                decisions = await self._decisions(infos)
-                race = _Race(self, decisions, local_infos)
+                decisions = await self.decisions(infos)
+                race = Race(self, decisions, local_infos)
                 async with _interrupted_by_change(self.watcher, race, last=redials == MAX_REDIALS):
                     return await race.run()
                 self.watcher.statistics.redialled += 1
                 logger.info("the path to %s changed while it was dialled, dialling again", self.host)
         raise AssertionError("the last dial is never interrupted")
 
-    async def _decisions(self, infos: Sequence[AddrInfo]) -> dict[SockAddr, tuple[AddrInfo, IPAddress, Decision]]:
+    async def decisions(self, infos: Sequence[AddrInfo]) -> dict[SockAddr, tuple[AddrInfo, IPAddress, Decision]]:
         """The decision for each address that may be dialled, in the resolver's order."""
         while True:
             decider = self.watcher.decider(interface=self.interface)
@@ -150,7 +150,7 @@ def broken(old: Path | None, new: Path | None) -> bool:
     return old is None or old.index != new.index or old.gateway != new.gateway or not old.addresses <= new.addresses
 
 
-class _Race:
+class Race:
     """One race over the addresses of one host."""
 
     def __init__(
@@ -179,22 +179,27 @@ class _Race:
                 happy_eyeballs_delay=dialer.happy_eyeballs_delay,
                 interleave=dialer.interleave,
                 loop=cast(asyncio.AbstractEventLoop, _Connector(loop, self)),
-                socket_factory=self._make,
+                socket_factory=self.make,
             )
-            return self._verified(cast(FollowedSocket, winner))
+            return self.verified(cast(FollowedSocket, winner))
         except EgressMismatch:
             winner = None
             raise
         except (OSError, RuntimeError) as error:
-            self._raise(error)
+            self.raise_errors(error)
             raise
         finally:
-            for sock in self._sockets:
-                if sock is not winner:
-                    sock.close()
-            self._errors.clear()
+            self.close_all_but(winner)
 
-    def _make(self, info: AddrInfo) -> socket.socket:
+    def close_all_but(self, winner: socket.socket | None) -> None:
+        """The race is over."""
+        for sock in self._sockets:
+            if sock is not winner:
+                sock.close()
+        self._errors.clear()
+
+    def make(self, info: tuple[int, int, int, str, Any]) -> socket.socket:
+        """A bound socket for one attempt."""
         family, type_, proto, _, sockaddr = info
         _, address, decision = self._decisions[sockaddr]
         try:
@@ -228,10 +233,16 @@ class _Race:
                 call="bind",
             )
 
-    async def connect(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, sockaddr: SockAddr) -> None:
+    async def connect(
+        self, connect: Callable[[socket.socket, Any], Awaitable[None]], sock: socket.socket, sockaddr: SockAddr
+    ) -> None:
+        """Connect one of the sockets, and keep the error.
+
+        :param connect: what does it: ``loop.sock_connect`` or the like
+        """
         interface = self._decisions[sockaddr][2].interface
         try:
-            await loop.sock_connect(sock, sockaddr)
+            await connect(sock, sockaddr)
         except OSError as error:
             if interface is not None and error.errno in _BIND_FAILURES:
                 error = BindFailed(
@@ -243,7 +254,7 @@ class _Race:
             self._errors.append(error)
             raise error from None
 
-    def _verified(self, sock: FollowedSocket) -> Dialled:
+    def verified(self, sock: FollowedSocket) -> Dialled:
         """The winner, once its local address is known not to be a tunnel's."""
         try:
             peer = sock.getpeername()
@@ -268,7 +279,7 @@ class _Race:
             logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
         return Dialled(sock, address, decision, path_of(decision))
 
-    def _raise(self, error: OSError | RuntimeError) -> None:
+    def raise_errors(self, error: OSError | RuntimeError) -> None:
         """Raise the attempts' own errors as ``loop.create_connection`` would."""
         errors = self._errors or [cast(OSError, error)]
         if self._dialer.all_errors:
@@ -285,16 +296,16 @@ class _Race:
 class _Connector:
     """What aiohappyeyeballs asks of a loop, with each attempt's error kept."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, race: _Race) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, race: Race) -> None:
         self._loop = loop
         self._race = race
 
     async def sock_connect(self, sock: socket.socket, address: SockAddr) -> None:
-        await self._race.connect(self._loop, sock, address)
+        await self._race.connect(self._loop.sock_connect, sock, address)
 
 
 @contextlib.asynccontextmanager
-async def _interrupted_by_change(watcher: Watcher, race: _Race, *, last: bool) -> AsyncIterator[None]:
+async def _interrupted_by_change(watcher: Watcher, race: Race, *, last: bool) -> AsyncIterator[None]:
     """Leave the block early, without an error, when the race's own path changes."""
     interrupter = _Interrupter(race)
     if last:
@@ -312,7 +323,7 @@ async def _interrupted_by_change(watcher: Watcher, race: _Race, *, last: bool) -
 
 
 class _Interrupter:
-    def __init__(self, race: _Race) -> None:
+    def __init__(self, race: Race) -> None:
         self._race = race
         self.scope: asyncio.Timeout | None = None
         self.interrupted = False

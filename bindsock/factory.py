@@ -423,6 +423,7 @@ class TransportFactory:
             interleave=options.get("interleave"),
             all_errors=options.get("all_errors", False),
             interface=options.get("interface"),
+            on_no_interface=self.preferences.on_no_interface,
         )
 
     def _follow(
