@@ -1,0 +1,80 @@
+"""The parser, and what becomes of errors: one line on standard error and a documented exit status."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from bindsock.cli import demo, explain, proxy, status, watch
+from bindsock.cli.options import Exit
+from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
+
+_EPILOG = """\
+exit status:
+  0    it is so: there is an effective interface, every fact held
+  1    it is not: no interface may be used, a name has no address, a fact failed
+  2    the command line was not understood
+  3    this system is not supported, or it refused
+  130  ended by Ctrl-C
+  141  nobody reads the output any more
+
+examples:
+  bindsock status                      the interfaces, and which one is effective
+  bindsock explain example.com         by which interface a connection would leave, and why
+  bindsock watch --json                one line of JSON for each change
+  bindsock proxy                       SOCKS5 and HTTP for programs that do not know bindsock
+  bindsock demo                        see it happen, in network namespaces of its own
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    result = argparse.ArgumentParser(
+        prog="bindsock",
+        description="Connections that leave by the effective network interface, the one beneath any VPN, and stay on it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--version", action="version", version=f"bindsock {version('bindsock')}")
+    commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (status, explain, watch, proxy, demo):
+        command.add_parser(commands)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    :param argv: the arguments; those of the process unless given
+    :return: the exit status
+    :raises SystemExit: for ``--help``, ``--version`` and usage errors, as argparse does
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no arrows shows question marks
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes once more as it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.BROKEN_PIPE
+    except UnsupportedSystem as error:
+        return _fail(error.message, Exit.SYSTEM)
+    except NoEffectiveInterface as error:
+        return _fail(error.message, Exit.NO)
+    except OSError as error:
+        return _fail(str(error), Exit.SYSTEM)
+    return status
+
+
+def _fail(message: str, status: Exit) -> int:
+    print(f"bindsock: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,203 @@
+"""``bindsock demo``: the acts, one after the other, and whether every fact held."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bindsock import kernel as kernels
+from bindsock.cli import documents
+from bindsock.cli.demo import facts, loop, machine, report
+from bindsock.cli.demo.rendering import Stand
+from bindsock.cli.demo.scenario import DURATION, PREFERENCES, STEPS, UPLINKS, cling
+from bindsock.cli.demo.timeline import svg
+from bindsock.cli.options import Exit, add_json
+from bindsock.cli.output import NEEDS_RICH, Printer, document
+from bindsock.factory import TransportFactory
+from bindsock.network import Network, Route
+from bindsock.testing.lab import Lab, LabUnavailable, available, enter_user_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bindsock.cli.demo.facts import Fact
+
+_NAMESPACES = Path("/proc/self/ns/net")
+_EPILOG = """\
+Without a HOST, on Linux: in network namespaces of its own, so that nothing of this
+machine's network is touched; as root, or as a user who may make user namespaces. It
+takes about half a minute.
+
+With a HOST, and on other systems: the machine's own interfaces, the decision, and a
+connection to the host, by bindsock and by asyncio.
+
+examples:
+  bindsock demo
+  bindsock demo --svg timeline.svg
+  bindsock demo --json | jq '.facts[] | select(.held | not)'
+  bindsock demo example.com --port 443
+
+exit status: 0 only if every fact held; 1 if one did not; 3 if it cannot run here;
+130 after Ctrl-C
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="see it happen",
+        description="Show the main job: a VPN owns the default route, uplinks come and go, connections stay beneath it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("host", metavar="HOST", nargs="?", help="connect to this host, with the machine's own network")
+    parser.add_argument("--port", type=int, default=443, help="TCP port of the host (default: 443)")
+    parser.add_argument("--svg", metavar="FILE", type=_writable, help="save the timeline as a picture")
+    add_json(parser, "the facts and all numbers as one JSON document; progress goes to standard error")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    stand = Stand(sys.stderr if arguments.json else sys.stdout)
+    if arguments.host is not None or not _NAMESPACES.exists():
+        if arguments.svg is not None:
+            return _fail("the timeline is drawn in the laboratory only, which needs Linux and no HOST", Exit.USAGE)
+        printer = Printer(sys.stderr if arguments.json else sys.stdout)
+        shown, found = asyncio.run(machine.show(printer, arguments.host, arguments.port))
+    else:
+        try:
+            enter_user_namespace()
+            obstacle = available(vpn=True)
+            if obstacle is not None:
+                raise LabUnavailable(obstacle)
+            with Lab(uplinks=UPLINKS) as lab, lab.inside():
+                shown, found = asyncio.run(_acts(lab, stand, arguments.svg))
+        except LabUnavailable as unavailable:
+            return _fail(f"{unavailable}; `bindsock demo HOST` shows a connection without a laboratory", Exit.SYSTEM)
+    held = all(fact.held for fact in shown)
+    if arguments.json:
+        document({**report.facts_document(shown), **found})
+    else:
+        _show_facts(stand, shown)
+    return Exit.OK if held else Exit.NO
+
+
+async def _acts(lab: Lab, stand: Stand, picture: Path | None) -> tuple[list[Fact], dict[str, Any]]:
+    if not stand.live and sys.stdout.isatty():
+        stand.tell(NEEDS_RICH, "dim")
+    shown: list[Fact] = []
+    found: dict[str, Any] = {}
+    stand.title("1. A VPN owns the default route")
+    shown += await _routes(lab, stand, found)
+    stand.title("2. The loop: the VPN client's own socket")
+    shown += await _loop(lab, stand, found)
+    stand.title("3. The cling: uplinks come and go beneath the VPN")
+    shown += await _cling(lab, stand, found, picture)
+    return shown, found
+
+
+async def _routes(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
+    server = lab.server.ipv4
+    lab.vpn_up("metric")
+    try:
+        kernel = kernels.current()
+        network = kernel.network()
+        for line in _route_lines(network):
+            stand.tell(f"  {line}")
+        factory = TransportFactory(PREFERENCES, kernel=kernel)
+        decision = factory.explain(server)
+        stand.tell(f"\n$ bindsock explain --expensive 'wwan*' {server}", "bold")
+        for line in str(decision).splitlines():
+            stand.tell(line)
+        with lab.tap(protocol="udp", address=server) as tap:
+            for bound in (False, True):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    if bound:
+                        factory.bind(sock, server)
+                    sock.sendto(b"which way?", (server, lab.server.udp_port))
+            plain, ours = (packet.interface for packet in tap.packets)
+        stand.tell(f"\na datagram of a plain socket left by {plain}, one of a socket that bindsock bound by {ours}")
+    finally:
+        lab.vpn_down()
+    found["explain"] = documents.decision(decision)
+    return facts.of_routes(plain, ours, decision, UPLINKS[0])
+
+
+async def _loop(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
+    stand.tell("A VPN client sends each packet of the tunnel in a datagram of its own, to the VPN server.")
+    results = {}
+    for name, run_client in (("unbound", loop.unbound), ("bound with bindsock", loop.bound)):
+        result = results[name] = await run_client(lab)
+        back = f"{result.reentered:,} of its own packets came back out of the tunnel"
+        stand.tell(f"  {name + ':':<20} {back}{', then it gave up' if result.stopped else ''};")
+        stand.tell(f"  {'':<20} {result.answered} of {result.sent} pings through the VPN were answered")
+    found["loop"] = {name.partition(" ")[0]: loop.as_document(result) for name, result in results.items()}
+    return facts.of_loop(*results.values())
+
+
+async def _cling(lab: Lab, stand: Stand, found: dict[str, Any], picture: Path | None) -> list[Fact]:
+    stand.tell("Three times the same program: 200 datagrams a second by UDP, and reports over TCP.")
+    stand.tell("  bindsock        sockets by bindsock, which follow the effective interface")
+    stand.tell("  plain asyncio   sockets by asyncio: they go where the routes say, into the tunnel")
+    stand.tell("  bound by hand   sockets by asyncio, SO_BINDTODEVICE to what is effective at the start")
+    stand.tell(f"The uplinks change {len(STEPS)} times in {DURATION:.0f} seconds; the VPN stays up.\n")
+    with stand:
+        seen = await cling(lab, stand)
+    stand.tell("\nBy which interface the packets left, and the longest time without an answer:\n")
+    for line in report.traffic_table(seen):
+        stand.tell(line)
+    stand.tell("\nFrom the kernel's event to the first packet on the new interface (by UDP, unless")
+    stand.tell("told otherwise; a datagram is due every 5 ms):\n")
+    for line in report.switch_table(seen):
+        stand.tell(line)
+    if picture is not None:
+        picture.write_text(svg(seen), encoding="utf-8")  # noqa: ASYNC240 - nothing else runs any more
+        stand.tell(f"\nthe timeline is in {picture}")
+    found["cling"] = report.observation_document(seen)
+    return facts.of_cling(seen)
+
+
+def _show_facts(stand: Stand, shown: Sequence[Fact]) -> None:
+    stand.title("The facts")
+    for line, style in report.fact_lines(shown):
+        stand.tell(line, style)
+    failed = sum(not fact.held for fact in shown)
+    stand.tell("")
+    if failed:
+        stand.tell(f"{failed} of {len(shown)} facts did not hold", "bold red")
+    else:
+        stand.tell(f"all {len(shown)} facts held", "bold green")
+
+
+def _route_lines(network: Network) -> list[str]:
+    """The IPv4 routes of the main table, defaults first."""
+    routes = [r for r in network.routes if r.family == socket.AF_INET and r.table == 254]
+    return [_route_line(r, network) for r in sorted(routes, key=lambda r: (not r.is_default, r.metric))]
+
+
+def _route_line(route: Route, network: Network) -> str:
+    interface = network.interfaces.get(route.interface) if route.interface is not None else None
+    parts = ["default" if route.is_default else str(route.destination)]
+    if route.gateway is not None:
+        parts.append(f"via {route.gateway}")
+    if interface is not None:
+        parts.append(f"dev {interface.name}")
+    if route.metric:
+        parts.append(f"metric {route.metric}")
+    return " ".join(parts)
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: there is no such directory")
+    return path
+
+
+def _fail(message: str, status: Exit) -> int:
+    print(f"bindsock: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,169 @@
+"""``bindsock explain``: by which interface a connection would leave, and why; or what would have to be done about it."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from bindsock.cli import documents
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
+from bindsock.cli.output import Printer, document
+from bindsock.effective import Decider
+from bindsock.kernel import Kernel
+from bindsock.network import Decision, Interface, IPAddress, family_of
+from bindsock.resolving import address_of
+from bindsock.usable import unfit
+
+_EPILOG = """\
+Names are resolved by the system, and every address is explained. Without a host, the
+default route of each family is. What begins with + is taken, with - refused.
+
+examples:
+  bindsock explain example.com
+  bindsock explain 192.0.2.1 2001:db8::1
+  bindsock explain --tunnels split intranet.example.com
+  bindsock explain --json example.com | jq '.hosts[].addresses[].decision.interface'
+
+exit status: 0 if every host can be reached by an interface (or is this machine itself),
+1 if one cannot, or a name has no address
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is said about one address, or about one family's default."""
+
+    decision: Decision
+    advice: str | None
+    """What is in the way of a connection and what would cure it; ``None`` if nothing is."""
+
+    @property
+    def reachable(self) -> bool:
+        return self.decision.unbound or (self.decision.interface is not None and self.advice is None)
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "explain",
+        help="by which interface a connection to a host would leave, and why",
+        description="Explain by which interface a connection to a host would leave, and why.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("hosts", metavar="HOST", nargs="*", help="a name or an address; the default routes if there is none")
+    add_json(parser)
+    add_decision_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    asked = factory(arguments)
+    wanted = families(arguments)
+    kernel = asked.kernel
+    # Names first: it may take seconds, in which the network can change.
+    resolved = {host: _resolve(host, wanted) for host in arguments.hosts}
+    decider = Decider(kernel.network(), asked.preferences, interface=asked.interface)
+    if not resolved:
+        explanations = [explain(kernel, decider, family) for family in wanted]
+        reachable = any(e.reachable for e in explanations)
+        if arguments.json:
+            document({"defaults": [_document(e) for e in explanations]})
+        else:
+            _show(Printer(), explanations)
+            if not reachable:
+                print("  advice: name a host, and what would have to be done is told: bindsock explain example.com")
+        return Exit.OK if reachable else Exit.NO
+    answers = {
+        host: [explain(kernel, decider, address) for address in addresses] if isinstance(addresses, list) else addresses
+        for host, addresses in resolved.items()
+    }
+    if arguments.json:
+        document(
+            {
+                "hosts": [
+                    {
+                        "host": host,
+                        "error": answer if isinstance(answer, str) else None,
+                        "addresses": [] if isinstance(answer, str) else [_document(e) for e in answer],
+                    }
+                    for host, answer in answers.items()
+                ]
+            }
+        )
+    else:
+        _show_hosts(answers)
+    reachable = all(not isinstance(answer, str) and any(e.reachable for e in answer) for answer in answers.values())
+    return Exit.OK if reachable else Exit.NO
+
+
+def explain(kernel: Kernel, decider: Decider, target: socket.AddressFamily | IPAddress) -> Explanation:
+    """The decision for the target, and what the kernel would have to be told where no route leads there."""
+    decision = decider.decide(target)
+    if decision.unbound or isinstance(target, int):
+        return Explanation(decision, None)
+    interface = decision.interface or _nearest(decision, decider)
+    if interface is None or kernel.has_route(interface, target):
+        return Explanation(decision, None)
+    return Explanation(decision, kernel.cure(interface, target))
+
+
+def _nearest(decision: Decision, decider: Decider) -> Interface | None:
+    """The interface that could be used if only a route left by it."""
+    if decider.pin is not None:
+        return decider.network.named(decider.pin)
+    candidates = (decider.network.interfaces.get(c.index) for c in decision.candidates)
+    return next((i for i in candidates if i is not None and unfit(i, decision.family, decider.preferences) is None), None)
+
+
+def _resolve(host: str, wanted: tuple[socket.AddressFamily, ...]) -> list[IPAddress] | str:
+    """All addresses of a host, or why there is none."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return [address] if family_of(address) in wanted else f"{host} is an IPv{address.version} address"
+    try:
+        family = wanted[0] if len(wanted) == 1 else socket.AF_UNSPEC
+        infos = socket.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return f"{host} has no address: {error.strerror if isinstance(error, OSError) else 'it is no host name'}"
+    return list(dict.fromkeys(address_of(info[4]) for info in infos if info[0] in wanted))
+
+
+def _document(explanation: Explanation) -> dict[str, Any]:
+    target = explanation.decision.target
+    return {
+        "address": None if isinstance(target, int) else str(target),
+        "reachable": explanation.reachable,
+        "advice": explanation.advice,
+        "decision": documents.decision(explanation.decision),
+    }
+
+
+def _show_hosts(answers: dict[str, list[Explanation] | str]) -> None:
+    printer = Printer()
+    for number, (host, answer) in enumerate(answers.items()):
+        if number:
+            printer.line()
+        if isinstance(answer, str):
+            sys.stdout.flush()
+            Printer(sys.stderr).line(f"bindsock: {answer}", "red")
+            continue
+        if [str(e.decision.target) for e in answer] != [host]:
+            printer.line(f"{host}:", "bold")
+        _show(printer, answer)
+
+
+def _show(printer: Printer, explanations: list[Explanation]) -> None:
+    for explanation in explanations:
+        head, *rest = str(explanation.decision).splitlines()
+        printer.line(head, "bold green" if explanation.reachable else "bold red")
+        for line in rest:
+            printer.line(line, "green" if line.startswith("  + ") else "dim" if line.startswith("  - ") else "")
+        if explanation.advice is not None:
+            printer.line(f"  advice: {explanation.advice}", "yellow")

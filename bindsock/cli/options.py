@@ -1,0 +1,81 @@
+"""What the commands have in common: options, exit statuses, and how they ask the library."""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import socket
+from typing import get_args
+
+from bindsock import kernel as kernels
+from bindsock.factory import TransportFactory
+from bindsock.network import FAMILIES
+from bindsock.preferences import Cost, Preferences, Tunnels
+from bindsock.resolvers import InterfaceResolver
+from bindsock.resolving import Resolve
+
+
+class Exit(enum.IntEnum):
+    """The exit statuses."""
+
+    OK = 0
+    NO = 1
+    """No effective interface, a name without an address, a fact that did not hold."""
+    USAGE = 2
+    SYSTEM = 3
+    """The system is not supported, or it refused."""
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document instead of text") -> None:
+    parser.add_argument("--json", action="store_true", help=what)
+
+
+def add_decision_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how interfaces are chosen, and for which address families."""
+    choice = parser.add_argument_group("how to choose", "patterns are those of the shell: 'en*', 'docker?'; quote them")
+    choice.add_argument("--interface", metavar="NAME", help="this one and no other, whatever detection says")
+    choice.add_argument(
+        "--include", metavar="PATTERN", action="append", default=[], help="only interfaces that match (repeatable)"
+    )
+    choice.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help="no interfaces that match (repeatable)")
+    choice.add_argument("--expensive", metavar="PATTERN", action="append", default=[], help="these cost money (repeatable)")
+    choice.add_argument(
+        "--cost",
+        choices=get_args(Cost),
+        default="avoid",
+        help="what expensive interfaces are for: to avoid if others are usable (the default), like any other, or for nothing",
+    )
+    choice.add_argument(
+        "--tunnels",
+        choices=get_args(Tunnels),
+        default="bypass",
+        help="bypass all of them (the default), or let those have what they have a specific route to",
+    )
+    family = parser.add_mutually_exclusive_group()
+    family.add_argument("--family", choices=("4", "6"), help="only IPv4, or only IPv6")
+    family.add_argument("-4", dest="family", action="store_const", const="4", help="the same as --family 4")
+    family.add_argument("-6", dest="family", action="store_const", const="6", help="the same as --family 6")
+
+
+def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResolver | None = None) -> TransportFactory:
+    """A factory that chooses as the options say.
+
+    :param resolver: names to addresses; the system's resolver unless given
+    :raises UnsupportedSystem: there is no kernel backend for this system
+    """
+    preferences = Preferences(
+        include=arguments.include,
+        exclude=arguments.exclude,
+        expensive=arguments.expensive,
+        cost=arguments.cost,
+        tunnels=arguments.tunnels,
+    )
+    return TransportFactory(preferences, interface=arguments.interface, kernel=kernels.current(), resolver=resolver)
+
+
+def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:
+    """The address families that are asked for."""
+    chosen = {"4": socket.AF_INET, "6": socket.AF_INET6}
+    return FAMILIES if arguments.family is None else (chosen[arguments.family],)

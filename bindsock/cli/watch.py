@@ -1,0 +1,153 @@
+"""``bindsock watch``: the changes of path as they happen."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from socket import AddressFamily
+from typing import Any
+
+from bindsock.cli import documents
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
+from bindsock.cli.output import Printer, json_line
+from bindsock.factory import TransportFactory
+from bindsock.network import Change, Decision, FamilyChange, Path, family_name
+
+_EPILOG = """\
+The first entry is the state at the start. After it there is one for each change of path:
+another interface, or another address or gateway of the same one. What is lost is
+announced after a grace of some seconds only, what is gained at once.
+
+examples:
+  bindsock watch
+  bindsock watch --count 1 && systemctl --user restart some-tunnel
+  bindsock watch --json | jq -r 'select(.event == "change") | .ipv4.to.interface'
+
+exit status: 0 after --count changes, 130 after Ctrl-C
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "watch",
+        help="the changes as they happen",
+        description="Show the changes of the effective interface as they happen, and what was refused and why.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--count", metavar="N", type=_positive, help="end after so many changes")
+    add_json(parser, "one JSON document a line instead of text")
+    add_decision_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    asked = factory(arguments)
+    reporter = (JsonReporter if arguments.json else TextReporter)(families(arguments))
+    asyncio.run(_watch(asked, reporter, arguments.count))
+    return Exit.OK
+
+
+async def _watch(asked: TransportFactory, reporter: JsonReporter | TextReporter, count: int | None) -> None:
+    async with asked:
+        changes = asked.changes()
+        async with contextlib.aclosing(changes):
+            reporter.state([asked.decide(family) for family in reporter.families])
+            seen = 0
+            async for change in changes:
+                if any(change.of(family).moved for family in reporter.families):
+                    reporter.change(change)
+                    seen += 1
+                if seen == count:
+                    return
+
+
+class JsonReporter:
+    """One JSON document a line."""
+
+    def __init__(self, families: Sequence[AddressFamily]) -> None:
+        self.families = families
+
+    def state(self, decisions: Sequence[Decision]) -> None:
+        effective = {family_name(d.family).lower(): {"decision": documents.decision(d)} for d in decisions}
+        json_line({"event": "state", "time": _now().isoformat(), **effective})
+
+    def change(self, change: Change) -> None:
+        parts = {family_name(f).lower(): documents.family_change(change.of(f)) for f in self.families}
+        head = {"event": "change", "time": _moment(change).isoformat(), "number": change.number, "cause": str(change.cause)}
+        json_line({**head, **parts})
+
+
+class TextReporter:
+    """A paragraph a change."""
+
+    def __init__(self, families: Sequence[AddressFamily]) -> None:
+        self.families = families
+        self._printer = Printer()
+
+    def state(self, decisions: Sequence[Decision]) -> None:
+        self._printer.line(f"{_clock(_now())}  watching; end with Ctrl-C", "dim")
+        for decision in decisions:
+            name = decision.interface.name if decision.interface is not None else "no effective interface"
+            self._printer.line(f"  {family_name(decision.family)}: {name}", "bold")
+            self._refused(decision)
+
+    def change(self, change: Change) -> None:
+        self._printer.line(f"{_clock(_moment(change))}  change {change.number} ({change.cause})", "dim")
+        for family in self.families:
+            part = change.of(family)
+            if part.moved:
+                self._printer.line(f"  {family_name(family)}: {_transition(part)}", "bold green" if part.new_path else "bold red")
+                self._refused(part.new_decision)
+
+    def _refused(self, decision: Decision) -> None:
+        refused = [c for c in decision.candidates if not c.taken]
+        width = max((len(c.interface) for c in refused), default=0)
+        self._printer.lines((f"    - {c.interface:<{width}}  {c.reason}" for c in refused), "dim")
+
+
+def _transition(change: FamilyChange) -> str:
+    """From where to where; where the interface stays the same, what of it is different."""
+    old, new = change.old_path, change.new_path
+    if old is None or new is None or old.interface != new.interface:
+        return f"{_name(old)} → {_name(new)}"
+    if old.index != new.index:
+        return f"{new.interface}, created anew (index {old.index} → {new.index})"
+    differences = []
+    if old.addresses != new.addresses:
+        differences.append(f"address {_addresses(old)} → {_addresses(new)}")
+    if old.gateway != new.gateway:
+        differences.append(f"gateway {old.gateway or 'none'} → {new.gateway or 'none'}")
+    return f"{new.interface}, {', '.join(differences)}"
+
+
+def _name(path: Path | None) -> str:
+    return path.interface if path is not None else "none"
+
+
+def _addresses(path: Path) -> str:
+    return " ".join(sorted(map(str, path.addresses))) or "none"
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+def _moment(change: Change) -> datetime:
+    """The wall clock's time of a change."""
+    return datetime.fromtimestamp(time.time() - (time.monotonic() - change.time)).astimezone()
+
+
+def _clock(moment: datetime) -> str:
+    return moment.strftime("%H:%M:%S.") + f"{moment.microsecond // 1000:03}"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bindsock import kernel as kernels
+from bindsock.cli import output
+from bindsock.errors import KernelError, UnsupportedSystem
+from bindsock.kernel import Kernel
+from bindsock.network import Network
+from bindsock.testing.simulated import SimulatedKernel
+
+from .conftest import Run
+
+COMMANDS = ("status", "explain", "watch", "demo")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_exit_statuses(command: str, run: Run) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "examples:" in out
+    assert "exit status:" in out
+
+
+def test_help_names_every_command(run: Run) -> None:
+    _, out, _ = run("--help")
+    assert all(f"    {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("fly",), ("status", "--family", "5"), ("status", "-4", "-6"), ("watch", "--count", "0"), ("status", "--cost", "much")],
+)
+def test_what_is_not_understood_is_exit_status_2(arguments: tuple[str, ...], run: Run) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: bindsock")
+
+
+@pytest.mark.parametrize("command", ["status", "explain", "watch"])
+def test_an_unsupported_system_is_exit_status_3_with_one_clear_line(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def current() -> Kernel:
+        raise UnsupportedSystem("bindsock runs on Linux, macOS and iOS, not on plan9")
+
+    monkeypatch.setattr(kernels, "current", current)
+    assert run(command) == (3, "", "bindsock: bindsock runs on Linux, macOS and iOS, not on plan9\n")
+
+
+@pytest.mark.parametrize("error", [KernelError("the answer is truncated"), OSError(errno.EMFILE, "Too many open files")])
+def test_a_system_that_refuses_is_exit_status_3(
+    error: OSError, kernel: SimulatedKernel, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network() -> Network:
+        raise error
+
+    monkeypatch.setattr(kernel, "network", network)
+    status, out, err = run("status")
+    assert (status, out) == (3, "")
+    assert err.startswith("bindsock: ")
+    assert err.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        finished = subprocess.run(
+            [sys.executable, "-m", "bindsock", "status"], stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert (finished.returncode, finished.stderr) == (141, "")
+
+
+def test_a_terminal_gets_colour() -> None:
+    terminal = Terminal()
+    output.Printer(terminal).line("effective interface: en0", "bold green")
+    assert "\x1b[" in terminal.getvalue()
+
+
+def test_without_rich_a_terminal_gets_the_same_text_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    terminal = Terminal()
+    output.Printer(terminal).line("effective interface: en0", "bold green")
+    assert terminal.getvalue() == "effective interface: en0\n"
+
+
+def test_a_file_gets_no_colour() -> None:
+    file = io.StringIO()
+    output.Printer(file).line("effective interface: en0", "bold green")
+    assert file.getvalue() == "effective interface: en0\n"
+
+
+def test_long_lines_are_left_to_the_terminal() -> None:
+    terminal = Terminal()
+    output.Printer(terminal).line("x" * 300)
+    assert "x" * 300 in terminal.getvalue()
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    rows = [("a", "1", "x"), ("bbb", "20", "")]
+    assert output.columns(rows, right=(1,)) == ["a     1  x", "bbb  20"]
+    assert output.columns([]) == []

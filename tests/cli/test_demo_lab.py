@@ -1,0 +1,71 @@
+"""The demonstration itself, once, and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bindsock.testing.lab import available
+
+OBSTACLE = available(vpn=True)
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))]
+
+
+def children(process: int) -> set[int]:
+    """All that descends from a process."""
+    found: set[int] = set()
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        for child in map(int, (thread / "children").read_text().split()):
+            found |= {child} | children(child)
+    return found
+
+
+def test_every_fact_holds_and_the_numbers_and_the_picture_agree(tmp_path: Path) -> None:
+    picture = tmp_path / "timeline.svg"
+    finished = subprocess.run(
+        [sys.executable, "-m", "bindsock", "demo", "--json", "--svg", str(picture)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    found = json.loads(finished.stdout)
+    assert [f["text"] for f in found["facts"] if not f["held"]] == []
+    assert (finished.returncode, found["held"]) == (0, True)
+    assert found["explain"]["interface"] == "wifi0"
+    assert found["explain"]["tunnels"] == ["tun0"]
+    assert found["loop"]["unbound"]["answered"] == 0
+    assert found["loop"]["bound"]["answered"] == found["loop"]["bound"]["sent"]
+    flows = {(f["program"], f["protocol"]): f for f in found["cling"]["flows"]}
+    assert len(flows) == 6
+    assert "tun0" not in flows["bindsock", "UDP"]["packets"]
+    assert set(flows["bindsock", "UDP"]["packets"]) == {"wifi0", "eth0", "wwan0"}
+    assert set(flows["plain asyncio", "UDP"]["packets"]) == {"tun0"}
+    assert {e["error"] for e in flows["bindsock", "TCP"]["endings"]} == {"InterfaceChanged"}
+    assert [s["effective"] for s in found["cling"]["switches"] if s["moves"]] == ["eth0", "wifi0", "wwan0", "eth0"]
+    assert "✓" not in finished.stdout.replace('"', "")
+    assert "wifi0 is switched off" in finished.stderr
+    assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
+
+
+def test_ctrl_c_leaves_nothing_behind() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bindsock", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "the programs start" in line:
+                break
+        started = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert len(started) >= 3  # the server, the two ends of the VPN, whoever notes the kernel's events
+    assert [child for child in started if os.path.exists(f"/proc/{child}")] == []
