@@ -147,7 +147,9 @@ class SimulatedKernel:
         self._bound.pop(sock, None)
 
     def bound(self, sock: socket.socket) -> int | None:
-        return self._bound.get(sock)
+        # What a transport calls its socket is another object with the same descriptor.
+        descriptor = sock.fileno()
+        return next((i for own, i in self._bound.items() if own is sock or own.fileno() == descriptor != -1), None)
 
     def abort(self, sock: socket.socket) -> None:
         self.binds.append(("abort", ""))
