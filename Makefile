@@ -46,6 +46,7 @@ abi: $(READY)
 	@$(BIN)/python -m tests.abi
 
 bench-quick: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 svg: $(READY)
