@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import select
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from bindsock.kernel.linux import LinuxKernel, tables
 from bindsock.kernel.linux import events as events_module
 from bindsock.kernel.linux.events import RouteEvents
+from bindsock.kernel.linux.netlink import AF_NETLINK, NETLINK_ROUTE
 from bindsock.network import InterfaceKind, Network, Route, RouteKind
 from tests.linux.namespaces import as_nobody, carrier, inside, ip, sysctl, until, until_running
 
@@ -81,6 +83,29 @@ def test_a_reading_has_interfaces_addresses_routes_and_who_is_reachable(kernel: 
 
 def test_two_readings_of_the_same_network_are_equal(kernel: LinuxKernel) -> None:
     assert kernel.network() == kernel.network()
+
+
+def neighbours() -> str:
+    """The neighbour table: a packet to somebody new would be in it."""
+    return subprocess.run(["ip", "neigh"], capture_output=True, text=True, check=True).stdout
+
+
+def test_asking_sends_nothing(kernel: LinuxKernel) -> None:
+    before = neighbours()
+    kernel.network()
+    kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("10.2.0.77"))
+    kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("fd10:2::77"))
+    assert neighbours() == before
+
+
+def test_a_forgotten_kernel_leaves_no_descriptor(world: World) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    kernel = LinuxKernel()
+    kernel.network()
+    sources = kernel.events()
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    del kernel, sources
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_process_without_privilege_reads_the_same(kernel: LinuxKernel) -> None:
@@ -486,6 +511,14 @@ def test_routes_that_lead_to_nobody_else_are_no_event(events: RouteEvents) -> No
 def test_neighbours_are_no_event(events: RouteEvents) -> None:
     ip("neigh add 10.2.0.77 lladdr 02:00:00:00:00:01 dev eth0")
     ip("route add local 10.3.0.1 dev lo table local")
+    assert waits(events)
+    assert not events.drain()
+
+
+def test_an_event_that_the_kernel_did_not_send_is_ignored(events: RouteEvents) -> None:
+    forged = socket.socket(AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+    with forged, socket.socket(fileno=os.dup(events.fileno())) as receiver:
+        forged.sendto(bytes(100), (receiver.getsockname()[0], 0))
     assert waits(events)
     assert not events.drain()
 

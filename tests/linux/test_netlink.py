@@ -566,12 +566,12 @@ def test_a_cure_is_as_concrete_as_what_is_known(seen: Network, destination: str,
 
 def test_a_cure_names_the_gateway_that_the_vpn_took_away() -> None:
     gateways = cures.Gateways()
-    gateways.note(network(default(3, gateway="10.2.0.1"), default(3, gateway="fe80::1", six=True)))
-    gateways.note(network(default(4), default(4, six=True)))
+    gateways.note({3, 4}, [default(3, gateway="10.2.0.1"), default(3, gateway="fe80::1", six=True)])
+    gateways.note({3, 4}, [default(4), default(4, six=True)])
     eth0 = Interface("eth0", 3)
     for destination, expected in (("192.0.2.1", "default via 10.2.0.1 dev"), ("2001:db8::1", "default via fe80::1 dev")):
         assert expected in cures.cure(network(default(4)), eth0, ipaddress.ip_address(destination), gateways)
-    gateways.note(Network())
+    gateways.note({4}, [])
     assert "GATEWAY" in cures.cure(network(default(4)), eth0, ipaddress.ip_address("192.0.2.1"), gateways)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shlex
 import socket
+from typing import TYPE_CHECKING
 
 from bindsock.network import Interface, InterfaceKind, IPAddress, Network, Route, RouteKind, family_of, unmapped
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
 
 _MAIN = 254
 _PREFERENCE = 100
@@ -18,11 +22,15 @@ class Gateways:
     def __init__(self) -> None:
         self._known: dict[tuple[int, socket.AddressFamily], IPAddress] = {}
 
-    def note(self, network: Network) -> None:
-        """Learn from a reading; what is gone is forgotten with its interface."""
-        self._known = {key: gateway for key, gateway in self._known.items() if key[0] in network.interfaces}
-        for route in network.routes:
-            if route.is_default and route.gateway is not None and route.interface is not None:
+    def note(self, interfaces: Container[int], defaults: Iterable[Route]) -> None:
+        """Learn from a reading.
+
+        :param interfaces: the indexes that there are; what was known of others is forgotten
+        :param defaults: the default routes
+        """
+        self._known = {key: gateway for key, gateway in self._known.items() if key[0] in interfaces}
+        for route in defaults:
+            if route.gateway is not None and route.interface is not None:
                 self._known[route.interface, route.family] = route.gateway
 
     def of(self, index: int, family: socket.AddressFamily) -> IPAddress | None:

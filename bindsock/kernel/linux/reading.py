@@ -52,6 +52,11 @@ class Reader:
         self._tables = RoutingTables(channel, clock)
         self._radios: dict[tuple[int, str, bytes], devices.Radio] = {}
 
+    @property
+    def defaults(self) -> tuple[Route, ...]:
+        """The default routes of the last reading."""
+        return self._tables.defaults
+
     def network(self) -> Network:
         """One reading.
 

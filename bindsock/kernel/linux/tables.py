@@ -34,6 +34,8 @@ class RoutingTables:
         self._specific: tuple[Route, ...] = ()
         self._read_at: float | None = None
         self._of_up: tuple[frozenset[int], tuple[Route, ...]] | None = None
+        self.defaults: tuple[Route, ...] = ()
+        """The default routes of the last reading."""
 
     @property
     def kept(self) -> bool:
@@ -51,11 +53,13 @@ class RoutingTables:
             up = frozenset(interface.index for interface in interfaces.values() if interface.up)
             if self._of_up is None or self._of_up[0] != up:
                 self._of_up = up, tuple(r for r in self._specific if r.kind is not RouteKind.UNICAST or r.interface in up)
-            return (*(route for group in defaults for route in group), *self._of_up[1])
+            self.defaults = tuple(route for group in defaults for route in group)
+            return (*self.defaults, *self._of_up[1])
         started = self._clock()
         found = self._dump()
         self._of_up = None
         self._specific, self._read_at = (), None
+        self.defaults = tuple(route for route in found if route.is_default)
         if len(found) > LARGE:
             self._specific = tuple(
                 r for r in found if r.kind is not RouteKind.UNICAST or r.destination.prefixlen > DEFAULT_LENGTH[r.family]
