@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import Any
 
 from bindsock.cli import demo, explain, proxy, status, watch
 from bindsock.cli.options import Exit
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--version", action="version", version=f"bindsock {version('bindsock')}")
+    result.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (status, explain, watch, proxy, demo):
         command.add_parser(commands)
@@ -73,6 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(str(error), Exit.SYSTEM)
     return status
+
+
+class _Version(argparse.Action):
+    """Looks the version up when somebody asks: it takes longer than all the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"bindsock {version('bindsock')}")
+        parser.exit()
 
 
 def _fail(message: str, status: Exit) -> int:

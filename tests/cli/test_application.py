@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -36,6 +37,10 @@ def test_help_has_examples_and_exit_statuses(command: str, run: Run) -> None:
 def test_help_names_every_command(run: Run) -> None:
     _, out, _ = run("--help")
     assert all(f"    {command} " in out for command in COMMANDS)
+
+
+def test_the_version_is_that_of_the_distribution(run: Run) -> None:
+    assert run("--version") == (0, f"bindsock {version('bindsock')}\n", "")
 
 
 @pytest.mark.parametrize(

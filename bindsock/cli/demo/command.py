@@ -120,7 +120,8 @@ async def _routes(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
                         factory.bind(sock, server)
                     sock.sendto(b"which way?", (server, lab.server.udp_port))
             plain, ours = (packet.interface for packet in tap.packets)
-        stand.tell(f"\na datagram of a plain socket left by {plain}, one of a socket that bindsock bound by {ours}")
+        stand.tell(f"\nA datagram of a plain socket left by {plain}, one of a socket bound with bindsock")
+        stand.tell(f"by {ours}.")
     finally:
         lab.vpn_down()
     found["explain"] = documents.decision(decision)
@@ -128,7 +129,7 @@ async def _routes(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
 
 
 async def _loop(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
-    stand.tell("A VPN client sends each packet of the tunnel in a datagram of its own, to the VPN server.")
+    stand.tell("A VPN client sends each packet of the tunnel to the VPN server, in a datagram.")
     results = {}
     for name, run_client in (("unbound", loop.unbound), ("bound with bindsock", loop.bound)):
         result = results[name] = await run_client(lab)
@@ -140,10 +141,10 @@ async def _loop(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
 
 
 async def _cling(lab: Lab, stand: Stand, found: dict[str, Any], picture: Path | None) -> list[Fact]:
-    stand.tell("Three times the same program: 200 datagrams a second by UDP, and reports over TCP.")
-    stand.tell("  bindsock        sockets by bindsock, which follow the effective interface")
-    stand.tell("  plain asyncio   sockets by asyncio: they go where the routes say, into the tunnel")
-    stand.tell("  bound by hand   sockets by asyncio, SO_BINDTODEVICE to what is effective at the start")
+    stand.tell("Three times the same program: 200 datagrams a second, and reports over TCP.")
+    stand.tell("  bindsock        sockets by bindsock: they follow the effective interface")
+    stand.tell("  plain asyncio   sockets by asyncio: they follow the routes, into the tunnel")
+    stand.tell("  bound by hand   sockets by asyncio, bound to what is effective at the start")
     stand.tell(f"The uplinks change {len(STEPS)} times in {DURATION:.0f} seconds; the VPN stays up.\n")
     with stand:
         seen = await cling(lab, stand)

@@ -111,7 +111,7 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
         Fact(
             f"{BINDSOCK}: the TCP reader is woken, the program goes on",
             all(r is not None and r <= _REPORT_LIMIT for r in reports) and not tcp.lost and tcp.connections == len(moves) + 1,
-            f"first report after {_times(reports)}; longest silence {milliseconds(silence)}; {len(tcp.lost)} lost",
+            f"the next report went out after {_times(reports)}; {len(tcp.lost)} lost",
             {"seconds": reports, "silence": silence, "lost": len(tcp.lost), "connections": tcp.connections},
         ),
         Fact(

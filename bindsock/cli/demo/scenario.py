@@ -191,14 +191,15 @@ def outcome(observation: Observation) -> list[str]:
     lines = []
     for program in observation.programs():
         parts = []
-        for protocol, thing in (("UDP", "first datagram"), ("TCP", "first report")):
+        for protocol in ("UDP", "TCP"):
             delay = observation.flow(program, protocol).delay(switch, until)
             if delay is not None:
-                parts.append(f"{thing} by {switch.effective} after {milliseconds(delay)}")
+                parts.append(f"{protocol} after {milliseconds(delay)}")
         if not parts:
             used = {i for f in observation.flows if f.program == program for t, i in f.packets if t > switch.event + _SETTLED}
-            parts = [f"nothing by {switch.effective}; {'all of it by ' + ', '.join(sorted(used)) if used else 'silent'}"]
-        lines.append(f"{program}: {'; '.join(parts)}")
+            lines.append(f"{program}: {'all of it by ' + ', '.join(sorted(used)) if used else 'silent'}")
+        else:
+            lines.append(f"{program}: by {switch.effective}, {', '.join(parts)}")
     return lines
 
 
