@@ -100,7 +100,7 @@ def test_a_stream_that_does_not_move_fails() -> None:
 
 def test_a_stream_that_moves_late_fails() -> None:
     seen = observation()
-    late = flow("bindsock", "UDP", lambda t: None if 1003.0 <= t < 1004.0 else effective(t))
+    late = flow("bindsock", "UDP", lambda t: None if 1003.0 <= t < 1005.0 else effective(t))
     assert failing(with_flow(seen, late)) == [
         "bindsock: the UDP stream moves each time",
         "bindsock: next to no datagram is lost",

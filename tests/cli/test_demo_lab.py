@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from bindsock.testing.lab import available
 
 OBSTACLE = available(vpn=True)
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))]
+
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 
 
 def children(process: int) -> set[int]:
@@ -55,17 +58,28 @@ def test_every_fact_holds_and_the_numbers_and_the_picture_agree(tmp_path: Path) 
     assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
 
 
-def test_ctrl_c_leaves_nothing_behind() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "bindsock", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "the programs start" in line:
-                break
+def test_ctrl_c_leaves_nothing_behind_and_gives_the_cursor_back() -> None:
+    ours, theirs = os.openpty()
+    with (
+        os.fdopen(ours, "rb", buffering=0) as terminal,
+        subprocess.Popen(
+            [sys.executable, "-m", "bindsock", "demo"],
+            env={**os.environ, "TERM": "xterm-256color"},
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        os.close(theirs)
+        shown = b""
+        while b"effective interface: wifi0" not in shown or HIDE_CURSOR not in shown:
+            shown += terminal.read(1 << 16)
         started = children(process.pid)
         process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: nobody has the other side any more
+            while data := terminal.read(1 << 16):
+                shown += data
         _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err) == (130, b"")
+    assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
     assert len(started) >= 3  # the server, the two ends of the VPN, whoever notes the kernel's events
     assert [child for child in started if os.path.exists(f"/proc/{child}")] == []

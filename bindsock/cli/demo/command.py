@@ -133,9 +133,9 @@ async def _loop(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
     results = {}
     for name, run_client in (("unbound", loop.unbound), ("bound with bindsock", loop.bound)):
         result = results[name] = await run_client(lab)
-        back = f"{result.reentered:,} of its own packets came back out of the tunnel"
-        stand.tell(f"  {name + ':':<20} {back}{', then it gave up' if result.stopped else ''};")
-        stand.tell(f"  {'':<20} {result.answered} of {result.sent} pings through the VPN were answered")
+        stand.tell(f"  {name + ':':<20} {result.reentered:,} of its own packets came back out of the tunnel")
+        gave_up = "then it gave up; " if result.stopped else ""
+        stand.tell(f"  {'':<20} {gave_up}{result.answered} of {result.sent} pings through the VPN were answered")
     found["loop"] = {name.partition(" ")[0]: loop.as_document(result) for name, result in results.items()}
     return facts.of_loop(*results.values())
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from bindsock.cli.demo.measuring import Observation
     from bindsock.network import Decision
 
-_DATAGRAM_LIMIT = 0.25
-"""Seconds from the kernel's event to the first datagram: it takes a millisecond; a busy machine may take longer."""
-_REPORT_LIMIT = 2.0
+_DATAGRAM_LIMIT = 1.0
+"""Seconds from the kernel's event to the first datagram. It takes milliseconds; but a busy machine may stop any program for some
+hundreds of them, and this is no benchmark."""
+_REPORT_LIMIT = 3.0
 """Seconds to the first report: a connection whose carrier is lost is given one second."""
 _LOSS_LIMIT = 0.005
 """Of the datagrams: those that a dying interface had already taken, and answers that were on their way to it."""

@@ -21,8 +21,8 @@ LIMIT = 2000
 """How many of its own packets the client takes out of the tunnel before it gives up."""
 PINGS = 20
 _PING_INTERVAL = 0.02
-_PATIENCE = 0.4
-"""Seconds to wait for the last answers."""
+_PATIENCE = 100
+"""How many intervals to wait for the last answers."""
 _LARGEST = 65536
 
 Endpoint = Callable[[Callable[[], "VpnClient"], tuple[str, int]], Awaitable[object]]
@@ -122,7 +122,10 @@ async def _ping_through(lab: Lab, endpoint: Endpoint) -> LoopResult:
             for _ in range(PINGS):
                 telemetry.send("ping")
                 await asyncio.sleep(_PING_INTERVAL)
-            await asyncio.sleep(_PATIENCE)
+            for _ in range(_PATIENCE):
+                if client.stopped or len(telemetry.answered) == PINGS:
+                    break
+                await asyncio.sleep(_PING_INTERVAL)
             on_tunnel = lab.counters("tun0").tx_packets
         finally:
             pings.close()
