@@ -120,6 +120,23 @@ class Dialer:
             await until_changed(self.watcher)
 
 
+def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, destination: IPAddress | None) -> Decision:
+    """Bind a fresh socket as decided for its destination, or for its family's default.
+
+    Whatever fails, the socket is closed: it never sends unbound.
+
+    :raises NoEffectiveInterface: no interface may be used
+    :raises NoRoute: no route to the destination leaves by the interface
+    :raises BindFailed: the system refused
+    """
+    decision = decider.decide(destination if destination is not None else socket.AddressFamily(sock.family))
+    if decision.interface is None and not decision.unbound and decider.preferences.on_no_interface != "unbound":
+        sock.close()
+        raise no_effective_interface(str(destination or "the default route"), (decision,), kernel, decider.network)
+    bind_or_close(kernel, sock, decision, destination)
+    return decision
+
+
 def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> Interface | None:
     """Bind a fresh socket as decided, after making sure that a route leaves by the interface.
 

@@ -12,16 +12,15 @@ pass through here a second time, as the ``sock=`` of a call; they are known by t
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
 from bindsock.factory import TransportFactory, is_attaching
+from bindsock.foreign import is_client
 from bindsock.network import FAMILIES, path_of
 from bindsock.resolving import SockAddr, address_of
-from bindsock.transports.sockets import FollowedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +38,6 @@ else:
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
-
-_FIRST_AUTOMATIC_PORT = 32768
-"""The lowest port that a socket gets without asking (Linux net.ipv4.ip_local_port_range; Darwin's begin at 49152). A foreign
-datagram socket without a peer that has a lower one was given it on purpose: it is a server's."""
 
 
 class BoundLoop(_Base):
@@ -89,7 +84,7 @@ class BoundLoop(_Base):
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Bind the socket to the interface for this address, connect it, and follow it."""
-        if not self._is_foreign(sock) or _has_address(sock) or self._is_bound(sock):
+        if not self._is_client(sock) or self.transport_factory.kernel.bound(sock) is not None:
             await super().sock_connect(sock, address)
             return
         address = await self._resolved(sock, address)
@@ -123,10 +118,8 @@ class BoundLoop(_Base):
         sock: socket.socket | None = None,
     ) -> tuple[asyncio.DatagramTransport, D]:
         """A transport of the factory's, unless it is a server's: one with a local port of its own and without a peer."""
-        if sock is not None:
-            if self._is_foreign(sock) and not self._serves(sock):
-                self.transport_factory.track(sock)
-        elif _for_client(local_addr, remote_addr, family):
+        bind = self._is_client(sock) if sock is not None else _for_client(local_addr, remote_addr, family)
+        if bind:
             return await self.transport_factory.create_datagram_endpoint(
                 protocol_factory,
                 local_addr,
@@ -136,8 +129,9 @@ class BoundLoop(_Base):
                 flags=flags,
                 reuse_port=reuse_port,
                 allow_broadcast=allow_broadcast,
+                sock=sock,
             )
-        made: tuple[asyncio.DatagramTransport, D] = await super().create_datagram_endpoint(
+        plain: tuple[asyncio.DatagramTransport, D] = await super().create_datagram_endpoint(
             protocol_factory,
             local_addr,
             remote_addr,
@@ -148,11 +142,11 @@ class BoundLoop(_Base):
             allow_broadcast=allow_broadcast,
             sock=sock,
         )
-        return made
+        return plain
 
     async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
         """Bind a client's socket to the interface for the first address beyond this host that it sends to, and follow it."""
-        if self._is_foreign(sock) and sock not in self._bound_datagrams and not self._serves(sock):
+        if sock not in self._bound_datagrams and self._is_client(sock):
             address = await self._resolved(sock, address)
             if self.transport_factory.follow_datagrams(sock, address_of(address)):
                 self._bound_datagrams.add(sock)
@@ -166,16 +160,8 @@ class BoundLoop(_Base):
 
     # The inside
 
-    def _is_foreign(self, sock: socket.socket) -> bool:
-        """Whether it is an internet socket that no part of bindsock has made."""
-        return sock.family in FAMILIES and not isinstance(sock, FollowedSocket) and not is_attaching(sock)
-
-    def _is_bound(self, sock: socket.socket) -> bool:
-        return self.transport_factory.kernel.bound(sock) is not None
-
-    def _serves(self, sock: socket.socket) -> bool:
-        """Whether it is a datagram socket that waits for others to send to it."""
-        return 0 < sock.getsockname()[1] < _FIRST_AUTOMATIC_PORT and not _is_connected(sock)
+    def _is_client(self, sock: socket.socket) -> bool:
+        return not is_attaching(sock) and is_client(sock)
 
     async def _resolved(self, sock: socket.socket, address: SockAddr) -> SockAddr:
         """The address with a numeric host, as asyncio's ``sock_connect`` makes it."""
@@ -229,18 +215,3 @@ def _for_client(local_addr: Any, remote_addr: Any, family: int) -> bool:
     if remote_addr is not None:
         return True
     return not local_addr[1] if local_addr is not None else family != 0
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        return False
-    return True
-
-
-def _has_address(sock: socket.socket) -> bool:
-    """Whether somebody bound the socket to a certain address: that is a choice of its own."""
-    return not address_of(sock.getsockname()).is_unspecified

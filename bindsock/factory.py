@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from bindsock import kernel as kernels
-from bindsock.dialing import Dialer, bind_or_close
+from bindsock.dialing import Dialer, decide_and_bind
 from bindsock.effective import Decider, Preferences
 from bindsock.kernel import Kernel
 from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
@@ -142,17 +142,12 @@ class TransportFactory:
         :raises BindFailed: the system refused
         """
         address = unmapped(ip_address(destination)) if isinstance(destination, str) else destination
-        target: Target = address if address is not None else socket.AddressFamily(sock.family)
         try:
             decider = self._decider()
-            decision = decider.decide(target)
-            if decision.interface is None and not decision.unbound and self.preferences.on_no_interface != "unbound":
-                raise no_effective_interface(str(address or "the default route"), (decision,), self.kernel, decider.network)
         except BaseException:
             sock.close()
             raise
-        bind_or_close(self.kernel, sock, decision, address)
-        return decision
+        return decide_and_bind(self.kernel, decider, sock, address)
 
     # Streams
 

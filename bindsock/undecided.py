@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -11,6 +10,8 @@ from bindsock.errors import NoEffectiveInterface
 from bindsock.network import InterfaceKind
 
 if TYPE_CHECKING:
+    import asyncio
+
     from bindsock.effective import Decider
     from bindsock.kernel import Kernel
     from bindsock.network import Cause, Decision, IPAddress, Network
@@ -50,7 +51,7 @@ def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
 
 async def until_changed(watcher: Watcher) -> None:
     """Wait until a reading differs from the one before. The caller holds the watcher."""
-    waiter = _Waiter(asyncio.get_running_loop())
+    waiter = _Waiter(watcher.create_future())
     watcher.follow(waiter)
     try:
         await waiter.changed
@@ -59,8 +60,8 @@ async def until_changed(watcher: Watcher) -> None:
 
 
 class _Waiter:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.changed: asyncio.Future[None] = loop.create_future()
+    def __init__(self, changed: asyncio.Future[None]) -> None:
+        self.changed = changed
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         if not self.changed.done():

@@ -49,6 +49,9 @@ class Driver(Protocol):
     def stop(self) -> None:
         """Call nothing any more. The sources are still open."""
 
+    def create_future(self) -> asyncio.Future[None]:
+        """Something of the event loop's that can be awaited, with asyncio's ``done()`` and ``set_result()``."""
+
 
 def _significant(network: Network) -> tuple[list[Interface], tuple[Route, ...], object]:
     """What of a network can make any difference to a decision: an interface without a usable address cannot."""
@@ -191,6 +194,10 @@ class Watcher:
         else:
             self.statistics.coalesced += 1
         self._driver.rearm()
+
+    def create_future(self) -> asyncio.Future[None]:
+        """A future of the event loop that it runs on."""
+        return self._driver.create_future()
 
     def deadline(self) -> float:
         """The monotonic second at which :meth:`timer` wants to be called."""
@@ -381,6 +388,9 @@ class AsyncioDriver:
         sentinel, self._sentinel = self._sentinel, None
         if sentinel is not None:
             _step(sentinel.aclose())
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
 
     def _fire(self) -> None:
         self._timer = None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bindsock.errors import BindFailed
-from bindsock.network import Cause, Decision, Path, Target, path_of, unmapped
+from bindsock.network import Cause, Decision, Path, Target, path_of, unmapped, without_scope
 from bindsock.resolving import address_of
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.transports.viability import pinned
@@ -177,6 +177,9 @@ class DatagramGuard:
         if not self._complained and len({d.interface.index for d in decisions if d.interface is not None}) > 1:
             self._complained = True
             logger.warning("a socket is for both families, whose effective interfaces differ now: it follows IPv6's")
+        if self._path is not None and path.index == self._path.index and _keeps_source(sock, path):
+            self._path = path
+            return
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -213,6 +216,12 @@ def _peer_of(sock: socket.socket) -> tuple[Any, ...] | None:
             raise
         return None
     return peer
+
+
+def _keeps_source(sock: socket.socket, path: Path) -> bool:
+    """Whether the address that the socket has as its own, if it has one, is still there."""
+    local = unmapped(address_of(sock.getsockname()))
+    return local.is_unspecified or without_scope(local) in path.addresses
 
 
 def _has_certain_address(sock: socket.socket) -> bool:
