@@ -38,6 +38,9 @@ class ManualDriver:
     def stop(self) -> None:
         self.started = False
 
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
 
 class Clock:
     def __init__(self) -> None:
