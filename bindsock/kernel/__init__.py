@@ -37,6 +37,10 @@ class EventSource(Protocol):
 class Kernel(Protocol):
     """What bindsock needs of an operating system."""
 
+    binding_filters_ingress: bool
+    """Whether a socket that is bound to an interface receives by that one only. Where it does not, a datagram socket without a
+    peer can be moved while answers are on their way."""
+
     def network(self) -> Network:
         """One reading of the machine's network.
 
@@ -73,7 +77,7 @@ class Kernel(Protocol):
         """
 
     def unbind(self, sock: socket.socket) -> None:
-        """Let the routing table alone decide again.
+        """Let the routing table alone decide again. A datagram socket stays connected, with the source address of its new route.
 
         :raises BindFailed: the system forbids it
         """
@@ -89,6 +93,12 @@ class Kernel(Protocol):
 
     def activity(self, sock: socket.socket) -> object:
         """A value that differs whenever data moved over the stream socket since it was last asked; ``None`` if unknown."""
+
+    def dropped(self, interface: Interface) -> int | None:
+        """How many packets the interface's device has taken and dropped instead of sending them, whoever gave them to it.
+
+        :return: a count that only grows; ``None`` if it is unknown. Never raises.
+        """
 
     def abort(self, sock: socket.socket) -> None:
         """End a connected stream socket at once, whatever is under way: whoever waits on it is woken, with an error if the

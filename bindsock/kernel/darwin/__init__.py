@@ -32,6 +32,9 @@ class DarwinKernel:
     :param syscalls: the way to the system; that of the machine if none is given
     """
 
+    binding_filters_ingress = False
+    """xnu bsd/netinet/in_pcb.c, in_pcblookup_hash: the bound interface is no part of it."""
+
     def __init__(self, syscalls: Syscalls | None = None) -> None:
         self._syscalls = syscalls if syscalls is not None else LiveSyscalls()
         self._complaints: set[str] = set()
@@ -118,3 +121,7 @@ class DarwinKernel:
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP socket."""
         return sockets.activity(sock)
+
+    def dropped(self, interface: Interface) -> int | None:
+        """Unknown: which of xnu's counters would tell has not been found out."""
+        return None

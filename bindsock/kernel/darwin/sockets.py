@@ -87,13 +87,22 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
 
 
 def unbind(sock: socket.socket) -> None:
-    """Take the interface off a socket.
+    """Take the interface off a socket. A connected datagram socket connects again, since its source address is the interface's.
 
     :raises BindFailed: the socket is shut down, or connected to an IPv4-mapped address
     """
     level, option, name = _option(sock, None)
     try:
         sock.setsockopt(level, option, 0)
+        if sock.type != abi.SOCK_STREAM:
+            name = "connect"
+            try:
+                peer = sock.getpeername()
+            except OSError as error:
+                if error.errno not in (abi.ENOTCONN, abi.EINVAL):
+                    raise
+            else:
+                sock.connect(peer)
     except OSError as error:
         _fail(error, name, None)
 

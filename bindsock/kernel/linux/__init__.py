@@ -7,7 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from bindsock.kernel.linux import cures, sockets
+from bindsock.kernel.linux import counters, cures, sockets
 from bindsock.kernel.linux.events import RouteEvents
 from bindsock.kernel.linux.netconf import is_strict
 from bindsock.kernel.linux.netlink import Channel
@@ -31,6 +31,9 @@ class LinuxKernel:
 
     It belongs to the network namespace in which it is first used, to one thread, and to one side of a fork.
     """
+
+    binding_filters_ingress = True
+    """``linux net/ipv4/udp.c``, compute_score."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """
@@ -97,6 +100,14 @@ class LinuxKernel:
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP or MPTCP socket."""
         return sockets.activity(sock)
+
+    def dropped(self, interface: Interface) -> int | None:
+        """The device's drops and errors of sending, 17 µs."""
+        try:
+            return counters.dropped(self._channel, interface.index)
+        except OSError as error:
+            _logger.debug("%s does not say what it dropped: %s", interface.name, error)
+            return None
 
     def abort(self, sock: socket.socket) -> None:
         """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""

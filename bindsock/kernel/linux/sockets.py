@@ -49,11 +49,20 @@ def bind(sock: socket.socket, interface: Interface) -> None:
 
 
 def unbind(sock: socket.socket) -> None:
-    """Take the interface off a socket.
+    """Take the interface off a socket. A connected datagram socket connects again, since its source address is the interface's.
 
     :raises BindFailed: a stream socket, without privilege
     """
     try:
+        if _is_datagram(sock):
+            try:
+                peer = sock.getpeername()
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+            else:
+                _reseat(sock, None, peer, None)
+                return
         try:
             _set_device(sock, 0)
         except OSError as error:
