@@ -47,7 +47,8 @@ def flow(program: str, protocol: str, interface_at: Callable[[float], str | None
     packets = tuple((t, i) for t in moments if (i := interface_at(t)) is not None)
     answered = tuple(t + 0.001 for t, _ in packets)
     lost = tuple(t for t in moments if interface_at(t) is None)
-    return Flow(program, protocol, tuple(moments), answered, lost, packets, {}, 5 if protocol == "TCP" else 1)
+    endings = tuple((s.event + 0.002, "InterfaceChanged") for s in SWITCHES if s.moves) if program == "bindsock" else ()
+    return Flow(program, protocol, tuple(moments), answered, lost, packets, {}, len(endings) + 1, endings)
 
 
 def observation() -> Observation:
@@ -111,6 +112,19 @@ def test_a_report_that_was_never_answered_fails() -> None:
     seen = observation()
     stuck = dataclasses.replace(seen.flow("bindsock", "TCP"), lost=(1015.0,))
     assert failing(with_flow(seen, stuck)) == ["bindsock: the TCP reader is woken, the program goes on"]
+
+
+def test_a_reader_that_was_not_woken_fails() -> None:
+    seen = observation()
+    asleep = dataclasses.replace(seen.flow("bindsock", "TCP"), endings=seen.flow("bindsock", "TCP").endings[1:])
+    assert failing(with_flow(seen, asleep)) == ["bindsock: the TCP reader is woken, the program goes on"]
+
+
+def test_a_reader_that_was_woken_by_something_else_fails() -> None:
+    seen = observation()
+    tcp = seen.flow("bindsock", "TCP")
+    reset = dataclasses.replace(tcp, endings=(*tcp.endings[1:], (tcp.endings[0][0], "ConnectionResetError")))
+    assert failing(with_flow(seen, reset)) == ["bindsock: the TCP reader is woken, the program goes on"]
 
 
 def test_a_plain_program_outside_the_tunnel_means_that_nothing_was_shown() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.cli.demo.measuring import TUNNEL
 from bindsock.cli.demo.scenario import BINDSOCK, BY_HAND, PLAIN, milliseconds
+from bindsock.errors import InterfaceChanged
 
 if TYPE_CHECKING:
     from bindsock.cli.demo.loop import LoopResult
@@ -86,6 +87,7 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
     on_tunnel, total = udp.on_tunnel() + tcp.on_tunnel(), len(udp.packets) + len(tcp.packets) + sum(tcp.others.values())
     datagrams = [udp.delay(switch, until) for switch, until in moves]
     reports = [tcp.delay(switch, until) for switch, until in moves]
+    woken = [tcp.woken(switch, until) for switch, until in moves]
     last, _ = moves[-1]
     expensive = moves[-2][0].effective
     paid = sum(t >= last.event + _DATAGRAM_LIMIT and i == expensive for t, i in (*udp.packets, *tcp.packets))
@@ -111,9 +113,12 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
         ),
         Fact(
             f"{BINDSOCK}: the TCP reader is woken, the program goes on",
-            all(r is not None and r <= _REPORT_LIMIT for r in reports) and not tcp.lost and tcp.connections == len(moves) + 1,
-            f"the next report went out after {_times(reports)}; {len(tcp.lost)} lost",
-            {"seconds": reports, "silence": silence, "lost": len(tcp.lost), "connections": tcp.connections},
+            all(w is not None for w in woken)
+            and all(r is not None and r <= _REPORT_LIMIT for r in reports)
+            and not tcp.lost
+            and {error for _, error in tcp.endings} == {InterfaceChanged.__name__},
+            f"woken after {_times(woken)}; next report after {_times(reports)}",
+            {"woken": woken, "seconds": reports, "silence": silence, "lost": len(tcp.lost), "connections": tcp.connections},
         ),
         Fact(
             f"{BINDSOCK}: it leaves the expensive interface when a cheaper one returns",

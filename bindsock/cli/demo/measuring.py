@@ -123,6 +123,11 @@ class Flow:
         first = next((t for t, i in self.packets if switch.issued <= t < until and i == switch.effective), None)
         return max(0.0, first - switch.event) if first is not None else None
 
+    def woken(self, switch: Switch, until: float) -> float | None:
+        """Seconds from the kernel's event to the end of a connection, as its reader saw it, ``None`` if none ended."""
+        first = next((t for t, _ in self.endings if switch.issued <= t < until), None)
+        return max(0.0, first - switch.event) if first is not None else None
+
     def silence(self, start: float, end: float) -> float:
         """The longest time between two answers, in seconds."""
         times = [start, *self.answered, end]

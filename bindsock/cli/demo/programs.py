@@ -198,7 +198,9 @@ class Program:
             writer.write(f"{self.tag} report {len(reports.sent)}\n".encode())
             await _line(reader)
             reports.answered.append(time.monotonic())
-            await asyncio.sleep(REPORT_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_INTERVAL):
+                    await _line(reader)  # nothing is due: this notices at once when the connection ends
 
 
 async def _line(reader: asyncio.StreamReader) -> None:
