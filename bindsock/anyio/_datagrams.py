@@ -1,0 +1,185 @@
+"""anyio's UDP sockets over the datagram transport that moves, on every backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import anyio
+from anyio.abc import ConnectedUDPSocket, SocketAttribute, UDPSocket
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from bindsock.anyio._streams import BindsockAttribute
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from anyio.abc import UDPPacketType
+
+    from bindsock.transports.datagram import DatagramTransport
+
+_QUEUE = 100
+"""Datagrams that wait to be received; then the oldest are dropped, as anyio's own sockets do it."""
+
+T = TypeVar("T")
+
+
+class _Open(Protocol):
+    def __call__(
+        self, protocol_factory: Callable[[], DatagramQueue], local_addr: Any, remote_addr: Any, **options: Any
+    ) -> Awaitable[tuple[DatagramTransport, DatagramQueue]]: ...
+
+
+async def open_queue(open_datagram: _Open, local_addr: Any, remote_addr: Any, **options: Any) -> DatagramQueue:
+    """Open a datagram transport to be received from by whoever waits."""
+    _, queue = await open_datagram(DatagramQueue, local_addr, remote_addr, **options)
+    return queue
+
+
+class DatagramQueue(asyncio.DatagramProtocol):
+    """Keeps what a datagram transport receives until it is asked for. It needs no asyncio: only its base class is from there."""
+
+    transport: DatagramTransport
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[bytes, tuple[str, int]]] = deque(maxlen=_QUEUE)
+        self._received = anyio.Event()
+        self._writable = anyio.Event()
+        self._writable.set()
+        self._lost: Exception | None = None
+        self._closed = False
+        self._receiving = anyio.ResourceGuard("reading from")
+        self._sending = anyio.ResourceGuard("writing to")
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.transport.set_write_buffer_limits(0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = exc
+        self._received.set()
+        self._writable.set()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._queue.append((data, _plain(addr)))
+        self._received.set()
+
+    def pause_writing(self) -> None:
+        self._writable = anyio.Event()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # What the sockets call
+
+    async def receive(self) -> tuple[bytes, tuple[str, int]]:
+        with self._receiving:
+            await checkpoint()
+            while not self._queue:
+                self._raise_if_closed()
+                self._received = anyio.Event()
+                await self._received.wait()
+            return self._queue.popleft()
+
+    async def send(self, data: bytes, address: tuple[str, int] | None) -> None:
+        with self._sending:
+            await checkpoint_if_cancelled()
+            await self._writable.wait()
+            self._raise_if_closed()
+            self.transport.sendto(data, address)
+            # What has no path for now is held, for some seconds: the sender waits, or the device's own queue would be no limit.
+            await self._writable.wait()
+            await checkpoint()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self.transport.abort()
+        await checkpoint()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """anyio's socket attributes, as they are now."""
+        transport = self.transport
+
+        def raw_socket() -> Any:
+            return transport.get_extra_info("socket")
+
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.raw_socket: raw_socket,
+            SocketAttribute.family: lambda: raw_socket().family,
+            SocketAttribute.local_address: lambda: _plain(transport.get_extra_info("sockname")),
+            SocketAttribute.local_port: lambda: transport.get_extra_info("sockname")[1],
+            BindsockAttribute.interface: lambda: transport.get_extra_info("interface"),
+        }
+        peer = transport.get_extra_info("peername")
+        if peer is not None:
+            attributes[SocketAttribute.remote_address] = lambda: _plain(peer)
+            attributes[SocketAttribute.remote_port] = lambda: peer[1]
+        return attributes
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self.transport.is_closing():
+            raise anyio.BrokenResourceError(str(self._lost or "the socket has ended")) from self._lost
+
+
+class FollowedUDPSocket(UDPSocket):
+    """An unconnected UDP socket that moves with the effective interface."""
+
+    def __init__(self, queue: DatagramQueue) -> None:
+        self._queue = queue
+
+    async def receive(self) -> UDPPacketType:
+        return await self._queue.receive()
+
+    async def send(self, item: UDPPacketType) -> None:
+        data, address = item
+        await self._queue.send(data, address)
+
+    async def aclose(self) -> None:
+        await self._queue.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._queue.extra_attributes
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self.extra(SocketAttribute.raw_socket)
+
+
+class FollowedConnectedUDPSocket(ConnectedUDPSocket):
+    """A connected UDP socket that moves with the effective interface."""
+
+    def __init__(self, queue: DatagramQueue) -> None:
+        self._queue = queue
+
+    async def receive(self) -> bytes:
+        data, _ = await self._queue.receive()
+        return data
+
+    async def send(self, item: bytes) -> None:
+        await self._queue.send(item, None)
+
+    async def aclose(self) -> None:
+        await self._queue.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._queue.extra_attributes
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self.extra(SocketAttribute.raw_socket)
+
+
+def _plain(address: Any) -> tuple[str, int]:
+    """An address as anyio has it: host and port, the scope in the host."""
+    if len(address) == 4 and address[3] and "%" not in address[0]:
+        return f"{address[0]}%{address[3]}", address[1]
+    return address[0], address[1]

@@ -1,0 +1,379 @@
+"""The functions of the anyio face, and the factory that they are methods of."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from socket import AddressFamily
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+
+import anyio
+from anyio.abc import ByteStream, ByteStreamConnectable, ConnectedUDPSocket, SocketStream, UDPSocket
+from anyio.streams.tls import TLSStream
+
+from bindsock import kernel as kernels
+from bindsock.anyio._datagrams import FollowedConnectedUDPSocket, FollowedUDPSocket, open_queue
+from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
+from bindsock.anyio._streams import FollowedStream
+from bindsock.default import running_factory, set_factory
+from bindsock.effective import Preferences
+from bindsock.factory import TransportFactory as AsyncioFactory
+from bindsock.factory import guard_of
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from bindsock.anyio._trio_network import TrioNetwork
+    from bindsock.kernel import Kernel
+    from bindsock.resolving import Resolve
+    from bindsock.transports.stream import BetterPath, StreamGuard
+
+IPAddressType: TypeAlias = str | IPv4Address | IPv6Address
+_Family: TypeAlias = Literal[AddressFamily.AF_UNSPEC, AddressFamily.AF_INET, AddressFamily.AF_INET6]
+
+
+class TransportFactory:
+    """As :class:`bindsock.TransportFactory`, with anyio's functions, for asyncio and trio.
+
+    :param preferences: how to choose among interfaces
+    :param interface: the name of the one interface to use, whatever detection says
+    :param kernel: what to ask; the running system's unless given
+    :param better_path: what happens to a stream that still works when the effective interface is another one
+    :param resolver: names to addresses; the system's resolver unless given. It must be one for the event loop in use.
+    """
+
+    def __init__(
+        self,
+        preferences: Preferences | None = None,
+        *,
+        interface: str | None = None,
+        kernel: Kernel | None = None,
+        better_path: BetterPath = "auto",
+        resolver: Resolve | None = None,
+    ) -> None:
+        self._preferences = preferences if preferences is not None else Preferences()
+        self._interface = interface
+        self._kernel = kernel if kernel is not None else kernels.current()
+        self._better_path: BetterPath = better_path
+        self._resolver = resolver
+        self._asyncio: AsyncioFactory | None = None
+        self._trio: TrioNetwork | None = None
+
+    @overload
+    async def connect_tcp(
+        self,
+        remote_host: IPAddressType,
+        remote_port: int,
+        *,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
+        happy_eyeballs_delay: float = ...,
+        interface: str | None = ...,
+        better_path: BetterPath | None = ...,
+    ) -> SocketStream: ...
+
+    @overload
+    async def connect_tcp(
+        self,
+        remote_host: IPAddressType,
+        remote_port: int,
+        *,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
+        tls: bool = ...,
+        ssl_context: ssl.SSLContext | None = ...,
+        tls_standard_compatible: bool = ...,
+        tls_hostname: str | None = ...,
+        happy_eyeballs_delay: float = ...,
+        interface: str | None = ...,
+        better_path: BetterPath | None = ...,
+        on_reconnect: OnReconnect,
+        reconnect_timeout: float = ...,
+    ) -> ReconnectingStream: ...
+
+    @overload
+    async def connect_tcp(
+        self,
+        remote_host: IPAddressType,
+        remote_port: int,
+        *,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
+        tls: Literal[True],
+        ssl_context: ssl.SSLContext | None = ...,
+        tls_standard_compatible: bool = ...,
+        tls_hostname: str | None = ...,
+        happy_eyeballs_delay: float = ...,
+        interface: str | None = ...,
+        better_path: BetterPath | None = ...,
+    ) -> TLSStream: ...
+
+    @overload
+    async def connect_tcp(
+        self,
+        remote_host: IPAddressType,
+        remote_port: int,
+        *,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
+        tls: bool = ...,
+        ssl_context: ssl.SSLContext | None = ...,
+        tls_standard_compatible: bool = ...,
+        tls_hostname: str | None = ...,
+        happy_eyeballs_delay: float = ...,
+        interface: str | None = ...,
+        better_path: BetterPath | None = ...,
+        on_reconnect: OnReconnect | None = ...,
+        reconnect_timeout: float = ...,
+    ) -> SocketStream | TLSStream | ReconnectingStream: ...
+
+    async def connect_tcp(
+        self,
+        remote_host: IPAddressType,
+        remote_port: int,
+        *,
+        local_host: IPAddressType | None = None,
+        local_port: int | None = None,
+        tls: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        tls_standard_compatible: bool = True,
+        tls_hostname: str | None = None,
+        happy_eyeballs_delay: float = 0.25,
+        interface: str | None = None,
+        better_path: BetterPath | None = None,
+        on_reconnect: OnReconnect | None = None,
+        reconnect_timeout: float = 30.0,
+    ) -> SocketStream | TLSStream | ReconnectingStream:
+        """:func:`anyio.connect_tcp`, beneath the tunnels.
+
+        When the connection can no longer work, ``receive()`` and ``send()`` raise :class:`anyio.BrokenResourceError` with an
+        :class:`~bindsock.errors.InterfaceChanged` as its cause; with ``on_reconnect`` they go on with a new connection.
+
+        :param interface: the name of the one interface to use instead of the factory's
+        :param better_path: instead of the factory's
+        :param on_reconnect: called with each new connection, see :class:`ReconnectingStream`
+        :param reconnect_timeout: seconds within which there must be a new connection
+        :raises NoEffectiveInterface: no address of the host has an interface that may be used
+        :raises OSError: names or connections failed
+        """
+        local_addr = (str(local_host), local_port or 0) if local_host is not None else None
+
+        async def connect() -> tuple[SocketStream | TLSStream, StreamGuard | None]:
+            sock, guard = await self._connect(
+                str(remote_host),
+                remote_port,
+                local_addr=local_addr,
+                happy_eyeballs_delay=happy_eyeballs_delay,
+                interface=interface,
+                better_path=better_path,
+            )
+            try:
+                stream = FollowedStream(await SocketStream.from_socket(sock), guard)
+            except BaseException:
+                sock.close()
+                raise
+            if not (tls or ssl_context or tls_hostname):
+                return stream, guard
+            try:
+                wrapped = await TLSStream.wrap(
+                    stream,
+                    server_side=False,
+                    hostname=tls_hostname or str(remote_host),
+                    ssl_context=ssl_context,
+                    standard_compatible=tls_standard_compatible,
+                )
+            except BaseException:
+                await anyio.aclose_forcefully(stream)
+                raise
+            return wrapped, guard
+
+        if on_reconnect is not None:
+            reconnecting = ReconnectingStream(_tried(connect), on_reconnect, timeout=reconnect_timeout)
+            await reconnecting.open()
+            return reconnecting
+        stream, _ = await connect()
+        return stream
+
+    async def create_udp_socket(
+        self,
+        family: _Family = AddressFamily.AF_UNSPEC,
+        *,
+        local_host: IPAddressType | None = None,
+        local_port: int = 0,
+        reuse_port: bool = False,
+        interface: str | None = None,
+    ) -> UDPSocket:
+        """:func:`anyio.create_udp_socket`, beneath the tunnels, and moving with the effective interface.
+
+        :param interface: the name of the one interface to use instead of the factory's
+        :raises NoEffectiveInterface: no interface may be used
+        :raises OSError: the socket could not be bound
+        """
+        if family == AddressFamily.AF_UNSPEC and not local_host:
+            raise ValueError('Either "family" or "local_host" must be given')
+        if not local_host:
+            local_host = "::" if family == AddressFamily.AF_INET6 else "0.0.0.0"
+        queue = await open_queue(
+            self._open_datagram(),
+            (str(local_host), local_port),
+            None,
+            family=family,
+            reuse_port=reuse_port or None,
+            interface=interface,
+        )
+        return FollowedUDPSocket(queue)
+
+    async def create_connected_udp_socket(
+        self,
+        remote_host: IPAddressType,
+        remote_port: int,
+        *,
+        family: _Family = AddressFamily.AF_UNSPEC,
+        local_host: IPAddressType | None = None,
+        local_port: int = 0,
+        reuse_port: bool = False,
+        interface: str | None = None,
+    ) -> ConnectedUDPSocket:
+        """:func:`anyio.create_connected_udp_socket`, beneath the tunnels, and moving with the effective interface.
+
+        :param interface: the name of the one interface to use instead of the factory's
+        :raises NoEffectiveInterface: no interface may be used
+        :raises OSError: the socket could not be bound or connected
+        """
+        local_addr: tuple[str | None, int] | None = (str(local_host), local_port) if local_host else None
+        if local_addr is None and local_port:
+            local_addr = ("::" if family == AddressFamily.AF_INET6 else "0.0.0.0", local_port)
+        queue = await open_queue(
+            self._open_datagram(),
+            local_addr,
+            (str(remote_host), remote_port),
+            family=family,
+            reuse_port=reuse_port or None,
+            interface=interface,
+        )
+        return FollowedConnectedUDPSocket(queue)
+
+    # The inside
+
+    async def _connect(self, host: str, port: int, **options: Any) -> tuple[socket.socket, StreamGuard | None]:
+        if on_trio():
+            return await self._trio_network().connect(host, port, **options)
+        sock = await self._asyncio_factory().connect(host, port, **options)
+        return sock, guard_of(sock)
+
+    def _open_datagram(self) -> Any:
+        return self._trio_network().open_datagram if on_trio() else self._asyncio_factory().create_datagram_endpoint
+
+    def _asyncio_factory(self) -> AsyncioFactory:
+        if self._asyncio is None:
+            self._asyncio = AsyncioFactory(
+                self._preferences,
+                interface=self._interface,
+                kernel=self._kernel,
+                better_path=self._better_path,
+                resolver=self._resolver,
+            )
+        return self._asyncio
+
+    def _trio_network(self) -> TrioNetwork:
+        import trio
+
+        from bindsock.anyio._trio_network import TrioNetwork
+
+        if self._trio is None or self._trio.token is not trio.lowlevel.current_trio_token():
+            self._trio = TrioNetwork(self._preferences, self._interface, self._kernel, self._better_path, self._resolver)
+        return self._trio
+
+
+class _Default(TransportFactory):
+    """The factory of the module-level functions: the event loop's own, or the trio run's."""
+
+    def __init__(self) -> None:
+        """It chooses nothing itself."""
+
+    def _asyncio_factory(self) -> AsyncioFactory:
+        return running_factory()
+
+    def _trio_network(self) -> TrioNetwork:
+        from bindsock.anyio._trio_network import running_network
+
+        return running_network()
+
+
+_default = _Default()
+connect_tcp = _default.connect_tcp
+create_udp_socket = _default.create_udp_socket
+create_connected_udp_socket = _default.create_connected_udp_socket
+
+
+@dataclass
+class TCPConnectable(ByteStreamConnectable):
+    """As anyio's ``TCPConnectable``, beneath the tunnels: for whatever takes a ``ByteStreamConnectable``.
+
+    :param host: host name or address
+    :param port: TCP port
+    :param factory: makes the connections; the event loop's own unless given
+    """
+
+    host: IPAddressType
+    port: int
+    factory: TransportFactory = field(default=_default)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise ValueError("TCP port number out of range")
+
+    async def connect(self) -> SocketStream:
+        try:
+            return await self.factory.connect_tcp(self.host, self.port)
+        except OSError as error:
+            raise anyio.ConnectionFailed(f"error connecting to {self.host}:{self.port}: {error}") from error
+
+
+def install(factory: TransportFactory) -> None:
+    """Make the module-level functions use this factory, on the running event loop or in the running trio run."""
+    if on_trio():
+        from bindsock.anyio._trio_network import set_network
+
+        set_network(factory._trio_network())
+    else:
+        set_factory(asyncio.get_running_loop(), factory._asyncio_factory())
+
+
+def install_trio_socket_factory(factory: TransportFactory | None = None) -> None:
+    """Let every socket of this trio run leave by the effective interface: trio's own streams, anyio's and httpx's on trio.
+
+    It does for trio what :class:`bindsock.EventLoop` does for asyncio, with :func:`trio.socket.set_custom_socket_factory`.
+
+    :param factory: how to choose; by default as everywhere. The module-level functions use it from now on, too.
+    """
+    import trio
+
+    from bindsock.anyio._trio_network import running_network
+    from bindsock.anyio._trio_sockets import BoundSocketFactory
+
+    if factory is not None:
+        install(factory)
+    trio.socket.set_custom_socket_factory(BoundSocketFactory(running_network()))
+
+
+def on_trio() -> bool:
+    """Whether the calling task is trio's."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+def _tried(connect: Callable[[], Awaitable[tuple[SocketStream | TLSStream, StreamGuard | None]]]) -> Any:
+    """A dial whose path goes away during the TLS handshake is an error like any other of a dial."""
+
+    async def tried() -> tuple[ByteStream, StreamGuard | None]:
+        try:
+            return await connect()
+        except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise OSError(f"the connection ended during the handshake: {error}") from error
+
+    return tried

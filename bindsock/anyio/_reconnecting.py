@@ -1,0 +1,161 @@
+"""A byte stream that is dialled again when its path is gone.
+
+Nothing runs in the background: whoever is receiving is woken by the end of the old connection, and dials; whoever sends next
+waits for that. So a stream that nobody uses is dialled again when it is used.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+from anyio.abc import ByteStream
+
+if TYPE_CHECKING:
+    from bindsock.errors import InterfaceChanged
+    from bindsock.transports.stream import StreamGuard
+
+OnReconnect: TypeAlias = Callable[[ByteStream, bytes], Awaitable[bytes | None]]
+"""Called with the new connection, before anybody else sends on it, and with what of the old one had not been received (always
+``b""`` here: nothing is read ahead). What it returns is received first."""
+
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 5.0
+"""Seconds between two dials."""
+
+
+class ReconnectingStream(ByteStream):
+    """A stream whose connection is replaced when its interface is gone; ``on_reconnect`` says again what must be said.
+
+    A ``receive()`` that is pending stays pending and returns what the new connection says. A ``send()`` that was under way is
+    repeated as a whole on the new connection, after the hook: a hook that repeats what was not acknowledged repeats only what
+    ``send()`` has returned for.
+
+    :param connect: dials, and does the TLS handshake
+    :param on_reconnect: called with each new connection
+    :param timeout: seconds within which there must be a new connection
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[tuple[ByteStream, StreamGuard | None]]],
+        on_reconnect: OnReconnect,
+        *,
+        timeout: float = 30.0,
+    ) -> None:
+        self._connect = connect
+        self._on_reconnect = on_reconnect
+        self._timeout = timeout
+        self._stream: ByteStream
+        self._guard: StreamGuard | None = None
+        self._lock = anyio.Lock()
+        self._unread = b""
+        self._sent_eof = False
+        self._closed = False
+        self._failure: anyio.BrokenResourceError | None = None
+        self.reconnections = 0
+        """How often the connection has been replaced."""
+
+    async def open(self) -> None:
+        """Make the first connection.
+
+        :raises OSError: it failed
+        """
+        self._stream, self._guard = await self._connect()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        while True:
+            if self._unread:
+                data, self._unread = self._unread[:max_bytes], self._unread[max_bytes:]
+                return data
+            stream = self._stream
+            try:
+                return await stream.receive(max_bytes)
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                if not await self._replaced(stream):
+                    raise
+
+    async def send(self, item: bytes) -> None:
+        while True:
+            stream = self._stream
+            try:
+                return await stream.send(item)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                if not await self._replaced(stream):
+                    raise
+
+    async def send_eof(self) -> None:
+        self._sent_eof = True
+        stream = self._stream
+        try:
+            await stream.send_eof()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            if not await self._replaced(stream):
+                raise
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._stream.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
+
+    async def _replaced(self, stream: ByteStream) -> bool:
+        """Whether there is another connection now than the one that failed.
+
+        :raises BrokenResourceError: its path is gone, and no new one came into being
+        """
+        async with self._lock:
+            if self._closed:
+                return False
+            if self._stream is not stream:
+                return True
+            if self._failure is not None:
+                raise anyio.BrokenResourceError(str(self._failure)) from self._failure.__cause__
+            reason = self._guard.error if self._guard is not None else None
+            if reason is None:
+                return False
+            await anyio.aclose_forcefully(stream)
+            await self._replace(reason)
+            return True
+
+    async def _replace(self, reason: InterfaceChanged) -> None:
+        delay = _FIRST_DELAY
+        cause: BaseException = reason
+        with anyio.move_on_after(self._timeout):
+            while True:
+                try:
+                    stream, guard = await self._connect()
+                except OSError as error:
+                    error.__context__ = reason
+                    cause = error
+                    await anyio.sleep(delay * random.uniform(0.5, 1.0))
+                    delay = min(delay * 2, _LONGEST_DELAY)
+                    continue
+                try:
+                    self._unread = await self._on_reconnect(stream, b"") or b""
+                    if self._sent_eof:
+                        await stream.send_eof()
+                except BaseException as error:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.aclose_forcefully(stream)
+                    if guard is not None and guard.error is not None and isinstance(error, Exception):
+                        cause = error  # the network has changed again meanwhile
+                        continue
+                    if not isinstance(error, Exception):
+                        raise
+                    self._failure = anyio.BrokenResourceError(f"on_reconnect failed: {error!r}")
+                    self._failure.__cause__ = error
+                    raise self._failure from error
+                if self._closed:
+                    await anyio.aclose_forcefully(stream)
+                    return
+                self._stream, self._guard = stream, guard
+                self.reconnections += 1
+                return
+        self._failure = anyio.BrokenResourceError(f"no new connection within {self._timeout:g} s: {cause}")
+        self._failure.__cause__ = cause
+        raise self._failure from cause

@@ -1,0 +1,70 @@
+"""A connected stream that says why it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import anyio
+from anyio.abc import SocketAttribute, SocketStream
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+
+    from bindsock.transports.stream import StreamGuard
+
+
+class BindsockAttribute(anyio.TypedAttributeSet):
+    """Extra attributes of bindsock's streams and sockets."""
+
+    interface: str | None = anyio.typed_attribute()
+    """The name of the interface in use, ``None`` if it is bound to none."""
+
+
+class FollowedStream(SocketStream):
+    """anyio's stream over a socket that is followed: what ends it is told as the cause of the error.
+
+    It is anyio's own stream with nothing in between but this.
+    """
+
+    def __init__(self, stream: SocketStream, guard: StreamGuard | None) -> None:
+        self._stream = stream
+        self.guard = guard
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            self._ended(error)
+
+    async def send(self, item: bytes) -> None:
+        try:
+            await self._stream.send(item)
+        except anyio.BrokenResourceError as error:
+            self._ended(error)
+
+    async def send_eof(self) -> None:
+        try:
+            await self._stream.send_eof()
+        except OSError as error:
+            self._ended(error)
+
+    async def aclose(self) -> None:
+        if self.guard is not None:
+            self.guard.close()
+        await self._stream.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        interface = self.guard.interface if self.guard is not None else None
+        return {**self._stream.extra_attributes, BindsockAttribute.interface: lambda: interface}
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self._stream.extra(SocketAttribute.raw_socket)
+
+    def _ended(self, error: Exception) -> NoReturn:
+        reason = self.guard.error if self.guard is not None else None
+        if reason is not None:
+            raise anyio.BrokenResourceError(str(reason)) from reason
+        raise error

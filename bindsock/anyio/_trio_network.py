@@ -1,0 +1,168 @@
+"""What there is once for each trio run: the watcher, and what runs it."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from bindsock import kernel as kernels
+from bindsock.anyio import _trio_dialing
+from bindsock.anyio._trio import TrioDriver, TrioLoop
+from bindsock.dialing import Dialer, decide_and_bind
+from bindsock.effective import Preferences
+from bindsock.transports.datagram import DatagramTransport, open_datagram
+from bindsock.transports.following import DatagramGuard, follow_datagrams, watch_datagrams
+from bindsock.transports.stream import StreamGuard, follow_stream
+from bindsock.watcher import Watcher
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from bindsock.kernel import Kernel
+    from bindsock.network import Decision, IPAddress, Path
+    from bindsock.resolving import Resolve
+    from bindsock.transports.stream import BetterPath
+
+    D = TypeVar("D", bound=asyncio.DatagramProtocol)
+
+
+class TrioNetwork:
+    """A factory's inside on one trio run."""
+
+    def __init__(
+        self,
+        preferences: Preferences,
+        interface: str | None,
+        kernel: Kernel,
+        better_path: BetterPath,
+        resolve: Resolve | None,
+    ) -> None:
+        self.token = trio.lowlevel.current_trio_token()
+        self._loop = TrioLoop()
+        self._better_path = better_path
+        self._resolve: Resolve = resolve if resolve is not None else _trio_dialing.resolve
+        self.watcher = Watcher(kernel, preferences, interface=interface, driver=TrioDriver(self._loop), clock=trio.current_time)
+
+    @property
+    def _asyncio_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop as those see it who were written for asyncio, and call nothing of it but what trio's has."""
+        return cast("asyncio.AbstractEventLoop", self._loop)
+
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        local_addr: tuple[str, int] | None,
+        happy_eyeballs_delay: float | None,
+        interface: str | None,
+        better_path: BetterPath | None,
+    ) -> tuple[socket.socket, StreamGuard | None]:
+        """A connected socket, and what follows it."""
+        dialer = Dialer(
+            self.watcher,
+            self._resolve,
+            host,
+            port,
+            local_addr=local_addr,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interface=interface,
+            on_no_interface=self.watcher.preferences.on_no_interface,
+        )
+        dialled = await _trio_dialing.dial(dialer)
+        # trio wants sockets of the standard library's own class.
+        sock = _plain(dialled.sock)
+        try:
+            return sock, self.follow(sock, dialled.address, dialled.path, interface=interface, better_path=better_path)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def open_datagram(
+        self, protocol_factory: Callable[[], D], local_addr: Any, remote_addr: Any, **options: Any
+    ) -> tuple[DatagramTransport, D]:
+        """A datagram transport; it calls nothing of its loop that trio's has not."""
+        return await open_datagram(
+            self.watcher, self._asyncio_loop, protocol_factory, local_addr, remote_addr, resolve=self._resolve, **options
+        )
+
+    def bind(self, sock: socket.socket, destination: IPAddress) -> Decision:
+        """Bind a fresh socket to the interface for a destination.
+
+        :raises OSError: it cannot be; then it is closed
+        """
+        try:
+            decider = self.watcher.decider()
+        except BaseException:
+            sock.close()
+            raise
+        return decide_and_bind(self.watcher.kernel, decider, sock, destination)
+
+    def follow(
+        self,
+        sock: socket.socket,
+        address: IPAddress,
+        path: Path | None,
+        *,
+        interface: str | None = None,
+        better_path: BetterPath | None = None,
+    ) -> StreamGuard | None:
+        """Follow a connected stream socket, unless its peer is this host."""
+        if path is None:
+            return None
+        return follow_stream(
+            self.watcher,
+            sock,
+            address,
+            better_path=better_path or self._better_path,
+            interface=interface,
+            path=path,
+            loop=self._asyncio_loop,
+        )
+
+    def follow_datagrams(self, sock: socket.socket, destination: IPAddress | None) -> DatagramGuard | None:
+        """Bind a datagram socket and follow it, unless it is to be left alone.
+
+        :raises OSError: it cannot be bound; then it is closed
+        """
+        try:
+            return follow_datagrams(self.watcher, sock, target=destination, loop=self._asyncio_loop)
+        except OSError:
+            sock.close()
+            raise
+
+    def watch_datagrams(self, sock: socket.socket, destination: IPAddress, path: Path | None) -> DatagramGuard | None:
+        """Follow a datagram socket that has just been bound and connected."""
+        return watch_datagrams(self.watcher, sock, destination, path, loop=self._asyncio_loop)
+
+
+_network: trio.lowlevel.RunVar[TrioNetwork] = trio.lowlevel.RunVar("bindsock network")
+
+
+def running_network() -> TrioNetwork:
+    """The run's own, made when it is first needed.
+
+    :raises UnsupportedSystem: there is no kernel backend for this system
+    """
+    try:
+        network = _network.get()
+    except LookupError:
+        network = TrioNetwork(Preferences(), None, kernels.current(), "auto", None)
+        _network.set(network)
+    return network
+
+
+def set_network(network: TrioNetwork) -> None:
+    """Make this the run's own."""
+    _network.set(network)
+
+
+def _plain(sock: socket.socket) -> socket.socket:
+    family, kind, proto = sock.family, sock.type, sock.proto
+    plain = socket.socket(family, kind, proto, fileno=sock.detach())
+    plain.setblocking(False)
+    return plain

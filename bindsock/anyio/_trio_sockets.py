@@ -1,0 +1,127 @@
+"""trio's socket factory: every library on the run rides along, as on :class:`bindsock.EventLoop`.
+
+A socket is bound when it connects, or first sends, since only then it is known where to. What goes to this machine, what listens
+and what is bound already is left as it is.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import trio
+
+from bindsock.foreign import is_client
+from bindsock.network import path_of
+from bindsock.resolving import address_of
+from bindsock.transports.stream import StreamGuard
+
+if TYPE_CHECKING:
+    from bindsock.anyio._trio_network import TrioNetwork
+    from bindsock.resolving import SockAddr
+    from bindsock.transports.following import DatagramGuard
+
+    _TrioSocket = trio.socket.SocketType
+else:
+    # trio's own class of sockets has no public name, but can be asked for. All that is not overridden here is its business.
+    with socket.socket() as _example:
+        _TrioSocket = type(trio.socket.from_stdlib_socket(_example))
+
+
+class BoundSocket(_TrioSocket):
+    """A trio socket that leaves by the effective interface."""
+
+    def __init__(self, sock: socket.socket, network: TrioNetwork) -> None:
+        super().__init__(sock)  # type: ignore[call-arg]
+        self._plain = sock
+        self._network = network
+        self._guard: StreamGuard | DatagramGuard | None = None
+
+    async def connect(self, address: Any) -> None:
+        """Bind the socket to the interface for this address, connect it, and follow it."""
+        if not is_client(self._plain) or self._network.watcher.kernel.bound(self._plain) is not None:
+            await super().connect(address)
+            return
+        address = await self._numeric(address)
+        destination = address_of(address)
+        decision = self._network.bind(self._plain, destination)
+        await super().connect(address)
+        if self._plain.type == socket.SOCK_STREAM:
+            self._guard = self._network.follow(self._plain, destination, path_of(decision))
+        else:
+            self._guard = self._network.watch_datagrams(self._plain, destination, path_of(decision))
+
+    async def sendto(self, *args: Any) -> int:
+        """Bind a client's socket to the interface for the first address beyond this host that it sends to, and follow it."""
+        if self._guard is None and is_client(self._plain):
+            address = await self._numeric(args[-1])
+            args = (*args[:-1], address)
+            self._guard = self._network.follow_datagrams(self._plain, address_of(address))
+        return await super().sendto(*args)
+
+    async def recv(self, *args: Any) -> bytes:
+        try:
+            data: bytes = await super().recv(*args)
+        except OSError as error:
+            self._ended(error)
+        return data
+
+    async def recv_into(self, *args: Any) -> int:
+        try:
+            count: int = await super().recv_into(*args)
+        except OSError as error:
+            self._ended(error)
+        return count
+
+    async def send(self, *args: Any) -> int:
+        try:
+            count: int = await super().send(*args)
+        except OSError as error:
+            self._ended(error)
+        return count
+
+    def close(self) -> None:
+        self._let_go()
+        super().close()
+
+    def detach(self) -> int:
+        self._let_go()
+        return super().detach()
+
+    def _let_go(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
+
+    def _ended(self, error: OSError) -> NoReturn:
+        """Say why the connection has ended, if it is known better than by the error number."""
+        reason = self._guard.error if isinstance(self._guard, StreamGuard) else None
+        if reason is not None:
+            raise reason from error
+        raise error
+
+    async def _numeric(self, address: SockAddr) -> SockAddr:
+        try:
+            address_of(address)
+        except ValueError:
+            pass
+        else:
+            return address
+        infos = await trio.socket.getaddrinfo(address[0], address[1], family=self.family, type=self.type, proto=self.proto)
+        resolved: SockAddr = infos[0][4]
+        return resolved
+
+
+class BoundSocketFactory(trio.abc.SocketFactory):
+    """Makes :class:`BoundSocket`."""
+
+    def __init__(self, network: TrioNetwork) -> None:
+        self._network = network
+
+    def socket(
+        self,
+        family: socket.AddressFamily | int = socket.AF_INET,
+        type: socket.SocketKind | int = socket.SOCK_STREAM,
+        proto: int = 0,
+    ) -> trio.socket.SocketType:
+        return BoundSocket(socket.socket(family, type, proto), self._network)
