@@ -199,26 +199,8 @@ def interface_of(
 
     :param connection: a transport of any library, a stream writer, or a socket
     """
-    if isinstance(connection, socket.socket):
-        sock = connection
-    else:
-        name = _extra_info(connection, "interface")
-        if isinstance(name, str):
-            return name
-        sock = _extra_info(connection, "socket")
-    if sock is None or sock.fileno() == -1:
-        return None
-    kernel = kernel if kernel is not None else _here().kernel
-    index = kernel.bound(sock)
-    interface = kernel.network().interfaces.get(index) if index is not None else None
-    return interface.name if interface is not None else None
-
-
-def _extra_info(connection: asyncio.BaseTransport | asyncio.StreamWriter, name: str) -> object:
-    try:
-        return connection.get_extra_info(name)
-    except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
-        return None
+    factory = _here() if kernel is None else TransportFactory(kernel=kernel)
+    return factory.interface_of(connection)
 
 
 def _here() -> TransportFactory:

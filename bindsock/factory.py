@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import socket
 import ssl as ssl_module
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
@@ -112,7 +113,8 @@ class TransportFactory:
         """
         if isinstance(target, str):
             target = ip_address(target)
-        return self._decider().decide(target)
+        with self._asking() as decider:
+            return decider.decide(target)
 
     def explain(self, destination: Target | str) -> Decision:
         """The decision for a destination; ``str()`` of it is the explanation that ``bindsock explain`` prints."""
@@ -125,13 +127,33 @@ class TransportFactory:
         :raises NoEffectiveInterface: there is none
         :raises OSError: the network could not be read
         """
-        decider = self._decider()
         families = [f for f in FAMILIES if family in (socket.AF_UNSPEC, f)]
-        decisions = tuple(decider.decide(f) for f in families)
-        for decision in decisions:
-            if decision.interface is not None:
-                return decision.interface
-        raise no_effective_interface("the default route", decisions, self.kernel, decider.network)
+        with self._asking() as decider:
+            decisions = tuple(decider.decide(f) for f in families)
+            for decision in decisions:
+                if decision.interface is not None:
+                    return decision.interface
+            raise no_effective_interface("the default route", decisions, self.kernel, decider.network)
+
+    def interface_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> str | None:
+        """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed.
+
+        :param connection: a transport of any library, a stream writer, or a socket
+        """
+        sock: Any = connection
+        if not isinstance(connection, socket.socket):
+            name = _extra_info(connection, "interface")
+            if isinstance(name, str):
+                return name
+            sock = _extra_info(connection, "socket")
+        if sock is None or sock.fileno() == -1:
+            return None
+        index = self.kernel.bound(sock)
+        if index is None:
+            return None
+        with self._asking() as decider:
+            interface = decider.network.interfaces.get(index)
+        return interface.name if interface is not None else None
 
     def bind(self, sock: socket.socket, destination: str | IPAddress | None = None) -> Decision:
         """Bind a fresh socket, once; it is not followed. It is closed if that fails.
@@ -143,11 +165,11 @@ class TransportFactory:
         """
         address = unmapped(ip_address(destination)) if isinstance(destination, str) else destination
         try:
-            decider = self._decider()
+            with self._asking() as decider:
+                return decide_and_bind(self.kernel, decider, sock, address)
         except BaseException:
             sock.close()
             raise
-        return decide_and_bind(self.kernel, decider, sock, address)
 
     # Streams
 
@@ -404,6 +426,15 @@ class TransportFactory:
             return self._watcher.decider()
         return Decider(self.kernel.network(), self.preferences, interface=self.interface)
 
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Decider]:
+        """The newest decider, and the kernel for questions; what that opened is closed again unless there is a watcher."""
+        try:
+            yield self._decider()
+        finally:
+            if self._watcher is None or not self._watcher.running:
+                self.kernel.close()
+
     def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
         return Dialer(
             self._watch(),
@@ -513,6 +544,13 @@ def is_attaching(sock: socket.socket) -> bool:
 def guard_of(sock: socket.socket) -> StreamGuard | None:
     """What follows a stream socket, or has ended it; ``None`` if nothing does."""
     return _guards.get(sock)
+
+
+def _extra_info(connection: asyncio.BaseTransport | asyncio.StreamWriter, name: str) -> object:
+    try:
+        return connection.get_extra_info(name)
+    except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
+        return None
 
 
 def _tls_options(host: str | None, options: ConnectOptions) -> dict[str, Any]:

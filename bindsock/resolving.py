@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 from bindsock.network import IPAddress, family_of
 
 SockAddr: TypeAlias = tuple[Any, ...]
-AddrInfo: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+AddrInfo: TypeAlias = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
 
 
 class Resolve(Protocol):

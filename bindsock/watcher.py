@@ -162,7 +162,9 @@ class Watcher:
 
     def poke(self) -> None:
         """A send was refused, so the network may have changed without a word. Throttled as events are."""
-        if self._running and self._coalescer.event(self.clock(), Cause.SEND_ERROR):
+        now = self.clock()
+        if self._running and self._coalescer.event(now, Cause.SEND_ERROR):
+            self.event_time = now
             self._read(Cause.SEND_ERROR)
         self._driver.rearm()
 
@@ -224,6 +226,7 @@ class Watcher:
         for source in self.sources:
             source.close()
         self.sources = []
+        self.kernel.close()
         self._decider = self._announcer = None
         for listener in list(self._listeners):
             listener.end()
@@ -339,6 +342,7 @@ class AsyncioDriver:
         self._loop = weakref.ref(loop)
         self._watcher: Watcher | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._reading: dict[int, EventSource] = {}
         self._sentinel: AsyncGenerator[None, None] | None = None
         self._finalizer: weakref.finalize[[Sequence[EventSource]], asyncio.AbstractEventLoop] | None = None
@@ -367,10 +371,12 @@ class AsyncioDriver:
                 self._reading[fd] = source
         when = loop.time() + watcher.deadline() - watcher.clock()
         # A timer that is due earlier than needed asks again when it comes: cheaper than a new one at each event.
-        if self._timer is None or self._timer.cancelled() or when < self._timer.when():
+        # (uvloop's handle of what is due at once does not tell when.)
+        if self._timer is None or self._timer.cancelled() or when < self._due:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(when, self._fire)
+            self._due = when
 
     def stop(self) -> None:
         loop = self._loop()

@@ -107,6 +107,9 @@ class Kernel(Protocol):
         :raises OSError: the call failed; it may not have been connected any more
         """
 
+    def close(self) -> None:
+        """Let go of the descriptors that are kept between questions. The next question opens them again."""
+
 
 def current() -> Kernel:
     """The running system's kernel.

@@ -172,6 +172,9 @@ class SimulatedKernel:
     def dropped(self, interface: Interface) -> int | None:
         return None
 
+    def close(self) -> None:
+        """Nothing is kept between questions."""
+
     def transfer(self) -> None:
         """Let :meth:`activity` say that data moved."""
         self._activity += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -27,6 +28,14 @@ KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
 """The ways in which a VPN takes the default route and leaves the physical one."""
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection and wait until it is; how it ended is not the question."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(5.0):
+            await writer.wait_closed()
+
+
 async def greeting(lab: Lab, host: str, **options: Any) -> str:
     """Connect; the source address that the server saw."""
     port = lab.server.tls_port if options.get("ssl") else lab.server.tcp_port
@@ -37,7 +46,7 @@ async def greeting(lab: Lab, host: str, **options: Any) -> str:
             writer.write(b"ping\n")
             assert await reader.readline() == b"ping\n"
     finally:
-        writer.close()
+        await closed(writer)
     return hello[1]
 
 
@@ -73,7 +82,7 @@ async def test_a_plain_connection_would_have_gone_into_the_tunnel(lab: Lab) -> N
     lab.vpn_up("metric")
     reader, writer = await asyncio.open_connection(lab.server.ipv4, lab.server.tcp_port)
     assert (await reader.readline()).decode().split()[1] == lab.address("tun0")
-    writer.close()
+    await closed(writer)
 
 
 @pytest.mark.parametrize("mode", ["replace", "policy-kill"])
@@ -242,7 +251,7 @@ async def test_an_egress_through_the_tunnel_is_noticed(lab: Lab) -> None:
         def bind(self, sock: socket.socket, interface: Interface) -> None:
             pass
 
-    factory = bindsock.TransportFactory(kernel=Forgetful())  # type: ignore[arg-type]
+    factory = bindsock.TransportFactory(kernel=Forgetful())
     before = descriptors()
     with pytest.raises(bindsock.EgressMismatch, match="tun0"):
         await factory.connect(lab.server.ipv4, lab.server.tcp_port)
@@ -267,7 +276,7 @@ async def test_the_machine_itself_is_reached_unbound(lab: Lab) -> None:
         reader, writer = await bindsock.open_connection(host, server.sockets[0].getsockname()[1])
         assert bindsock.interface_of(writer) is None
         assert await reader.readline() == b"here\n"
-        writer.close()
+        await closed(writer)
         server.close()
         await server.wait_closed()
 
@@ -284,7 +293,7 @@ async def test_a_socket_for_other_libraries(lab: Lab) -> None:
             while await reader.readline():
                 pass
             raise AssertionError("a clean end of file")
-    writer.close()
+    await closed(writer)
 
 
 async def test_a_socket_factory_for_other_libraries(lab: Lab) -> None:
@@ -307,7 +316,7 @@ async def test_a_connected_socket_is_followed_and_never_bound(lab: Lab) -> None:
     with pytest.raises(bindsock.InterfaceChanged):
         async with asyncio.timeout(5.0):
             await reader.readline()
-    writer.close()
+    await closed(writer)
 
 
 async def test_changes_are_told(lab: Lab) -> None:
@@ -375,8 +384,8 @@ def test_a_factory_belongs_to_one_loop(lab: Lab) -> None:
 
 UNPRIVILEGED = """
 import asyncio, os, sys
+import bindsock, bindsock.kernel.linux, encodings.idna
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-import bindsock
 async def main():
     reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]))
     print((await reader.readline()).decode().split()[1], bindsock.interface_of(writer))
@@ -391,9 +400,8 @@ def test_no_privilege_is_needed(lab: Lab) -> None:
     import bindsock as package
 
     lab.vpn_up("metric")
-    script = "import bindsock" + UNPRIVILEGED.replace("\nimport bindsock", "")
     done = subprocess.run(
-        [sys.executable, "-c", script, lab.server.ipv4, str(lab.server.tcp_port)],
+        [sys.executable, "-c", UNPRIVILEGED, lab.server.ipv4, str(lab.server.tcp_port)],
         capture_output=True,
         text=True,
         timeout=30,

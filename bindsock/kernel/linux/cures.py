@@ -75,7 +75,9 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
         if tunnel
         else f"there is no default route by {interface.name}"
     )
-    return f"{start} ({why}); keep one with a high metric: {route}"
+    table = f"`{ip} route add default {via}dev {name} table {_PREFERENCE}`"
+    rule = f"`{ip} rule add pref {_PREFERENCE} oif {name} lookup {_PREFERENCE}`"
+    return f"{start} ({why}); keep one with a high metric: {route}, or one for bound sockets alone: {table} and {rule}"
 
 
 def _table(route: Route) -> str:
