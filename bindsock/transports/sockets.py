@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Any
 
 
 class FollowedSocket(socket.socket):
@@ -15,8 +16,23 @@ class FollowedSocket(socket.socket):
     """
 
     _callbacks: list[Callable[[], object]] | None = None
-    transport: asyncio.Transport | None = None
+    transport: asyncio.WriteTransport | None = None
     """The transport that uses the socket, where whoever follows it must keep it alive no longer than the socket itself."""
+
+    _connecting: Callable[[FollowedSocket], object] | None = None
+
+    def on_connect(self, callback: Callable[[FollowedSocket], object]) -> None:
+        """Call it once, with the socket, when ``connect()`` has given it its address; it need not be connected yet."""
+        self._connecting = callback
+
+    def connect(self, address: Any) -> None:
+        """Connect, or begin to."""
+        try:
+            super().connect(address)
+        except (BlockingIOError, InterruptedError):
+            self._tell_connecting()
+            raise
+        self._tell_connecting()
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Call it once, when the socket has been closed or detached; at once if it is closed already."""
@@ -41,6 +57,11 @@ class FollowedSocket(socket.socket):
         descriptor = super().detach()
         self._tell()
         return descriptor
+
+    def _tell_connecting(self) -> None:
+        callback, self._connecting = self._connecting, None
+        if callback is not None:
+            callback(self)
 
     def _tell(self) -> None:
         callbacks, self._callbacks = self._callbacks, None

@@ -78,8 +78,8 @@ class StreamGuard:
         self._path = path
         self._loop = weakref.ref(loop)
         self._sock: weakref.ref[socket.socket] | None = weakref.ref(sock)
-        self._transport: weakref.ref[asyncio.Transport] | None = None
-        self._kept_transport: asyncio.Transport | None = None
+        self._transport: weakref.ref[asyncio.WriteTransport] | None = None
+        self._kept_transport: asyncio.WriteTransport | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._stalled_for_long = False
         self._sample_timer: asyncio.TimerHandle | None = None
@@ -116,7 +116,7 @@ class StreamGuard:
             self.close()
             raise
 
-    def attach(self, transport: asyncio.Transport) -> None:
+    def attach(self, transport: asyncio.WriteTransport) -> None:
         """Say which transport has been made of the socket, so that its protocol is told the reason of an end."""
         if self.error is not None:
             end_transport(transport, self.error)
@@ -218,13 +218,16 @@ class StreamGuard:
         transport = self._attached(sock)
         self.close()
         self._watcher.statistics.ended += 1
-        if transport is None or not end_transport(transport, self.error):
-            try:
-                self._watcher.kernel.abort(sock)
-            except OSError as error:
-                logger.info("%s could not be aborted: %s", connection, error)
+        if transport is not None:
+            end_transport(transport, self.error)
+        # Also where there is a transport: this wakes a sendfile(), which asyncio's abort() leaves asleep for ever, and the peer
+        # gets a reset, so that it does not take half a message for the whole of it.
+        try:
+            self._watcher.kernel.abort(sock)
+        except OSError as error:
+            logger.info("%s could not be aborted: %s", connection, error)
 
-    def _attached(self, sock: socket.socket) -> asyncio.Transport | None:
+    def _attached(self, sock: socket.socket) -> asyncio.WriteTransport | None:
         if self._transport is not None:
             return self._transport()
         return sock.transport if isinstance(sock, FollowedSocket) else self._kept_transport
@@ -238,20 +241,16 @@ class StreamGuard:
         return loop.call_later(seconds, callback) if loop is not None and not loop.is_closed() else None
 
 
-def end_transport(transport: asyncio.Transport, error: InterfaceChanged) -> bool:
+def end_transport(transport: asyncio.WriteTransport, error: InterfaceChanged) -> None:
     """Abort a transport so that its protocol's ``connection_lost()`` gets the error.
 
     ``transport.abort()`` alone looks like a clean end of file: ``connection_lost(None)``, and ``readline()`` returns ``b""``. So
     another protocol is put in between at this moment. On a raw transport beneath ``start_tls()`` that is in front of the TLS
-    protocol, which tells the application's.
-
-    :return: whether the protocol will be told; not if somebody is closing the transport already
+    protocol, which tells the application's. Whoever is closing the transport already is not told.
     """
-    if transport.is_closing():
-        return False
-    transport.set_protocol(_Ending(transport.get_protocol(), error))
-    transport.abort()
-    return True
+    if not transport.is_closing():
+        transport.set_protocol(_Ending(transport.get_protocol(), error))
+        transport.abort()
 
 
 class _Ending(asyncio.Protocol):
