@@ -279,7 +279,8 @@ class TransportFactory:
         address = address_of(sockaddr)
         decision = self.bind(sock, address)
         if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
-            self._follow(sock, {}, address, path_of(decision))
+            # Before it connects it has no address, by which to tell whether it can still work.
+            sock.on_connect(lambda sock: self._follow(sock, {}, address, path_of(decision)))
         return sock
 
     def track(self, sock: socket.socket, *, better_path: BetterPath | None = None) -> None:
