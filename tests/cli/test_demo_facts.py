@@ -15,6 +15,7 @@ from bindsock.cli.demo.measuring import Flow, Observation, Switch, observe
 from bindsock.cli.demo.programs import PlainSockets, Program
 from bindsock.cli.demo.timeline import svg
 from bindsock.effective import decide
+from bindsock.statistics import Statistics
 from bindsock.testing.lab import Packet
 from bindsock.testing.simulated import network
 
@@ -61,7 +62,7 @@ def observation() -> Observation:
         flow("bound by hand", "UDP", by_hand),
         flow("bound by hand", "TCP", by_hand),
     )
-    return Observation(START, END, flows, SWITCHES, (1012.0,), {}, 0)
+    return Observation(START, END, flows, SWITCHES, (1012.0,), {}, 0, Statistics())
 
 
 def with_flow(seen: Observation, changed: Flow) -> Observation:

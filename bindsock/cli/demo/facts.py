@@ -108,8 +108,8 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
         Fact(
             f"{BINDSOCK}: next to no datagram is lost",
             len(udp.lost) <= _LOSS_LIMIT * len(udp.sent),
-            f"{len(udp.lost)} of {len(udp.sent):,} not answered, over {len(moves)} switches",
-            {"sent": len(udp.sent), "lost": len(udp.lost)},
+            f"{len(udp.lost)} of {len(udp.sent):,} not answered, {len(moves)} switches; {seen.statistics.held} held meanwhile",
+            {"sent": len(udp.sent), "lost": len(udp.lost), "held": seen.statistics.held},
         ),
         Fact(
             f"{BINDSOCK}: the TCP reader is woken, the program goes on",

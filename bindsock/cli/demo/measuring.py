@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from bindsock.cli.demo.programs import Program
     from bindsock.kernel import Kernel
+    from bindsock.statistics import Statistics
     from bindsock.testing.lab import Packet
 
 TUNNEL = "tun0"
@@ -148,6 +149,8 @@ class Observation:
     """Packets to the server that are none of the programs', by interface."""
     missed: int
     """Packets that the tap could not keep: not 0 means that the counts have holes."""
+    statistics: Statistics
+    """What bindsock's factory has counted itself."""
 
     def flow(self, program: str, protocol: str) -> Flow:
         return next(f for f in self.flows if f.program == program and f.protocol == protocol)

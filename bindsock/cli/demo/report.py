@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from bindsock.cli.demo.measuring import TUNNEL
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from bindsock.cli.demo.facts import Fact
     from bindsock.cli.demo.measuring import Flow, Observation
 
+_WIDTH = 75
 _INTERFACES = (*UPLINKS, TUNNEL)
 
 
@@ -65,7 +68,7 @@ def fact_lines(facts: Sequence[Fact]) -> list[tuple[str, str]]:
     lines = []
     for fact in facts:
         lines.append((f"{'✓' if fact.held else '✗'} {fact.name}", "green" if fact.held else "bold red"))
-        lines.append((f"    {fact.text}", "" if fact.held else "red"))
+        lines += [(f"    {part}", "" if fact.held else "red") for part in textwrap.wrap(fact.text, _WIDTH)]
     return lines
 
 
@@ -97,6 +100,7 @@ def observation_document(seen: Observation) -> dict[str, Any]:
         "restarts": [t - seen.start for t in seen.restarts],
         "other_packets": dict(seen.unknown),
         "missed_by_the_tap": seen.missed,
+        "statistics": dataclasses.asdict(seen.statistics),
     }
 
 
@@ -107,6 +111,7 @@ def _flow_document(flow: Flow, seen: Observation) -> dict[str, Any]:
         "sent": len(flow.sent),
         "answered": len(flow.answered),
         "lost": len(flow.lost),
+        "lost_at": [t - seen.start for t in flow.lost],
         "packets": dict(flow.by_interface()),
         "packets_without_data": dict(flow.others),
         "longest_silence": flow.silence(seen.start, seen.end),

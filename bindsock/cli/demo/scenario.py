@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ _STILL = 0.05
 """Seconds around a switch in which nothing is done at all."""
 _SETTLED = 0.3
 _DRAIN = 0.4
+_SWITCH_INTERVAL = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class Stage:
 
     start: float
     programs: Sequence[Program]
+    factory: TransportFactory
     tap: Tap
     switches: list[Switch] = field(default_factory=list)
     restarts: list[float] = field(default_factory=list)
@@ -122,7 +125,16 @@ class Stage:
         """What was seen between two moments."""
         packets = [p for p in self.tap.packets if p.time >= since]
         flows, unknown = observe(self.programs, packets, horizon=until - drain)
-        return Observation(since, until, flows, tuple(self.switches), tuple(self.restarts), unknown, self.tap.dropped)
+        return Observation(
+            since,
+            until,
+            flows,
+            tuple(self.switches),
+            tuple(self.restarts),
+            unknown,
+            self.tap.dropped,
+            self.factory.statistics(),
+        )
 
 
 async def cling(lab: Lab, audience: Audience) -> Observation:
@@ -130,7 +142,10 @@ async def cling(lab: Lab, audience: Audience) -> Observation:
     server = (lab.server.ipv4, lab.server.udp_port, lab.server.tcp_port)
     kernel = kernels.current()
     lab.vpn_up("metric")
+    interval = sys.getswitchinterval()
     try:
+        # The laboratory's own work, in a thread, must not keep the loop from the interpreter while the loop is being measured.
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         with KernelEvents(kernel) as events, lab.tap(address=lab.server.ipv4) as tap:
             async with TransportFactory(PREFERENCES) as factory:
                 programs = (
@@ -138,7 +153,7 @@ async def cling(lab: Lab, audience: Audience) -> Observation:
                     Program(PLAIN, "asyncio", PlainSockets(), server),
                     Program(BY_HAND, "byhand", HandBoundSockets(UPLINKS[0]), server),
                 )
-                stage = Stage(time.monotonic(), programs, tap)
+                stage = Stage(time.monotonic(), programs, factory, tap)
                 async with running(*programs):
                     await _play(lab, stage, events, audience)
                     end = time.monotonic()
@@ -146,6 +161,7 @@ async def cling(lab: Lab, audience: Audience) -> Observation:
                 audience.end(stage, end)
                 return stage.observation(since=stage.start, until=end)
     finally:
+        sys.setswitchinterval(interval)
         lab.vpn_down()
 
 
@@ -160,10 +176,9 @@ async def _play(lab: Lab, stage: Stage, events: KernelEvents, audience: Audience
             audience.tell(f"{stage.elapsed:5.1f} s  {BY_HAND}: its operator starts it again, bound to {restart_interface}")
         await _watch_until(stage, audience, step.at)
         audience.tell(f"{step.at:5.1f} s  {step.text}", "bold")
-        # In a thread: the loop must be free to see the event.
-        issued = await asyncio.to_thread(step.operation, lab)
+        issued, done = await asyncio.to_thread(_carry_out, step, lab)
         await asyncio.sleep(_STILL)
-        event = events.first_since(issued) or issued
+        event = min(events.first_since(issued) or done, done)
         stage.effective = step.effective
         stage.switches.append(Switch(step.label, step.interface, step.usable, issued, event, step.effective, step.moves))
         if step.moves:
@@ -171,6 +186,15 @@ async def _play(lab: Lab, stage: Stage, events: KernelEvents, audience: Audience
             for line in outcome(stage.observation(since=issued, until=time.monotonic(), drain=_DRAIN)):
                 audience.tell(f"         {line}", "dim")
     await _watch_until(stage, audience, DURATION)
+
+
+def _carry_out(step: Step, lab: Lab) -> tuple[float, float]:
+    """Change the network, in a thread: the loop must be free to see it.
+
+    :return: just before it was ordered, and when it was done. The kernel announces first and confirms then, so that is the
+        latest at which it can have been announced, should whoever notes it have been kept waiting.
+    """
+    return step.operation(lab), time.monotonic()
 
 
 async def _watch_until(stage: Stage, audience: Audience, at: float) -> None:
@@ -204,7 +228,9 @@ def outcome(observation: Observation) -> list[str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """``0.8 ms``, ``23 ms``, ``1.03 s``."""
+    """``<0.1 ms``, ``0.8 ms``, ``23 ms``, ``1.03 s``."""
+    if seconds < 5e-5:
+        return "<0.1 ms"
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1e3:.1f} ms" if seconds < 0.01 else f"{seconds * 1e3:.0f} ms"
