@@ -396,6 +396,14 @@ class TransportFactory:
         """What has been counted since the factory was made."""
         return copy.copy(self._watcher.statistics) if self._watcher is not None else Statistics()
 
+    @property
+    def watcher(self) -> Watcher:
+        """What sees the changes, on the running event loop.
+
+        :raises RuntimeError: there is no running event loop
+        """
+        return self._watch()
+
     # The inside
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:

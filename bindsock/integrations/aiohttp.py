@@ -1,0 +1,81 @@
+"""aiohttp's client.
+
+.. code-block:: python
+
+    async with aiohttp.ClientSession(connector=bindsock.integrations.aiohttp.TCPConnector()) as session:
+        await session.get("https://example.com/")
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import aiohttp.abc
+
+from bindsock.default import running_factory
+from bindsock.network import FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from bindsock.effective import Decider
+    from bindsock.factory import TransportFactory
+    from bindsock.network import Cause, Path
+
+
+class TCPConnector(aiohttp.TCPConnector):
+    """aiohttp's connector, whose connections leave by the effective interface.
+
+    A request that is under way when its interface goes fails at once; a connection that waits in the pool is closed there. Where
+    the path has changed, names are resolved anew.
+
+    :param factory: makes the sockets; the running event loop's own unless given
+    :param options: as :class:`aiohttp.TCPConnector` has them, but for ``socket_factory`` and ``local_addr``
+    """
+
+    def __init__(self, factory: TransportFactory | None = None, **options: Any) -> None:
+        self._transport_factory = factory if factory is not None else running_factory()
+        if self._transport_factory.resolves_itself:
+            options.setdefault("resolver", FactoryResolver(self._transport_factory))
+        super().__init__(socket_factory=self._transport_factory.socket_factory, **options)
+        self._paths: tuple[Path | None, ...] | None = None
+        self._transport_factory.watcher.follow(self)
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        """What was resolved on another path may be no longer right."""
+        paths = tuple(decider.path(family) for family in FAMILIES)
+        if paths != self._paths:
+            self._paths = paths
+            self.clear_dns_cache()
+
+    def close(self, **options: Any) -> Awaitable[None]:  # type: ignore[override]
+        self._transport_factory.watcher.unfollow(self)
+        return super().close(**options)
+
+
+class FactoryResolver(aiohttp.abc.AbstractResolver):
+    """Names resolved by a factory's own resolver."""
+
+    def __init__(self, factory: TransportFactory) -> None:
+        self._factory = factory
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        infos = await self._factory.resolve(host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        return [
+            {
+                "hostname": host,
+                "host": info[4][0],
+                "port": port,
+                "family": info[0],
+                "proto": info[2],
+                "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            }
+            for info in infos
+        ]
+
+    async def close(self) -> None:
+        """It has nothing open."""

@@ -1,0 +1,75 @@
+"""QUIC by aioquic: a client connection that migrates with the effective interface, with nothing for the application to do.
+
+QUIC knows connections by their ids, not by their addresses (RFC 9000 section 9): it is enough that the datagrams leave by another
+interface. The datagram transport beneath does that, under a live download.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+
+from bindsock.default import running_factory
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from aioquic.asyncio.protocol import QuicStreamHandler
+    from aioquic.quic.connection import QuicTokenHandler
+    from aioquic.tls import SessionTicketHandler
+
+    from bindsock.factory import TransportFactory
+
+
+@asynccontextmanager
+async def connect(
+    host: str,
+    port: int,
+    *,
+    configuration: QuicConfiguration | None = None,
+    create_protocol: Callable[..., QuicConnectionProtocol] = QuicConnectionProtocol,
+    session_ticket_handler: SessionTicketHandler | None = None,
+    stream_handler: QuicStreamHandler | None = None,
+    token_handler: QuicTokenHandler | None = None,
+    wait_connected: bool = True,
+    local_port: int = 0,
+    factory: TransportFactory | None = None,
+    interface: str | None = None,
+) -> AsyncGenerator[QuicConnectionProtocol, None]:
+    """:func:`aioquic.asyncio.connect`, beneath the tunnels.
+
+    :param factory: makes the datagram transport; the running event loop's own unless given
+    :param interface: the name of the one interface to use instead of the factory's
+    :raises NoEffectiveInterface: no interface may be used
+    :raises OSError: the name cannot be resolved, or the socket not be bound
+    :raises ConnectionError: the connection could not be made
+    """
+    factory = factory if factory is not None else running_factory()
+    address = (await factory.resolve(host, port, type=socket.SOCK_DGRAM))[0][4]
+    if configuration is None:
+        configuration = QuicConfiguration(is_client=True)
+    if configuration.server_name is None:
+        configuration.server_name = host
+    connection = QuicConnection(
+        configuration=configuration, session_ticket_handler=session_ticket_handler, token_handler=token_handler
+    )
+    transport, protocol = await factory.create_datagram_endpoint(
+        lambda: create_protocol(connection, stream_handler=stream_handler),
+        local_addr=("::" if len(address) == 4 else "0.0.0.0", local_port) if local_port else None,
+        remote_addr=(address[0], port),
+        interface=interface,
+    )
+    try:
+        protocol.connect(transport.get_extra_info("peername"), transmit=wait_connected)
+        if wait_connected:
+            await protocol.wait_connected()
+        yield protocol
+    finally:
+        protocol.close()
+        await protocol.wait_closed()
+        transport.close()
