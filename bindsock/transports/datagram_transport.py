@@ -1,26 +1,23 @@
 """One stable datagram transport over whatever sockets the network makes necessary.
 
 To its protocol it is asyncio's own datagram transport, on any event loop: it needs ``add_reader``, ``add_writer``, ``call_soon``
-and ``call_later`` and nothing else. What is different is what happens to a send that is refused because the path is gone: it is
-held, the network is looked at again, and it goes out by the new interface, in order. A refusal that has another reason (a peer's
-ICMP, a destination that is unreachable while the path is not) is reported to ``error_received()``, as asyncio does.
+and ``call_later`` and nothing else. Which sockets there are is the business of :mod:`bindsock.transports.moving`, what becomes of
+a send that is refused that of :mod:`bindsock.transports.sending`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import asyncio.trsock
-import errno
 import logging
 import socket
-import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from bindsock.errors import InterfaceChanged, NoRoute
+from bindsock.errors import NoRoute
 from bindsock.resolving import address_of
-from bindsock.transports.backlog import Backlog, Outcome, Waiting
+from bindsock.transports.sending import Data, Sender
 
 if TYPE_CHECKING:
     from bindsock.effective import Decider
@@ -30,12 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bindsock")
 
-HELD_FOR = 5.0
-"""Seconds for which a datagram waits for a path."""
-DOUBTED_FOR = 0.5
-"""Seconds after which a refusal is the destination's fault, if the path still looks intact: the network has been read by then."""
-_TICK = 0.05
-_SLOWEST_TICK = 0.5
 _BATCH = 16
 """Datagrams read from one socket before others have their turn."""
 _MAX_DATAGRAM = 1 << 16
@@ -43,24 +34,6 @@ _LAST_BATCHES = 64
 _MAX_LOCAL = 1024
 _WARN_AFTER = 5
 """Sends after the end that are not worth a word."""
-
-_PATH_GONE = frozenset(
-    getattr(errno, name)
-    for name in (
-        "ENETUNREACH",
-        "ENETDOWN",
-        "ENODEV",
-        "ENXIO",
-        "EADDRNOTAVAIL",
-        "EHOSTUNREACH",
-        "ENONET",
-        "EPIPE",
-    )
-    if hasattr(errno, name)
-)
-"""What send() says when the interface, its address or its route is gone; EPIPE of a socket that was silenced."""
-_PENDING = _PATH_GONE | {errno.ECONNREFUSED}
-"""What send() says, too, on account of an earlier datagram (an ICMP error is reported once, by whatever call comes next)."""
 
 
 class DatagramTransport(asyncio.DatagramTransport):
@@ -89,16 +62,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._statistics = statistics
         self._remote = remote
         self._strict = strict
-        self._backlog = Backlog()
-        self._writing: socket.socket | None = None
-        self._tick: asyncio.TimerHandle | None = None
-        self._tick_delay = _TICK
-        self._poking = False
-        self._full = False
-        self._refusal: OSError | None = None
-        self._complained = False
-        self._unreachable: set[object] = set()
-        self._errors: list[OSError] = []
+        self._sender = Sender(loop, mover, statistics, self, remote)
         self._is_local_to: dict[object, bool] = {}
         self._local_by: Decider | None = None
         self._high_water = self._low_water = 0
@@ -150,7 +114,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def get_write_buffer_size(self) -> int:
         """Bytes that wait for the socket or for a path."""
-        return self._backlog.size
+        return self._sender.backlog.size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return self._low_water, self._high_water
@@ -171,14 +135,14 @@ class DatagramTransport(asyncio.DatagramTransport):
             return
         self._closing = True
         self._mover.stop_reading()
-        if not self._backlog:
+        if not self._sender.backlog:
             self._end(None)
 
     def abort(self) -> None:
         """Close at once. What waits is lost."""
         self._end(None)
 
-    def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
+    def sendto(self, data: Data, addr: Any = None) -> None:
         """Send a datagram, or hold it until there is a path.
 
         :param addr: the destination; ``None`` for the remote address
@@ -203,19 +167,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                 f"{addr[0]} is this host, which a socket bound to {mover.interface} cannot reach: use another endpoint for it",
                 interface=mover.interface,
             )
-        now = time.monotonic()
-        if mover.stranded or self._writing is not None or self._backlog.waits_for(addr):
-            self._wait(data, addr, now, held=mover.stranded or self._writing is None)
-            return
-        outcome = self._attempt(data, addr, now)
-        if outcome is Outcome.FULL:
-            self._add_writer()
-            self._wait(data, addr, now, held=False)
-        elif outcome is Outcome.REFUSED:
-            self._wait(data, addr, now, held=True)
-            self._poke_soon()
-        if self._errors:
-            self._report()
+        self._sender.send(data, addr)
 
     # What the mover calls
 
@@ -234,17 +186,27 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def path_found(self) -> None:
         """Send what waits."""
-        if self._writing is not None and self._writing is not self._mover.sock:
-            self._remove_writer()
-        self._unreachable.clear()
-        self._refusal = None
-        self._complained = False
-        self._tick_delay = _TICK
-        self._flush()
+        self._sender.path_found()
 
     def fail(self, error: OSError) -> None:
         """End with an error."""
         self._end(error)
+
+    # What the sender calls
+
+    def settled(self) -> None:
+        """See to flow control, to what the protocol is to be told, and to an end that was waited for."""
+        if self._lost:
+            return
+        self._pause_or_resume()
+        self._report(self._sender.errors)
+        if self._closing and not self._sender.backlog:
+            self._end(None)
+
+    def broken(self, exc: BaseException) -> None:
+        """End, as asyncio does whatever it was."""
+        self._call_exception_handler(exc, "Fatal write error on datagram transport")
+        self._end(exc)
 
     # Receiving
 
@@ -264,8 +226,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             except OSError as exc:
                 # Of a socket that is on its way out nobody wants to hear.
                 if sock is mover.sock:
-                    self._errors.append(exc)
-                    self._report()
+                    self._call("error_received", exc)
                 return False
             if mover.peer is not None and addr[:2] != mover.peer[:2] and _is_stranger(addr, mover.peer):
                 # Between bind() and connect() of a socket that is moved in place, everybody can send to it.
@@ -274,137 +235,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._protocol.datagram_received(data, addr)
         return True
 
-    # Sending
-
-    def _transmit(self, data: bytes | bytearray | memoryview, addr: Any) -> None:
-        mover = self._mover
-        if mover.peer is not None:
-            mover.sock.send(data)
-        else:
-            destination: Any = addr if addr is not None else self._remote
-            mover.sock.sendto(data, destination)
-
-    def _attempt(self, data: bytes | bytearray | memoryview, addr: Any, now: float) -> Outcome:
-        try:
-            self._transmit(data, addr)
-        except (BlockingIOError, InterruptedError):
-            return Outcome.FULL
-        except OSError as exc:
-            return self._refused(exc, data, addr, now)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
-            self._call_exception_handler(exc, "Fatal write error on datagram transport")
-            self._end(exc)
-            return Outcome.FAILED
-        self._mover.record.sent(now)
-        return Outcome.SENT
-
-    def _refused(self, exc: OSError, data: bytes | bytearray | memoryview, addr: Any, now: float) -> Outcome:
-        if exc.errno in _PENDING:
-            try:
-                self._transmit(data, addr)
-            except (BlockingIOError, InterruptedError):
-                self._errors.append(exc)
-                return Outcome.FULL
-            except OSError as again:
-                if again.errno in _PATH_GONE and self._mover.followed and addr not in self._unreachable:
-                    self._refusal = again
-                    return Outcome.REFUSED
-                exc = again
-            else:
-                self._errors.append(exc)
-                self._mover.record.sent(now)
-                return Outcome.SENT
-        self._errors.append(exc)
-        return Outcome.FAILED
-
-    def _attempt_waiting(self, waiting: Waiting, now: float) -> Outcome:
-        outcome = self._attempt(waiting.data, waiting.address, now)
-        if outcome is Outcome.FULL:
-            self._full = True
-        elif waiting.held and outcome is Outcome.SENT:
-            self._statistics.held += 1
-        elif waiting.held and outcome is Outcome.FAILED:
-            self._statistics.lost += 1
-        return outcome
-
-    def _wait(self, data: bytes | bytearray | memoryview, addr: object, now: float, *, held: bool) -> None:
-        self._statistics.lost += self._backlog.add(bytes(data), addr, now, held=held)
-        if held:
-            self._arm()
-        self._pause_or_resume()
-
-    def _flush(self) -> None:
-        self._send_waiting()
-        self._settle()
-
-    def _send_waiting(self) -> None:
-        if not self._backlog or self._mover.stranded:
-            return
-        now = time.monotonic()
-        self._full = False
-        self._backlog.send(lambda waiting: self._attempt_waiting(waiting, now), now)
-        if self._full:
-            self._add_writer()
-        else:
-            self._remove_writer()
-
-    def _settle(self) -> None:
-        """What follows from a backlog that may be shorter now."""
-        if self._lost:
-            return
-        if self._backlog.holds:
-            self._arm()
-        self._pause_or_resume()
-        if self._errors:
-            self._report()
-        if self._closing and not self._backlog:
-            self._end(None)
-
-    # Without a path
-
-    def _poke_soon(self) -> None:
-        """Have the network read, but not inside the program's call of sendto()."""
-        loop = self._loop()
-        if not self._poking and loop is not None:
-            self._poking = True
-            loop.call_soon(self._poke)
-
-    def _poke(self) -> None:
-        self._poking = False
-        if not self._lost:
-            self._mover.poke()
-
-    def _arm(self) -> None:
-        loop = self._loop()
-        if self._tick is None and loop is not None:
-            self._tick = loop.call_later(self._tick_delay, self._on_tick)
-            self._tick_delay = min(2 * self._tick_delay, _SLOWEST_TICK)
-
-    def _on_tick(self) -> None:
-        self._tick = None
-        self._send_waiting()
-        self._expire()
-        if self._backlog.holds:
-            self._mover.poke()
-        self._settle()
-
-    def _expire(self) -> None:
-        stranded = self._mover.stranded
-        expired = self._backlog.expire(time.monotonic() - (HELD_FOR if stranded else DOUBTED_FOR))
-        if not expired:
-            return
-        self._statistics.lost += len(expired)
-        if not stranded:
-            # The path is intact, so it is these destinations: from now on each refusal is reported at once, until it changes.
-            self._unreachable.update(waiting.address for waiting in expired)
-        elif self._complained:
-            return
-        self._complained = stranded
-        interface = self._mover.interface
-        text = f"no interface has taken over from {interface}" if interface is not None else "no interface may be used"
-        self._errors.append(self._refusal or InterfaceChanged(f"{text}, {len(expired)} datagrams are lost", interface=interface))
+    # What is this host's own
 
     def _is_local(self, addr: Any) -> bool:
         """Whether the destination is this host. Asked for each datagram, so the answers are kept."""
@@ -424,41 +255,22 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._is_local_to[key] = local
         return local
 
-    # Writability and flow control
-
-    def _add_writer(self) -> None:
-        loop = self._loop()
-        if self._writing is None and loop is not None:
-            self._writing = self._mover.sock
-            loop.add_writer(self._writing, self._flush)
-
-    def _remove_writer(self) -> None:
-        loop = self._loop()
-        if self._writing is not None:
-            if loop is not None and not loop.is_closed() and self._writing.fileno() != -1:
-                loop.remove_writer(self._writing)
-            self._writing = None
+    # Flow control, the end, and what the protocol is told
 
     def _pause_or_resume(self) -> None:
-        if not self._paused and self._backlog.size > self._high_water:
+        if not self._paused and self._sender.backlog.size > self._high_water:
             self._paused = True
             self._call("pause_writing")
-        elif self._paused and self._backlog.size <= self._low_water:
+        elif self._paused and self._sender.backlog.size <= self._low_water:
             self._paused = False
             self._call("resume_writing")
-
-    # The end, and what the protocol is told
 
     def _end(self, exc: BaseException | None) -> None:
         if self._lost:
             return
         self._lost = 1
         self._closing = True
-        self._remove_writer()
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
-        self._statistics.lost += self._backlog.clear()
+        self._sender.stop()
         self._mover.stop()
         loop = self._loop()
         if loop is not None:
@@ -474,10 +286,9 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._mover.close()
             self._protocol = None
 
-    def _report(self) -> None:
-        errors, self._errors = self._errors, []
-        for error in errors:
-            self._call("error_received", error)
+    def _report(self, errors: list[OSError]) -> None:
+        while errors:
+            self._call("error_received", errors.pop(0))
 
     def _call(self, name: str, *arguments: object) -> None:
         try:

@@ -297,6 +297,8 @@ class Mover:
         self._resume()
 
     def _resume(self) -> None:
+        if self.stranded and self._reading:
+            self._add_reader(self.sock)
         self.stranded = False
         self._delay = FIRST_RETRY
         if self._transport is not None:
@@ -353,6 +355,9 @@ class Mover:
     def _failed(self, error: OSError, interface: Interface | None, *, usable: bool) -> None:
         self._statistics.rebinds_failed += 1
         self.stranded = not usable
+        if self._broken and self._reading:
+            # A silenced socket is for ever readable, with nothing to read.
+            self._remove_reader(self.sock)
         loop = self._loop()
         if loop is None or loop.is_closed():
             return
