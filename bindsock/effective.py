@@ -228,6 +228,7 @@ class Decider:
         """The specific routes of ``main`` and ``default``, and those of tunnels in any table.
 
         Of other tables nobody knows whether this traffic is sent to them: a tunnel's are looked through, others do not count.
+        A tunnel's scoped routes catch nothing: only a socket that is bound to it sees them.
         """
         table = self._specifics.get(version)
         if table is None:
@@ -236,6 +237,8 @@ class Decider:
             tunnels = {index for index, interface in interfaces.items() if is_tunnel(interface)}
             for position, route in enumerate(self.network.routes):
                 if route.destination.version != version or route.destination.prefixlen == 0:
+                    continue
+                if route.scoped and route.interface in tunnels:
                     continue
                 if route.table in (254, 253):
                     order = order_of(route)

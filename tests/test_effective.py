@@ -175,6 +175,34 @@ LINUX = [
         Basis.DEFAULT_ROUTE,
     ),
     Situation(
+        "a tunnel that is down hides nothing of the system's choice",
+        network(TWO_UPLINKS.replace("10.66.0.2/24", "10.66.0.2/24 down"), "default dev tun0 metric 50\n" + TWO_DEFAULTS),
+        "wifi0",
+        Basis.DEFAULT_ROUTE,
+        preferences=EXPENSIVE_WIFI,
+        note="it is the system's own choice",
+    ),
+    Situation(
+        "a tunnel that is down catches nothing by halves, either",
+        network(
+            TWO_UPLINKS.replace("10.66.0.2/24", "10.66.0.2/24 down"), TWO_DEFAULTS + "0.0.0.0/1 dev tun0\n128.0.0.0/1 dev tun0"
+        ),
+        "wifi0",
+        Basis.DEFAULT_ROUTE,
+    ),
+    Situation(
+        "halves in another table come before halves in main",
+        network(
+            TWO_UPLINKS + "wg0 tunnel 10.77.0.2/24",
+            TWO_DEFAULTS + "0.0.0.0/1 dev tun0\n128.0.0.0/1 dev tun0\n"
+            "0.0.0.0/1 dev wg0 table 51820\n128.0.0.0/1 dev wg0 table 51820",
+        ),
+        "wifi0",
+        Basis.DEFAULT_ROUTE,
+        tunnels=("wg0", "tun0"),
+        reasons={"wg0": "0.0.0.0/1 and 128.0.0.0/1 in table 51820"},
+    ),
+    Situation(
         "a default in a table other than main (UDM)",
         network(
             "lo loopback 127.0.0.1/8\neth8 wired 198.51.100.7/24\nbr0 bridge 192.168.1.1/24",
@@ -650,6 +678,15 @@ DARWIN = [
         V6,
     ),
     Situation(
+        "scoped halves on a utun catch nothing",
+        network(
+            "en0 wifi 192.168.1.23/24\nutun3 tunnel 10.9.0.6/32",
+            "default via 192.168.1.1 dev en0\n0.0.0.0/1 dev utun3 scoped\n128.0.0.0/1 dev utun3 scoped",
+        ),
+        "en0",
+        Basis.DEFAULT_ROUTE,
+    ),
+    Situation(
         "Ethernet is primary, Wi-Fi has a scoped default",
         network(EN0_EN5, "default via 192.168.1.1 dev en0 scoped\ndefault via 10.20.0.1 dev en5"),
         "en5",
@@ -686,6 +723,9 @@ BRIDGES = network(
     "blackhole 198.18.0.0/15\n"
     "203.0.113.0/24 dev bridge100 table 100\n"
     "100.64.0.7/32 dev utun2 table 52\n"
+    "224.0.0.0/4 dev bridge100\n"
+    "10.66.0.0/16 dev utun2 scoped\n"
+    "192.168.64.99/32 dev utun2\n"
     "fd10::/64 dev utun2",
 )
 SPLIT = Preferences(tunnels="split")
@@ -730,6 +770,15 @@ DESTINATIONS = [
         "10.9.2.3",
         tunnels=("utun2",),
         reasons={"utun2": "is a tunnel (10.0.0.0/8)"},
+    ),
+    Situation(
+        "a longer prefix of a tunnel is passed over, too",
+        BRIDGES,
+        "bridge100",
+        Basis.LONGEST_PREFIX,
+        "192.168.64.99",
+        tunnels=("utun2",),
+        reasons={"utun2": "is a tunnel (192.168.64.99)"},
     ),
     Situation(
         "a bridge whose containers are all gone",
@@ -822,6 +871,26 @@ DESTINATIONS = [
         "bridge100",
         Basis.LONGEST_PREFIX,
         "10.1.2.3",
+        preferences=SPLIT,
+    ),
+    Situation(
+        "split tunnel: what is down gets nothing",
+        network(
+            "en0 wifi 192.168.1.23/24\nutun2 tunnel 10.200.0.7/32 down", "default via 192.168.1.1 dev en0\n10.0.0.0/8 dev utun2"
+        ),
+        "en0",
+        Basis.DEFAULT_ROUTE,
+        "10.9.2.3",
+        preferences=SPLIT,
+    ),
+    Situation(
+        "split tunnel: an unbound socket does not see the tunnel's scoped routes",
+        network(
+            "en0 wifi 192.168.1.23/24\nutun2 tunnel 10.200.0.7/32", "default via 192.168.1.1 dev en0\n10.0.0.0/8 dev utun2 scoped"
+        ),
+        "en0",
+        Basis.DEFAULT_ROUTE,
+        "10.9.2.3",
         preferences=SPLIT,
     ),
     Situation("split tunnel: elsewhere the default", BRIDGES, "en0", Basis.DEFAULT_ROUTE, "8.8.8.8", preferences=SPLIT),

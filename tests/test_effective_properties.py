@@ -308,6 +308,7 @@ def test_no_longer_prefix_of_a_fit_interface_is_passed_over(made: Network, addre
 
 @given(st.lists(st.integers(0, 255).flatmap(lambda n: st.builds(_network, st.just(n), st.integers(1, 8))), max_size=40))
 @example([ipaddress.ip_network("0.0.0.0/1")])
+@example([ipaddress.ip_network(prefix) for prefix in ("0.0.0.0/2", "64.0.0.0/3", "96.0.0.0/4", "224.0.0.0/4")])
 @example([ipaddress.ip_network("0.0.0.0/2"), ipaddress.ip_network("0.0.0.0/2"), ipaddress.ip_network("32.0.0.0/3")])
 def test_what_covers_half_is_a_default_in_disguise(prefixes: list[ipaddress.IPv4Network]) -> None:
     unicast = [prefix for prefix in prefixes if not prefix.is_multicast]
