@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bindsock.cli import demo, explain, proxy, status, watch
-from bindsock.cli.options import Exit
+from bindsock.cli.options import Exit, fail
 from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
 
 _EPILOG = """\
@@ -67,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE
     except UnsupportedSystem as error:
-        return _fail(error.message, Exit.SYSTEM)
+        return fail(error.message, Exit.SYSTEM)
     except NoEffectiveInterface as error:
-        return _fail(error.message, Exit.NO)
+        return fail(error.message, Exit.NO)
     except OSError as error:
-        return _fail(str(error), Exit.SYSTEM)
+        return fail(str(error), Exit.SYSTEM)
     return status
 
 
@@ -83,8 +83,3 @@ class _Version(argparse.Action):
 
         print(f"bindsock {version('bindsock')}")
         parser.exit()
-
-
-def _fail(message: str, status: Exit) -> int:
-    print(f"bindsock: {message}", file=sys.stderr)
-    return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import socket
+import sys
 from typing import get_args
 
 from bindsock import kernel as kernels
@@ -26,6 +27,12 @@ class Exit(enum.IntEnum):
     """The system is not supported, or it refused."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
+
+
+def fail(message: str, status: Exit) -> Exit:
+    """One line on standard error, and the exit status."""
+    print(f"bindsock: {message}", file=sys.stderr)
+    return status
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document instead of text") -> None:

@@ -15,7 +15,7 @@ from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Stand
 from bindsock.cli.demo.scenario import DURATION, PREFERENCES, STEPS, UPLINKS, cling
 from bindsock.cli.demo.timeline import svg
-from bindsock.cli.options import Exit, add_json
+from bindsock.cli.options import Exit, add_json, fail
 from bindsock.cli.output import NEEDS_RICH, Printer, document
 from bindsock.factory import TransportFactory
 from bindsock.network import Network, Route
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     stand = Stand(sys.stderr if arguments.json else sys.stdout)
     if arguments.host is not None or not _NAMESPACES.exists():
         if arguments.svg is not None:
-            return _fail("the timeline is drawn in the laboratory only, which needs Linux and no HOST", Exit.USAGE)
+            return fail("the timeline is drawn in the laboratory only, which needs Linux and no HOST", Exit.USAGE)
         printer = Printer(sys.stderr if arguments.json else sys.stdout)
         shown, found = asyncio.run(machine.show(printer, arguments.host, arguments.port))
     else:
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             with Lab(uplinks=UPLINKS) as lab, lab.inside():
                 shown, found = asyncio.run(_acts(lab, stand, arguments.svg))
         except LabUnavailable as unavailable:
-            return _fail(f"{unavailable}; `bindsock demo HOST` shows a connection without a laboratory", Exit.SYSTEM)
+            return fail(f"{unavailable}; `bindsock demo HOST` shows a connection without a laboratory", Exit.SYSTEM)
     held = all(fact.held for fact in shown)
     if arguments.json:
         document({**report.facts_document(shown), **found})
@@ -197,8 +197,3 @@ def _writable(text: str) -> Path:
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} cannot be written: there is no such directory")
     return path
-
-
-def _fail(message: str, status: Exit) -> int:
-    print(f"bindsock: {message}", file=sys.stderr)
-    return status
