@@ -1,0 +1,452 @@
+"""Sockets of the simulated kernel: what binding to an interface does to them, and which errors it causes.
+
+Each rule is one that was recorded from xnu; tests/darwin holds them against the recordings.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bindsock.kernel.darwin import abi
+from bindsock.testing.darwin._errors import darwin_error
+from bindsock.testing.darwin._packet import Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bindsock.network import IPAddress
+    from bindsock.testing.darwin._kernel import SimulatedDarwin
+    from bindsock.testing.darwin._state import SimulatedInterface, SimulatedRoute
+
+_IP_MULTICAST_IF = (abi.IPPROTO_IP, 9)
+_IP_MULTICAST_IFINDEX = (abi.IPPROTO_IP, 66)
+_IPV6_MULTICAST_IF = (abi.IPPROTO_IPV6, 9)
+_IPV6_V6ONLY = (abi.IPPROTO_IPV6, 27)
+_SO_ERROR = (abi.SOL_SOCKET, 0x1007)
+_SO_BROADCAST = (abi.SOL_SOCKET, 0x20)
+_SO_NOADDRERR = (abi.SOL_SOCKET, abi.SO_NOADDRERR)
+_BOUND = {4: (abi.IPPROTO_IP, abi.IP_BOUND_IF), 6: (abi.IPPROTO_IPV6, abi.IPV6_BOUND_IF)}
+_OUT = ((abi.IPPROTO_IP, abi.IP_OUT_IF), (abi.IPPROTO_IPV6, abi.IPV6_OUT_IF))
+_IP_PKTINFO = (abi.IPPROTO_IP, 26)
+_IPV6_PKTINFO = (abi.IPPROTO_IPV6, 46)
+_IPPROTO_ICMPV6 = 58
+
+Sockaddr = tuple[Any, ...]
+
+
+class _Way(NamedTuple):
+    """How a packet goes."""
+
+    interface: SimulatedInterface
+    source: IPAddress
+    local: bool = False
+
+
+class SimulatedSocket:
+    """A socket with the methods of :class:`socket.socket`, and Darwin's option numbers and errors. It never blocks."""
+
+    def __init__(self, kernel: SimulatedDarwin, family: int, kind: int, protocol: int) -> None:
+        self.kernel = kernel
+        self.family = family
+        self.type = kind
+        self.proto = protocol
+        self.version = 4 if family == abi.AF_INET else 6
+        self.established = False
+        self.unsent = b""
+        """What TCP has not been told to have arrived."""
+        self._bound = 0
+        self._only_v6 = False
+        self._mapped = False
+        """It has an IPv4-mapped address, and so is no socket of IPv6 any more (xnu bsd/netinet6/udp6_usrreq.c)."""
+        self._local: IPAddress | None = None
+        self._port = 0
+        self._peer: tuple[IPAddress, int, int] | None = None
+        self._connecting = False
+        self._listening = False
+        self._shut = 0
+        self._closed = False
+        self._gone = False
+        """TCP was reset or dropped."""
+        self._error = 0
+        self._fails_without_address = False
+        self._broadcasts = False
+        self._multicast = 0
+        self._left_by = 0
+        self._cached: tuple[IPAddress, int, SimulatedRoute] | None = None
+        """The route used last, with its destination and the state of the table at that time."""
+        self._received: deque[tuple[bytes, Sockaddr]] = deque()
+
+    # Options.
+
+    def setsockopt(self, level: int, option: int, value: int | bytes | None, size: int = 0) -> None:
+        """Set an option; a value of ``None`` with a size is a null pointer."""
+        self._check_open()
+        if self._shut == 3:
+            raise darwin_error(abi.EINVAL)
+        key = (level, option)
+        raw = struct.pack("<i", value) if isinstance(value, int) else value
+        if key == _BOUND[self.version] and self.proto != _IPPROTO_ICMPV6:
+            self._bind_to_interface(_integer(raw))
+        elif key == _SO_NOADDRERR:
+            self._fails_without_address = bool(_integer(raw))
+        elif key == _SO_BROADCAST:
+            self._broadcasts = bool(_integer(raw))
+        elif key == _IPV6_V6ONLY and self.version == 6:
+            self._only_v6 = bool(_integer(raw))
+        elif (key == _IPV6_MULTICAST_IF and self.version == 6) or (key == _IP_MULTICAST_IFINDEX and self.version == 4):
+            self._multicast = _integer(raw)
+        elif key == _IP_MULTICAST_IF and self.version == 4:
+            owner = self.kernel.state.owner(IPv4Address(raw or bytes(4)))
+            self._multicast = owner.index if owner is not None else 0
+        else:
+            raise self._unknown(key)
+
+    def getsockopt(self, level: int, option: int, size: int = -1) -> Any:
+        """Read an option: a number, or bytes if a size is given."""
+        self._check_open()
+        key = (level, option)
+        if key == _BOUND[self.version] and self.proto != _IPPROTO_ICMPV6:
+            value = self._bound
+        elif key in _OUT:
+            value = self._left_by
+        elif key == _SO_ERROR:
+            value, self._error = self._error, 0
+        elif key == _SO_NOADDRERR:
+            value = 2 * self._fails_without_address
+        elif key in (_IP_MULTICAST_IFINDEX, _IPV6_MULTICAST_IF):
+            value = self._multicast
+        elif key == _IPV6_V6ONLY and self.version == 6:
+            value = self._only_v6
+        else:
+            raise self._unknown(key)
+        return int(value) if size < 0 else struct.pack("<i", value)[:size]
+
+    def _unknown(self, key: tuple[int, int]) -> OSError:
+        """The level is not looked at first: the socket's own family gets the option and finds it not to be its own."""
+        own = abi.IPPROTO_IP if self.version == 4 else abi.IPPROTO_IPV6
+        known_nowhere = key[0] == abi.SOL_SOCKET or (key[0] == own and self.version == 4)
+        return darwin_error(abi.ENOPROTOOPT if known_nowhere else abi.EINVAL)
+
+    def _bind_to_interface(self, index: int) -> None:
+        if self._mapped:
+            raise darwin_error(abi.EINVAL)
+        if index and index not in self.kernel.state.interfaces:
+            raise darwin_error(abi.ENXIO)
+        self._bound = index
+        self._cached = None
+
+    # Addresses.
+
+    def bind(self, address: Sockaddr) -> None:
+        """Take a local address and port."""
+        self._check_open()
+        ip, port, _ = self._parsed(address)
+        if int(ip) and self.kernel.state.owner(ip) is None:
+            raise darwin_error(abi.EADDRNOTAVAIL)
+        self._mapped = self.version == 6 and ip.version == 4
+        self._local = ip if int(ip) else None
+        self._port = port or self.kernel.free_port()
+
+    def connect(self, address: Sockaddr) -> None:
+        """Connect. A connected datagram socket is disconnected first, which takes its address off it and leaves it its port; so
+        it is by an address of family ``AF_UNSPEC``, for which an empty tuple stands."""
+        self._check_open()
+        if self.type == abi.SOCK_STREAM:
+            self._connect_stream(address)
+            return
+        if self._peer is not None:
+            self._peer = self._local = None
+            self._mapped = False
+        if not address:
+            raise darwin_error(abi.EAFNOSUPPORT if self.version == 4 else abi.EINVAL)
+        ip, port, scope = self._parsed(address)
+        way = self._way(ip, scope, connecting=True)
+        self._port = self._port or self.kernel.free_port()
+        self._local = self._local or way.source
+        self._mapped = self.version == 6 and ip.version == 4
+        self._peer = (ip, port, scope)
+
+    def getsockname(self) -> Sockaddr:
+        """The local address and port."""
+        self._check_open()
+        any_address = IPv4Address(0) if self.version == 4 else IPv6Address(0)
+        return self._formatted(self._local or any_address, self._port, 0)
+
+    def getpeername(self) -> Sockaddr:
+        """The peer's address and port."""
+        self._check_open()
+        if self._gone:
+            raise darwin_error(abi.EINVAL)
+        if self._peer is None or self._connecting:
+            raise darwin_error(abi.ENOTCONN)
+        return self._formatted(*self._peer)
+
+    def shutdown(self, how: int) -> None:
+        """Shut down reading (0), writing (1) or both (2)."""
+        self._check_open()
+        self._shut |= how + 1
+
+    def listen(self, backlog: int = 128) -> None:
+        """Accept connections."""
+        self._check_open()
+        self._listening = True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._closed = True
+        if self in self.kernel.sockets:
+            self.kernel.sockets.remove(self)
+
+    def fileno(self) -> int:
+        """-1 once closed. There is no descriptor: nothing can wait for this socket."""
+        return -1 if self._closed else 1000 + self.kernel.sockets.index(self)
+
+    # Datagrams.
+
+    def send(self, data: bytes) -> int:
+        """Send to the peer."""
+        self._check_open()
+        if self.type == abi.SOCK_STREAM:
+            return self._send_stream(data)
+        if self._peer is None:
+            raise darwin_error(abi.ENOTCONN)
+        return self._send(data, *self._peer)
+
+    def sendto(self, data: bytes, address: Sockaddr) -> int:
+        """Send to an address."""
+        return self.sendmsg([data], (), 0, address)
+
+    def sendmsg(
+        self,
+        buffers: Sequence[bytes],
+        ancdata: Sequence[tuple[int, int, bytes]] = (),
+        flags: int = 0,
+        address: Sockaddr | None = None,
+    ) -> int:
+        """Send to an address; IP_PKTINFO and IPV6_PKTINFO name an interface and a source for the one datagram."""
+        self._check_open()
+        if address is None:
+            return self.send(b"".join(buffers))
+        if self._peer is not None:
+            raise darwin_error(abi.EISCONN)
+        index, source = 0, None
+        for level, kind, data in ancdata:
+            if (level, kind) == _IP_PKTINFO:
+                index, source = int.from_bytes(data[:4], "little"), ip_address(data[4:8])
+            elif (level, kind) == _IPV6_PKTINFO:
+                index, source = int.from_bytes(data[16:20], "little"), ip_address(data[:16])
+        if index and index not in self.kernel.state.interfaces:
+            raise darwin_error(abi.ENXIO)
+        wanted = source if source is not None and int(source) else None
+        return self._send(b"".join(buffers), *self._parsed(address), index=index, source=wanted)
+
+    def _send(self, data: bytes, ip: IPAddress, port: int, scope: int, *, index: int = 0, source: IPAddress | None = None) -> int:
+        way = self._way(ip, scope, index=index, wanted=source)
+        self._port = self._port or self.kernel.free_port()
+        if not way.local and not way.interface.up:
+            raise darwin_error(abi.ENETDOWN)
+        self._left_by = way.interface.index
+        if way.local:
+            self._deliver(data, ip, port, way.source)
+        else:
+            packet = Packet(way.interface.name, "udp", way.source, ip, self._port, port, payload=data)
+            self.kernel.transmit(packet)
+        return len(data)
+
+    def _deliver(self, data: bytes, ip: IPAddress, port: int, source: IPAddress) -> None:
+        for sock in self.kernel.sockets:
+            if sock.type == abi.SOCK_DGRAM and sock._port == port and sock._local in (None, ip):
+                self.kernel.delivered += 1
+                sock._received.append((data, (str(source), self._port)))
+                return
+
+    def recv(self, size: int) -> bytes:
+        """Receive what has come."""
+        self._check_open()
+        if self._gone:
+            return b""
+        if not self._received:
+            raise darwin_error(abi.EAGAIN)
+        return self._received.popleft()[0][:size]
+
+    # Streams.
+
+    def _connect_stream(self, address: Sockaddr) -> None:
+        if self.established:
+            raise darwin_error(abi.EISCONN)
+        ip, port, scope = self._parsed(address)
+        self._port = self._port or self.kernel.free_port()
+        state = self.kernel.state
+        way = self._way(ip, scope, connecting=True)
+        self._local = self._local or way.source
+        self._mapped = self.version == 6 and ip.version == 4
+        if way.local:
+            if ip.version == 4 and self._bound not in (0, way.interface.index):
+                # The source, 127.0.0.1, is not the bound interface's.
+                raise darwin_error(abi.EADDRNOTAVAIL)
+            self._connect_locally(ip, port)
+        elif state.owner(self._local) is None:
+            raise darwin_error(abi.EADDRNOTAVAIL)
+        elif not way.interface.up:
+            raise darwin_error(abi.ENETDOWN)
+        else:
+            self._peer = (ip, port, scope)
+            self._connecting = True
+            self._segment(way.interface, "S")
+        raise darwin_error(abi.EINPROGRESS)
+
+    def _connect_locally(self, ip: IPAddress, port: int) -> None:
+        listening = any(s._listening and s._port == port and s._local in (None, ip) for s in self.kernel.sockets)
+        self._peer = (ip, port, 0)
+        self.established, self._gone = listening, not listening
+
+    def answer(self) -> None:
+        """The peer's SYN-ACK arrives."""
+        way = self._stream_way()
+        if self._connecting and way is not None:
+            self._connecting, self.established = False, True
+            self._segment(way, "A")
+
+    def syn(self, destination: str, source: str, port: int) -> None:
+        """A SYN arrives at a listener: it is taken wherever it comes in, but answered by the bound interface or not at all."""
+        here, there = ip_address(destination), ip_address(source)
+        owner = self.kernel.state.owner(here)
+        route = self.kernel.state.lookup(there, self._bound or (owner.index if owner is not None else 0))
+        if route is not None and owner is not None and self._bound in (0, owner.index):
+            self.kernel.transmit(Packet(route.interface.name, "tcp", here, there, self._port, port, "SA"))
+
+    def _send_stream(self, data: bytes) -> int:
+        if self._gone:
+            raise darwin_error(abi.EPIPE)
+        if not self.established or self._local is None:
+            raise darwin_error(abi.ENOTCONN)
+        if self._fails_without_address and self.kernel.state.owner(self._local) is None:
+            self._gone, self.established = True, False
+            self._error = abi.EADDRNOTAVAIL
+            raise darwin_error(abi.EADDRNOTAVAIL)
+        waiting, self.unsent = self.unsent, self.unsent + data
+        way = self._stream_way()
+        if way is not None and not waiting:
+            self._segment(way, "AP", data)
+        return len(data)
+
+    def retransmit(self) -> None:
+        """Time has passed: what was not acknowledged is sent again, if a way has opened."""
+        way = self._stream_way()
+        if way is not None and self.established and self.unsent:
+            self._segment(way, "AP", self.unsent)
+        elif way is not None and self._connecting:
+            self._segment(way, "S")
+
+    def _stream_way(self) -> SimulatedInterface | None:
+        """The interface by which segments leave; without one they are dropped, and the program hears nothing of it."""
+        if self._peer is None or self._local is None:
+            return None
+        owner = self.kernel.state.owner(self._local)
+        if owner is None or self._bound not in (0, owner.index):
+            return None
+        route = self.kernel.state.lookup(self._peer[0], owner.index)
+        return route.interface if route is not None and route.interface.up else None
+
+    def _segment(self, interface: SimulatedInterface, flags: str, payload: bytes = b"") -> None:
+        assert self._peer is not None
+        assert self._local is not None
+        ip, port, _ = self._peer
+        self._left_by = interface.index
+        self.kernel.transmit(Packet(interface.name, "tcp", self._local, ip, self._port, port, flags, payload))
+
+    # Ways.
+
+    def _way(
+        self, ip: IPAddress, scope: int, *, connecting: bool = False, index: int = 0, wanted: IPAddress | None = None
+    ) -> _Way:
+        if ip.version == 4:
+            return self._way_4(ip, connecting=connecting, index=index, wanted=wanted)
+        if ip.is_multicast or ip.is_link_local:
+            return self._way_on_link(ip, scope)
+        return self._way_6(ip, connecting=connecting, index=index)
+
+    def _way_4(self, ip: IPAddress, *, connecting: bool, index: int, wanted: IPAddress | None) -> _Way:
+        state = self.kernel.state
+        if ip == IPv4Address("255.255.255.255") and not self._broadcasts:
+            raise darwin_error(abi.EACCES)
+        owner = None if self._local is None else state.owner(self._local)
+        scope = index or (self._multicast if ip.is_multicast else 0) or self._bound or (owner.index if owner is not None else 0)
+        own = state.owner(ip)
+        route = state.lookup(ip, scope) if index or ip.is_multicast else self._lookup(ip, scope)
+        if (route is not None and route.local) or (own is not None and scope in (0, own.index)):
+            return _Way(own or state.named("lo0"), self._local or ip, local=True)
+        if not connecting and self._local is not None and (owner is None or scope != owner.index):
+            raise darwin_error(abi.EADDRNOTAVAIL)
+        if route is None:
+            raise darwin_error(abi.EHOSTUNREACH if self._peer is not None else abi.ENETUNREACH)
+        if wanted is not None and (owner := state.owner(wanted)) is not route.interface:
+            raise darwin_error(abi.EADDRNOTAVAIL)
+        source = wanted or (self._local if not connecting else None) or route.source
+        if source is None or (route.interface.source(4) is None and not connecting):
+            raise darwin_error(abi.EADDRNOTAVAIL)
+        return _Way(route.interface, source)
+
+    def _way_6(self, ip: IPAddress, *, connecting: bool, index: int) -> _Way:
+        state = self.kernel.state
+        owner = None if self._local is None else state.owner(self._local)
+        scope = index or self._bound or (owner.index if owner is not None else 0)
+        route = self._lookup(ip, scope)
+        if route is None:
+            raise darwin_error(abi.EHOSTUNREACH)
+        if route.local:
+            return _Way(state.named("lo0"), self._local or ip, local=True)
+        if self._local is not None and not connecting and (owner is None or scope != owner.index):
+            raise darwin_error(abi.EHOSTUNREACH)
+        # The source is the named interface's although the remembered route may lead elsewhere: IPV6_PKTINFO is best avoided.
+        chooser = state.interfaces[index] if index else route.interface
+        source = (self._local if not connecting else None) or chooser.source(6)
+        if source is None:
+            raise darwin_error(abi.EHOSTUNREACH)
+        return _Way(route.interface, source)
+
+    def _way_on_link(self, ip: IPAddress, scope: int) -> _Way:
+        """A link-local destination or a group: the binding gives no default scope for it."""
+        index = (self._multicast if ip.is_multicast else 0) or scope
+        interface = self.kernel.state.interfaces.get(index)
+        source = interface.source(6, link_local=True) if interface is not None else None
+        if interface is None or source is None or (not ip.is_multicast and self._bound not in (0, index)):
+            raise darwin_error(abi.EHOSTUNREACH)
+        return _Way(interface, source)
+
+    def _lookup(self, ip: IPAddress, scope: int) -> SimulatedRoute | None:
+        """The remembered route, if it is to the same destination and no route has changed, or a fresh one."""
+        generation = self.kernel.state.generation
+        if self._cached is not None and self._cached[:2] == (ip, generation):
+            return self._cached[2]
+        route = self.kernel.state.lookup(ip, scope)
+        self._cached = None if route is None else (ip, generation, route)
+        return route
+
+    def _parsed(self, address: Sockaddr) -> tuple[IPAddress, int, int]:
+        ip = ip_address(str(address[0]).split("%", 1)[0])
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None and not self._only_v6:
+            return ip.ipv4_mapped, address[1], 0
+        if ip.version != self.version:
+            raise darwin_error(abi.EAFNOSUPPORT)
+        return ip, address[1], address[3] if len(address) > 3 else 0
+
+    def _formatted(self, ip: IPAddress, port: int, scope: int) -> Sockaddr:
+        if self.version == 4:
+            return str(ip), port
+        return f"::ffff:{ip}" if ip.version == 4 else str(ip), port, 0, scope
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise darwin_error(abi.EBADF)
+
+
+def _integer(raw: bytes | None) -> int:
+    if raw is None:
+        raise darwin_error(14)
+    if len(raw) < 4:
+        raise darwin_error(abi.EINVAL)
+    return int.from_bytes(raw[:4], "little", signed=True)
