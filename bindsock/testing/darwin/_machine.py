@@ -82,6 +82,7 @@ class SimulatedMachine:
             self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_LINK_ADDRESS_CHANGED)
             if kind.type == abi.IFT_BRIDGE:
                 self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_IFCAP_CHANGED)
+                self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_IFCAP_CHANGED)
             self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_SIFFLAGS)
         return interface
 
@@ -114,9 +115,11 @@ class SimulatedMachine:
         """Set or clear IFF_UP. Clearing it takes the IPv4 routes, the default included, without a word; setting it gives only
         those of the link back. IPv6's stay."""
         interface = self.state.named(name)
-        interface.flags = (
-            interface.flags | abi.IFF_UP | abi.IFF_RUNNING if up else interface.flags & ~(abi.IFF_UP | abi.IFF_RUNNING)
-        )
+        if interface.up == up:
+            self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_SIFFLAGS)
+            return
+        working = abi.IFF_UP | abi.IFF_RUNNING
+        interface.flags = interface.flags | working if up else interface.flags & ~working
         for own in interface.of_version(4):
             if up:
                 self._tell(encoding.address_message(abi.RTM_NEWADDR, interface, own))
