@@ -92,6 +92,7 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
     expensive = moves[-2][0].effective
     paid = sum(t >= last.event + _DATAGRAM_LIMIT and i == expensive for t, i in (*udp.packets, *tcp.packets))
     silence = tcp.silence(seen.start, seen.end)
+    counted = seen.statistics
     return [
         Fact(
             f"{BINDSOCK}: nothing goes into the tunnel",
@@ -108,8 +109,9 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
         Fact(
             f"{BINDSOCK}: next to no datagram is lost",
             len(udp.lost) <= _LOSS_LIMIT * len(udp.sent),
-            f"{len(udp.lost)} of {len(udp.sent):,} not answered, {len(moves)} switches; {seen.statistics.held} held meanwhile",
-            {"sent": len(udp.sent), "lost": len(udp.lost), "held": seen.statistics.held},
+            f"{len(udp.lost)} of {len(udp.sent):,} not answered, {len(moves)} switches; "
+            f"{counted.held} held meanwhile, {counted.lost_on_device} dropped by a dying device",
+            {"sent": len(udp.sent), "lost": len(udp.lost), "held": counted.held, "lost_on_device": counted.lost_on_device},
         ),
         Fact(
             f"{BINDSOCK}: the TCP reader is woken, the program goes on",
