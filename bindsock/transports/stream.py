@@ -7,6 +7,7 @@ was unacknowledged. Until that moment the transport that the application has is 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import weakref
@@ -17,11 +18,13 @@ from bindsock.errors import InterfaceChanged
 from bindsock.network import Cause, Interface, Path, Target, unmapped
 from bindsock.resolving import address_of
 from bindsock.transports import viability
+from bindsock.transports.pacing import pacer_of
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.transports.viability import Assessment, BetterPath, Countdown, Viability, assess, leaves, pinned, place_of
 
 if TYPE_CHECKING:
     from bindsock.effective import Decider
+    from bindsock.kernel import Kernel
     from bindsock.watcher import Watcher
 
 __all__ = ["BetterPath", "StreamGuard", "end_transport", "follow_stream"]
@@ -218,14 +221,9 @@ class StreamGuard:
         transport = self._attached(sock)
         self.close()
         self._watcher.statistics.ended += 1
-        if transport is not None:
-            end_transport(transport, self.error)
-        # Also where there is a transport: this wakes a sendfile(), which asyncio's abort() leaves asleep for ever, and the peer
-        # gets a reset, so that it does not take half a message for the whole of it.
-        try:
-            self._watcher.kernel.abort(sock)
-        except OSError as error:
-            logger.info("%s could not be aborted: %s", connection, error)
+        loop = self._loop()
+        if loop is not None:
+            pacer_of(loop).do(functools.partial(_end, self._watcher.kernel, sock, transport, self.error))
 
     def _attached(self, sock: socket.socket) -> asyncio.WriteTransport | None:
         if self._transport is not None:
@@ -239,6 +237,19 @@ class StreamGuard:
     def _call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle | None:
         loop = self._loop()
         return loop.call_later(seconds, callback) if loop is not None and not loop.is_closed() else None
+
+
+def _end(kernel: Kernel, sock: socket.socket, transport: asyncio.WriteTransport | None, error: InterfaceChanged) -> None:
+    if transport is not None:
+        end_transport(transport, error)
+    if sock.fileno() == -1:
+        return
+    # Also where there is a transport: it wakes a sendfile(), which asyncio's abort() leaves asleep for ever, and the peer gets a
+    # reset, so that it does not take half a message for the whole of it.
+    try:
+        kernel.abort(sock)
+    except OSError as failure:
+        logger.info("a socket could not be aborted: %s", failure)
 
 
 def end_transport(transport: asyncio.WriteTransport, error: InterfaceChanged) -> None:
