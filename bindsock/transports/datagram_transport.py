@@ -81,7 +81,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def __del__(self) -> None:
         mover: Mover | None = getattr(self, "_mover", None)
-        if mover is not None and mover.sock.fileno() != -1:
+        if mover is not None and not mover.closed:
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
             mover.close()
 

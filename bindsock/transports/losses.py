@@ -50,7 +50,7 @@ class Devices:
         self._latest: dict[int, tuple[float, int]] = {}
 
     def dropped(self, interface: Interface, not_before: float) -> int | None:
-        """The count, as it was no earlier than a time; ``None`` where it is unknown."""
+        """The count, as it was no earlier than a time (infinity: asks at all events); ``None`` where it is unknown."""
         latest = self._latest.get(interface.index)
         if latest is None or latest[0] < not_before:
             count = self._kernel.dropped(interface)
@@ -121,7 +121,7 @@ class SendRecord:
         while len(self._notes) > 1 and self._notes[1].time <= now - LOOKBACK:
             self._notes.popleft()
         before = self._notes[0]
-        dropped = self._devices.dropped(self._interface, now) if self._sent > before.sent else None
+        dropped = self._devices.dropped(self._interface, float("inf")) if self._sent > before.sent else None
         lost = max(0, min(self._sent - before.sent, dropped - before.dropped)) if dropped is not None else 0
         self._devices.claim(self._interface, lost)
         self.start(None)

@@ -117,6 +117,7 @@ class Mover:
         self._transport: Moved | None = None
         self._reading = False
         self._stopped = False
+        self.closed = False
 
     @property
     def followed(self) -> bool:
@@ -157,7 +158,8 @@ class Mover:
         """Begin to receive."""
         if not self._stopped:
             self._reading = True
-            self._add_reader(self.sock)
+            for sock in (*(old.sock for old in self._old), self.sock):
+                self._add_reader(sock)
 
     def stop_reading(self) -> None:
         """Receive no more, for good. Sending goes on."""
@@ -177,6 +179,7 @@ class Mover:
 
     def close(self) -> None:
         """Stop, and close the socket."""
+        self.closed = True
         self.stop()
         self._transport = None
         self._sockname = self.sockname
