@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from bindsock.kernel.darwin.syscalls import Syscalls
     from bindsock.network import IPAddress
 
-_UNKNOWN = (
-    abi.EPERM,
-    abi.ENXIO,
-    abi.EACCES,
-    abi.EINVAL,
-    abi.ENOTTY,
-    abi.ENOTSUP,
-    abi.EADDRNOTAVAIL,
-    abi.EOPNOTSUPP,
-)
-"""Errors of an ioctl that mean "not known": a sandbox, an older kernel, an interface that has just gone."""
+_EXHAUSTED = (abi.EBADF, abi.ENOMEM, abi.ENFILE, abi.EMFILE, abi.ENOBUFS)
+"""Errors of an ioctl that say nothing of the interface. All others mean "not known": a sandbox, an older kernel, an interface
+that has just gone."""
 
 _TUNNEL_FAMILIES = (
     abi.IFRTYPE_FAMILY_TUN,
@@ -201,7 +193,7 @@ def _address(syscalls: Syscalls, name: str, kind: InterfaceKind, address: IPAddr
 def _ask(syscalls: Syscalls, request: int, name: str) -> abi.ifreq_union | None:
     """What an ioctl tells of an interface; ``None`` if that is not known.
 
-    :raises OSError: no socket can be opened
+    :raises OSError: the machine is out of descriptors or memory
     """
     encoded = name.encode("ascii", "replace")
     if len(encoded) >= abi.IFNAMSIZ:
@@ -215,10 +207,11 @@ def _ask(syscalls: Syscalls, request: int, name: str) -> abi.ifreq_union | None:
 
 def _address_flags(syscalls: Syscalls, name: str, address: IPv6Address) -> int:
     """The ``IN6_IFF_`` flags of an address; 0 if they are not known."""
-    argument = abi.in6_ifreq(ifr_name=name.encode("ascii", "replace"))
-    argument.ifr_ifru.ifru_addr = abi.sockaddr_in6.from_buffer_copy(sockaddr(address))
-    answer = _call(syscalls, abi.SIOCGIFAFLAG_IN6, bytes(argument))
-    if answer is None or len(answer) < sizeof(abi.in6_ifreq):
+    question = abi.in6_ifreq(ifr_name=name.encode("ascii", "replace"))
+    question.ifr_ifru.ifru_addr = abi.sockaddr_in6.from_buffer_copy(sockaddr(address))
+    answer = _call(syscalls, abi.SIOCGIFAFLAG_IN6, bytes(question))
+    # An IPv4 socket hands it to the driver, and some drivers accept whatever they do not know.
+    if answer is None or len(answer) < sizeof(abi.in6_ifreq) or answer == bytes(question):
         return 0
     return abi.in6_ifreq.from_buffer_copy(answer).ifr_ifru.ifru_flags6
 
@@ -227,6 +220,6 @@ def _call(syscalls: Syscalls, request: int, argument: bytes) -> bytes | None:
     try:
         return syscalls.ioctl(request, argument)
     except OSError as error:
-        if error.errno not in _UNKNOWN:
+        if error.errno in _EXHAUSTED:
             raise
         return None

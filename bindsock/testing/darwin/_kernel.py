@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from bindsock.kernel.darwin import DarwinKernel, abi
 from bindsock.kernel.darwin.messages import address_of
 from bindsock.testing.darwin import _encoding as encoding
+from bindsock.testing.darwin._configd import ConfiguredMachine
 from bindsock.testing.darwin._errors import darwin_error
-from bindsock.testing.darwin._machine import SimulatedMachine
 from bindsock.testing.darwin._sockets import SimulatedSocket
 from bindsock.testing.darwin._state import Hardware, SimulatedInterface
 from bindsock.testing.darwin._system_sockets import EventSocket, RouteSocket
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FAMILIES = {4: abi.AF_INET, 6: abi.AF_INET6}
 
 
-class SimulatedDarwin(SimulatedMachine):
+class SimulatedDarwin(ConfiguredMachine):
     """A small model of Darwin's kernel, behind :class:`bindsock.kernel.darwin.syscalls.Syscalls`.
 
     Interfaces with delegates, scoped routes, bound sockets, and the messages that all of it causes, as xnu-7195 does it. What it

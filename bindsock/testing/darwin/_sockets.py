@@ -446,7 +446,7 @@ class SimulatedSocket:
 
 def _integer(raw: bytes | None) -> int:
     if raw is None:
-        raise darwin_error(14)
+        raise darwin_error(abi.EFAULT)
     if len(raw) < 4:
         raise darwin_error(abi.EINVAL)
     return int.from_bytes(raw[:4], "little", signed=True)

@@ -172,7 +172,6 @@ class RouteSocket(SimulatedSystemSocket):
             if scope and (route.interface.index == scope):
                 return route, 0
         unscoped = next((r for r in candidates if not r.scoped), None)
-        # The unscoped route of another interface answers for a scope only if it is local, as a tunnel's link#N default does not.
         return (unscoped, 0) if unscoped is not None and not scope else (None, abi.ESRCH)
 
 
