@@ -1159,6 +1159,13 @@ def test_a_decision_is_made_once() -> None:
     assert decider.path(address("8.8.8.8")) is decider.path(V4)
 
 
+def test_one_route_is_judged_apart_for_the_link_and_for_beyond() -> None:
+    made = network("usb0 wired 169.254.3.3/16\nen0 wifi 10.1.0.2/24", "169.0.0.0/8 dev usb0\ndefault via 10.1.0.1 dev en0")
+    decider = Decider(made)
+    assert interface_name(decider.decide(address("169.254.9.9"))) == "usb0"
+    assert interface_name(decider.decide(address("169.1.1.1"))) == "en0"
+
+
 def test_a_decider_does_not_remember_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bindsock.effective._REMEMBERED", 16)
     decider = Decider(BRIDGES)
