@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FAMILIES = (abi.AF_INET, abi.AF_INET6)
+BOUND = (abi.IPPROTO_IP, abi.IP_BOUND_IF)
 
 
 @pytest.fixture
@@ -114,6 +116,21 @@ def test_unbinding_lets_the_routes_decide_again(machine: SimulatedDarwin, kernel
     assert kernel.bound(plain(sock)) is None
     sock.sendto(b"?", beyond(family))
     assert machine.sent[-1].interface == "en0"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connected_socket_that_is_unbound_has_the_source_of_its_new_route(
+    machine: SimulatedDarwin, kernel: DarwinKernel, family: int
+) -> None:
+    sock = machine.socket(family, abi.SOCK_DGRAM)
+    kernel.bind(plain(sock), interface(kernel, "en5"))
+    sock.connect(beyond(family))
+    before = sock.getsockname()
+    kernel.unbind(plain(sock))
+    sock.send(b"?")
+    assert machine.sent[-1].interface == "en0"
+    assert sock.getsockname()[0] != before[0]
+    assert sock.getsockname()[1] == before[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -246,11 +263,16 @@ def test_the_addresses_of_an_interface_are_compared_without_a_mapping(kernel: Da
         def getsockname(self) -> tuple[Any, ...]:
             return "::ffff:192.0.2.5", 1, 0, 0
 
-    from ipaddress import ip_address
-
     sock = Stream(abi.AF_INET6, abi.SOCK_STREAM)
     kernel.rebind(plain(sock), Interface("en0", 3, addresses=(InterfaceAddress(ip_address("192.0.2.5"), 24),)))
     assert sock.calls == [(41, 125, 3)]
+
+
+def test_an_aborted_stream_is_shut_down_in_both_directions(machine: SimulatedDarwin, kernel: DarwinKernel) -> None:
+    sock = connected(machine, kernel)
+    kernel.abort(plain(sock))
+    with pytest.raises(OSError, match="EINVAL"):
+        sock.setsockopt(*BOUND, 3)
 
 
 def test_activity_is_what_the_kernel_counts_of_the_connection(kernel: DarwinKernel) -> None:

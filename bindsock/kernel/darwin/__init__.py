@@ -39,8 +39,8 @@ class DarwinKernel:
         self._syscalls = syscalls if syscalls is not None else LiveSyscalls()
         self._complaints: set[str] = set()
 
-    def network(self) -> Network:
-        """One reading: two sysctls, and half a dozen ioctls for each interface."""
+    def network(self, *, hurried: bool = False) -> Network:
+        """One reading: two sysctls, and half a dozen ioctls for each interface; there is no quicker one."""
         interfaces, peers = read_interfaces(self._syscalls)
         found = routes.read_routes(self._syscalls, list(interfaces))
         # Not even an unscoped default makes an uplink of a link to the devices nearby.
@@ -121,6 +121,16 @@ class DarwinKernel:
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP socket."""
         return sockets.activity(sock)
+
+    def abort(self, sock: socket.socket) -> None:
+        """Shut the socket down. Whoever reads from it is woken with an end of file: Darwin has no way to reset a connection
+        whose descriptor is to stay open."""
+        sockets.abort(sock)
+
+    def close(self) -> None:
+        """Close the socket for ioctls; the next question opens another."""
+        if isinstance(self._syscalls, LiveSyscalls):
+            self._syscalls.close()
 
     def dropped(self, interface: Interface) -> int | None:
         """Unknown: which of xnu's counters would tell has not been found out."""

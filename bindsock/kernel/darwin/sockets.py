@@ -62,10 +62,9 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
         _set(sock, interface)
         return
     try:
-        peer = sock.getpeername()
+        peer = _peer(sock) or peer
     except OSError as error:
-        if error.errno not in (abi.ENOTCONN, abi.EINVAL):
-            _fail(error, "getpeername", interface)
+        _fail(error, "getpeername", interface)
     try:
         _set(sock, interface)
     except BindFailed as failed:
@@ -87,24 +86,27 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
 
 
 def unbind(sock: socket.socket) -> None:
-    """Take the interface off a socket. A connected datagram socket connects again, since its source address is the interface's.
+    """Take the interface off a socket. A connected datagram socket connects again, to have the source address of its new route.
 
     :raises BindFailed: the socket is shut down, or connected to an IPv4-mapped address
     """
     level, option, name = _option(sock, None)
     try:
+        peer = None if sock.type == abi.SOCK_STREAM else _peer(sock)
         sock.setsockopt(level, option, 0)
-        if sock.type != abi.SOCK_STREAM:
+        if peer is not None:
             name = "connect"
-            try:
-                peer = sock.getpeername()
-            except OSError as error:
-                if error.errno not in (abi.ENOTCONN, abi.EINVAL):
-                    raise
-            else:
-                sock.connect(peer)
+            sock.connect(peer)
     except OSError as error:
         _fail(error, name, None)
+
+
+def abort(sock: socket.socket) -> None:
+    """Shut a stream socket down in both directions.
+
+    :raises OSError: it is not connected, or closed
+    """
+    sock.shutdown(socket.SHUT_RDWR)
 
 
 def bound(sock: socket.socket) -> int | None:
@@ -154,6 +156,18 @@ def _set(sock: socket.socket, interface: Interface) -> None:
                 f"the socket could not be bound to {interface.name}: it is shut down, or on IPv6 it has an IPv4-mapped address"
             )
         _fail(error, name, interface, message)
+
+
+def _peer(sock: socket.socket) -> Sockaddr | None:
+    """What the socket is connected to."""
+    try:
+        peer: Sockaddr = sock.getpeername()
+    except OSError as error:
+        # EINVAL after a shutdown.
+        if error.errno not in (abi.ENOTCONN, abi.EINVAL):
+            raise
+        return None
+    return peer
 
 
 def _check_stream(sock: socket.socket, interface: Interface) -> None:

@@ -108,11 +108,12 @@ class LiveSyscalls:
 
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
+        self._finalizer: weakref.finalize[[], LiveSyscalls] | None = None
 
     def ioctl(self, request: int, argument: bytes, /) -> bytes:
         if self._sock is None:
             self._sock = _datagram_socket()
-            weakref.finalize(self, self._sock.close)
+            self._finalizer = weakref.finalize(self, self._sock.close)
         return _ioctl(self._sock, request, argument)
 
     def sysctl(self, mib: Sequence[int], /) -> bytes:
@@ -151,6 +152,12 @@ class LiveSyscalls:
 
     def interfaces(self) -> list[tuple[int, str]]:
         return socket.if_nameindex()
+
+    def close(self) -> None:
+        """Close the datagram socket; the next ioctl opens another."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._sock = self._finalizer = None
 
     def route_socket(self) -> LiveSocket:
         # Protocol 0: a socket of one family does not get what concerns none (xnu bsd/net/raw_usrreq.c, raw_input).

@@ -5,11 +5,12 @@ from __future__ import annotations
 from ctypes import sizeof
 from typing import TYPE_CHECKING
 
-from bindsock.kernel.darwin import DarwinKernel, abi
+from bindsock.kernel.darwin import abi
 from bindsock.kernel.darwin.messages import address_of
 from bindsock.testing.darwin import _encoding as encoding
 from bindsock.testing.darwin._configd import ConfiguredMachine
 from bindsock.testing.darwin._errors import darwin_error
+from bindsock.testing.darwin._shadows import SimulatedDarwinKernel
 from bindsock.testing.darwin._sockets import SimulatedSocket
 from bindsock.testing.darwin._state import Hardware, SimulatedInterface
 from bindsock.testing.darwin._system_sockets import EventSocket, RouteSocket
@@ -41,6 +42,8 @@ class SimulatedDarwin(ConfiguredMachine):
         """What a sandbox forbids: ``"route"`` and ``"event"`` sockets, ``"dump"``."""
         self.knows_vpn = True
         """Whether SIOCGIFXFLAGS is answered with IFXF_IS_VPN (macOS 15)."""
+        self.slept = 0.0
+        """How many seconds it has slept."""
         self.sockets: list[SimulatedSocket] = []
         self._last_port = 49151
         self.add_interface("lo0", "loopback", mtu=16384, quiet=True)
@@ -49,9 +52,13 @@ class SimulatedDarwin(ConfiguredMachine):
         self.add_address("lo0", "::1/128", quiet=True)
         self.add_address("lo0", "fe80::1/64", quiet=True)
 
-    def kernel(self) -> DarwinKernel:
-        """The Darwin backend on this kernel."""
-        return DarwinKernel(self)
+    def kernel(self) -> SimulatedDarwinKernel:
+        """The Darwin backend on this machine. Its sockets, and real ones of the machine that runs this, can be bound by it."""
+        return SimulatedDarwinKernel(self)
+
+    def sleep(self, seconds: float) -> None:
+        """The machine sleeps; it tells nobody."""
+        self.slept += seconds
 
     # The seam.
 
