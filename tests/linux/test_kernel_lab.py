@@ -213,6 +213,12 @@ def test_routes_of_every_table_are_read(kernel: LinuxKernel) -> None:
     assert Route(ipaddress.ip_network("2001:db8::/32"), wifi0, gateway, 1024, 100000) in network.routes
 
 
+def test_a_route_for_certain_sources_is_no_route_for_all(kernel: LinuxKernel) -> None:
+    if not supported("-6", "route", "add", "2001:db8::/32", "from", "fd10:1::/64", "via", "fd10:1::1"):
+        pytest.skip("this kernel has no source-specific routes")
+    assert not any(str(route.destination) == "2001:db8::/32" for route in kernel.network().routes)
+
+
 def test_routes_that_discard_are_read_as_such(kernel: LinuxKernel) -> None:
     for number, kind in enumerate(("blackhole", "unreachable", "prohibit", "throw"), 1):
         ip(f"route add {kind} 10.8{number}.0.0/16", f"-6 route add {kind} 2001:db8:{number}::/48 table 99")
@@ -447,6 +453,7 @@ def test_kept_routes_of_an_interface_that_is_gone_go_with_it(world: World) -> No
     kernel = LinuxKernel(clock=lambda: 0.0)
     ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(tables.LARGE + 1)))
     kernel.network()
+    assert len(kernel.network().routes) > tables.LARGE
     ip("link del eth0")
     assert len(kernel.network().routes) < 50
     kernel.close()

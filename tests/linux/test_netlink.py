@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import cures, devices, events, links, netconf, netlink, routes
+from bindsock.kernel.linux.reading import Reader
 from bindsock.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
 
 if TYPE_CHECKING:
@@ -181,6 +182,17 @@ def test_a_message_cut_at_any_byte_is_refused() -> None:
 def test_a_route_that_contradicts_itself_is_refused(payload: bytes) -> None:
     with pytest.raises(KernelError):
         routes.parse_route(payload)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 9, 0xFFFF])
+def test_an_attribute_whose_length_does_not_fit_is_refused(length: int) -> None:
+    with pytest.raises(KernelError):
+        netlink.attributes(struct.pack("=HHI", length, 1, 7))
+
+
+def test_attributes_go_by_type_without_its_flags() -> None:
+    data = netlink.attribute(0x8001, b"abc") + netlink.attribute(0x4002, b"") + netlink.attribute_u32(3, 7)
+    assert netlink.attributes(data) == {1: b"abc", 2: b"", 3: b"\7\0\0\0"}
 
 
 def test_a_name_that_is_no_text_survives() -> None:
@@ -503,6 +515,26 @@ def test_nonsense_is_a_kernel_error_and_the_next_question_starts_anew(nonsense: 
         channel.ask(GETROUTE, b"")
     assert script.closed == 1
     assert channel.ask(GETROUTE, b"").payload == ENTRY
+
+
+@pytest.mark.parametrize(("type_", "expected"), [(1, True), (2, True), (5, True), (6, False), (7, False), (8, False)])
+def test_an_answer_that_names_a_discarding_route_is_no_route(type_: int, expected: bool) -> None:
+    answer = struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, type_, 0) + netlink.attribute_u32(4, 3)
+    script = ScriptedSocket(lambda n: [message(n, answer)])
+    reader = Reader(netlink.Channel(script.open))
+    assert reader.has_route(Interface("eth0", 3), ipaddress.ip_address("192.0.2.1")) is expected
+
+
+@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENODEV])
+def test_a_refusal_that_means_no_route_is_no_error(code: int) -> None:
+    reader = Reader(netlink.Channel(ScriptedSocket(lambda n: [refused(n, code)]).open))
+    assert not reader.has_route(Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"))
+
+
+def test_any_other_refusal_is_an_error() -> None:
+    reader = Reader(netlink.Channel(ScriptedSocket(lambda n: [refused(n, errno.EPERM)]).open))
+    with pytest.raises(PermissionError):
+        reader.has_route(Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"))
 
 
 def test_a_channel_that_is_forgotten_closes_its_socket() -> None:

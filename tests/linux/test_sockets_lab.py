@@ -437,6 +437,14 @@ def test_a_socket_that_has_lost_its_interface_and_gets_none_cannot_send(
             sock.sendto(b"x", server.getsockname()[:2])
 
 
+def test_an_unconnected_socket_that_is_there_already_is_not_touched(world: World, kernel: LinuxKernel, eth0: Interface) -> None:
+    first = world.client(V4)
+    kernel.bind(first, eth0)
+    with Refusing(V4, socket.SOCK_DGRAM, fileno=first.detach()) as sock:
+        kernel.rebind(sock, eth0)
+        assert kernel.bound(sock) == eth0.index
+
+
 class Old(socket.socket):
     """A socket of a kernel before 5.0, which has no ``SO_BINDTOIFINDEX``."""
 

@@ -223,8 +223,6 @@ def _check(sock: socket.socket, interface: Interface) -> None:
     """``SO_BINDTOIFINDEX`` takes an index that nothing has, and 0 to unbind: neither is meant."""
     if sock.fileno() < 0:
         _fail(_error(errno.EBADF), "SO_BINDTOIFINDEX", interface, "the socket is closed")
-    if interface.index <= 0:
-        _fail(_error(errno.ENODEV), "SO_BINDTOIFINDEX", interface)
     try:
         _name(sock, interface.index)
     except OSError as error:
