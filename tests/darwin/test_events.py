@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindsock.kernel.darwin import DarwinKernel, abi
@@ -118,6 +118,7 @@ def mutated(draw: st.DrawFn, messages: list[bytes]) -> bytes:
     return bytes(message) + draw(st.binary(max_size=16))
 
 
+@settings(deadline=None, max_examples=200)
 @given(mutated(ROUTE_MESSAGES), mutated(KERNEL_MESSAGES), st.binary(max_size=64))
 def test_no_message_can_make_the_drain_raise(route: bytes, event: bytes, junk: bytes) -> None:
     assert RouteEvents.matters(route) in (False, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from ctypes import sizeof
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _REFUSALS = (abi.EPERM, abi.EACCES, abi.EINVAL, abi.ENOTSUP, abi.EOPNOTSUPP)
 """A sandbox; or, of RTM_GET_SILENT, a kernel that does not know it (xnu bsd/net/rtsock.c, route_output)."""
 
 _ANSWERS_READ = 1000
+_REMEMBERED = 1 << 14
+"""Routes of which it is remembered what their messages meant."""
 
 
 def read_routes(syscalls: Syscalls, indices: list[int]) -> list[Route]:
@@ -73,27 +76,29 @@ def parse_routes(dump: bytes) -> list[Route]:
             header = head(abi.rt_msghdr, message)
         else:
             continue
-        route = _route(message, header)
-        if route is not None and not header.rtm_flags & _NOT_A_WAY:
-            found.append(route)
+        if not header.rtm_flags & _NOT_A_WAY:
+            route = _route(header.rtm_index, header.rtm_flags, header.rtm_addrs, message[sizeof(header) :])
+            if route is not None:
+                found.append(route)
     return found
 
 
-def _route(message: bytes, header: abi.rt_msghdr | abi.rt_msghdr2) -> Route | None:
-    flags = header.rtm_flags
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _route(index: int, flags: int, announced: int, addresses: bytes) -> Route | None:
+    """What a message means, once its counters are left out: the same from one reading to the next, and remembered."""
     if not flags & abi.RTF_UP or flags & _UNUSABLE:
         return None
-    addresses = sockaddrs(message, sizeof(header), header.rtm_addrs)
-    destination = _destination(addresses, flags)
+    found = sockaddrs(addresses, 0, announced)
+    destination = _destination(found, flags)
     if destination is None:
         return None
-    gateway = address_of(addresses[abi.RTA_GATEWAY]) if flags & abi.RTF_GATEWAY and abi.RTA_GATEWAY in addresses else None
+    gateway = address_of(found[abi.RTA_GATEWAY]) if flags & abi.RTF_GATEWAY and abi.RTA_GATEWAY in found else None
     kind = RouteKind.UNICAST
     if flags & abi.RTF_REJECT:
         kind = RouteKind.UNREACHABLE
     elif flags & abi.RTF_BLACKHOLE:
         kind = RouteKind.BLACKHOLE
-    return Route(destination, header.rtm_index, gateway, scoped=bool(flags & abi.RTF_IFSCOPE), kind=kind)
+    return Route(destination, index, gateway, scoped=bool(flags & abi.RTF_IFSCOPE), kind=kind)
 
 
 def _destination(addresses: dict[int, bytes], flags: int) -> IPNetwork | None:
@@ -207,9 +212,8 @@ def _default_routes(syscalls: Syscalls, indices: list[int]) -> Iterator[Route]:
             answer = ask(syscalls, address, scope=index, default=True)
             if answer is None:
                 continue
-            # Its errno, sequence and process stand where rt_msghdr2 has other things; all else is the same.
             header = head(abi.rt_msghdr, answer.message)
-            route = _route(answer.message, header)
+            route = _route(header.rtm_index, header.rtm_flags, header.rtm_addrs, answer.message[sizeof(header) :])
             if route is None or not route.is_default:
                 continue
             # Asked without a scope, the kernel may show the primary interface's scoped twin (route.c, rt_lookup_common).
