@@ -1,0 +1,83 @@
+"""Which libraries leave by the effective interface on which event loop: measured, as a table.
+
+``python -m tests.integrations.capture`` measures in the laboratory and writes ``docs/capture.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import uvloop
+
+import bindsock.eventloop
+from bindsock.testing.lab import Lab
+from tests.integrations.probes import PROBES, Probe
+from tests.integrations.servers import Servers
+
+TABLE = Path(__file__).parents[2] / "docs" / "capture.md"
+BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "`bindsock.EventLoop`": bindsock.eventloop.EventLoop,
+    "uvloop": uvloop.Loop,
+    "`bindsock.loop_factory(uvloop.Loop)`": bindsock.eventloop.loop_factory(uvloop.Loop),
+}
+_PATIENCE = 20.0
+
+
+def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:
+    """*bound*, *leaks*, or *n/a* where the loop cannot do it at all."""
+
+    async def run() -> None:
+        async with asyncio.timeout(_PATIENCE):
+            await probe.run(servers)
+
+    servers.sources.pop(probe.server, None)
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        try:
+            runner.run(run())
+        except NotImplementedError:
+            return "n/a"
+    interfaces = {lab.interface_of(source) for source in servers.wait_for(probe.server)}
+    if interfaces == {"wifi0"}:
+        return "bound"
+    assert interfaces == {"tun0"}, f"{probe.name} came by {interfaces}"
+    return "leaks"
+
+
+def table(results: dict[tuple[str, str], str], probes: Iterable[Probe] = PROBES) -> str:
+    """The results as a Markdown table."""
+    lines = ["| | " + " | ".join(LOOPS) + " |", "|---" * (len(LOOPS) + 1) + "|"]
+    lines += [f"| {p.name} | " + " | ".join(_cell(results[p.name, loop]) for loop in LOOPS) + " |" for p in probes]
+    counts = [sum(results[p.name, loop] == "bound" for p in probes) for loop in LOOPS]
+    lines.append("| **bound** | " + " | ".join(f"**{count} of {len(PROBES)}**" for count in counts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(result: str) -> str:
+    return {"bound": "**bound**"}.get(result, result)
+
+
+def written() -> str:
+    """The table in ``docs/capture.md``."""
+    return TABLE.read_text().split(BEGIN)[1].split(END)[0]
+
+
+def measure_all() -> dict[tuple[str, str], str]:
+    """Run every library on every loop, beneath a VPN that has the default route."""
+    with Lab() as lab, lab.inside():
+        lab.vpn_up("metric")
+        with Servers(lab) as servers:
+            return {(p.name, loop): measure(lab, servers, p, loop) for p in PROBES for loop in LOOPS}
+
+
+def main() -> None:
+    before, _, rest = TABLE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    TABLE.write_text(before + BEGIN + table(measure_all()) + END + after)
+
+
+if __name__ == "__main__":
+    main()

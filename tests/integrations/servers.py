@@ -1,0 +1,328 @@
+"""Real servers of the protocols that the libraries speak, on the laboratory's server. Each tells where its client comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp.web
+import asyncssh
+import dnslib  # type: ignore[import-untyped]
+import trustme
+import websockets.asyncio.server
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import serve as serve_quic
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+
+from bindsock.testing.lab import Lab
+
+HTTP, HTTPS, WEBSOCKET, SECURE_WEBSOCKET, SSH, REDIS, QUIC, DNS, SINK, START_TLS = (
+    8080, 8443, 8765, 8766, 8022, 6379, 4433, 53, 9999, 9998,
+)  # fmt: skip
+NAME = "server.lab.test"
+
+
+def content(size: int) -> bytes:
+    """Bytes that are not all alike, the same each time."""
+    block = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() for i in range(2048))
+    return (block * (size // len(block) + 1))[:size]
+
+
+class Servers:
+    """All of them, on an event loop in a thread of its own inside the laboratory's server.
+
+    :ivar sources: the source addresses that each has seen, by name
+    :ivar context: trusts them
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self.host = lab.server.ipv4
+        self.sources: dict[str, list[str]] = {}
+        self.quic_connections = 0
+        self.dns_names: dict[str, str] = {f"{NAME}.": self.host}
+        self.dns_ttl = 60
+        self.dns_queries: list[tuple[str, str]] = []
+        self.context = ssl.create_default_context()
+        self._seen = threading.Condition()
+        self._ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._ended: asyncio.Event
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._directory = TemporaryDirectory()
+        authority = trustme.CA()
+        authority.configure_trust(self.context)
+        certificate = authority.issue_cert(self.host, lab.server.ipv6, NAME)
+        self.authority_pem = authority.cert_pem.bytes()
+        self._chain_file = Path(self._directory.name) / "chain.pem"
+        self._key_file = Path(self._directory.name) / "key.pem"
+        self._chain_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+        self._key_file.write_bytes(certificate.private_key_pem.bytes())
+        self._server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificate.configure_cert(self._server_context)
+        self._redis_subscribers: set[asyncio.StreamWriter] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.result(timeout=20)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        loop = self._ready.result()
+        loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(timeout=20)
+        self._directory.cleanup()
+
+    def seen(self, name: str, source: str) -> str:
+        """Note where a client came from."""
+        with self._seen:
+            self.sources.setdefault(name, []).append(source)
+            self._seen.notify_all()
+        return source
+
+    def wait_for(self, name: str) -> set[str]:
+        """The sources that a server has seen, at least one: a client may be done before the server has looked at it."""
+        with self._seen:
+            assert self._seen.wait_for(lambda: self.sources.get(name), timeout=20), f"nobody came to {name}"
+            return set(self.sources[name])
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Call a function in the servers' thread, and wait for its result."""
+        done: Future[Any] = Future()
+        self._ready.result().call_soon_threadsafe(lambda: done.set_result(function()))
+        return done.result(timeout=20)
+
+    def publish(self, message: str) -> None:
+        """To all who have subscribed at the Redis server."""
+        data = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n" + _bulk(message)
+
+        def write() -> None:
+            for writer in self._redis_subscribers:
+                if not writer.is_closing():
+                    writer.write(data)
+
+        self.call(write)
+
+    @property
+    def subscribers(self) -> int:
+        return len(self._redis_subscribers)
+
+    def _run(self) -> None:
+        with self._lab.inside("server"):
+            try:
+                asyncio.run(self._serve())
+            except BaseException as error:
+                if self._ready.done():
+                    raise
+                self._ready.set_exception(error)
+
+    async def _serve(self) -> None:
+        self._ended = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            for server in (self._http, self._websocket, self._ssh, self._streams, self._quic, self._dns):
+                await stack.enter_async_context(server())
+            self._ready.set_result(asyncio.get_running_loop())
+            await self._ended.wait()
+
+    @contextlib.asynccontextmanager
+    async def _http(self) -> AsyncIterator[None]:
+        async def answer(request: aiohttp.web.Request) -> aiohttp.web.Response:
+            assert request.remote is not None
+            body = await request.read()
+            return aiohttp.web.Response(text=self.seen("http", request.remote), headers={"X-Received": str(len(body))})
+
+        async def download(request: aiohttp.web.Request) -> aiohttp.web.Response:
+            return aiohttp.web.Response(body=content(int(request.match_info["size"])))
+
+        application = aiohttp.web.Application(client_max_size=1 << 24)
+        application.router.add_route("*", "/", answer)
+        application.router.add_get("/download/{size}", download)
+        runner = aiohttp.web.AppRunner(application)
+        await runner.setup()
+        await aiohttp.web.TCPSite(runner, self.host, HTTP).start()
+        await aiohttp.web.TCPSite(runner, self.host, HTTPS, ssl_context=self._server_context).start()
+        yield
+        await runner.shutdown()
+        await runner.cleanup()
+
+    @contextlib.asynccontextmanager
+    async def _websocket(self) -> AsyncIterator[None]:
+        async def talk(connection: websockets.asyncio.server.ServerConnection) -> None:
+            await connection.send(self.seen("websocket", connection.remote_address[0]))
+            async for message in connection:
+                await connection.send(message)
+
+        serve = websockets.asyncio.server.serve
+        async with (
+            serve(talk, self.host, WEBSOCKET, close_timeout=0.5),
+            serve(talk, self.host, SECURE_WEBSOCKET, ssl=self._server_context, close_timeout=0.5),
+        ):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _ssh(self) -> AsyncIterator[None]:
+        class Guest(asyncssh.SSHServer):
+            def begin_auth(self, username: str) -> bool:
+                return False
+
+        def run(process: asyncssh.SSHServerProcess[str]) -> None:
+            process.stdout.write(self.seen("ssh", process.get_extra_info("peername")[0]))
+            process.exit(0)
+
+        server = await asyncssh.listen(
+            self.host,
+            SSH,
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            server_factory=Guest,
+            process_factory=run,
+        )
+        yield
+        server.close()
+
+    @contextlib.asynccontextmanager
+    async def _streams(self) -> AsyncIterator[None]:
+        async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.seen("sink", writer.get_extra_info("peername")[0])
+            writer.close()
+
+        async def upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            source = self.seen("start_tls", writer.get_extra_info("peername")[0])
+            with contextlib.suppress(OSError):
+                await reader.readline()
+                writer.write(b"go ahead\n")
+                await writer.start_tls(self._server_context)
+                writer.write(f"{source}\n".encode())
+                await writer.drain()
+                writer.close()
+
+        servers = [
+            await asyncio.start_server(sink, self.host, SINK),
+            await asyncio.start_server(upgrade, self.host, START_TLS),
+            await asyncio.start_server(self._redis, self.host, REDIS),
+        ]
+        yield
+        for server in servers:
+            server.close()
+
+    async def _redis(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """As much of Redis as a client needs to connect, to get a value and to subscribe."""
+        source = writer.get_extra_info("peername")[0]
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while line := await reader.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    length = int((await reader.readline())[1:])
+                    words.append((await reader.readexactly(length + 2))[:-2].decode())
+                command = words[0].upper()
+                if command == "GET":
+                    writer.write(_bulk(self.seen("redis", source)))
+                elif command == "SUBSCRIBE":
+                    self.seen("subscribe", source)
+                    self._redis_subscribers.add(writer)
+                    writer.write(b"*3\r\n$9\r\nsubscribe\r\n" + _bulk(words[1]) + b":1\r\n")
+                elif command == "HELLO":
+                    writer.write(b"-ERR unknown command\r\n")
+                else:
+                    writer.write(b"+OK\r\n")
+                await writer.drain()
+        self._redis_subscribers.discard(writer)
+        writer.close()
+
+    @contextlib.asynccontextmanager
+    async def _quic(self) -> AsyncIterator[None]:
+        servers = self
+
+        class Protocol(QuicConnectionProtocol):
+            def __init__(self, quic: QuicConnection, stream_handler: Any = None) -> None:
+                super().__init__(quic, self._talk)
+                servers.quic_connections += 1
+
+            def datagram_received(self, data: bytes | str, addr: Any) -> None:
+                self.source = addr[0]
+                servers.seen("quic", addr[0])
+                super().datagram_received(data, addr)
+
+            def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                self._answering = asyncio.get_running_loop().create_task(self._answer(reader, writer))
+
+            async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                size = int(await reader.read())
+                writer.write(content(size) if size else self.source.encode())
+                writer.write_eof()
+
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=["lab"], max_data=1 << 24, max_stream_data=1 << 24)
+        configuration.load_cert_chain(self._chain_file, self._key_file)
+        server = await serve_quic(self.host, QUIC, configuration=configuration, create_protocol=Protocol)
+        yield
+        server.close()
+
+    @contextlib.asynccontextmanager
+    async def _dns(self) -> AsyncIterator[None]:
+        servers = self
+
+        def answer(query: bytes, source: str, *, datagram: bool) -> bytes:
+            request = dnslib.DNSRecord.parse(query)
+            name = str(request.q.qname).lower()
+            kind = dnslib.QTYPE[request.q.qtype]
+            servers.dns_queries.append((name, source))
+            servers.seen("dns", source)
+            reply = request.reply()
+            if name.startswith("source."):
+                if kind == "A":
+                    reply.add_answer(dnslib.RR(request.q.qname, rdata=dnslib.A(source), ttl=0))
+            elif name.startswith("alias.") and kind == "A":
+                reply.add_answer(dnslib.RR(request.q.qname, dnslib.QTYPE.CNAME, rdata=dnslib.CNAME(NAME), ttl=servers.dns_ttl))
+                reply.add_answer(dnslib.RR(NAME, rdata=dnslib.A(servers.host), ttl=servers.dns_ttl))
+            elif name.startswith("large.") and kind == "A":
+                if datagram:
+                    reply.header.tc = 1
+                else:
+                    for last in range(1, 101):
+                        reply.add_answer(dnslib.RR(request.q.qname, rdata=dnslib.A(f"192.0.2.{last}"), ttl=servers.dns_ttl))
+            elif name.startswith("broken."):
+                reply.header.rcode = dnslib.RCODE.SERVFAIL
+            elif name in servers.dns_names:
+                if kind == "A":
+                    reply.add_answer(dnslib.RR(request.q.qname, rdata=dnslib.A(servers.dns_names[name]), ttl=servers.dns_ttl))
+            else:
+                reply.header.rcode = dnslib.RCODE.NXDOMAIN
+            packed: bytes = reply.pack()
+            return packed
+
+        class Datagrams(asyncio.DatagramProtocol):
+            def connection_made(self, transport: Any) -> None:
+                self.transport = transport
+
+            def datagram_received(self, data: bytes, addr: Any) -> None:
+                if not servers.dns_silent:
+                    self.transport.sendto(answer(data, addr[0], datagram=True), addr)
+
+        async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                length = int.from_bytes(await reader.readexactly(2), "big")
+                reply = answer(await reader.readexactly(length), writer.get_extra_info("peername")[0], datagram=False)
+                writer.write(len(reply).to_bytes(2, "big") + reply)
+                await writer.drain()
+            writer.close()
+
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, local_addr=(self.host, DNS))
+        server = await asyncio.start_server(stream, self.host, DNS)
+        yield
+        server.close()
+        transport.close()
+
+    dns_silent = False
+    """While true, DNS questions by UDP are not answered."""
+
+
+def _bulk(text: str) -> bytes:
+    return f"${len(text.encode())}\r\n{text}\r\n".encode()
