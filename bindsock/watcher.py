@@ -96,6 +96,7 @@ class Watcher:
         self._announcer: Announcer | None = None
         self._suspended = 0.0
         self._complained = False
+        self._unannounced: Cause | None = None
 
     @property
     def running(self) -> bool:
@@ -165,7 +166,7 @@ class Watcher:
         now = self.clock()
         if self._running and self._coalescer.event(now, Cause.SEND_ERROR):
             self.event_time = now
-            self._read(Cause.SEND_ERROR)
+            self._read(Cause.SEND_ERROR, hurried=True)
         self._driver.rearm()
 
     def refresh(self) -> None:
@@ -192,7 +193,7 @@ class Watcher:
             self._read(Cause.WAKE)
         elif self._coalescer.event(now):
             self.event_time = now
-            self._read(Cause.EVENTS)
+            self._read(Cause.EVENTS, hurried=True)
         else:
             self.statistics.coalesced += 1
         self._driver.rearm()
@@ -203,12 +204,16 @@ class Watcher:
 
     def deadline(self) -> float:
         """The monotonic second at which :meth:`timer` wants to be called."""
+        if self._unannounced is not None:
+            return self.clock()
         held = self._announcer.deadline() if self._announcer is not None else None
         due = self._coalescer.deadline()
         return due if held is None else min(due, held)
 
     def timer(self) -> None:
         """The deadline has come."""
+        if self._unannounced is not None:
+            self._announce(self._unannounced)
         now = self.clock()
         held = self._announcer.deadline() if self._announcer is not None else None
         cause = Cause.WAKE if self._woke() else self._coalescer.due(now)
@@ -227,7 +232,7 @@ class Watcher:
             source.close()
         self.sources = []
         self.kernel.close()
-        self._decider = self._announcer = None
+        self._decider = self._announcer = self._unannounced = None
         for listener in list(self._listeners):
             listener.end()
 
@@ -265,10 +270,12 @@ class Watcher:
         self._suspended = suspended
         return woke
 
-    def _read(self, cause: Cause) -> None:
+    def _read(self, cause: Cause, *, hurried: bool = False) -> None:
+        if self._unannounced is not None:
+            self._announce(self._unannounced)
         begun = self.clock()
         try:
-            network = self.kernel.network()
+            network = self.kernel.network(hurried=True) if hurried else self.kernel.network()
         except OSError as error:
             if not self._complained:
                 logger.warning("the network could not be read, the last reading stands: %s", error)
@@ -280,13 +287,25 @@ class Watcher:
         self.statistics.readings += 1
         self._coalescer.read(now, now - begun)
         assert self._decider is not None
-        assert self._announcer is not None
         old = self._decider.network
         if network != old:
             self._decider = Decider(network, self.preferences, interface=self.interface)
-        change = self._announcer.update(now, cause, self._decisions(self._decider))
-        if _significant(network) != _significant(old):
-            self._show(self._decider, cause)
+            # Those who move come before those who are told.
+            if _significant(network) != _significant(old):
+                self._show(self._decider, cause)
+            if not self._running:
+                return
+        if hurried:
+            # The program's own sends come first, and then, within the same breath, those who only want to know.
+            self._unannounced = cause
+        else:
+            self._announce(cause)
+
+    def _announce(self, cause: Cause) -> None:
+        self._unannounced = None
+        assert self._decider is not None
+        assert self._announcer is not None
+        change = self._announcer.update(self.clock(), cause, self._decisions(self._decider))
         if change is not None:
             self.statistics.changes += 1
             for listener in list(self._listeners):

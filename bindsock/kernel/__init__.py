@@ -41,9 +41,11 @@ class Kernel(Protocol):
     """Whether a socket that is bound to an interface receives by that one only. Where it does not, a datagram socket without a
     peer can be moved while answers are on their way."""
 
-    def network(self) -> Network:
+    def network(self, *, hurried: bool = False) -> Network:
         """One reading of the machine's network.
 
+        :param hurried: a socket waits to be moved: interfaces, addresses and default routes count, specific routes may be those
+            of the last reading; a complete one will follow
         :raises KernelError: the system's answer cannot be understood
         :raises OSError: a call failed
         """

@@ -122,7 +122,7 @@ class SimulatedKernel:
         """How many event sources have been opened and not closed."""
         return sum(source.fileno() != -1 for source in self._sources)
 
-    def network(self) -> Network:
+    def network(self, *, hurried: bool = False) -> Network:
         self.readings += 1
         return self._network
 

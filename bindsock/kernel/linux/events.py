@@ -18,6 +18,8 @@ _GROUP_NEXTHOP = 32
 
 _RTM_NEWROUTE = 24
 _RTM_DELROUTE = 25
+_ABOUT_INTERFACES = frozenset({16, 17, 20, 21})
+"""RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR."""
 _ROUTE_HEAD = struct.Struct("=IHHIIBBBBBBBBI")
 """nlmsghdr and rtmsg in one."""
 
@@ -35,6 +37,8 @@ class RouteEvents:
         :raises OSError: the socket cannot be opened
         """
         self.overruns = 0
+        self.interfaces_changed = True
+        """Whether an interface or an address may have changed since this was last set to false."""
         self._sock = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._finalizer = weakref.finalize(self, self._sock.close)
         try:
@@ -60,7 +64,7 @@ class RouteEvents:
     def drain(self) -> bool:
         """Read what waits, at most 1,000 datagrams at a time: in a storm the loop has its turn in between.
 
-        Once one message matters, the rest is read without a look at it.
+        Once it is known that everything must be read, the rest goes by without a look at it.
         """
         dirty = False
         for _ in range(_DATAGRAMS_A_DRAIN):
@@ -73,15 +77,27 @@ class RouteEvents:
                     raise
                 # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun), whatever they were.
                 self.overruns += 1
-                dirty = True
+                dirty = self.interfaces_changed = True
                 continue
-            if not dirty and sender[0] == 0:
+            if sender[0] != 0:
+                continue
+            if not self.interfaces_changed and concerns_interfaces(data):
+                dirty = self.interfaces_changed = True
+            elif not dirty:
                 dirty = matters(data)
         return dirty
 
     def close(self) -> None:
         """Close the socket."""
         self._finalizer()
+
+
+def concerns_interfaces(datagram: bytes) -> bool:
+    """Whether an event is, or may be, about an interface or an address."""
+    if len(datagram) < _ROUTE_HEAD.size:
+        return True
+    length, kind, *_ = _ROUTE_HEAD.unpack_from(datagram)
+    return kind in _ABOUT_INTERFACES or (length + 3) & ~3 < len(datagram)
 
 
 def matters(datagram: bytes) -> bool:

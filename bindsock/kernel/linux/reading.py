@@ -51,24 +51,31 @@ class Reader:
         self._channel = channel
         self._tables = RoutingTables(channel, clock)
         self._radios: dict[tuple[int, str, bytes], devices.Radio] = {}
+        self._last: dict[int, Interface] | None = None
 
     @property
     def defaults(self) -> tuple[Route, ...]:
         """The default routes of the last reading."""
         return self._tables.defaults
 
-    def network(self) -> Network:
+    def network(self, *, hurried: bool = False, same_interfaces: bool = False) -> Network:
         """One reading.
 
+        :param hurried: the specific routes of an earlier reading will do
+        :param same_interfaces: nothing has been said of interfaces and addresses since the last reading
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
-        interfaces = self._interfaces()
-        matches = self._defaults(interfaces)
+        interfaces = self._last if same_interfaces and self._last is not None else self._interfaces()
+        self._last = interfaces
+        keeps = self._tables.keeps(hurried)
+        # Tunnels are asked only where their default routes are not known from a dump.
+        matches = self._defaults(interfaces, tunnels=keeps)
         reachable = frozenset(
             (index, family) for (index, family) in matches if interfaces[index].kind is not InterfaceKind.TUNNEL
         )
-        return Network(interfaces, self._tables.read(interfaces, matches.values()), reachable)
+        found = self._tables.kept(interfaces, matches.values(), hurried) if keeps else self._tables.read(interfaces)
+        return Network(interfaces, found, reachable)
 
     def _interfaces(self) -> dict[int, Interface]:
         found = [
@@ -101,12 +108,10 @@ class Reader:
         self._radios = radios
         return interfaces
 
-    def _defaults(self, interfaces: dict[int, Interface]) -> dict[tuple[int, socket.AddressFamily], tuple[Route, ...]]:
-        """The default route by each interface that could have one, as the kernel would choose it for a bound socket.
-
-        Tunnels are asked only where their default routes are not known from a dump.
-        """
-        tunnels = self._tables.kept
+    def _defaults(
+        self, interfaces: dict[int, Interface], *, tunnels: bool
+    ) -> dict[tuple[int, socket.AddressFamily], tuple[Route, ...]]:
+        """The default route by each interface that could have one, as the kernel would choose it for a bound socket."""
         matches = {}
         for interface in interfaces.values():
             if not (interface.up and interface.running) or interface.kind is InterfaceKind.LOOPBACK:

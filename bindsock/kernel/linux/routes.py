@@ -57,6 +57,8 @@ _NHA_OIF = 5
 _NHA_GATEWAY = 6
 
 RTM_F_CLONED = 0x200
+_RTM_F_LOOKUP_TABLE = 0x1000
+"""Without it IPv4 says main, whatever table the entry is in (``linux net/ipv4/route.c``, inet_rtm_getroute)."""
 _RTM_F_FIB_MATCH = 0x2000
 TABLE_LOCAL = 255
 
@@ -100,7 +102,10 @@ def query(destination: IPAddress, interface: int, *, fib_match: bool = True) -> 
         leads to that it is on the link (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu), which it is not
     """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    flags = _RTM_F_FIB_MATCH if fib_match else 0
+    flags = 0
+    if fib_match:
+        # IPv6 always says which table, and refuses the flag that asks for it.
+        flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
     return (
         _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
         + netlink.attribute(_RTA_DST, destination.packed)

@@ -22,7 +22,7 @@ DEFAULT_LENGTH = {socket.AF_INET: 1, socket.AF_INET6: 3}
 
 
 class RoutingTables:
-    """The routes of all tables, both families."""
+    """The routes of all tables, both families: the defaults first, else in the kernel's order."""
 
     def __init__(self, channel: Channel, clock: Callable[[], float]) -> None:
         """
@@ -37,35 +37,41 @@ class RoutingTables:
         self.defaults: tuple[Route, ...] = ()
         """The default routes of the last reading."""
 
-    @property
-    def kept(self) -> bool:
-        """Whether the next reading uses the routes of an earlier one, for which it needs to know the present defaults."""
-        return self._read_at is not None and 0 <= self._clock() - self._read_at < KEPT_SECONDS
+    def keeps(self, hurried: bool) -> bool:
+        """Whether the next reading uses the specific routes of an earlier one, for which it needs to know the present defaults.
 
-    def read(self, interfaces: Mapping[int, Interface], defaults: Iterable[tuple[Route, ...]]) -> tuple[Route, ...]:
-        """The routes.
+        :param hurried: an earlier one will do, however few routes there are
+        """
+        if self._read_at is None or not (hurried or len(self._specific) > LARGE):
+            return False
+        return 0 <= self._clock() - self._read_at < KEPT_SECONDS
 
-        :param defaults: the default route by each interface as the kernel chooses it, used where the rest is kept
+    def read(self, interfaces: Mapping[int, Interface]) -> tuple[Route, ...]:
+        """The routes, dumped.
+
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
-        if self.kept:
-            up = frozenset(interface.index for interface in interfaces.values() if interface.up)
-            if self._of_up is None or self._of_up[0] != up:
-                self._of_up = up, tuple(r for r in self._specific if r.kind is not RouteKind.UNICAST or r.interface in up)
-            self.defaults = tuple(route for group in defaults for route in group)
-            return (*self.defaults, *self._of_up[1])
         started = self._clock()
         found = self._dump()
-        self._of_up = None
-        self._specific, self._read_at = (), None
-        self.defaults = tuple(route for route in found if route.is_default)
-        if len(found) > LARGE:
-            self._specific = tuple(
-                r for r in found if r.kind is not RouteKind.UNICAST or r.destination.prefixlen > DEFAULT_LENGTH[r.family]
-            )
-            self._read_at = started
-        return found
+        self.defaults = tuple(r for r in found if r.kind is RouteKind.UNICAST and _stands_for_default(r))
+        self._specific = tuple(r for r in found if not (r.kind is RouteKind.UNICAST and _stands_for_default(r)))
+        self._read_at, self._of_up = started, None
+        return self.defaults + self._specific
+
+    def kept(
+        self, interfaces: Mapping[int, Interface], defaults: Iterable[tuple[Route, ...]], hurried: bool
+    ) -> tuple[Route, ...]:
+        """The routes, with the specific ones of an earlier reading.
+
+        :param defaults: the default route by each interface as the kernel chooses it now
+        :param hurried: a complete reading follows at once, so that a default that is not confirmed can wait for that
+        """
+        up = frozenset(interface.index for interface in interfaces.values() if interface.up)
+        if self._of_up is None or self._of_up[0] != up:
+            self._of_up = up, tuple(r for r in self._specific if r.kind is not RouteKind.UNICAST or r.interface in up)
+        self.defaults = _brought_up_to_date(self.defaults, defaults, up if hurried else frozenset())
+        return self.defaults + self._of_up[1]
 
     def _dump(self) -> tuple[Route, ...]:
         known, self._parsed = self._parsed, {}
@@ -79,3 +85,27 @@ class RoutingTables:
         # Where net.ipv4.nexthop_compat_mode=0 a route names its nexthop object and nothing else.
         nexthops = routes.parse_nexthops(self._channel.dump(routes.RTM_GETNEXTHOP, routes.ALL_NEXTHOPS))
         return tuple(r for entry in entries for r in entry.routes or entry.by(nexthops.get(entry.nexthop_id or 0, ())))
+
+
+def _stands_for_default(route: Route) -> bool:
+    return route.destination.prefixlen <= DEFAULT_LENGTH[route.family]
+
+
+def _brought_up_to_date(
+    old: tuple[Route, ...], chosen: Iterable[tuple[Route, ...]], doubtful: frozenset[int]
+) -> tuple[Route, ...]:
+    """The old defaults, corrected by what the kernel would choose now, so that where nothing has changed they stay as they are.
+
+    By an interface for which the kernel still chooses one that was there, all that were there are taken to be there still.
+
+    :param doubtful: interfaces that keep theirs though the kernel chooses none now: a kill switch can be in the way, and what
+        counts is that the kernel does not confirm them
+    """
+    now = {(group[0].interface, group[0].family): group for group in chosen if group}
+    replaced = {key for key, group in now.items() if group[0] not in old}
+    result = [
+        r for r in old if (r.interface, r.family) not in replaced and ((r.interface, r.family) in now or r.interface in doubtful)
+    ]
+    for key in replaced:
+        result.extend(now[key])
+    return tuple(result)

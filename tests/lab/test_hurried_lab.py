@@ -1,0 +1,98 @@
+"""A reading made in a hurry leads to the decisions of a complete one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from bindsock.effective import Decider
+from bindsock.kernel.linux import LinuxKernel, links
+from bindsock.network import FAMILIES, Network
+from bindsock.testing.lab import Lab, VpnMode
+
+pytestmark = pytest.mark.lab
+
+MODES: tuple[VpnMode | None, ...] = (None, "metric", "halves", "policy", "policy-kill", "replace")
+
+
+def chosen(network: Network) -> list[object]:
+    decider = Decider(network)
+    return [decider.path(family) for family in FAMILIES]
+
+
+@pytest.fixture(params=MODES, ids=str)
+def mode(request: pytest.FixtureRequest) -> VpnMode | None:
+    found: VpnMode | None = request.param
+    return found
+
+
+def happenings(lab: Lab, mode: VpnMode | None) -> list[Callable[[], object]]:
+    return [
+        lambda: lab.default("eth0"),
+        lambda: lab.metric("wifi0", 50),
+        lambda: lab.down("wifi0"),
+        lambda: lab.up("wifi0"),
+        lambda: lab.remove_addresses("eth0"),
+        lambda: lab.add_addresses("eth0"),
+        lambda: lab.renumber("eth0", "b"),
+        lambda: lab.delete("wifi0"),
+        lambda: lab.create("wifi0"),
+        lambda: lab.vpn_down() if mode else lab.vpn_up("metric"),
+    ]
+
+
+def test_it_decides_as_a_complete_one_does(lab: Lab, mode: VpnMode | None) -> None:
+    if mode is not None:
+        lab.vpn_up(mode)
+    kernel = LinuxKernel()
+    (source,) = kernel.events()
+    try:
+        kernel.network()
+        for happen in happenings(lab, mode):
+            happen()
+            lab.wait_until_running("eth0")
+            assert source.drain()
+            hurried, complete = kernel.network(hurried=True), LinuxKernel().network()
+            assert chosen(hurried) == chosen(complete)
+            assert hurried.interfaces == complete.interfaces
+            assert hurried.reachable == complete.reachable
+            kernel.network()
+    finally:
+        source.close()
+        kernel.close()
+
+
+def test_it_is_equal_where_nothing_has_changed(lab: Lab, mode: VpnMode | None) -> None:
+    if mode is not None:
+        lab.vpn_up(mode)
+    kernel = LinuxKernel()
+    assert kernel.network() == kernel.network(hurried=True) == kernel.network()
+    kernel.close()
+
+
+def test_interfaces_are_not_read_for_an_event_about_a_route(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = LinuxKernel()
+    (source,) = kernel.events()
+    asked: list[int] = []
+    dump = kernel._channel.dump
+
+    def counting(kind: int, body: bytes) -> list[bytes]:
+        asked.append(kind)
+        return dump(kind, body)
+
+    monkeypatch.setattr(kernel._channel, "dump", counting)
+    try:
+        kernel.network()
+        asked.clear()
+        lab.default("eth0")
+        source.drain()
+        kernel.network(hurried=True)
+        assert asked == []
+        lab.remove_addresses("eth0")
+        source.drain()
+        kernel.network(hurried=True)
+        assert asked == [links.RTM_GETLINK, links.RTM_GETADDR]
+    finally:
+        source.close()
+        kernel.close()
