@@ -1,0 +1,143 @@
+"""``bindsock proxy``: a local SOCKS5 and HTTP proxy beneath the VPN, for programs that do not know bindsock."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from bindsock.cli.options import Exit, add_decision_options, factory, families
+from bindsock.factory import TransportFactory
+from bindsock.proxy import Proxy
+from bindsock.resolvers import InterfaceResolver
+
+_EPILOG = """\
+SOCKS5, HTTP CONNECT and plain HTTP on one port. With socks5h:// and with HTTP the names
+are resolved here, by the system's resolver unless --resolver interface says otherwise.
+
+examples:
+  bindsock proxy
+  curl --proxy socks5h://127.0.0.1:1080 https://example.com
+  https_proxy=http://127.0.0.1:1080 git fetch
+  bindsock proxy --listen 192.0.2.7:1080 --credentials proxy-users.txt
+
+exit status: 0 after SIGTERM, 130 after Ctrl-C, 3 if the address cannot be listened on
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "proxy",
+        help="a local proxy beneath the VPN, for any program",
+        description="Run a local SOCKS5 and HTTP proxy whose connections leave by the effective interface.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        type=_address,
+        action="append",
+        help="where to listen (127.0.0.1:1080; repeatable; port 0 for any; other than loopback only with --credentials)",
+    )
+    parser.add_argument(
+        "--credentials",
+        metavar="FILE",
+        type=Path,
+        help="a file of user:password lines: only those are let in (passwords travel openly)",
+    )
+    parser.add_argument("--max-connections", metavar="N", type=_positive, default=512, help="clients at a time (%(default)s)")
+    parser.add_argument("--head-limit", metavar="BYTES", type=_positive, default=16384, help="of a request's head (%(default)s)")
+    parser.add_argument(
+        "--connect-timeout", metavar="SECONDS", type=float, default=30.0, help="for an outgoing connection (%(default)s)"
+    )
+    parser.add_argument(
+        "--resolver",
+        choices=("system", "interface"),
+        default="system",
+        help="who resolves names: the system, or name servers asked by the effective interface",
+    )
+    parser.add_argument(
+        "--dns-server", metavar="ADDRESS", action="append", default=[], help="a name server for --resolver interface (repeatable)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="say nothing of single connections")
+    add_decision_options(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.dns_server and arguments.resolver != "interface":
+        arguments.parser.error("--dns-server is of use with --resolver interface only")
+    credentials = _credentials(arguments)
+    logging.basicConfig(
+        stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING if arguments.quiet else logging.INFO
+    )
+    asyncio.run(_run(arguments, credentials))
+    return Exit.OK
+
+
+async def _run(arguments: argparse.Namespace, credentials: dict[str, str] | None) -> None:
+    resolver = InterfaceResolver(arguments.dns_server) if arguments.resolver == "interface" else None
+    async with (
+        factory(arguments, resolver=resolver) as transports,
+        Proxy(
+            transports,
+            credentials=credentials,
+            max_connections=arguments.max_connections,
+            head_limit=arguments.head_limit,
+            connect_timeout=arguments.connect_timeout,
+            family=socket.AF_UNSPEC if arguments.family is None else families(arguments)[0],
+        ) as proxy,
+    ):
+        for host, port in arguments.listen or [("127.0.0.1", 1080)]:
+            try:
+                bound_host, bound_port = await proxy.listen(host, port)
+            except ValueError as error:
+                arguments.parser.error(str(error))
+            print(f"listening on {bound_host} port {bound_port}", flush=True)
+        _say_where_to(transports)
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        await stopped.wait()
+
+
+def _say_where_to(transports: TransportFactory) -> None:
+    try:
+        print(f"connections leave by {transports.effective_interface().name} now", flush=True)
+    except OSError as error:
+        print(f"no connection can be made now: {error}", flush=True)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _credentials(arguments: argparse.Namespace) -> dict[str, str] | None:
+    if arguments.credentials is None:
+        return None
+    users = {}
+    for number, line in enumerate(arguments.credentials.read_text().splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, colon, password = line.partition(":")
+        if not colon or not user or not password:
+            arguments.parser.error(f"{arguments.credentials}, line {number}: not user:password")
+        users[user] = password
+    if not users:
+        arguments.parser.error(f"{arguments.credentials}: no user")
+    return users
