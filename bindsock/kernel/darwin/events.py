@@ -86,6 +86,13 @@ class _Source:
                 message = self._sock.recv(4096)
             except BlockingIOError:
                 return dirty
+            except OSError as error:
+                if error.errno != abi.ENOBUFS:
+                    raise
+                # No kernel so far says so when it drops events; one that did would say it thus.
+                self.overruns += 1
+                dirty = True
+                continue
             dirty = dirty or self.matters(message)
         self.overruns += 1
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import socket
 import weakref
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from bindsock.kernel.darwin import abi
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _SYSCTL_ATTEMPTS = 8
 
@@ -117,38 +118,31 @@ class LiveSyscalls:
         return _ioctl(self._sock, request, argument)
 
     def sysctl(self, mib: Sequence[int], /) -> bytes:
-        libc = ctypes.CDLL(None, use_errno=True)
-        # Not variadic, other than ioctl(): all arguments may be declared.
-        libc.sysctl.argtypes = (
-            ctypes.POINTER(ctypes.c_int),
-            ctypes.c_uint,
-            ctypes.c_void_p,
-            ctypes.POINTER(ctypes.c_size_t),
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-        )
-        libc.sysctl.restype = ctypes.c_int
         name = (ctypes.c_int * len(mib))(*mib)
         size = ctypes.c_size_t(0)
-
-        def call(buffer: ctypes.Array[ctypes.c_char] | None) -> int:
-            if libc.sysctl(name, len(mib), buffer, ctypes.byref(size), None, 0) == 0:
-                return 0
-            return ctypes.get_errno()
-
         for attempt in range(_SYSCTL_ATTEMPTS):
-            error = call(None)
+            error = self._call_sysctl(name, None, size)
             if error:
                 raise OSError(error, os.strerror(error))
-            # What is told may have grown by the time it is fetched, which is ENOMEM; more slack with each attempt.
+            # What is told may have grown by the time it is fetched, which is ENOMEM: more slack with each attempt.
             size.value += (size.value >> 2) * (attempt + 1) + 4096
             buffer = ctypes.create_string_buffer(size.value)
-            error = call(buffer)
+            error = self._call_sysctl(name, buffer, size)
             if not error:
                 return buffer.raw[: size.value]
             if error != abi.ENOMEM:
                 break
         raise OSError(error, os.strerror(error))
+
+    @staticmethod
+    def _call_sysctl(name: ctypes.Array[ctypes.c_int], buffer: ctypes.Array[ctypes.c_char] | None, size: ctypes.c_size_t) -> int:
+        """Fetch a value or, without a buffer, its size.
+
+        :return: the errno, 0 for success
+        """
+        if _sysctl()(name, len(name), buffer, ctypes.byref(size), None, 0) == 0:
+            return 0
+        return ctypes.get_errno()
 
     def interfaces(self) -> list[tuple[int, str]]:
         return socket.if_nameindex()
@@ -165,6 +159,22 @@ class LiveSyscalls:
 
     def event_socket(self) -> LiveSocket:
         return LiveSocket(abi.AF_SYSTEM, abi.SYSPROTO_EVENT)
+
+
+@functools.cache
+def _sysctl() -> Callable[..., int]:
+    """The C library's sysctl(). Other than ioctl() it is not variadic, so that all its arguments may be declared."""
+    function = ctypes.CDLL(None, use_errno=True).sysctl
+    function.argtypes = (
+        ctypes.POINTER(ctypes.c_int),
+        ctypes.c_uint,
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_size_t),
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+    )
+    function.restype = ctypes.c_int
+    return function
 
 
 def _datagram_socket() -> socket.socket:
