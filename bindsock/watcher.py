@@ -163,6 +163,10 @@ class Watcher:
 
     def poke(self) -> None:
         """A send was refused, so the network may have changed without a word. Throttled as events are."""
+        readings = self.statistics.readings
+        self.refresh()
+        if self.statistics.readings != readings:
+            return  # It had been announced after all.
         now = self.clock()
         if self._running and self._coalescer.event(now, Cause.SEND_ERROR):
             self.event_time = now

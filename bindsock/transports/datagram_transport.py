@@ -216,14 +216,17 @@ class DatagramTransport(asyncio.DatagramTransport):
         :return: whether there may be more
         """
         mover = self._mover
-        for _ in range(_BATCH):
+        for count in range(_BATCH):
             if self._closing or sock.fileno() == -1:
                 return False
             try:
                 data, addr = sock.recvfrom(_MAX_DATAGRAM)
             except (BlockingIOError, InterruptedError):
+                if count == 0:
+                    mover.read_on(sock)
                 return False
             except OSError as exc:
+                mover.read_on(sock)
                 # Of a socket that is on its way out nobody wants to hear.
                 if sock is mover.sock:
                     self._call("error_received", exc)

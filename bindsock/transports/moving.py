@@ -108,7 +108,7 @@ class Mover:
         self._pin = pin
         self._overlap = overlap
         self._sockname: SockAddr = sock.getsockname()
-        self._port = self._sockname[1]
+        self._port: int = self._sockname[1]
         self._broken = False
         self._old: list[_Old] = []
         self._retry: asyncio.TimerHandle | None = None
@@ -137,6 +137,12 @@ class Mover:
         return self._sockname
 
     @property
+    def port(self) -> int:
+        """The local port; 0 if there has been none yet. A socket that failed to move may have lost its own."""
+        self._port = self.sockname[1] or self._port
+        return self._port
+
+    @property
     def source(self) -> IPAddress | None:
         """The address that everything the socket sends has as its source, if it has one."""
         if self._wish is not None and self._wish.address is not None:
@@ -160,6 +166,13 @@ class Mover:
             self._reading = True
             for sock in (*(old.sock for old in self._old), self.sock):
                 self._add_reader(sock)
+
+    def read_on(self, sock: socket.socket) -> None:
+        """Go on receiving after an error, or after nothing: libuv stops watching a descriptor for which the system reports an
+        error, such as a peer's ICMP, whoever picks that up (src/unix/poll.c, uv__poll_io)."""
+        if self._reading:
+            self._remove_reader(sock)
+            self._add_reader(sock)
 
     def stop_reading(self) -> None:
         """Receive no more, for good. Sending goes on."""
@@ -258,14 +271,13 @@ class Mover:
             self._failed(error, interface, usable=usable)
             return
         self.place = wanted
-        self._port = self.sock.getsockname()[1] or self._port
         logger.debug("a datagram endpoint moved from %s to %s", before.interface if before else None, interface.name)
         self._moved(network)
 
     def _rebind(self, interface: Interface, network: Network) -> None:
         self._broken = True
         try:
-            self._kernel.rebind(self.sock, interface, peer=self.peer, port=self._port or None)
+            self._kernel.rebind(self.sock, interface, peer=self.peer, port=self.port or None)
         except OSError as error:
             # A socket that lost its device half-way may be beyond repair (see the kernel's rebind); a fresh one is not.
             fresh = self._fresh(interface) if self._endpoint is not None else None
@@ -319,7 +331,7 @@ class Mover:
 
     def _ports(self) -> tuple[int, ...]:
         assert self._endpoint is not None
-        return (self._endpoint.port,) if self._endpoint.port else (self._port, 0)
+        return (self._endpoint.port,) if self._endpoint.port else (self.port, 0)
 
     def _swap(self, fresh: socket.socket, network: Network) -> None:
         """Send by another socket from now on."""

@@ -254,11 +254,16 @@ class Sender:
 
     # Without room
 
+    def _writable(self) -> None:
+        # Begun anew each time: where there is an error to be read, libuv stops watching (src/unix/poll.c, uv__poll_io).
+        self._remove_writer()
+        self._flush()
+
     def _add_writer(self) -> None:
         loop = self._loop()
         if self._writing is None and loop is not None:
             self._writing = self._mover.sock
-            loop.add_writer(self._writing, self._flush)
+            loop.add_writer(self._writing, self._writable)
 
     def _remove_writer(self) -> None:
         loop = self._loop()

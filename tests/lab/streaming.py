@@ -1,0 +1,63 @@
+"""A program of its own that sends a numbered stream of datagrams until its standard input ends, and says what became of it.
+
+Arguments: host, port, datagrams a second, ``asyncio`` or ``uvloop``, ``nobody`` to run without any privilege or ``-``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread  # noqa: F401 - what is imported only now cannot be imported as nobody
+import dataclasses
+import encodings.idna  # noqa: F401
+import json
+import os
+import sys
+from typing import Any
+
+import uvloop
+
+import bindsock
+import bindsock.kernel.linux
+
+NOBODY = 65534
+
+
+class Counting(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.replies: set[int] = set()
+        self.errors: list[str] = []
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.replies.add(int(data.split()[2]))
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(repr(exc))
+
+
+async def stream(host: str, port: int, rate: float) -> None:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await bindsock.create_datagram_endpoint(Counting, remote_addr=(host, port))
+    end = loop.run_in_executor(None, sys.stdin.read)
+    print("ready", flush=True)
+    sent, begun = 0, loop.time()
+    while not end.done():
+        while sent < (loop.time() - begun) * rate:
+            transport.sendto(b"%d" % sent)
+            sent += 1
+        await asyncio.sleep(0.5 / rate)
+    patience = loop.time() + 1.0
+    while len(protocol.replies) < sent and loop.time() < patience:
+        await asyncio.sleep(0.01)
+    statistics = dataclasses.asdict(bindsock.statistics())
+    print(json.dumps({"sent": sent, "replies": len(protocol.replies), "errors": protocol.errors, "statistics": statistics}))
+    transport.close()
+
+
+if __name__ == "__main__":
+    host, port, rate, loop_name, user = sys.argv[1:]
+    if user == "nobody":
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop_name == "uvloop" else asyncio.SelectorEventLoop) as runner:
+        runner.run(stream(host, int(port), float(rate)))

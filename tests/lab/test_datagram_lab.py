@@ -1,0 +1,463 @@
+"""Datagram transports in the laboratory: real interfaces come and go, and the server says what arrived, and from where."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bindsock
+from bindsock.testing.lab import Lab, VpnMode
+from bindsock.transports import datagram
+
+pytestmark = pytest.mark.lab
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
+LOOPS = pytest.mark.parametrize("loop_name", ["asyncio", "uvloop"])
+PATIENCE = 5.0
+PROGRAM = Path(__file__).with_name("streaming.py")
+SWITCHES = 20
+
+
+class Echoes(asyncio.DatagramProtocol):
+    """Waits for the server's replies."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.replies: asyncio.Queue[bytes] = asyncio.Queue()
+        self.errors: list[Exception] = []
+        self.end: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.replies.put_nowait(data)
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(exc)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end.set_result(exc)
+
+    async def source(self, lab: Lab, addr: tuple[Any, ...] | None = None) -> tuple[str | None, int]:
+        """Send something; the interface and the port from which the server saw it come."""
+        self.transport.sendto(b"ping", addr)
+        async with asyncio.timeout(PATIENCE):
+            address, port, payload = (await self.replies.get()).split()
+        assert payload == b"ping"
+        return lab.interface_of(address.decode().removeprefix("::ffff:")), int(port)
+
+    async def used(self, interface: str) -> None:
+        """Wait until the transport uses the interface."""
+        async with asyncio.timeout(PATIENCE):
+            while self.transport.get_extra_info("interface") != interface:
+                await asyncio.sleep(0.001)
+
+
+def server(lab: Lab, family: socket.AddressFamily = V4) -> tuple[str, int]:
+    return lab.server.address(family), lab.server.udp_port
+
+
+@dataclass
+class Outcome:
+    """What the streaming program and the laboratory say."""
+
+    sent: int
+    replies: int
+    errors: list[str]
+    statistics: dict[str, Any]
+    arrived: set[int]
+    left_by: dict[str, int]
+    """Packets that each uplink's device has sent."""
+    dropped: int
+    """Packets that the uplinks' devices have dropped."""
+
+    @property
+    def missing(self) -> set[int]:
+        return set(range(self.sent)) - self.arrived
+
+
+class Streaming:
+    """Runs the program while the network changes."""
+
+    def __init__(self, lab: Lab, loop_name: str, user: str = "-", rate: int = 1000) -> None:
+        self.lab = lab
+        environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2])}
+        arguments = [lab.server.ipv4, str(lab.server.udp_port), str(rate), loop_name, user]
+        lab.datagrams()
+        self.before = {name: lab.counters(name) for name in lab.uplinks}
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def finish(self) -> Outcome:
+        output, _ = self.process.communicate("", timeout=30)
+        told = json.loads(output)
+        arrived = {int(d.payload) for d in self.lab.datagrams()}
+        now = {name: self.lab.counters(name) for name in self.lab.uplinks}
+        left_by = {name: now[name].tx_packets - self.before[name].tx_packets for name in now}
+        dropped = sum(now[name].tx_dropped - self.before[name].tx_dropped for name in now)
+        return Outcome(arrived=arrived, left_by=left_by, dropped=dropped, **told)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def streaming(lab: Lab) -> Iterator[Callable[..., Streaming]]:
+    running: list[Streaming] = []
+
+    def start(*arguments: Any, **options: Any) -> Streaming:
+        running.append(Streaming(lab, *arguments, **options))
+        return running[-1]
+
+    yield start
+    for program in running:
+        program.kill()
+
+
+# A stream of 1,000 datagrams a second
+
+
+@LOOPS
+@pytest.mark.parametrize("delay", [0.0, 0.02])
+def test_not_one_datagram_or_reply_is_lost_between_two_live_uplinks(
+    lab: Lab, streaming: Callable[..., Streaming], loop_name: str, delay: float
+) -> None:
+    lab.reply_delay(delay)
+    lab.vpn_up("metric")
+    tunnel = lab.counters("tun0").tx_packets
+    program = streaming(loop_name)
+    for switch in range(SWITCHES):
+        time.sleep(0.1)
+        lab.default("wifi0" if switch % 2 else "eth0")
+    time.sleep(0.1)
+    outcome = program.finish()
+    assert outcome.missing == set()
+    assert outcome.replies == outcome.sent
+    assert outcome.statistics["rebinds"] == SWITCHES
+    assert min(outcome.left_by.values()) > 100
+    assert lab.counters("tun0").tx_packets == tunnel
+    assert not outcome.errors
+
+
+def down(lab: Lab, interface: str, there: bool) -> None:
+    if there:
+        lab.up(interface)
+    else:
+        lab.down(interface)
+
+
+def addresses(lab: Lab, interface: str, there: bool) -> None:
+    if there:
+        lab.add_addresses(interface)
+    else:
+        lab.remove_addresses(interface)
+
+
+@LOOPS
+@pytest.mark.parametrize("user", ["root", "nobody"])
+@pytest.mark.parametrize("lose", [down, addresses])
+def test_every_accepted_datagram_leaves_by_an_uplink_when_the_other_is_taken_away(
+    lab: Lab,
+    streaming: Callable[..., Streaming],
+    loop_name: str,
+    user: str,
+    lose: Callable[[Lab, str, bool], None],
+) -> None:
+    if user == "nobody" and os.geteuid() != 0:
+        pytest.skip("already unprivileged: the other one shows it")
+    lab.vpn_up("metric")
+    tunnel = lab.counters("tun0").tx_packets
+    program = streaming(loop_name, user)
+    for loss in range(SWITCHES):
+        lost, other = ("eth0", "wifi0") if loss % 2 else ("wifi0", "eth0")
+        lab.default(lost)
+        time.sleep(0.1)
+        lose(lab, lost, False)
+        time.sleep(0.1)
+        lose(lab, lost, True)
+        lab.wait_until_running(lost)
+        assert lab.counters(other)
+    outcome = program.finish()
+    assert outcome.missing == set()
+    assert outcome.statistics["lost"] == 0
+    assert outcome.statistics["rebinds"] >= SWITCHES
+    assert sum(outcome.left_by.values()) >= outcome.sent
+    assert lab.counters("tun0").tx_packets == tunnel
+    assert not outcome.errors
+
+
+@pytest.mark.timeout(240)
+def test_a_lost_carrier_costs_what_the_device_had_taken_and_the_statistics_say_so(
+    lab: Lab, streaming: Callable[..., Streaming]
+) -> None:
+    program = streaming("asyncio", "nobody" if os.geteuid() == 0 else "-")
+    for loss in range(SWITCHES):
+        lost = "eth0" if loss % 2 else "wifi0"
+        lab.default(lost)
+        time.sleep(0.1)
+        lab.carrier(lost, False)
+        lab.wait_until_running(lost, False)
+        time.sleep(0.02)
+        lab.carrier(lost, True)
+        lab.wait_until_running(lost)
+    outcome = program.finish()
+    assert len(outcome.missing) <= outcome.statistics["lost_on_device"] <= outcome.dropped
+    assert outcome.statistics["lost"] == 0
+    assert outcome.statistics["rebinds"] >= SWITCHES
+    assert not outcome.errors
+
+
+# One datagram at a time
+
+
+@FAMILIES
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+@pytest.mark.parametrize("port", [0, 40123], ids=["any port", "a certain port"])
+async def test_it_follows_and_keeps_its_port(lab: Lab, family: socket.AddressFamily, connected: bool, port: int) -> None:
+    lab.vpn_up("metric")
+    tunnel = lab.counters("tun0").tx_packets
+    wildcard = "0.0.0.0" if family == V4 else "::"
+    local = (wildcard, port) if port or not connected else None
+    remote = server(lab, family) if connected else None
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, local, remote, family=family)
+    to = None if connected else server(lab, family)
+    interface, first_port = await protocol.source(lab, to)
+    assert interface == "wifi0"
+    assert first_port == port or not port
+
+    lab.default("eth0")
+    await protocol.used("eth0")
+    assert await protocol.source(lab, to) == ("eth0", first_port)
+
+    before = transport.get_extra_info("socket").fileno()
+    await asyncio.sleep(0)
+    lab.down("eth0")
+    assert await protocol.source(lab, to) == ("wifi0", first_port)
+    # The socket of the first overlap was still open, and took over again.
+    assert transport.get_extra_info("socket").fileno() != before
+    assert not protocol.errors
+    assert lab.counters("tun0").tx_packets == tunnel
+    transport.close()
+
+
+@FAMILIES
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+async def test_from_a_dead_interface_it_moves_in_place(lab: Lab, family: socket.AddressFamily, connected: bool) -> None:
+    remote = server(lab, family) if connected else None
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, None, remote, family=family)
+    to = None if connected else server(lab, family)
+    interface, port = await protocol.source(lab, to)
+    assert interface == "wifi0"
+    descriptor = transport.get_extra_info("socket").fileno()
+    lab.delete("wifi0")
+    assert await protocol.source(lab, to) == ("eth0", port)
+    assert transport.get_extra_info("socket").fileno() == descriptor
+    assert not protocol.errors
+    transport.close()
+
+
+@FAMILIES
+async def test_the_same_interface_in_another_network(lab: Lab, family: socket.AddressFamily) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab, family))
+    await protocol.source(lab)
+    before = transport.get_extra_info("sockname")
+    lab.down("eth0")
+    lab.renumber("wifi0", "b")
+    async with asyncio.timeout(PATIENCE):
+        while transport.get_extra_info("sockname") == before:
+            await asyncio.sleep(0.001)
+    assert await protocol.source(lab) == ("wifi0", before[1])
+    assert transport.get_extra_info("sockname")[0] == lab.address("wifi0", family) != before[0]
+    transport.close()
+
+
+async def test_a_pinned_interface_that_is_created_again(lab: Lab) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab), interface="eth0")
+    assert (await protocol.source(lab))[0] == "eth0"
+    lab.delete("eth0")
+    transport.sendto(b"ping")
+    assert transport.get_write_buffer_size() == 4
+    lab.create("eth0")
+    async with asyncio.timeout(PATIENCE):
+        source, _, _ = (await protocol.replies.get()).split()
+    assert lab.interface_of(source.decode()) == "eth0"
+    assert bindsock.statistics().held == 1
+    transport.close()
+
+
+@pytest.mark.parametrize("mode", ["metric", "halves", "policy"])
+@FAMILIES
+async def test_beneath_a_vpn_that_comes_and_goes(lab: Lab, mode: VpnMode, family: socket.AddressFamily) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab, family))
+    lab.vpn_up(mode)
+    tunnel = lab.counters("tun0").tx_packets
+    assert (await protocol.source(lab))[0] == "wifi0"
+    lab.default("eth0")
+    await protocol.used("eth0")
+    assert (await protocol.source(lab))[0] == "eth0"
+    assert lab.counters("tun0").tx_packets == tunnel
+    lab.vpn_down()
+    assert (await protocol.source(lab))[0] == "eth0"
+    transport.close()
+
+
+async def test_when_only_the_vpn_is_left_datagrams_wait_rather_than_enter_it(lab: Lab) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab))
+    lab.vpn_up("replace")
+    tunnel = lab.counters("tun0").tx_packets
+    async with asyncio.timeout(PATIENCE):
+        while not transport.get_write_buffer_size():
+            transport.sendto(b"ping")
+            await asyncio.sleep(0.005)
+    with pytest.raises((bindsock.NoEffectiveInterface, bindsock.NoRoute), match="ip r"):
+        await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab))
+    assert lab.counters("tun0").tx_packets == tunnel
+    lab.vpn_down()
+    async with asyncio.timeout(PATIENCE):
+        while transport.get_write_buffer_size():
+            await asyncio.sleep(0.005)
+        source, _, _ = (await protocol.replies.get()).split()
+    assert lab.interface_of(source.decode()) == "wifi0"
+    transport.close()
+
+
+async def test_a_local_address_is_a_pin_and_its_loss_the_end(lab: Lab) -> None:
+    address = lab.address("wifi0")
+    with pytest.raises(bindsock.BindFailed, match=r"is not one of wifi0's"):
+        await bindsock.create_datagram_endpoint(Echoes, (lab.address("eth0"), 0), server(lab))
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, (address, 0), server(lab))
+    assert (await protocol.source(lab))[0] == "wifi0"
+    lab.default("eth0")
+    assert (await protocol.source(lab))[0] == "wifi0"
+    lab.remove_addresses("wifi0")
+    async with asyncio.timeout(PATIENCE):
+        end = await protocol.end
+    assert isinstance(end, bindsock.InterfaceChanged)
+    assert (end.interface, end.new_interface) == ("wifi0", "eth0")
+    assert transport.is_closing()
+
+
+async def test_a_socket_for_both_families_speaks_both_and_follows(lab: Lab) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, ("::", 0))
+    mapped = (f"::ffff:{lab.server.ipv4}", lab.server.udp_port)
+    for _ in range(2):
+        assert (await protocol.source(lab, mapped))[0] == "wifi0"
+        assert (await protocol.source(lab, server(lab, V6)))[0] == "wifi0"
+    lab.down("wifi0")
+    await protocol.used("eth0")
+    assert (await protocol.source(lab, mapped))[0] == "eth0"
+    assert (await protocol.source(lab, server(lab, V6)))[0] == "eth0"
+    transport.close()
+
+
+@FAMILIES
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+async def test_a_socket_of_ones_own_is_moved_in_place(lab: Lab, family: socket.AddressFamily, connected: bool) -> None:
+    lab.vpn_up("metric")
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    if connected:
+        sock.connect(server(lab, family))
+        # Made by somebody who knows nothing of interfaces, it has the tunnel's address.
+        assert sock.getsockname()[0] == lab.address("tun0", family)
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    to = None if connected else server(lab, family)
+    interface, port = await protocol.source(lab, to)
+    assert interface == "wifi0"
+    lab.default("eth0")
+    await protocol.used("eth0")
+    assert await protocol.source(lab, to) == ("eth0", port)
+    assert transport.get_extra_info("socket").fileno() == sock.fileno()
+    transport.close()
+
+
+async def test_a_socket_of_ones_own_that_has_an_address_is_left_alone(lab: Lab) -> None:
+    for connected in (True, False):
+        sock = socket.socket(V4, socket.SOCK_DGRAM)
+        sock.bind((lab.address("eth0"), 0))
+        before = sock.getsockname()
+        if connected:
+            sock.connect(server(lab))
+        transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+        assert transport.get_extra_info("interface") is None
+        assert bindsock.interface_of(transport) is None
+        assert sock.getsockname() == before
+        # It leaves by the default route, as it did before.
+        assert await protocol.source(lab, server(lab)) == ("eth0", before[1])
+        transport.close()
+
+
+async def test_a_port_nobody_listens_on_is_an_error_and_not_the_end(lab: Lab) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=(lab.server.ipv4, 9))
+    for number in range(1, 4):
+        transport.sendto(b"x")
+        async with asyncio.timeout(PATIENCE):
+            while len(protocol.errors) < number:
+                await asyncio.sleep(0.001)
+    assert {type(error) for error in protocol.errors} == {ConnectionRefusedError}
+    assert not transport.is_closing()
+    assert bindsock.statistics().lost == 0
+    transport.close()
+
+
+async def test_a_destination_that_is_refused_does_not_hold_up_the_others(lab: Lab) -> None:
+    sock = socket.socket(V6, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    transport.sendto(b"x", ("::ffff:192.0.2.1", 9))
+    assert transport.get_write_buffer_size() == 1
+    assert (await protocol.source(lab, server(lab, V6)))[0] == "wifi0"
+    async with asyncio.timeout(PATIENCE):
+        while not protocol.errors:
+            await asyncio.sleep(0.01)
+    transport.sendto(b"x", ("::ffff:192.0.2.1", 9))
+    assert [error.errno for error in protocol.errors if isinstance(error, OSError)] == [errno.ENETUNREACH] * 2
+    transport.close()
+
+
+async def test_the_machine_itself_is_not_reached_by_a_bound_socket_which_says_so(lab: Lab) -> None:
+    transport, _ = await bindsock.create_datagram_endpoint(Echoes, family=V4)
+    for address in ("127.0.0.1", lab.address("wifi0"), lab.address("eth0")):
+        with pytest.raises(bindsock.NoRoute, match=f"{address} is this host"):
+            transport.sendto(b"x", (address, 9))
+    plain, _ = await bindsock.create_datagram_endpoint(Echoes, remote_addr=(lab.address("eth0"), 9))
+    assert plain.get_extra_info("interface") is None
+    transport.close()
+    plain.close()
+
+
+async def test_an_old_socket_is_closed_when_the_overlap_is_over(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagram, "OVERLAP", 0.1)
+    async with bindsock.TransportFactory() as factory:
+        transport, protocol = await factory.create_datagram_endpoint(Echoes, remote_addr=server(lab))
+        await protocol.source(lab)
+        before = set(os.listdir("/proc/self/fd"))
+        lab.default("eth0")
+        await protocol.used("eth0")
+        async with asyncio.timeout(PATIENCE):
+            while len(os.listdir("/proc/self/fd")) > len(before):
+                await asyncio.sleep(0.01)
+        assert (await protocol.source(lab))[0] == "eth0"
+        transport.close()
+        await protocol.end
