@@ -1,0 +1,148 @@
+"""The proxy's limits and its end, over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bindsock import TransportFactory
+from bindsock.proxy import Proxy
+from bindsock.testing.simulated import SimulatedKernel, network
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+async def factory() -> AsyncIterator[TransportFactory]:
+    async with TransportFactory(kernel=SimulatedKernel(network())) as factory:
+        yield factory
+
+
+@contextlib.asynccontextmanager
+async def echo() -> AsyncIterator[int]:
+    """A server that returns what it has received when it has all of it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(await reader.read())
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def ask(address: tuple[str, int], port: int) -> Streams:
+    """Ask the proxy for a connection."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+    return reader, writer
+
+
+async def end(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+async def test_a_half_closed_connection_is_half_closed_on_the_other_side(factory: TransportFactory) -> None:
+    async with Proxy(factory) as proxy, echo() as port:
+        reader, writer = await ask(await proxy.listen(port=0), port)
+        writer.write(b"all of it")
+        writer.write_eof()
+        assert await reader.read() == b"HTTP/1.1 200 Connection established\r\n\r\nall of it"
+        await end(writer)
+
+
+async def test_further_clients_are_turned_away_until_one_leaves(
+    factory: TransportFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Proxy(factory, max_connections=1) as proxy, echo() as port:
+        address = await proxy.listen(port=0)
+        reader, writer = await ask(address, port)
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(3):
+            with contextlib.suppress(ConnectionResetError):
+                refused, refusing = await ask(address, port)
+                assert await refused.read() == b""
+            await end(refusing)
+        await end(writer)
+        async with asyncio.timeout(20):
+            while True:
+                reader, writer = await ask(address, port)
+                with contextlib.suppress(ConnectionResetError):
+                    if (await reader.readline()).startswith(b"HTTP/1.1 200"):
+                        break
+                await end(writer)
+        await end(writer)
+    turned_away = [r.getMessage() for r in caplog.records if "turned away" in r.getMessage()]
+    assert turned_away[0] == "1 clients are connected, further ones are turned away"
+
+
+async def test_a_client_that_does_not_say_what_it_wants_is_cut_off(
+    factory: TransportFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with Proxy(factory, handshake_timeout=0.05) as proxy:
+        reader, writer = await asyncio.open_connection(*await proxy.listen(port=0))
+        writer.write(b"CONNECT exam")
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        await end(writer)
+    assert any("said nothing intelligible" in r.getMessage() for r in caplog.records)
+
+
+async def test_a_head_beyond_the_limit_is_refused(factory: TransportFactory) -> None:
+    async with Proxy(factory, head_limit=100) as proxy:
+        reader, writer = await asyncio.open_connection(*await proxy.listen(port=0))
+        writer.write(b"CONNECT example.com:443 HTTP/1.1\r\nX: " + b"x" * 200 + b"\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+        await end(writer)
+
+
+async def test_a_client_that_goes_away_takes_its_connection_with_it(factory: TransportFactory) -> None:
+    gone: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    class Target(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            gone.set_result(exc)
+
+    server = await asyncio.get_running_loop().create_server(Target, "127.0.0.1", 0)
+    async with server, Proxy(factory) as proxy:
+        reader, writer = await ask(await proxy.listen(port=0), server.sockets[0].getsockname()[1])
+        await reader.readuntil(b"\r\n\r\n")
+        await end(writer)
+        async with asyncio.timeout(20):
+            await gone
+
+
+async def test_closing_the_proxy_ends_its_connections_and_leaves_nothing_open(factory: TransportFactory) -> None:
+    async with echo() as port:
+        before = len(os.listdir("/dev/fd"))
+        async with Proxy(factory) as proxy:
+            reader, writer = await ask(await proxy.listen(port=0), port)
+            await reader.readuntil(b"\r\n\r\n")
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        await end(writer)
+        async with asyncio.timeout(20):
+            while len(os.listdir("/dev/fd")) > before:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+async def test_only_loopback_is_listened_on_without_credentials(factory: TransportFactory, host: str) -> None:
+    async with Proxy(factory) as proxy:
+        with pytest.raises(ValueError, match="needs credentials"):
+            await proxy.listen(host, 0)
+
+
+def test_no_credentials_at_all_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match="without a single user"):
+        Proxy(TransportFactory(kernel=SimulatedKernel(network())), credentials={})
