@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 
 from bindsock.network import Interface, InterfaceKind
 
-Cost: TypeAlias = Literal["avoid", "ignore", "never"]
+Cost: TypeAlias = Literal["avoid", "cheapest", "ignore", "never"]
 Tunnels: TypeAlias = Literal["bypass", "split"]
 OnNoInterface: TypeAlias = Literal["error", "wait", "unbound"]
 
@@ -33,9 +33,10 @@ class Preferences:
     cost: Cost = "avoid"
     """What the expensive ones (cellular always is) are for.
 
-    ``"avoid"``: they are taken where nothing cheaper is usable, or where the system's own default route leaves by one; a tunnel's
-    word that it runs over one is not believed while something cheaper is usable. ``"ignore"``: they are like any other.
-    ``"never"``: they are not candidates.
+    ``"avoid"``: they are taken where nothing cheaper is usable, where the system's own default route leaves by one, or where a
+    tunnel says that it runs over one (its delegate). ``"cheapest"``: the same, but the tunnel's word is not taken while something
+    cheaper is usable: it may be old, since some VPNs set their delegate once and never again. ``"ignore"``: they are like any
+    other. ``"never"``: they are not candidates.
     """
     tunnels: Tunnels = "bypass"
     """``"bypass"``: nothing goes into a tunnel. ``"split"``: a destination for which a tunnel has the most specific route is left

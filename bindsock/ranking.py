@@ -168,7 +168,7 @@ class Defaults:
         best = self._best.get(index)
         return (
             interface.last_resort,
-            self.preferences.cost == "avoid" and is_expensive(interface, self.preferences),
+            self.preferences.cost in ("avoid", "cheapest") and is_expensive(interface, self.preferences),
             2 if best is None or not best.is_default else int(best.scoped),
             self._position.get(index, 0),
             _KIND_RANK.get(interface.kind, _OTHER_RANK),
@@ -249,10 +249,12 @@ class Defaults:
             self._notes.append(f"{name} is delegated to {delegate.name}, which is not usable: {refusal.reason}")
             return None
         if ranked and self._key(ranked[0])[:2] < self._key(index)[:2]:
-            what = "is a last resort" if delegate.last_resort else "is expensive"
             better = self.interfaces[ranked[0]].name
-            self._notes.append(f"{name} is delegated to {delegate.name}, which {what}; not believed, since {better} is usable")
-            return None
+            said = f"{name} is delegated to {delegate.name}, which is {'a last resort' if delegate.last_resort else 'expensive'}"
+            if delegate.last_resort or self.preferences.cost == "cheapest":
+                self._notes.append(f"{said}; not believed, since {better} is usable")
+                return None
+            self._notes.append(f"{said}, while {better} is usable: cost='cheapest' would take that")
         return index
 
     def _chain(self, tunnel: int) -> Iterator[int]:

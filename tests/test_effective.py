@@ -610,8 +610,18 @@ DARWIN = [
         "en0",
         Basis.SCOPED_DEFAULT,
         tunnels=("utun0",),
+        preferences=Preferences(cost="cheapest"),
         reasons={"pdp_ip0": "is expensive, en0 is not"},
         note="utun0 is delegated to pdp_ip0, which is expensive; not believed, since en0 is usable",
+    ),
+    Situation(
+        "the same, but the VPN's word counts",
+        CELLULAR_UNDER_VPN,
+        "pdp_ip0",
+        Basis.DELEGATE,
+        tunnels=("utun0",),
+        reasons={"en0": "utun0 is delegated to pdp_ip0"},
+        note="utun0 is delegated to pdp_ip0, which is expensive, while en0 is usable: cost='cheapest' would take that",
     ),
     Situation(
         "the same, but cost is ignored",
@@ -1261,7 +1271,7 @@ def test_a_bare_string_is_no_sequence_of_patterns(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cost", "cost must be 'avoid', 'ignore' or 'never', not 'x'"),
+        ("cost", "cost must be 'avoid', 'cheapest', 'ignore' or 'never', not 'x'"),
         ("tunnels", "tunnels must be 'bypass' or 'split', not 'x'"),
         ("on_no_interface", "on_no_interface must be 'error', 'wait' or 'unbound', not 'x'"),
     ],

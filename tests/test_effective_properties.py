@@ -141,7 +141,7 @@ preferences = st.builds(
     include=patterns,
     exclude=patterns,
     expensive=patterns,
-    cost=st.sampled_from(("avoid", "ignore", "never")),
+    cost=st.sampled_from(("avoid", "cheapest", "ignore", "never")),
     tunnels=st.sampled_from(("bypass", "split")),
 )
 targets: st.SearchStrategy[Target] = st.sampled_from(FAMILIES) | addresses | st.ip_addresses()
