@@ -52,8 +52,8 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         "--cost",
         choices=get_args(Cost),
         default="avoid",
-        help="what expensive interfaces are for: to avoid if others are usable (the default); the same, even where a tunnel says that "
-        "it runs over one (cheapest); like any other (ignore); or for nothing (never)",
+        help="what expensive interfaces are for: to avoid if others are usable (the default); the same, though a tunnel says it "
+        "runs over one (cheapest); like any other (ignore); for nothing (never)",
     )
     choice.add_argument(
         "--tunnels",
