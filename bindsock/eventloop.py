@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
@@ -38,6 +39,9 @@ else:
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
+
+_resolving: ContextVar[bool] = ContextVar("_resolving", default=False)
+"""Whether it is the factory's resolver that asks."""
 
 
 class BoundLoop(_Base):
@@ -66,8 +70,13 @@ class BoundLoop(_Base):
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> list[Any]:
         """By the factory's resolver, if it was given one, so that libraries that resolve names themselves use it as well."""
-        if self.transport_factory.resolves_itself and isinstance(host, str | None):
-            return await self.transport_factory.resolve(host, port, family=family, type=type, proto=proto, flags=flags)
+        if self.transport_factory.resolves_itself and isinstance(host, str | None) and not _resolving.get():
+            # A resolver leaves to the system what is no name, and asks the loop for that.
+            token = _resolving.set(True)
+            try:
+                return await self.transport_factory.resolve(host, port, family=family, type=type, proto=proto, flags=flags)
+            finally:
+                _resolving.reset(token)
         return list(await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags))
 
     # Streams

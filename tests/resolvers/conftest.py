@@ -1,0 +1,41 @@
+"""What the resolvers' tests have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import uvloop
+
+from bindsock import TransportFactory
+from bindsock.network import InterfaceKind
+from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.watcher import Watcher
+from tests.integrations.conftest import servers
+
+__all__ = ["servers"]
+
+WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
+WIRED = interface("en1", 3, "198.51.100.5/24", "2001:db8:3::5/64", kind=InterfaceKind.WIRED)
+ON_WIFI = network(WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
+ON_WIRED = network(WIFI, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), route("::/0", 3, "2001:db8:3::1"))
+NOWHERE = network(WIFI)
+
+
+@pytest.fixture
+def kernel() -> SimulatedKernel:
+    return SimulatedKernel(ON_WIFI)
+
+
+@pytest.fixture
+async def watcher(kernel: SimulatedKernel) -> AsyncIterator[Watcher]:
+    async with TransportFactory(kernel=kernel) as factory:
+        yield factory.watcher
+
+
+@pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.Loop], ids=["asyncio", "uvloop"])
+def loop_factory_base(request: pytest.FixtureRequest) -> type[asyncio.AbstractEventLoop]:
+    """A loop class to be made one that binds."""
+    base: type[asyncio.AbstractEventLoop] = request.param
+    return base
