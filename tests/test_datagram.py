@@ -724,6 +724,25 @@ async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene:
     assert transport.get_extra_info("interface") == "eth0"
 
 
+async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: Scene) -> None:
+    transport, _ = scene.open()
+    await turn()
+    first = transport._mover.sock
+    await scene.change(ETHERNET_BETTER)
+    scene.kernel.refuse = {"usb0"}
+    usb = interface("usb0", 4, "127.0.0.1/8")
+    by_usb = route("0.0.0.0/0", 4, "127.0.0.254", metric=50)
+    await scene.change(network(WIFI, usb, BY_WIFI, by_usb))
+    assert scene.statistics.rebinds_failed >= 1
+    await scene.change(network(WIFI, BY_WIFI))
+    assert transport._mover.sock is first
+    binds = list(scene.kernel.binds)
+    await scene.change(CHANGES_NOTHING["another gateway"])
+    transport.sendto(b"x")
+    assert scene.kernel.binds == binds
+    assert scene.kernel.carried == [("wifi0", b"x")]
+
+
 async def test_an_interface_without_a_route_to_the_peer_is_not_moved_to(scene: Scene) -> None:
     transport, _ = scene.open()
     scene.kernel.routeless = {"eth0"}

@@ -338,6 +338,7 @@ class Mover:
         sock, path, source, broken = self.sock, self.place.path, self.source, self._broken
         self.sock = fresh
         self.peer = _peer_of(fresh)
+        self._broken = False
         if self._reading:
             self._add_reader(fresh)
         loop = self._loop()

@@ -57,7 +57,7 @@ if __name__ == "__main__":
     host, port, rate, loop_name, user = sys.argv[1:]
     if user == "nobody":
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop_name == "uvloop" else asyncio.SelectorEventLoop) as runner:
         runner.run(stream(host, int(port), float(rate)))
