@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+
+logger = logging.getLogger("bindsock")
 
 BUDGET = 0.01
 """Seconds that the work of one turn of the loop may take together."""
@@ -27,10 +30,7 @@ class Pacer:
         self._scheduled = False
 
     def do(self, work: Callable[[], object]) -> None:
-        """Do it now or soon.
-
-        :param work: must not raise
-        """
+        """Do it now or soon. If it raises, that is logged."""
         self._queue.append(work)
         if len(self._queue) == 1:
             self._go_on()
@@ -39,7 +39,10 @@ class Pacer:
     def _go_on(self) -> None:
         while self._queue and self._spent < BUDGET:
             begun = self._clock()
-            self._queue[0]()
+            try:
+                self._queue[0]()
+            except Exception:
+                logger.exception("a connection could not follow; the others go on")
             self._queue.popleft()
             self._spent += self._clock() - begun
 

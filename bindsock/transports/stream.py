@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bindsock.errors import InterfaceChanged
-from bindsock.network import Cause, Interface, Path, Target, unmapped
-from bindsock.resolving import address_of
+from bindsock.network import Cause, Path, Target
 from bindsock.transports import viability
 from bindsock.transports.pacing import pacer_of
 from bindsock.transports.sockets import FollowedSocket
-from bindsock.transports.viability import Assessment, BetterPath, Countdown, Viability, assess, leaves, pinned, place_of
+from bindsock.transports.standing import Standing
+from bindsock.transports.viability import Assessment, BetterPath, Countdown, Viability, leaves
 
 if TYPE_CHECKING:
     from bindsock.effective import Decider
@@ -80,17 +80,18 @@ class StreamGuard:
         self._pin = pin
         self._path = path
         self._loop = weakref.ref(loop)
+        self._standing: Standing | None = None
         self._sock: weakref.ref[socket.socket] | None = weakref.ref(sock)
         self._transport: weakref.ref[asyncio.WriteTransport] | None = None
         self._kept_transport: asyncio.WriteTransport | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._stalled_for_long = False
         self._sample_timer: asyncio.TimerHandle | None = None
         self._countdown: Countdown | None = None
 
     @property
     def interface(self) -> str | None:
         """The name of the interface that the connection uses, ``None`` if it is bound to none."""
+        if self._standing is not None:
+            return self._standing.place.interface
         return self._path.interface if self._path is not None else None
 
     @property
@@ -103,18 +104,18 @@ class StreamGuard:
 
         :raises OSError: the socket is closed
         """
-        local = unmapped(address_of(sock.getsockname()))
         self._watcher.follow(self)
         try:
-            decider = self._watcher.decider()
-            self._place = place_of(decider.network, path.interface, path.index, local)
+            loop = self._loop()
+            assert loop is not None
+            self._standing = Standing(self._watcher, sock, self._target, self._pin, path, loop, self._look)
             if isinstance(sock, FollowedSocket):
                 sock.on_close(self.close)
             else:
                 forgotten = weakref.WeakMethod(self.close)
                 self._sock = weakref.ref(sock, lambda _: _call(forgotten))
             # What happened between the dial and now raises no further event.
-            self.network_changed(decider, Cause.STARTED)
+            self._look()
         except BaseException:
             self.close()
             raise
@@ -140,7 +141,8 @@ class StreamGuard:
         """Stop following. The connection stays as it is."""
         self._watcher.unfollow(self)
         self._stay()
-        self._cancel_stall()
+        if self._standing is not None:
+            self._standing.close()
         self._sock = None
         self._transport = None
         self._kept_transport = None
@@ -148,24 +150,17 @@ class StreamGuard:
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
         sock = self._socket()
-        if sock is None:
+        if sock is None or self._standing is None:
             self.close()
             return
-        decider = pinned(decider, self._pin)
-        found = self._assess(decider)
+        found = self._standing.judge(sock, decider)
         if found.viability is not Viability.WORKS:
             self._stay()
-            if found.viability is Viability.STALLED and not self._stalled_for_long:
-                if self._stall_timer is None:
-                    self._stall_timer = self._call_later(viability.STALL_GRACE, self._stalled)
-                return
-            self._cancel_stall()
-            if found.usable:
+            if found.viability is Viability.DEAD and found.usable:
                 self._end(sock, found)
             return
-        self._cancel_stall()
-        self._stalled_for_long = False
-        if found.better is None or not leaves(self._better_path, decider.network, self._place, found.better, decider.preferences):
+        place = self._standing.place
+        if found.better is None or not leaves(self._better_path, decider.network, place, found.better, decider.preferences):
             self._stay()
         elif self._better_path == "abort":
             self._end(sock, found)
@@ -173,16 +168,8 @@ class StreamGuard:
             self._countdown = Countdown(self._watcher.clock(), self._watcher.kernel.activity(sock))
             self._sample_timer = self._call_later(viability.SAMPLE, self._sample)
 
-    def _assess(self, decider: Decider) -> Assessment:
-        return assess(decider.network, self._place, decider.decide(self._target), self._routed)
-
-    def _routed(self, interface: Interface) -> bool:
-        return isinstance(self._target, int) or self._watcher.kernel.has_route(interface, self._target)
-
-    def _stalled(self) -> None:
-        self._stall_timer = None
+    def _look(self) -> None:
         if self._watcher.follows(self):
-            self._stalled_for_long = True
             self.network_changed(self._watcher.decider(), Cause.EVENTS)
 
     def _sample(self) -> None:
@@ -193,10 +180,10 @@ class StreamGuard:
         if not self._countdown.due(self._watcher.clock(), self._watcher.kernel.activity(sock)):
             self._sample_timer = self._call_later(viability.SAMPLE, self._sample)
             return
-        decider = pinned(self._watcher.decider(), self._pin)
+        decider = self._watcher.decider()
         # The newest reading may have ended it already, or made it stay.
-        if self._countdown is not None:
-            self._end(sock, self._assess(decider))
+        if self._countdown is not None and self._standing is not None:
+            self._end(sock, self._standing.judge(sock, decider))
 
     def _stay(self) -> None:
         self._countdown = None
@@ -204,16 +191,11 @@ class StreamGuard:
             self._sample_timer.cancel()
             self._sample_timer = None
 
-    def _cancel_stall(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-
     def _end(self, sock: socket.socket, found: Assessment) -> None:
-        connection = f"the connection to {self._target} over {self._place.interface}"
+        connection = f"the connection to {self._target} over {self.interface}"
         successor = found.target.name if found.target is not None else None
         self.error = InterfaceChanged(
-            f"{connection} was ended: {found.reason}", interface=self._place.interface, new_interface=successor
+            f"{connection} was ended: {found.reason}", interface=self.interface, new_interface=successor
         )
         logger.info(
             "%s is ended: %s; a new one leaves by %s", connection, found.reason, successor or "no interface in particular"
