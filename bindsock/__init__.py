@@ -25,6 +25,7 @@ from bindsock.errors import (
     NoRoute,
     UnsupportedSystem,
 )
+from bindsock.eventloop import EventLoop, loop_factory
 from bindsock.factory import Changes, TransportFactory
 from bindsock.network import (
     Basis,
@@ -41,6 +42,7 @@ from bindsock.network import (
     Route,
     RouteKind,
 )
+from bindsock.resolvers import InterfaceResolver
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport
 
@@ -55,11 +57,13 @@ __all__ = [
     "DatagramTransport",
     "Decision",
     "EgressMismatch",
+    "EventLoop",
     "FamilyChange",
     "Interface",
     "InterfaceAddress",
     "InterfaceChanged",
     "InterfaceKind",
+    "InterfaceResolver",
     "KernelError",
     "Network",
     "NoEffectiveInterface",
@@ -79,6 +83,7 @@ __all__ = [
     "effective_interface",
     "explain",
     "interface_of",
+    "loop_factory",
     "open_connection",
     "socket_factory",
     "statistics",
