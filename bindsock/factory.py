@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import itertools
 import socket
 import ssl as ssl_module
 import weakref
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from bindsock import kernel as kernels
-from bindsock.dialing import Dialer, decide_and_bind
+from bindsock.dialing import MAX_REDIALS, Dialer, Dialled, decide_and_bind
 from bindsock.effective import Decider, Preferences
 from bindsock.kernel import Kernel
 from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
@@ -192,7 +193,6 @@ class TransportFactory:
         :raises OSError: names, the connection or the handshake failed
         """
         loop = self._running_loop()
-        protocol = protocol_factory()
         sock = options.get("sock")
         if sock is None and host is None and port is None:
             raise ValueError("host and port was not specified and no sock specified")
@@ -202,19 +202,22 @@ class TransportFactory:
         watcher = self._watch()
         if sock is not None:
             guard = self._follow(sock, options)
-            return await self._attach(loop, guard, protocol, sock, tls)
+            return await self._attach(loop, guard, protocol_factory(), sock, tls)
         dialer = self._dialer(host, port, options)
+        protocol: P | None = None
         with watcher.hold():
-            while True:
+            for redials in itertools.count():
                 dialled = await dialer.dial()
-                guard = self._follow(dialled.sock, options, dialled.address, dialled.path)
+                guard = self._follow_dialled(dialled, options)
+                protocol = protocol if protocol is not None else protocol_factory()
                 try:
                     return await self._attach(loop, guard, protocol, dialled.sock, tls)
                 except OSError:
                     # The handshake of a connection whose path went away meanwhile is part of the dial.
-                    if guard is None or guard.error is None:
+                    if guard is None or guard.error is None or redials == MAX_REDIALS:
                         raise
                     watcher.statistics.redialled += 1
+        raise AssertionError("the last attempt returns or raises")
 
     async def open_connection(
         self, host: str | None = None, port: int | str | None = None, *, limit: int = 2**16, **options: Unpack[ConnectOptions]
@@ -263,7 +266,7 @@ class TransportFactory:
             "better_path": better_path,
         }
         dialled = await self._dialer(host, port, options).dial()
-        self._follow(dialled.sock, options, dialled.address, dialled.path)
+        self._follow_dialled(dialled, options)
         return dialled.sock
 
     def socket_factory(self, addr_info: AddrInfo) -> socket.socket:
@@ -486,6 +489,13 @@ class TransportFactory:
             loop=self._running_loop(),
         )
         return guard
+
+    def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
+        try:
+            return self._follow(dialled.sock, options, dialled.address, dialled.path)
+        except BaseException:
+            dialled.sock.close()
+            raise
 
     def _path_in_use(self, sock: socket.socket) -> Path | None:
         """The path of a connected socket that somebody else made: by its bound interface, or its own address."""
