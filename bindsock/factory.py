@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import itertools
 import socket
 import ssl as ssl_module
@@ -202,16 +203,15 @@ class TransportFactory:
         watcher = self._watch()
         if sock is not None:
             guard = self._follow(sock, options)
-            return await self._attach(loop, guard, protocol_factory(), sock, tls)
+            return await self._attach(loop, guard, protocol_factory, sock, tls)
         dialer = self._dialer(host, port, options)
-        protocol: P | None = None
+        once = functools.cache(protocol_factory)
         with watcher.hold():
             for redials in itertools.count():
                 dialled = await dialer.dial()
                 guard = self._follow_dialled(dialled, options)
-                protocol = protocol if protocol is not None else protocol_factory()
                 try:
-                    return await self._attach(loop, guard, protocol, dialled.sock, tls)
+                    return await self._attach(loop, guard, once, dialled.sock, tls)
                 except OSError:
                     # The handshake of a connection whose path went away meanwhile is part of the dial.
                     if guard is None or guard.error is None or redials == MAX_REDIALS:
@@ -509,11 +509,16 @@ class TransportFactory:
         return Path(family, interface.name, interface.index, frozenset(interface.usable_addresses(family)), None)
 
     async def _attach(
-        self, loop: asyncio.AbstractEventLoop, guard: StreamGuard | None, protocol: P, sock: socket.socket, tls: dict[str, Any]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        guard: StreamGuard | None,
+        protocol_factory: Callable[[], P],
+        sock: socket.socket,
+        tls: dict[str, Any],
     ) -> tuple[asyncio.Transport, P]:
         _attaching.add(sock)
         try:
-            transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
+            transport, protocol = await loop.create_connection(protocol_factory, sock=sock, **tls)
         except BaseException:
             if guard is not None:
                 guard.close()
