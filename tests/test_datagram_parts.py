@@ -153,6 +153,9 @@ def test_only_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (len(waiting), waiting.size) == (1, 19)
 
 
+SOCK = socket.socket.__new__(socket.socket)
+
+
 class Counting:
     """A kernel that only counts, and the time."""
 
@@ -160,6 +163,10 @@ class Counting:
         self.count: int | None = 0
         self.asked = 0
         self.now = 100.0
+        self.queued = 0
+
+    def unsent(self, sock: socket.socket) -> int:
+        return self.queued
 
     def dropped(self, interface: Interface) -> int | None:
         self.asked += 1
@@ -181,12 +188,14 @@ def devices(counting: Counting) -> Devices:
 
 def send(record: SendRecord, counting: Counting, times: int) -> None:
     for _ in range(times):
-        record.sent(counting.now)
+        if counting.now >= record.due:
+            record.look(counting.now)
+        record.sent()
 
 
 def test_only_drops_of_the_last_seconds_count(counting: Counting, devices: Devices) -> None:
     record = SendRecord(devices)
-    record.start(WIFI)
+    record.start(WIFI, SOCK)
     assert counting.count is not None
     for _ in range(10):
         counting.now += 1.0
@@ -194,14 +203,14 @@ def test_only_drops_of_the_last_seconds_count(counting: Counting, devices: Devic
         send(record, counting, 1)
     counting.count += 5
     send(record, counting, 9)
-    # Of the eleven that were sent since two seconds ago, seven at most: the two drops in that time, and the five at the end.
+    # The ten that were sent since two seconds ago are at most seven: the two drops in that time, and the five at the end.
     assert record.lost() == 7
 
 
 def test_a_drop_is_accounted_for_once(counting: Counting, devices: Devices) -> None:
     records = [SendRecord(devices) for _ in range(3)]
     for record in records:
-        record.start(WIFI)
+        record.start(WIFI, SOCK)
         send(record, counting, 4)
     counting.now += 0.4
     counting.count = 6
@@ -212,7 +221,7 @@ def test_a_drop_is_accounted_for_once(counting: Counting, devices: Devices) -> N
 def test_the_device_is_asked_twice_a_second_for_all_sockets_together(counting: Counting, devices: Devices) -> None:
     records = [SendRecord(devices) for _ in range(50)]
     for record in records:
-        record.start(WIFI)
+        record.start(WIFI, SOCK)
     assert counting.asked == 1
     for _ in range(100):
         counting.now += 0.01
@@ -221,9 +230,33 @@ def test_the_device_is_asked_twice_a_second_for_all_sockets_together(counting: C
     assert counting.asked <= 3
 
 
+def test_what_waited_for_the_gateway_is_lost_with_the_device_uncounted_by_it(counting: Counting, devices: Devices) -> None:
+    record = SendRecord(devices)
+    record.start(WIFI, SOCK)
+    send(record, counting, 5)
+    counting.queued = 3
+    counting.now += 0.03
+    send(record, counting, 4)
+    counting.queued = 0
+    assert record.lost() == 3 + 4
+
+
+def test_what_left_in_time_is_not_lost(counting: Counting, devices: Devices) -> None:
+    record = SendRecord(devices)
+    record.start(WIFI, SOCK)
+    counting.queued = 3
+    counting.now += 0.03
+    send(record, counting, 5)
+    counting.queued = 0
+    counting.now += 0.03
+    send(record, counting, 1)
+    counting.queued = 1
+    assert record.lost() == 1
+
+
 def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, devices: Devices) -> None:
     counting.count = None
     record = SendRecord(devices)
-    record.start(WIFI)
+    record.start(WIFI, SOCK)
     send(record, counting, 3)
     assert record.lost() == 0

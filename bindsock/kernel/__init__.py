@@ -102,6 +102,12 @@ class Kernel(Protocol):
         :return: a count that only grows; ``None`` if it is unknown. Never raises.
         """
 
+    def unsent(self, sock: socket.socket) -> int:
+        """How many datagrams, at the most, the socket has handed over that have not left their device yet.
+
+        :return: 0 also if it is unknown. Never raises.
+        """
+
     def abort(self, sock: socket.socket) -> None:
         """End a connected stream socket at once, whatever is under way: whoever waits on it is woken, with an error if the
         system can do that. The descriptor stays open.

@@ -172,6 +172,9 @@ class SimulatedKernel:
     def dropped(self, interface: Interface) -> int | None:
         return None
 
+    def unsent(self, sock: socket.socket) -> int:
+        return 0
+
     def close(self) -> None:
         """Nothing is kept between questions."""
 

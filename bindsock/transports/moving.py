@@ -413,7 +413,7 @@ class Mover:
 
     def _start_record(self, network: Network) -> None:
         path = self.place.path
-        self.record.start(network.interfaces.get(path.index) if path is not None else None)
+        self.record.start(network.interfaces.get(path.index) if path is not None else None, self.sock)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:

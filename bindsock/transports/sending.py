@@ -135,21 +135,24 @@ class Sender:
             mover.sock.sendto(data, destination)
 
     def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
+        record = self._mover.record
+        if now >= record.due:
+            record.look(now)
         try:
             self._transmit(data, addr)
         except (BlockingIOError, InterruptedError):
             return Outcome.FULL
         except OSError as exc:
-            return self._refused(exc, data, addr, now)
+            return self._refused(exc, data, addr)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
             self._owner.broken(exc)
             return Outcome.FAILED
-        self._mover.record.sent(now)
+        record.sent()
         return Outcome.SENT
 
-    def _refused(self, exc: OSError, data: Data, addr: Any, now: float) -> Outcome:
+    def _refused(self, exc: OSError, data: Data, addr: Any) -> Outcome:
         if exc.errno in _PENDING:
             try:
                 self._transmit(data, addr)
@@ -163,7 +166,7 @@ class Sender:
                 exc = again
             else:
                 self.errors.append(exc)
-                self._mover.record.sent(now)
+                self._mover.record.sent()
                 return Outcome.SENT
         self.errors.append(exc)
         return Outcome.FAILED

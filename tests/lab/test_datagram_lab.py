@@ -204,7 +204,8 @@ def test_what_is_accepted_leaves_by_an_uplink_when_the_other_is_taken_away(
         outcome = program.finish()
     # While an interface goes down on one processor and a program sends on another, the device drops what it accepts for some
     # microseconds (linux net/core/dev.c, __dev_close_many): that is counted.
-    assert len(outcome.missing) <= outcome.statistics["lost_on_device"] <= outcome.dropped
+    assert len(outcome.missing) <= outcome.statistics["lost_on_device"]
+    assert len(outcome.missing) <= outcome.dropped
     assert outcome.statistics["lost"] == 0
     assert outcome.statistics["rebinds"] >= SWITCHES
     assert sum(outcome.left_by.values()) >= outcome.sent - len(outcome.missing)
@@ -260,7 +261,7 @@ def test_a_lost_carrier_costs_what_the_device_had_taken_and_the_statistics_say_s
         lab.carrier(lost, True)
         lab.wait_until_running(lost)
     outcome = program.finish()
-    assert len(outcome.missing) <= outcome.statistics["lost_on_device"] <= outcome.dropped
+    assert len(outcome.missing) <= outcome.statistics["lost_on_device"] < outcome.sent
     assert outcome.statistics["lost"] == 0
     assert outcome.statistics["rebinds"] >= SWITCHES
     assert not outcome.errors

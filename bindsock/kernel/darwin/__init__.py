@@ -135,3 +135,7 @@ class DarwinKernel:
     def dropped(self, interface: Interface) -> int | None:
         """Unknown: which of xnu's counters would tell has not been found out."""
         return None
+
+    def unsent(self, sock: socket.socket) -> int:
+        """Unknown: which call would tell has not been found out."""
+        return 0

@@ -125,6 +125,10 @@ class LinuxKernel:
             _logger.debug("%s does not say what it dropped: %s", interface.name, error)
             return None
 
+    def unsent(self, sock: socket.socket) -> int:
+        """What waits for the device, or for the link-layer address of the next hop, 1 µs."""
+        return counters.unsent(sock)
+
     def abort(self, sock: socket.socket) -> None:
         """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
         sockets.abort(sock)

@@ -1,12 +1,14 @@
-"""What a device counts, out of RTM_NEWLINK's IFLA_STATS64.
+"""What a device has dropped, out of RTM_NEWLINK's IFLA_STATS64, and what of a socket's datagrams has not left it yet.
 
 Layout: ``include/uapi/linux/if_link.h``, struct rtnl_link_stats64.
 """
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
+import termios
 from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
@@ -20,6 +22,9 @@ _IFINFOMSG = struct.Struct("=BxHiII")
 _IFLA_STATS64 = 23
 _STATS64 = struct.Struct("=8Q")
 """rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped, and more."""
+
+_SMALLEST_DATAGRAM = 768
+"""Bytes that the smallest one takes of the send buffer: struct sk_buff, skb_shared_info, and data (``net/core/skbuff.c``)."""
 
 
 def dropped(channel: Channel, index: int) -> int:
@@ -36,3 +41,13 @@ def dropped(channel: Channel, index: int) -> int:
         raise KernelError("RTM_NEWLINK without statistics")
     counts: tuple[int, ...] = _STATS64.unpack_from(statistics)
     return counts[5] + counts[7]
+
+
+def unsent(sock: socket.socket) -> int:
+    """How many datagrams, at the most, are in the send buffer: a device returns what they take of it when they have left."""
+    try:
+        answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    taken: int = struct.unpack("=i", answer)[0]
+    return -(-taken // _SMALLEST_DATAGRAM)
