@@ -1,6 +1,6 @@
 """Which libraries leave by the effective interface on which event loop: measured, as a table.
 
-``python -m tests.integrations.capture`` measures in the laboratory and writes ``docs/capture.md``.
+``python -m tests.integrations.capture`` measures in the laboratory and writes ``docs/capture.md`` and the README's copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bindsock.testing.lab import Lab
 from tests.integrations.probes import PROBES, Probe
 from tests.integrations.servers import Servers
 
-TABLE = Path(__file__).parents[2] / "docs" / "capture.md"
+TABLES = tuple(Path(__file__).parents[2] / name for name in ("docs/capture.md", "README.md"))
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -60,9 +60,9 @@ def _cell(result: str) -> str:
     return {"bound": "**bound**"}.get(result, result)
 
 
-def written() -> str:
-    """The table in ``docs/capture.md``."""
-    return TABLE.read_text().split(BEGIN)[1].split(END)[0]
+def written() -> list[str]:
+    """The table as it stands in each place."""
+    return [path.read_text().split(BEGIN)[1].split(END)[0] for path in TABLES]
 
 
 def measure_all() -> dict[tuple[str, str], str]:
@@ -74,9 +74,11 @@ def measure_all() -> dict[tuple[str, str], str]:
 
 
 def main() -> None:
-    before, _, rest = TABLE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    TABLE.write_text(before + BEGIN + table(measure_all()) + END + after)
+    measured = table(measure_all())
+    for path in TABLES:
+        before, _, rest = path.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        path.write_text(before + BEGIN + measured + END + after)
 
 
 if __name__ == "__main__":
