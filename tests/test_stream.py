@@ -421,6 +421,40 @@ async def test_a_pinned_connection_waits_for_its_interface(scene: Scene) -> None
     assert (await ended(connected[0])).new_interface == "wifi0"
 
 
+BRIDGE = interface("br0", 4, "127.0.0.1/8", kind=InterfaceKind.BRIDGE)
+IN_BRIDGE = network(interface("wifi0", 2), BRIDGE, ETHERNET, route("0.0.0.0/0", 4, "127.0.0.254"), BY_ETHERNET)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+async def test_a_connection_moves_along_with_its_address(scene: Scene, bound: bool) -> None:
+    connected = await scene.open()
+    sock = scene.guards[0]._socket()
+    assert sock is not None
+    if bound:
+        scene.kernel.bind(sock, WIFI)
+    scene.kernel.change(IN_BRIDGE)
+    await settle()
+    assert await still_works(connected)
+    assert scene.guards[0].interface == "br0"
+    assert scene.kernel.binds == ([("bind", "wifi0"), ("rebind", "br0")] if bound else [])
+    assert scene.watcher.statistics.rebinds == 1
+    scene.kernel.change(network(BRIDGE, route("0.0.0.0/0", 4, "127.0.0.254")))
+    await settle()
+    assert scene.guards[0].error is None
+    scene.kernel.change(ON_ETHERNET)
+    assert (await ended(connected[0])).interface == "br0"
+
+
+async def test_a_connection_that_may_not_move_is_ended(scene: Scene) -> None:
+    reader, _ = await scene.open()
+    sock = scene.guards[0]._socket()
+    assert sock is not None
+    scene.kernel.bind(sock, WIFI)
+    scene.kernel.refuse.add("br0")
+    scene.kernel.change(IN_BRIDGE)
+    assert (await ended(reader)).new_interface == "br0"
+
+
 async def test_following_stops_when_the_transport_is_closed(scene: Scene, tls_scene: Scene) -> None:
     for here, tls in ((scene, False), (tls_scene, True)):
         watcher = here.watcher
