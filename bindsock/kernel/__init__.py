@@ -115,6 +115,14 @@ class Kernel(Protocol):
         :raises OSError: the call failed; it may not have been connected any more
         """
 
+    def limit_silence(self, sock: socket.socket, seconds: float) -> None:
+        """Let a stream socket fail when its peer has not answered for so long, whether anything was sent or not.
+
+        It is for paths that die without an event, beyond the first hop. At rest the peer is asked now and then.
+
+        :raises OSError: the system refused
+        """
+
     def close(self) -> None:
         """Let go of the descriptors that are kept between questions. The next question opens them again."""
 

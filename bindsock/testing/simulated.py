@@ -90,7 +90,7 @@ class SimulatedKernel:
         self.readings = 0
         """How often the network was read."""
         self.binds: list[tuple[str, str]] = []
-        """What was done to sockets, as ("bind" or "rebind" or "unbind" or "abort", interface name)."""
+        """What was done to sockets, as ("bind" or "rebind" or "unbind" or "abort", interface), ("limit silence", seconds)."""
         self.refuse: set[str] = set()
         """Names of interfaces to which binding fails with EPERM."""
         self.silent = False
@@ -154,6 +154,9 @@ class SimulatedKernel:
     def abort(self, sock: socket.socket) -> None:
         self.binds.append(("abort", ""))
         sock.shutdown(socket.SHUT_RDWR)
+
+    def limit_silence(self, sock: socket.socket, seconds: float) -> None:
+        self.binds.append(("limit silence", str(seconds)))
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         family = family_of(destination)

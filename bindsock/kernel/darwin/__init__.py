@@ -127,6 +127,10 @@ class DarwinKernel:
         whose descriptor is to stay open."""
         sockets.abort(sock)
 
+    def limit_silence(self, sock: socket.socket, seconds: float) -> None:
+        """TCP_RXT_CONNDROPTIME, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
+        sockets.limit_silence(sock, seconds)
+
     def close(self) -> None:
         """Close the socket for ioctls; the next question opens another."""
         if isinstance(self._syscalls, LiveSyscalls):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import socket
 from ctypes import sizeof
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -107,6 +108,22 @@ def abort(sock: socket.socket) -> None:
     :raises OSError: it is not connected, or closed
     """
     sock.shutdown(socket.SHUT_RDWR)
+
+
+def limit_silence(sock: socket.socket, seconds: float) -> None:
+    """Let a stream socket fail after so much silence, in whole seconds.
+
+    TCP_RXT_CONNDROPTIME counts while something is being sent again (xnu bsd/netinet/tcp_timer.c, tcp_timers); at rest the
+    keep-alive probes do.
+
+    :raises OSError: the kernel refused
+    """
+    idle, interval = max(1, int(seconds / 2)), max(1, int(seconds / 4))
+    sock.setsockopt(abi.SOL_SOCKET, abi.SO_KEEPALIVE, 1)
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPALIVE, idle)
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPINTVL, interval)
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPCNT, max(1, math.ceil((seconds - idle) / interval)))
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_RXT_CONNDROPTIME, max(1, math.ceil(seconds)))
 
 
 def bound(sock: socket.socket) -> int | None:

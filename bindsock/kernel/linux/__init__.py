@@ -133,6 +133,10 @@ class LinuxKernel:
         """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
         sockets.abort(sock)
 
+    def limit_silence(self, sock: socket.socket, seconds: float) -> None:
+        """TCP_USER_TIMEOUT, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
+        sockets.limit_silence(sock, seconds)
+
     def close(self) -> None:
         """Close the socket for questions; the next question opens another."""
         self._channel.close()

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import ipaddress
+import math
 import os
 import socket
 import struct
@@ -26,7 +27,11 @@ _SO_BINDTODEVICE = 25
 _SO_BINDTOIFINDEX = 62
 _SIOCGIFNAME = 0x8910
 _IFREQ = struct.Struct("@16si20x")
+_TCP_KEEPIDLE = 4
+_TCP_KEEPINTVL = 5
+_TCP_KEEPCNT = 6
 _TCP_INFO = 11
+_TCP_USER_TIMEOUT = 18
 _IPPROTO_MPTCP = 262
 _SOL_MPTCP = 284
 _MPTCP_INFO = 1
@@ -190,6 +195,27 @@ def abort(sock: socket.socket) -> None:
     :raises OSError: the socket is closed
     """
     _disconnect(sock)
+
+
+def limit_silence(sock: socket.socket, seconds: float) -> None:
+    """Let a stream socket fail after so much silence.
+
+    TCP_USER_TIMEOUT counts while something is unacknowledged; at rest it does so only from the first keep-alive probe on
+    (``net/ipv4/tcp_timer.c``, tcp_keepalive_timer), which comes after half of the time.
+
+    :raises OSError: the kernel refused
+    """
+    idle, interval = max(1, int(seconds / 2)), max(1, int(seconds / 4))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPCNT, max(1, math.ceil((seconds - idle) / interval)))
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
+    except OSError as error:
+        # A multipath socket has none; the probes alone find its silence (net/mptcp/sockopt.c).
+        if sock.proto != _IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+            raise
 
 
 def activity(sock: socket.socket) -> object:
