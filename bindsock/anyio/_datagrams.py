@@ -48,6 +48,7 @@ class DatagramQueue(asyncio.DatagramProtocol):
         self._received = anyio.Event()
         self._writable = anyio.Event()
         self._writable.set()
+        self._ended = anyio.Event()
         self._lost: Exception | None = None
         self._closed = False
         self._receiving = anyio.ResourceGuard("reading from")
@@ -61,6 +62,7 @@ class DatagramQueue(asyncio.DatagramProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = exc
+        self._ended.set()
         self._received.set()
         self._writable.set()
 
@@ -80,7 +82,7 @@ class DatagramQueue(asyncio.DatagramProtocol):
         with self._receiving:
             await checkpoint()
             while not self._queue:
-                self._raise_if_closed()
+                await self._raise_if_ended()
                 self._received = anyio.Event()
                 await self._received.wait()
             return self._queue.popleft()
@@ -89,7 +91,7 @@ class DatagramQueue(asyncio.DatagramProtocol):
         with self._sending:
             await checkpoint_if_cancelled()
             await self._writable.wait()
-            self._raise_if_closed()
+            await self._raise_if_ended()
             self.transport.sendto(data, address)
             # What has no path for now is held, for some seconds: the sender waits, or the device's own queue would be no limit.
             await self._writable.wait()
@@ -121,10 +123,11 @@ class DatagramQueue(asyncio.DatagramProtocol):
             attributes[SocketAttribute.remote_port] = lambda: peer[1]
         return attributes
 
-    def _raise_if_closed(self) -> None:
+    async def _raise_if_ended(self) -> None:
         if self._closed:
             raise anyio.ClosedResourceError
         if self.transport.is_closing():
+            await self._ended.wait()
             raise anyio.BrokenResourceError(str(self._lost or "the socket has ended")) from self._lost
 
 

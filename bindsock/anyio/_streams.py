@@ -29,6 +29,7 @@ class FollowedStream(SocketStream):
 
     def __init__(self, stream: SocketStream, guard: StreamGuard | None) -> None:
         self._stream = stream
+        self._closed = False
         self.guard = guard
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -38,6 +39,8 @@ class FollowedStream(SocketStream):
             self._ended(error)
 
     async def send(self, item: bytes) -> None:
+        if self._closed:  # which anyio's own does not notice if there is nothing to send
+            raise anyio.ClosedResourceError
         try:
             await self._stream.send(item)
         except anyio.BrokenResourceError as error:
@@ -50,6 +53,7 @@ class FollowedStream(SocketStream):
             self._ended(error)
 
     async def aclose(self) -> None:
+        self._closed = True
         if self.guard is not None:
             self.guard.close()
         await self._stream.aclose()

@@ -5,7 +5,9 @@ All of it is done by system tasks, which are nobody's children and end with the 
 
 from __future__ import annotations
 
+import functools
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -26,8 +28,8 @@ class TrioLoop:
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        self._readers: dict[int, object] = {}
-        self._writers: dict[int, object] = {}
+        self._readers: dict[int, _Registration] = {}
+        self._writers: dict[int, _Registration] = {}
 
     def is_closed(self) -> bool:
         """Whether the run is over, or another one than this."""
@@ -70,19 +72,21 @@ class TrioLoop:
 
     def _add(
         self,
-        registry: dict[int, object],
+        registry: dict[int, _Registration],
         wait: Callable[[int], Any],
         fd: int | socket.socket,
-        callback: Any,
+        callback: Callable[..., object],
         args: tuple[Any, ...],
     ) -> None:
         number = fd if isinstance(fd, int) else fd.fileno()
-        registration = registry[number] = object()
-        trio.lowlevel.spawn_system_task(
-            self._call_when_ready, registry, registration, wait, number, callback, args, name="bindsock reader"
-        )
+        registration = registry.get(number)
+        if registration is not None:
+            registration.call = functools.partial(callback, *args)
+            return
+        registration = registry[number] = _Registration(functools.partial(callback, *args))
+        trio.lowlevel.spawn_system_task(self._call_when_ready, registry, registration, wait, number, name="bindsock reader")
 
-    def _remove(self, registry: dict[int, object], fd: int | socket.socket) -> bool:
+    def _remove(self, registry: dict[int, _Registration], fd: int | socket.socket) -> bool:
         number = fd if isinstance(fd, int) else fd.fileno()
         if registry.pop(number, None) is None:
             return False
@@ -91,13 +95,7 @@ class TrioLoop:
         return True
 
     async def _call_when_ready(
-        self,
-        registry: dict[int, object],
-        registration: object,
-        wait: Callable[[int], Any],
-        fd: int,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
+        self, registry: dict[int, _Registration], registration: _Registration, wait: Callable[[int], Any], fd: int
     ) -> None:
         while registry.get(fd) is registration:
             try:
@@ -105,7 +103,14 @@ class TrioLoop:
             except trio.ClosedResourceError:
                 continue
             if registry.get(fd) is registration:
-                _safely(callback, *args)
+                _safely(registration.call)
+
+
+@dataclass(slots=True, eq=False)
+class _Registration:
+    """What to call when a descriptor is ready."""
+
+    call: Callable[[], object]
 
 
 class TrioTimer:

@@ -1,0 +1,41 @@
+"""Every test runs on asyncio's own loop, on uvloop, on an event loop that binds, and on trio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from bindsock import EventLoop
+from tests.integrations.conftest import servers
+
+__all__ = ["servers"]
+
+Main = Callable[[], Awaitable[None]]
+Run = Callable[[Main], None]
+
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {"loop_factory": asyncio.SelectorEventLoop}),
+    "uvloop": ("asyncio", {"loop_factory": uvloop.Loop}),
+    "bindsock": ("asyncio", {"loop_factory": EventLoop}),
+    "trio": ("trio", {}),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run an asynchronous function, which has to end within a minute."""
+    backend, options = BACKENDS[request.param]
+
+    def run(main: Main) -> None:
+        async def bounded() -> None:
+            with anyio.fail_after(60):
+                await main()
+
+        anyio.run(bounded, backend=backend, backend_options=options)
+
+    return run

@@ -1,0 +1,344 @@
+"""anyio's TCP functions beneath the VPN, on every backend."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket
+import ssl
+
+import anyio
+import pytest
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSStream
+
+import bindsock
+import bindsock.anyio
+from bindsock.anyio import BindsockAttribute, ReconnectingStream, TCPConnectable, connect_tcp
+from bindsock.testing.lab import Lab
+from tests.integrations.tunnel import nothing_through_the_tunnel
+
+from .conftest import Run
+
+pytestmark = pytest.mark.lab
+
+
+async def line(stream: ByteStream) -> bytes:
+    """One line, and nothing after it."""
+    received = b""
+    while not received.endswith(b"\n"):
+        received += await stream.receive(1)
+    return received
+
+
+async def source(stream: ByteStream) -> str:
+    return (await line(stream)).decode().split()[1]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_connections_leave_beneath_the_vpn(lab: Lab, run: Run, family: socket.AddressFamily) -> None:
+    async def main() -> None:
+        async with await connect_tcp(lab.server.address(family), lab.server.tcp_port) as stream:
+            assert await source(stream) == lab.address("wifi0", family)
+            assert stream.extra(BindsockAttribute.interface) == "wifi0"
+            assert stream.extra(SocketAttribute.remote_port) == lab.server.tcp_port
+            assert stream.extra(SocketAttribute.raw_socket).getsockname()[0] == lab.address("wifi0", family)
+            await stream.send(b"ping\n")
+            assert await line(stream) == b"ping\n"
+
+    lab.vpn_up("metric")
+    with nothing_through_the_tunnel(lab):
+        run(main)
+
+
+def test_tls_is_anyios_own(lab: Lab, run: Run) -> None:
+    context = lab.client_ssl_context()
+
+    async def main() -> None:
+        stream = await connect_tcp(
+            lab.server.ipv4,
+            lab.server.tls_port,
+            ssl_context=context,
+            tls=True,
+            tls_standard_compatible=False,
+            tls_hostname=lab.server.name,
+        )
+        async with stream:
+            assert isinstance(stream, TLSStream)
+            assert await source(stream) == lab.address("wifi0")
+        with pytest.raises(ssl.SSLError):
+            await connect_tcp(lab.server.ipv4, lab.server.tls_port, tls=True)
+
+    lab.vpn_up("metric")
+    run(main)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_connection_whose_interface_goes_is_broken_and_says_why(lab: Lab, run: Run, tls: bool) -> None:
+    context = lab.client_ssl_context() if tls else None
+
+    async def main() -> None:
+        stream = await connect_tcp(
+            lab.server.ipv4,
+            lab.server.tls_port if tls else lab.server.tcp_port,
+            ssl_context=context,
+            tls=tls,
+            tls_standard_compatible=False,
+        )
+        async with stream:
+            await source(stream)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, lab.down, "wifi0")
+                with pytest.raises(anyio.BrokenResourceError) as error:
+                    await stream.receive()
+            assert isinstance(error.value.__cause__, bindsock.InterfaceChanged)
+            assert error.value.__cause__.new_interface == "eth0"
+            with pytest.raises((anyio.BrokenResourceError, anyio.ClosedResourceError)):
+                await stream.send(b"more")
+
+    run(main)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_reconnecting_stream_goes_on_by_the_other_interface(lab: Lab, run: Run, tls: bool) -> None:
+    context = lab.client_ssl_context() if tls else None
+
+    async def main() -> None:
+        sources = []
+
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            assert unread == b""
+            sources.append(await source(stream))
+            await stream.send(b"said again\n")
+            return b"from the hook\n"
+
+        stream = await connect_tcp(
+            lab.server.ipv4,
+            lab.server.tls_port if tls else lab.server.tcp_port,
+            tls=tls,
+            ssl_context=context,
+            tls_standard_compatible=False,
+            on_reconnect=on_reconnect,
+        )
+        async with stream:
+            assert isinstance(stream, ReconnectingStream)
+            await source(stream)
+            for down, up, other in (("wifi0", "eth0", "eth0"), ("eth0", "wifi0", "wifi0")):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(anyio.to_thread.run_sync, lab.down, down)
+                    assert await line(stream) == b"from the hook\n"
+                assert await line(stream) == b"said again\n"
+                assert sources[-1] == lab.address(other)
+                await stream.send(b"ping\n")
+                assert await line(stream) == b"ping\n"
+                lab.up(down)
+                lab.wait_until_running(down)
+                assert up == other
+            assert stream.reconnections == 2
+
+    run(main)
+
+
+def test_a_send_that_meets_a_dead_connection_waits_for_the_new_one(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> None:
+            await source(stream)
+
+        async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port, on_reconnect=on_reconnect) as stream:
+            await source(stream)
+            lab.down("wifi0")
+            while not stream.reconnections:
+                await stream.send(b"ping\n")
+            assert await line(stream) == b"ping\n"
+            assert stream.extra(SocketAttribute.local_address)[0] == lab.address("eth0")
+
+    run(main)
+
+
+def test_a_hook_that_fails_ends_the_stream_with_its_error(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> None:
+            raise ValueError("no")
+
+        async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port, on_reconnect=on_reconnect) as stream:
+            await source(stream)
+            lab.down("wifi0")
+            for _ in range(2):
+                with pytest.raises(anyio.BrokenResourceError, match="on_reconnect failed") as error:
+                    await stream.receive()
+                assert isinstance(error.value.__cause__, ValueError)
+
+    run(main)
+
+
+def test_without_a_new_connection_in_time_the_stream_is_broken(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> None:
+            raise AssertionError
+
+        stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port, on_reconnect=on_reconnect, reconnect_timeout=0.3)
+        async with stream:
+            await source(stream)
+            lab.ip("route", "add", "unreachable", lab.server.ipv4, namespace="router")
+            lab.down("wifi0")
+            with pytest.raises(anyio.BrokenResourceError, match=r"no new connection within 0\.3 s"):
+                await stream.receive()
+
+    run(main)
+
+
+def test_cancelling_a_reconnection_leaves_a_stream_that_reconnects_later(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        slow = True
+
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> None:
+            await source(stream)
+            if slow:
+                await anyio.sleep(60)
+
+        async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port, on_reconnect=on_reconnect) as stream:
+            await source(stream)
+            lab.down("wifi0")
+            with anyio.move_on_after(0.3) as scope:
+                await stream.receive()
+            assert scope.cancelled_caught
+            slow = False
+            await stream.send(b"ping\n")
+            assert await line(stream) == b"ping\n"
+
+    run(main)
+
+
+def test_a_dial_whose_path_goes_is_dialled_again(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        lab.blackhole("wifi0", on=True)
+        async with anyio.create_task_group() as tasks:
+
+            async def down() -> None:
+                while not lab.counters("wifi0").tx_packets > before:
+                    await anyio.sleep(0.001)
+                lab.down("wifi0")
+
+            before = lab.counters("wifi0").tx_packets
+            tasks.start_soon(down)
+            async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
+                assert await source(stream) == lab.address("eth0")
+
+    run(main)
+
+
+def test_the_second_address_is_tried_when_the_first_fails_or_is_slow(lab: Lab, run: Run) -> None:
+    async def resolver(host: str | None, port: int | str | None, **options: int) -> list[bindsock.resolving.AddrInfo]:
+        from bindsock.resolving import numeric
+
+        assert host is not None
+        first = host.removesuffix(".test").replace("-", ".")
+        infos = [numeric(a, port, 0, socket.SOCK_STREAM, 0) for a in (first, lab.server.ipv6)]
+        return [i for i in infos if i is not None]
+
+    async def main() -> None:
+        factory = bindsock.anyio.TransportFactory(resolver=resolver)
+        for first in ("10-9-0-11.test", "10-9-0-1.test"):  # nobody answers; the router refuses
+            stream = await factory.connect_tcp(first, lab.server.tcp_port, happy_eyeballs_delay=0.05)
+            async with stream:
+                assert await source(stream) == lab.address("wifi0", socket.AF_INET6)
+
+    run(main)
+
+
+def test_errors_are_bindsocks_own(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            await connect_tcp(lab.server.ipv4, 1)
+        with pytest.raises(anyio.ConnectionFailed, match="Errno 111"):
+            await TCPConnectable(lab.server.ipv4, 1).connect()
+        with pytest.raises(bindsock.BindFailed, match="does not belong to wifi0"):
+            await connect_tcp(lab.server.ipv4, lab.server.tcp_port, local_host=lab.address("eth0"))
+        lab.down("wifi0")
+        lab.down("eth0")
+        with pytest.raises(bindsock.NoEffectiveInterface) as error:
+            await connect_tcp(lab.server.ipv4, lab.server.tcp_port)
+        assert error.value.errno == errno.ENETUNREACH
+
+    lab.vpn_up("metric")
+    run(main)
+
+
+def test_a_connectable_and_a_local_address_work(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async with await TCPConnectable(lab.server.ipv4, lab.server.tcp_port).connect() as stream:
+            assert await source(stream) == lab.address("wifi0")
+        stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port, local_host=lab.address("wifi0"))
+        async with stream:
+            assert await source(stream) == lab.address("wifi0")
+        factory = bindsock.anyio.TransportFactory(interface="eth0")
+        async with await TCPConnectable(lab.server.ipv4, lab.server.tcp_port, factory).connect() as stream:
+            assert await source(stream) == lab.address("eth0")
+        async with await factory.connect_tcp(lab.server.ipv4, lab.server.tcp_port, interface="wifi0") as stream:
+            assert await source(stream) == lab.address("wifi0")
+
+    lab.vpn_up("metric")
+    run(main)
+
+
+def test_waiting_for_an_interface(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        lab.down("wifi0")
+        lab.down("eth0")
+        factory = bindsock.anyio.TransportFactory(bindsock.Preferences(on_no_interface="wait"))
+        async with anyio.create_task_group() as tasks:
+
+            async def up() -> None:
+                await anyio.sleep(0.05)
+                lab.up("eth0")
+
+            tasks.start_soon(up)
+            async with await factory.connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
+                assert await source(stream) == lab.address("eth0")
+
+    run(main)
+
+
+def test_an_installed_factory_is_the_module_level_functions_own(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        bindsock.anyio.install(bindsock.anyio.TransportFactory(interface="eth0"))
+        async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
+            assert await source(stream) == lab.address("eth0")
+
+    run(main)
+
+
+def test_a_large_transfer_arrives_whole(lab: Lab, run: Run) -> None:
+    size = 3_000_000
+
+    async def main() -> None:
+        async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
+            await source(stream)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, bytes(size))
+                received = await BufferedByteReceiveStream(stream).receive_exactly(size)
+            assert received == bytes(size)
+            await stream.send_eof()
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+
+    run(main)
+
+
+def test_nothing_is_left_open(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
+            await source(stream)
+        with anyio.move_on_after(0.05):
+            await connect_tcp("10.9.0.11", 9)
+        stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port)
+        await stream.aclose()
+
+    run(main)
+    gc.collect()
+    before = set(os.listdir("/dev/fd"))
+    run(main)
+    gc.collect()
+    assert len(set(os.listdir("/dev/fd"))) <= len(before)
