@@ -16,6 +16,7 @@ from bindsock.network import Decision, Interface, IPAddress, Target
 from bindsock.resolving import AddrInfo
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport
+from bindsock.transports.hooks import OnReconnect
 from bindsock.transports.stream import BetterPath
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -53,10 +54,15 @@ async def create_connection(
 
 
 async def open_connection(
-    host: str | None = None, port: int | str | None = None, *, limit: int = 2**16, **options: Unpack[ConnectOptions]
+    host: str | None = None,
+    port: int | str | None = None,
+    *,
+    limit: int = 2**16,
+    on_reconnect: OnReconnect | None = None,
+    **options: Unpack[ConnectOptions],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """``asyncio.open_connection``, beneath the tunnels: see :meth:`TransportFactory.open_connection`."""
-    return await running_factory().open_connection(host, port, limit=limit, **options)
+    return await running_factory().open_connection(host, port, limit=limit, on_reconnect=on_reconnect, **options)
 
 
 async def connect(
@@ -72,6 +78,7 @@ async def connect(
     all_errors: bool = False,
     interface: str | None = None,
     better_path: BetterPath | None = None,
+    dead_after: float | None = None,
 ) -> socket.socket:
     """A connected socket for libraries that take ``sock=``: see :meth:`TransportFactory.connect`."""
     return await running_factory().connect(
@@ -86,6 +93,7 @@ async def connect(
         all_errors=all_errors,
         interface=interface,
         better_path=better_path,
+        dead_after=dead_after,
     )
 
 

@@ -22,6 +22,8 @@ from bindsock.factory import TransportFactory, is_attaching
 from bindsock.foreign import is_client
 from bindsock.network import FAMILIES, path_of
 from bindsock.resolving import SockAddr, address_of
+from bindsock.transports.hooks import HookTransport
+from bindsock.transports.replaceable import ReplaceableTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,11 +106,17 @@ class BoundLoop(_Base):
             self.transport_factory.follow(sock, destination, path_of(decision))
 
     async def start_tls(self, transport: Any, protocol: Any, sslcontext: Any, **options: Any) -> Any:
-        """TLS over a transport of bindsock's own, too."""
+        """TLS over a transport of bindsock's own, too; that one stays the application's."""
+        if isinstance(transport, ReplaceableTransport | HookTransport):
+            transport.set_protocol(protocol)
+            await transport.start_tls(super().start_tls, sslcontext, **options)
+            return transport
         return await super().start_tls(transport, protocol, sslcontext, **options)
 
     async def sendfile(self, transport: Any, file: Any, *args: Any, **options: Any) -> Any:
         """Over a transport of bindsock's own, too."""
+        if isinstance(transport, ReplaceableTransport | HookTransport):
+            return await transport.sendfile(super().sendfile, file, *args, **options)
         return await super().sendfile(transport, file, *args, **options)
 
     # Datagrams

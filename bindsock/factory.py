@@ -25,6 +25,9 @@ from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.statistics import Statistics
 from bindsock.transports.datagram import DatagramTransport, open_datagram
 from bindsock.transports.following import follow_datagrams, watch_datagrams
+from bindsock.transports.hooks import OnReconnect
+from bindsock.transports.legs import Attach, Dial
+from bindsock.transports.reconnecting import ReplaceOptions, create_replaceable, is_replaceable, open_replaceable
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.transports.stream import BetterPath, StreamGuard, follow_stream
 from bindsock.undecided import no_effective_interface
@@ -55,6 +58,9 @@ class ConnectOptions(TypedDict, total=False):
     all_errors: bool
     interface: str | None
     better_path: BetterPath | None
+    dead_after: float | None
+    drain_timeout: float
+    reconnect_timeout: float | None
 
 
 class TransportFactory:
@@ -184,9 +190,20 @@ class TransportFactory:
     ) -> tuple[asyncio.Transport, P]:
         """``loop.create_connection``, beneath the tunnels.
 
-        :param options: those of ``loop.create_connection``, and ``interface=`` (the name of the one interface to use instead
-            of the factory's) and ``better_path=`` (instead of the factory's). A ``sock=`` is connected already: it is
-            followed, never bound.
+        A protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not, is given one stable
+        transport. When its connection is lost, or a better path appears, another takes its place beneath; the method says
+        there what has to be said again, and the protocol goes on: see ``docs/streams.md``.
+
+        :param options: those of ``loop.create_connection``, and
+
+            * ``interface=``, the name of the one interface to use instead of the factory's
+            * ``better_path=`` instead of the factory's
+            * ``dead_after=`` seconds of silence from the peer after which the connection counts as dead, for paths that die
+              without an event; never unless given
+            * ``drain_timeout=`` seconds (1) for which what is on its way over a connection that is replaced is waited for
+            * ``reconnect_timeout=`` seconds (30) after which a replacement is given up; ``None`` for never
+
+            A ``sock=`` is connected already: it is followed, never bound and never replaced.
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises NoRoute: no route leaves by the interface
         :raises BindFailed: the system refused to bind, or the local address is another interface's
@@ -201,14 +218,20 @@ class TransportFactory:
             raise ValueError("host/port and sock can not be specified at the same time")
         tls = _tls_options(host, options)
         watcher = self._watch()
+        dialer = self._dialer(host, port, options)
         if sock is not None:
+            if dialer.prepare is not None:
+                dialer.prepare(sock)
             guard = self._follow(sock, options)
             return await self._attach(loop, guard, protocol_factory, sock, tls)
-        dialer = self._dialer(host, port, options)
         once = functools.cache(protocol_factory)
         with watcher.hold():
             for redials in itertools.count():
                 dialled = await dialer.dial()
+                if is_replaceable(once()):
+                    dial, attach = self._again(dialer, dialled, tls)
+                    transport, protocol = await create_replaceable(watcher, loop, once, dial, attach, **self._replacing(options))
+                    return transport, protocol
                 guard = self._follow_dialled(dialled, options)
                 try:
                     return await self._attach(loop, guard, once, dialled.sock, tls)
@@ -220,15 +243,32 @@ class TransportFactory:
         raise AssertionError("the last attempt returns or raises")
 
     async def open_connection(
-        self, host: str | None = None, port: int | str | None = None, *, limit: int = 2**16, **options: Unpack[ConnectOptions]
+        self,
+        host: str | None = None,
+        port: int | str | None = None,
+        *,
+        limit: int = 2**16,
+        on_reconnect: OnReconnect | None = None,
+        **options: Unpack[ConnectOptions],
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """``asyncio.open_connection``, beneath the tunnels.
 
         :param limit: the reader's buffer limit, in bytes
+        :param on_reconnect: ``async def on_reconnect(reader, writer, unread) -> bytes | None``. When the connection is lost, or
+            a better path appears, it is called with another connection's reader and writer, to say there what has to be said
+            again, and with the bytes that came over the old one and were not read. Then the reader and writer that this
+            returned go on over the new one; what it returns is read first.
         :param options: as :meth:`create_connection` has them
         :raises OSError: as :meth:`create_connection` raises them
         """
         loop = self._running_loop()
+        if on_reconnect is not None:
+            if host is None and port is None:
+                raise ValueError("on_reconnect needs a host and a port: a sock cannot be connected anew")
+            dial, attach = self._again(self._dialer(host, port, options), None, _tls_options(host, options))
+            watcher = self._watch()
+            with watcher.hold():
+                return await open_replaceable(watcher, loop, on_reconnect, dial, attach, limit=limit, **self._replacing(options))
         reader = asyncio.StreamReader(limit=limit, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport, _ = await self.create_connection(lambda: protocol, host, port, **options)
@@ -248,6 +288,7 @@ class TransportFactory:
         all_errors: bool = False,
         interface: str | None = None,
         better_path: BetterPath | None = None,
+        dead_after: float | None = None,
     ) -> socket.socket:
         """A connected, non-blocking socket for libraries that take ``sock=``. It is followed until it is closed.
 
@@ -264,6 +305,7 @@ class TransportFactory:
             "all_errors": all_errors,
             "interface": interface,
             "better_path": better_path,
+            "dead_after": dead_after,
         }
         dialled = await self._dialer(host, port, options).dial()
         self._follow_dialled(dialled, options)
@@ -462,7 +504,40 @@ class TransportFactory:
             all_errors=options.get("all_errors", False),
             interface=options.get("interface"),
             on_no_interface=self.preferences.on_no_interface,
+            prepare=self._preparation(options),
         )
+
+    def _preparation(self, options: ConnectOptions) -> Callable[[socket.socket], None] | None:
+        seconds = options.get("dead_after")
+        if seconds is None:
+            return None
+        if not seconds > 0:
+            raise ValueError(f"dead_after must be a positive number of seconds, not {seconds!r}")
+        return functools.partial(self.kernel.limit_silence, seconds=seconds)
+
+    def _again(self, dialer: Dialer, first: Dialled | None, tls: dict[str, Any]) -> tuple[Dial, Attach]:
+        """How a connection that is replaced is made, each time.
+
+        :param first: what has been dialled already
+        """
+        made = [first] if first is not None else []
+        loop = self._running_loop()
+
+        async def dial() -> Dialled:
+            return made.pop() if made else await dialer.dial()
+
+        async def attach(protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
+            return (await self._attach(loop, None, lambda: protocol, sock, tls))[0]
+
+        return dial, attach
+
+    def _replacing(self, options: ConnectOptions) -> ReplaceOptions:
+        return {
+            "interface": options.get("interface"),
+            "better_path": options.get("better_path") or self.better_path,
+            "drain_timeout": options.get("drain_timeout", 1.0),
+            "reconnect_timeout": options.get("reconnect_timeout", 30.0),
+        }
 
     def _follow(
         self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -157,6 +158,18 @@ class HookTransport(asyncio.Transport):
         self._stable.resume_reading()
         if self._leg is not None:
             self._leg.read(True)
+
+    async def start_tls(
+        self, start_tls: Callable[..., Awaitable[asyncio.Transport | None]], sslcontext: ssl.SSLContext, **options: Any
+    ) -> None:
+        """As :meth:`ReplaceableTransport.start_tls` does it."""
+        await (self._stable if self._leg is None else self._leg).start_tls(start_tls, sslcontext, **options)
+
+    async def sendfile(self, sendfile: Callable[..., Awaitable[int]], file: Any, *args: Any, **options: Any) -> int:
+        """As :meth:`ReplaceableTransport.sendfile` does it."""
+        if self._leg is None:
+            return await self._stable.sendfile(sendfile, file, *args, **options)
+        return await sendfile(self._leg.transport, file, *args, **options)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._stable.set_protocol(protocol)

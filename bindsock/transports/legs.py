@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from bindsock.errors import InterfaceChanged
 from bindsock.transports.stream import end_transport
@@ -181,6 +182,25 @@ class Leg(asyncio.Protocol):
             # The other protocol may have paused it, and asyncio does not mind if it has not.
             transport.resume_reading()
             self._reading = True
+
+    async def start_tls(
+        self, start_tls: Callable[..., Awaitable[asyncio.Transport | None]], sslcontext: ssl.SSLContext, **options: Any
+    ) -> None:
+        """Put TLS on top of the transport.
+
+        :param start_tls: the event loop's own
+        """
+        self.upgrading = True
+        try:
+            transport = await start_tls(self.transport, self, sslcontext, **options)
+        except BaseException as error:
+            # Of a handshake that fails asyncio does not tell the protocol.
+            self.connection_lost(error if isinstance(error, Exception) else None)
+            raise
+        finally:
+            self.upgrading = False
+        assert transport is not None
+        self.transport = transport
 
     def half_close(self) -> bool:
         """Send what is buffered and then an end of file.

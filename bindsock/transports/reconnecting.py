@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 from bindsock.transports.hooks import OnReconnect, ProtocolHook, StreamHook
 from bindsock.transports.readers import ReplaceableReader, ReplaceableWriter
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from bindsock.watcher import Watcher
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+class ReplaceOptions(TypedDict, total=False):
+    """What the functions below have in common."""
+
+    interface: str | None
+    better_path: BetterPath
+    drain_timeout: float
+    reconnect_timeout: float | None
 
 
 def is_replaceable(protocol: asyncio.BaseProtocol) -> bool:

@@ -214,21 +214,15 @@ class ReplaceableTransport(asyncio.Transport):
         """
         leg = self._leg
         self._occupy("start TLS")
-        leg.upgrading = self._holding = True
+        self._holding = True
         try:
-            transport = await start_tls(leg.transport, leg, sslcontext, **options)
-        except BaseException as error:
-            leg.upgrading = False
-            # Of a handshake that fails asyncio does not tell the protocol.
-            leg.connection_lost(error if isinstance(error, Exception) else None)
-            raise
+            await leg.start_tls(start_tls, sslcontext, **options)
         finally:
             self._busy = False
-        assert transport is not None
-        leg.upgrading = False
-        leg.transport = transport
+        if self._leg is not leg or self._over:
+            return
         if self._marks_set:
-            transport.set_write_buffer_limits(self._high, self._low)
+            leg.transport.set_write_buffer_limits(self._high, self._low)
         self.release()
         self._owner.look()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import itertools
 import logging
 import random
 import weakref
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bindsock")
 
+_ATTEMPTS = 5
 SIDE_BY_SIDE = 32
 """How many connections of one event loop are dialled anew at the same time."""
 
@@ -343,7 +345,7 @@ class Replacer:
     async def _connect(self) -> Leg:
         """Dial until the handshake is done; a path that goes away meanwhile does not count as a failure."""
         how, watcher = self._how, self._watcher
-        while True:
+        for attempts in itertools.count(1):
             dialled = await how.dial()
             leg = Leg(self, dialled)
             guard = follow_stream(
@@ -362,13 +364,14 @@ class Replacer:
                 if leg.path is not None:
                     leg.standing = Standing(watcher, leg.sock, leg.address, how.interface, leg.path, self.loop, self.look)
             except OSError:
-                if guard.error is None:
+                if guard.error is None or attempts == _ATTEMPTS:
                     raise
                 watcher.statistics.redialled += 1
             else:
                 return leg
             finally:
                 guard.close()
+        raise AssertionError("the last attempt returns or raises")
 
     async def _dialling(self) -> None:
         task = asyncio.current_task()
