@@ -34,6 +34,13 @@ class Counting(asyncio.DatagramProtocol):
         self.errors.append(repr(exc))
 
 
+def overflows() -> int:
+    """How many datagrams this namespace dropped because a program did not read them in time."""
+    with open("/proc/thread-self/net/snmp", encoding="ascii") as file:
+        names, values = (line.split() for line in file if line.startswith("Udp:"))
+    return int(values[names.index("RcvbufErrors")])
+
+
 async def stream(host: str, port: int, rate: float) -> None:
     loop = asyncio.get_running_loop()
     transport, protocol = await bindsock.create_datagram_endpoint(Counting, remote_addr=(host, port))
@@ -49,7 +56,8 @@ async def stream(host: str, port: int, rate: float) -> None:
     while len(protocol.replies) < sent and loop.time() < patience:
         await asyncio.sleep(0.01)
     statistics = dataclasses.asdict(bindsock.statistics())
-    print(json.dumps({"sent": sent, "replies": len(protocol.replies), "errors": protocol.errors, "statistics": statistics}))
+    outcome = {"sent": sent, "replies": len(protocol.replies), "overflows": overflows(), "errors": protocol.errors}
+    print(json.dumps(outcome | {"statistics": statistics}))
     transport.close()
 
 
