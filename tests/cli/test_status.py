@@ -29,8 +29,14 @@ def test_the_table_marks_the_effective_interface_and_tells_delegates(kernel: Sim
     assert table[tunnel + 1].strip() == "delegate: en0"
 
 
-def test_expensive_interfaces_are_marked_and_avoided(kernel: SimulatedKernel, run: Run) -> None:
+def test_an_expensive_interface_that_the_vpn_names_is_marked_and_believed(kernel: SimulatedKernel, run: Run) -> None:
     _, out, _ = run("status", "-4", "--expensive", "en0")
+    assert out.splitlines()[0] == "effective interface: en0"
+    assert "expensive" in out
+
+
+def test_on_request_it_is_not_believed(kernel: SimulatedKernel, run: Run) -> None:
+    _, out, _ = run("status", "-4", "--expensive", "en0", "--cost", "cheapest")
     assert out.splitlines()[0] == "effective interface: en1"
     assert "expensive" in out
 
