@@ -36,7 +36,7 @@ class Counting(asyncio.DatagramProtocol):
 
 def overflows() -> int:
     """How many datagrams this namespace dropped because a program did not read them in time."""
-    with open("/proc/thread-self/net/snmp", encoding="ascii") as file:
+    with open("/proc/thread-self/net/snmp", encoding="utf-8") as file:
         names, values = (line.split() for line in file if line.startswith("Udp:"))
     return int(values[names.index("RcvbufErrors")])
 
