@@ -52,7 +52,7 @@ def numeric(host: str | None, port: int | str | None, family: int, type: int, pr
     if not host or not isinstance(port, int | str | None):
         return None
     try:
-        number = 0 if port in (None, "") else int(port)  # type: ignore[arg-type]
+        number = int(port or 0)
         address = ip_address(host)
     except ValueError:
         return None
