@@ -335,7 +335,7 @@ class Replacer:
             f"{self} was lost ({self._reason or self._current.error or 'a better path'}) and could not be replaced",
             interface=self._current.interface,
         )
-        error.__cause__ = self._last_error
+        error.__cause__ = self._last_error or TimeoutError(errno.ETIMEDOUT, "there was no new connection in time")
         logger.info("%s; the last obstacle: %s", error, self._last_error)
         self._watcher.statistics.ended += 1
         self.transport.end(error)
