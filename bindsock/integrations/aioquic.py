@@ -1,11 +1,13 @@
 """QUIC by aioquic: a client connection that migrates with the effective interface, with nothing for the application to do.
 
 QUIC knows connections by their ids, not by their addresses (RFC 9000 section 9): it is enough that the datagrams leave by another
-interface. The datagram transport beneath does that, under a live download.
+interface. The datagram transport beneath does that, under a live download. But the peer sends to the old address until something
+comes from the new one, and a client that only listens has nothing to say: so it says PING on each new path.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +17,8 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from bindsock.default import running_factory
+from bindsock.resolving import address_of
+from bindsock.transports.viability import pinned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
     from aioquic.quic.connection import QuicTokenHandler
     from aioquic.tls import SessionTicketHandler
 
+    from bindsock.effective import Decider
     from bindsock.factory import TransportFactory
+    from bindsock.network import Cause, IPAddress, Path
 
 
 @asynccontextmanager
@@ -64,12 +70,44 @@ async def connect(
         remote_addr=(address[0], port),
         interface=interface,
     )
+    probe = _PathProbe(protocol, connection, address_of(address), interface, factory.watcher.decider())
     try:
+        factory.watcher.follow(probe)
         protocol.connect(transport.get_extra_info("peername"), transmit=wait_connected)
         if wait_connected:
             await protocol.wait_connected()
         yield protocol
     finally:
         protocol.close()
+        factory.watcher.unfollow(probe)
         await protocol.wait_closed()
         transport.close()
+
+
+class _PathProbe:
+    """Lets the peer know of each new path, by a PING that aioquic sends again until it is acknowledged."""
+
+    def __init__(
+        self,
+        protocol: QuicConnectionProtocol,
+        connection: QuicConnection,
+        peer: IPAddress,
+        interface: str | None,
+        decider: Decider,
+    ) -> None:
+        self._protocol = protocol
+        self._connection = connection
+        self._peer = peer
+        self._interface = interface
+        self._path = self._path_by(decider)
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        """Say PING where there is a new path, once the datagram transport had its turn to move there."""
+        path = self._path_by(decider)
+        if path is not None and path != self._path:
+            self._path = path
+            self._connection.send_ping(0)
+            asyncio.get_running_loop().call_soon(self._protocol.transmit)
+
+    def _path_by(self, decider: Decider) -> Path | None:
+        return pinned(decider, self._interface).path(self._peer)
