@@ -7,6 +7,7 @@ LineClient stands for such a library: it speaks to servers that greet and then a
 import argparse
 import asyncio
 from collections.abc import Sequence
+from typing import cast
 
 import bindsock
 
@@ -25,8 +26,7 @@ class LineClient(asyncio.Protocol):
         return client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._received += data

@@ -1,0 +1,346 @@
+"""Each file in ``examples``, run as a user runs it, beneath a VPN that has the default route, against a real server."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self
+
+import asyncssh
+import pytest
+import trustme
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import serve as serve_quic
+from aioquic.h3.connection import H3_ALPN, H3Connection
+from aioquic.h3.events import HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import QuicEvent
+
+from bindsock.testing.lab import Lab
+from tests.integrations import servers as ports
+from tests.integrations.conftest import servers
+from tests.integrations.servers import Servers
+
+__all__ = ["servers"]
+
+pytestmark = pytest.mark.lab
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PATIENCE = 20.0
+
+
+class Example:
+    """An example that runs. Leaving the block interrupts it if it has not ended, as Ctrl-C does: it must end without a word."""
+
+    def __init__(self, name: str, *arguments: object, **environment: str) -> None:
+        command = [sys.executable, "-u", "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+        inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=inherited | environment
+        )
+        self._read = b""
+        self.errors = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
+        try:
+            if self._process.returncode is None:
+                self._process.send_signal(signal.SIGINT)
+                self.rest()
+                assert exc is not None or (self._process.wait(), self.errors) == (0, "")
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def rest(self) -> list[str]:
+        """All further lines, once it has ended."""
+        printed, errors = self._process.communicate(timeout=PATIENCE)
+        self.errors = errors.decode()
+        return (self._read + printed).decode().splitlines()
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._read:
+            assert select.select([descriptor], [], [], PATIENCE)[0], "it says nothing"
+            part = os.read(descriptor, 1 << 16)
+            assert part, f"it has ended: {self.rest()} {self.errors}"
+            self._read += part
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode()
+
+    def line_with(self, text: str) -> str:
+        """The next line in which the text is."""
+        for _ in range(1000):
+            line = self.line()
+            if text in line:
+                return line
+        raise AssertionError(f"no line with {text!r}")
+
+
+def output(name: str, *arguments: object, errors: str = "", **environment: str) -> list[str]:
+    """What an example prints that ends by itself, with nothing else on standard error."""
+    with Example(name, *arguments, **environment) as example:
+        lines = example.rest()
+        assert example.errors == errors
+    return lines
+
+
+class HttpOverQuic:
+    """An HTTP/3 server in a thread inside the laboratory's server: it answers with the client's address, line by line."""
+
+    PORT = 4434
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self._lab = lab
+        self.authority = directory / "authority.pem"
+        self._chain, self._key = directory / "chain.pem", directory / "key.pem"
+        authority = trustme.CA()
+        certificate = authority.issue_cert(lab.server.ipv4)
+        authority.cert_pem.write_to_path(str(self.authority))
+        for pem in certificate.cert_chain_pems:
+            pem.write_to_path(str(self._chain), append=True)
+        certificate.private_key_pem.write_to_path(str(self._key))
+        self.connections = 0
+        self._finishing = False
+        self._ready: Future[Callable[[], object]] = Future()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._stop = self._ready.result(timeout=PATIENCE)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
+        self._stop()
+        self._thread.join(timeout=PATIENCE)
+
+    def finish(self) -> None:
+        """End the answer with the next line."""
+        self._finishing = True
+
+    def _run(self) -> None:
+        with self._lab.inside("server"):
+            asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        test = self
+        answering: set[asyncio.Task[None]] = set()
+
+        class Protocol(QuicConnectionProtocol):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                self.http = H3Connection(self._quic)
+                test.connections += 1
+
+            def datagram_received(self, data: bytes | str, addr: Any) -> None:
+                self.source = addr[0]
+                super().datagram_received(data, addr)
+
+            def quic_event_received(self, event: QuicEvent) -> None:
+                for http_event in self.http.handle_event(event):
+                    if isinstance(http_event, HeadersReceived):
+                        answering.add(asyncio.get_running_loop().create_task(self.answer(http_event.stream_id)))
+
+            async def answer(self, stream: int) -> None:
+                self.http.send_headers(stream, [(b":status", b"200")])
+                while not test._finishing:
+                    self.http.send_data(stream, f"{self.source}\n".encode(), end_stream=False)
+                    self.transmit()
+                    await asyncio.sleep(0.02)
+                self.http.send_data(stream, b"end\n", end_stream=True)
+                self.transmit()
+
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN)
+        configuration.load_cert_chain(self._chain, self._key)
+        server = await serve_quic(self._lab.server.ipv4, self.PORT, configuration=configuration, create_protocol=Protocol)
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._ready.set_result(lambda: loop.call_soon_threadsafe(stopped.set))
+        await stopped.wait()
+        server.close()
+        for task in answering:
+            task.cancel()
+
+
+@pytest.fixture
+def authority(servers: Servers, tmp_path: Path) -> str:
+    """The file with the certificate to trust."""
+    path = tmp_path / "authority.pem"
+    path.write_bytes(servers.authority_pem)
+    return str(path)
+
+
+@pytest.fixture
+def wifi(lab: Lab) -> str:
+    return lab.address("wifi0")
+
+
+@pytest.fixture
+def eth(lab: Lab) -> str:
+    return lab.address("eth0")
+
+
+@pytest.fixture(autouse=True)
+def nothing_into_the_tunnel(lab: Lab, servers: Servers) -> Iterator[None]:
+    before = lab.counters("tun0").tx_packets
+    yield
+    assert lab.counters("tun0").tx_packets == before
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_open_connection(servers: Servers, wifi: str, tls: bool, authority: str) -> None:
+    arguments = (servers.host, ports.HTTPS, "--tls") if tls else (servers.host, ports.HTTP)
+    lines = output("open_connection", *arguments, SSL_CERT_FILE=authority)
+    assert lines[:2] == ["connected by wifi0", "HTTP/1.1 200 OK"]
+    assert lines[-1] == wifi
+
+
+def test_udp(lab: Lab, wifi: str, eth: str) -> None:
+    with Example("udp", lab.server.ipv4, lab.server.udp_port, "--interval", 0.01) as example:
+        _, source, port, _ = example.line_with("received").split()
+        assert source == wifi
+        lab.down("wifi0")
+        _, source, same_port, _ = example.line_with(f"received {eth}").split()
+        assert same_port == port
+        assert example.line_with("sent").endswith("by eth0")
+
+
+def test_watch_changes(lab: Lab, wifi: str, eth: str) -> None:
+    with Example("watch_changes", "--exclude", "docker*") as example:
+        assert example.line() == "now wifi0"
+        lab.down("wifi0")
+        old, new = (f"{name} ({address}) via {lab.gateway(name)}" for name, address in (("wifi0", wifi), ("eth0", eth)))
+        assert example.line_with("IPv4") == f"IPv4: {old} -> {new} [events]"
+
+
+def test_watch_changes_says_so_where_nothing_may_be_used() -> None:
+    with Example("watch_changes", "--exclude", "wifi*", "--exclude", "eth*") as example:
+        assert "the default route" in example.line()
+
+
+def test_synchronous(servers: Servers, wifi: str) -> None:
+    lines = output("synchronous", servers.host, ports.HTTP, "/", "/?again", "/nowhere")
+    assert lines[:2] == [f"/ by wifi0: 200 {wifi}", f"/?again by wifi0: 200 {wifi}"]
+    assert lines[2].startswith("/nowhere by wifi0: 404")
+
+
+@pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvloop"])
+def test_eventloop(lab: Lab, wifi: str, loop: list[str]) -> None:
+    lines = output("eventloop", *loop, lab.server.ipv4, lab.server.tcp_port, "PING", "QUIT")
+    assert lines[0] == "connected by wifi0"
+    assert lines[1].startswith(f"hello {wifi} ")
+    assert [line.strip() for line in lines[2:]] == ["PING", "QUIT"]
+
+
+def test_eventloop_raises_what_ended_the_connection(servers: Servers) -> None:
+    with Example("eventloop", servers.host, ports.SINK, "PING") as example:
+        assert example.rest() == ["connected by wifi0"]
+        assert example.errors.endswith("ConnectionResetError: the server closed the connection\n")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_httpx_client(servers: Servers, wifi: str, backend: str, authority: str) -> None:
+    urls = [f"http://{servers.host}:{ports.HTTP}/", f"https://{servers.host}:{ports.HTTPS}/"]
+    lines = output("httpx_client", "--backend", backend, *urls, SSL_CERT_FILE=authority)
+    assert sorted(lines) == [f"{url} 200 {wifi}" for url in urls]
+
+
+def test_aiohttp_client(lab: Lab, servers: Servers, wifi: str, eth: str) -> None:
+    url = f"http://{servers.host}:{ports.HTTP}/"
+    with Example("aiohttp_client", url, "--interval", 0.05) as example:
+        assert example.line() == f"200 {wifi}"
+        lab.down("wifi0")
+        assert example.line_with(eth) == f"200 {eth}"
+
+
+def test_websockets_client(lab: Lab, servers: Servers, wifi: str, eth: str) -> None:
+    with Example("websockets_client", f"ws://{servers.host}:{ports.WEBSOCKET}", "subscribe") as example:
+        assert [example.line() for _ in range(3)] == ["connected by wifi0", f"received {wifi}", "received subscribe"]
+        lab.down("wifi0")
+        assert "wifi0 is down" in example.line_with("closed")
+        assert [example.line() for _ in range(3)] == ["connected by eth0", f"received {eth}", "received subscribe"]
+
+
+def test_redis_pubsub(lab: Lab, servers: Servers, wifi: str, eth: str) -> None:
+    with Example("redis_pubsub", f"redis://{servers.host}:{ports.REDIS}?protocol=2", "news") as example:
+        assert example.line() == "subscribe 1"
+        assert servers.wait_for("subscribe") == {wifi}
+        servers.publish("before")
+        assert example.line() == "message before"
+        lab.down("wifi0")
+        assert example.line() == "subscribe 1"
+        servers.publish("after")
+        assert example.line() == "message after"
+        assert servers.wait_for("subscribe") == {wifi, eth}
+
+
+def test_asyncssh_client(lab: Lab, servers: Servers, wifi: str, tmp_path: Path) -> None:
+    with lab.inside("server"):
+        key = asyncio.run(asyncssh.get_server_host_key(servers.host, ports.SSH))
+    assert key is not None
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text(f"[{servers.host}]:{ports.SSH} {key.export_public_key().decode()}")
+    arguments = (servers.host, ports.SSH, "whence", "--username", "guest", "--known-hosts", known_hosts)
+    assert output("asyncssh_client", *arguments, HOME=str(tmp_path), errors="connected by wifi0\n") == [wifi]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_anyio_client(lab: Lab, servers: Servers, wifi: str, backend: str) -> None:
+    lines = output("anyio_client", servers.host, ports.HTTP, "--backend", backend)
+    assert (lines[0], lines[-1]) == ("HTTP/1.1 200 OK", wifi)
+    (reply,) = output("anyio_client", lab.server.ipv4, lab.server.udp_port, "what", "--udp", "--backend", backend)
+    assert (reply.split()[0], reply.split()[2]) == (wifi, "what")
+
+
+def test_trio_client(lab: Lab, wifi: str, eth: str) -> None:
+    with Example("trio_client", lab.server.ipv4, lab.server.tcp_port) as example:
+        assert example.line().startswith(f"received hello {wifi} ")
+        lab.down("wifi0")
+        assert "wifi0 is down" in example.line_with("broken")
+        assert example.line().startswith(f"received hello {eth} ")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxy(servers: Servers, wifi: str, scheme: str, authority: str) -> None:
+    url = f"{scheme}://{servers.host}:{ports.HTTPS if scheme == 'https' else ports.HTTP}/"
+    assert output("proxy", "curl", "--silent", "--show-error", "--cacert", authority, url) == [wifi]
+
+
+def test_aioquic_client(lab: Lab, wifi: str, eth: str, tmp_path: Path) -> None:
+    with (
+        HttpOverQuic(lab, tmp_path) as server,
+        Example("aioquic_client", lab.server.ipv4, server.PORT, "--certificates", server.authority) as example,
+    ):
+        assert example.line() == wifi
+        lab.down("wifi0")
+        assert example.line_with(eth) == eth
+        server.finish()
+        assert example.rest()[-1] == "end"
+        assert example.errors == "200\n"
+        assert server.connections == 1
+
+
+def test_each_example_says_in_three_lines_when_to_use_it() -> None:
+    for path in sorted(EXAMPLES.glob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring is not None, path.name
+        summary, blank, when, more = docstring.splitlines()
+        assert blank == "", path.name
+        assert when.startswith("Use it "), path.name
+        assert summary, path.name
+        assert more, path.name
