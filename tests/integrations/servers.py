@@ -212,6 +212,8 @@ class Servers:
         yield
         for server in servers:
             server.close()
+        for writer in self._redis_subscribers:  # one whose uplink went away never hears of the end
+            writer.transport.abort()
 
     async def _redis(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """As much of Redis as a client needs to connect, to get a value and to subscribe."""
