@@ -94,6 +94,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         """
         mover = self._mover
         if name == "socket":
+            mover.handed_out = True
             return asyncio.trsock.TransportSocket(mover.sock)
         if name == "sockname":
             return mover.sockname

@@ -92,9 +92,10 @@ class Endpoint:
         if self.peer is not None:
             sock.connect(self.peer)
 
-    def again(self, like: socket.socket, kernel: Kernel, interface: Interface, ports: Iterable[int]) -> socket.socket:
-        """A second socket on another interface, with the options of the first.
+    def again(self, like: socket.socket | None, kernel: Kernel, interface: Interface, ports: Iterable[int]) -> socket.socket:
+        """A second socket on another interface.
 
+        :param like: the first one, if it may have got options besides; they are read and set one by one
         :param ports: local ports, the most welcome first; 0 for any
         :raises OSError: as :meth:`seat`, of the last port
         """
@@ -102,7 +103,8 @@ class Endpoint:
         for port in dict.fromkeys(ports):
             sock = self.make()
             try:
-                copy_options(like, sock)
+                if like is not None:
+                    copy_options(like, sock)
                 self.seat(sock, kernel, interface, port)
             except BaseException as error:
                 sock.close()

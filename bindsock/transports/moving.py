@@ -96,6 +96,8 @@ class Mover:
         self.place = place
         self.stranded = False
         """There is no path: nothing must be sent."""
+        self.handed_out = False
+        """Somebody was given the socket, and may have set options on it."""
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
         self.record = SendRecord(devices_of(watcher.kernel))
@@ -255,7 +257,7 @@ class Mover:
             elif usable and self._may_overlap():
                 assert self._endpoint is not None
                 try:
-                    fresh = self._endpoint.again(self.sock, self._kernel, interface, self._ports())
+                    fresh = self._endpoint.again(self._like(), self._kernel, interface, self._ports())
                 except OSError as error:
                     # The port that was asked for is somebody else's on the new interface: better a gap than another port.
                     if error.errno != errno.EADDRINUSE:
@@ -290,7 +292,7 @@ class Mover:
     def _fresh(self, interface: Interface) -> socket.socket | None:
         assert self._endpoint is not None
         try:
-            return self._endpoint.again(self.sock, self._kernel, interface, self._ports())
+            return self._endpoint.again(self._like(), self._kernel, interface, self._ports())
         except OSError as error:
             logger.debug("nor can a new datagram socket be made on %s: %s", interface.name, error)
             return None
@@ -328,6 +330,9 @@ class Mover:
     def _may_overlap(self) -> bool:
         """Without a peer, and where binding does not filter what comes in, the one socket receives by all interfaces anyway."""
         return self._endpoint is not None and (self.peer is not None or self._kernel.binding_filters_ingress)
+
+    def _like(self) -> socket.socket | None:
+        return self.sock if self.handed_out else None
 
     def _ports(self) -> tuple[int, ...]:
         assert self._endpoint is not None

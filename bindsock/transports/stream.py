@@ -99,6 +99,12 @@ class StreamGuard:
         """Whether it still does: not once the connection has ended, or the factory has let go of it."""
         return self._watcher.follows(self)
 
+    def is_viable(self) -> bool:
+        """Whether the connection can still work, as far as the system has announced it; the event loop may not know yet."""
+        if self.following:
+            self._watcher.refresh()
+        return self.error is None
+
     def start(self, sock: socket.socket, path: Path) -> None:
         """Begin to follow.
 
