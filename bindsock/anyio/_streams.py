@@ -19,6 +19,8 @@ class BindsockAttribute(anyio.TypedAttributeSet):
 
     interface: str | None = anyio.typed_attribute()
     """The name of the interface in use, ``None`` if it is bound to none."""
+    viable: bool = anyio.typed_attribute()
+    """Whether a stream can still work, as far as the system has announced it: to be asked before a pooled one is used again."""
 
 
 class FollowedStream(SocketStream):
@@ -60,8 +62,12 @@ class FollowedStream(SocketStream):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        interface = self.guard.interface if self.guard is not None else None
-        return {**self._stream.extra_attributes, BindsockAttribute.interface: lambda: interface}
+        guard = self.guard
+        return {
+            **self._stream.extra_attributes,
+            BindsockAttribute.interface: lambda: guard.interface if guard is not None else None,
+            BindsockAttribute.viable: lambda: guard is None or guard.is_viable(),
+        }
 
     @property
     def _raw_socket(self) -> socket.socket:

@@ -23,7 +23,7 @@ import httpx
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSAttribute, TLSStream
 
-from bindsock.anyio import TransportFactory, connect_tcp
+from bindsock.anyio import BindsockAttribute, TransportFactory, connect_tcp
 
 if typing.TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -131,6 +131,8 @@ class NetworkStream(httpcore.AsyncNetworkStream):
         }
         if info == "is_readable":
             # What can be read from an idle connection is its end: then the pool drops it.
+            if not self._stream.extra(BindsockAttribute.viable, True):
+                return True
             return _is_readable(self._stream.extra(SocketAttribute.raw_socket, None))
         return self._stream.extra(attributes[info], None) if info in attributes else None
 

@@ -169,6 +169,37 @@ def test_sendfile_works(lab: Lab, base: type[asyncio.AbstractEventLoop], run: Ru
     run(main())
 
 
+@pytest.mark.parametrize("how", ["writer", "loop"])
+def test_start_tls_and_sendfile_on_a_connection_that_can_be_replaced(lab: Lab, servers: Servers, run: Run[Any], how: str) -> None:
+    async def on_reconnect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        raise AssertionError
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        reader, writer = await bindsock.open_connection(servers.host, ports.START_TLS, on_reconnect=on_reconnect)
+        writer.write(b"upgrade\n")
+        assert await reader.readline() == b"go ahead\n"
+        if how == "writer":
+            await writer.start_tls(servers.context, server_hostname=servers.host)
+        else:
+            transport = writer.transport
+            same = await loop.start_tls(transport, transport.get_protocol(), servers.context, server_hostname=servers.host)
+            assert same is transport
+        assert (await reader.readline()).decode().strip() == lab.address("wifi0")
+        await closed(writer)
+
+        reader, writer = await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port, on_reconnect=on_reconnect)
+        await source(reader)
+        with tempfile.TemporaryFile() as file:
+            file.write(b"some contents\n")
+            file.flush()
+            assert await loop.sendfile(writer.transport, file, 5) == 9
+        assert await reader.readline() == b"contents\n"
+        await closed(writer)
+
+    run(main())
+
+
 class Answers(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.received: asyncio.Queue[str] = asyncio.Queue()

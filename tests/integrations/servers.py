@@ -49,6 +49,8 @@ class Servers:
         self._lab = lab
         self.host = lab.server.ipv4
         self.sources: dict[str, list[str]] = {}
+        self.waiting = 0
+        """Requests for ``/slow``, which is never answered."""
         self.quic_connections = 0
         self.dns_names: dict[str, str] = {f"{NAME}.": self.host}
         self.dns_ttl = 60
@@ -143,8 +145,14 @@ class Servers:
         async def download(request: aiohttp.web.Request) -> aiohttp.web.Response:
             return aiohttp.web.Response(body=content(int(request.match_info["size"])))
 
+        async def slow(request: aiohttp.web.Request) -> aiohttp.web.Response:
+            self.waiting += 1
+            await self._ended.wait()
+            return aiohttp.web.Response(status=503)
+
         application = aiohttp.web.Application(client_max_size=1 << 24)
         application.router.add_route("*", "/", answer)
+        application.router.add_route("*", "/slow", slow)
         application.router.add_get("/download/{size}", download)
         runner = aiohttp.web.AppRunner(application)
         await runner.setup()
