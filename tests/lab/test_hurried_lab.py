@@ -53,7 +53,10 @@ def test_it_decides_as_a_complete_one_does(lab: Lab, mode: VpnMode | None) -> No
             happen()
             lab.wait_until_running("eth0")
             assert source.drain()
-            hurried, complete = kernel.network(hurried=True), LinuxKernel().network()
+            for _ in range(100):
+                hurried, complete = kernel.network(hurried=True), LinuxKernel().network()
+                if not source.drain():  # what came late, an address of IPv6 for one, makes for another reading
+                    break
             assert chosen(hurried) == chosen(complete)
             assert hurried.interfaces == complete.interfaces
             assert hurried.reachable == complete.reachable
