@@ -19,6 +19,9 @@ from bindsock.testing.lab import Lab
 
 from .commands import Client, Commands
 
+TCP_USER_TIMEOUT = 18
+"""``linux include/uapi/linux/tcp.h``. The socket module of other systems has no name for it."""
+
 pytestmark = pytest.mark.lab
 
 
@@ -258,7 +261,7 @@ async def test_dead_after_ends_a_connection_without_a_hook(lab: Lab, place: Plac
 async def test_a_socket_has_its_patience_too(lab: Lab, place: Place) -> None:
     await place.listen()
     sock = await place.factory.connect(*place.commands.address, dead_after=2.0)
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2000
+    assert sock.getsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) == 2000
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     sock.close()
     with pytest.raises(ValueError, match="dead_after"):
