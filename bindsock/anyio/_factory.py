@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -173,6 +174,11 @@ class TransportFactory:
             )
             try:
                 stream = FollowedStream(await SocketStream.from_socket(sock), guard)
+            except ValueError as error:
+                # anyio's word for a socket that is not connected any more: it has been ended since it was dialled.
+                sock.close()
+                ended = guard.error if guard is not None else None
+                raise ended or ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made") from error
             except BaseException:
                 sock.close()
                 raise
