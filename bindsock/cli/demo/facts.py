@@ -119,7 +119,8 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
             and all(r is not None and r <= _REPORT_LIMIT for r in reports)
             and not tcp.lost
             and {error for _, error in tcp.endings} == {InterfaceChanged.__name__},
-            f"woken after {_times(woken)}; next report after {_times(reports)}",
+            f"woken after {_times(woken)} by {', '.join(sorted({error for _, error in tcp.endings}))}; "
+            f"next report after {_times(reports)}; {len(tcp.lost)} reports not answered",
             {"woken": woken, "seconds": reports, "silence": silence, "lost": len(tcp.lost), "connections": tcp.connections},
         ),
         Fact(
