@@ -590,3 +590,26 @@ def test_a_followed_socket_tells_when_it_is_detached() -> None:
     sock.on_close(lambda: told.append(sock.fileno()))
     socket.close(sock.detach())
     assert told == [-1]
+
+
+async def test_what_has_been_announced_but_not_read_when_following_begins_counts(scene: Scene) -> None:
+    """Reading it shows the guard a network before it knows its own place."""
+    with scene.watcher.hold():
+        sock = await scene.dial()
+        scene.kernel.change(ON_ETHERNET)
+        guard = scene.follow(sock)
+    assert guard.error is not None
+    sock.close()
+
+
+async def test_a_change_that_is_none_of_its_own_is_announced_when_following_begins(scene: Scene) -> None:
+    with scene.watcher.hold():
+        sock = await scene.dial()
+        scene.kernel.change(network(WIFI, BY_WIFI, ETHERNET, BY_ETHERNET))
+        guard = scene.follow(sock)
+    assert guard.following
+    scene.kernel.change(ON_ETHERNET)
+    async with asyncio.timeout(5):
+        while guard.error is None:
+            await asyncio.sleep(0.001)
+    sock.close()

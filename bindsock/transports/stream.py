@@ -156,9 +156,11 @@ class StreamGuard:
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
         sock = self._socket()
-        if sock is None or self._standing is None:
+        if sock is None:
             self.close()
             return
+        if self._standing is None:
+            return  # it is being made, and what was announced before is read for that; start() looks afterwards
         found = self._standing.judge(sock, decider)
         if found.viability is not Viability.WORKS:
             self._stay()
