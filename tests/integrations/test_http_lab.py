@@ -31,8 +31,8 @@ pytestmark = pytest.mark.lab
 REQUESTS = 200
 SWITCHES = 10
 SOON = 3.0
-"""Seconds within which a request is answered or has failed: one on a quiet machine, and the rest for a busy one. A connection that
-nobody ends hangs for a quarter of an hour."""
+"""Seconds within which a request is answered or has failed: one on a quiet machine, and the rest for a busy one. A connection
+that nobody ends hangs for a quarter of an hour."""
 
 Get: TypeAlias = Callable[..., Awaitable[str]]
 Client: TypeAlias = Callable[[Servers], AbstractAsyncContextManager[Get]]
