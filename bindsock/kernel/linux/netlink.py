@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 import weakref
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bindsock.errors import KernelError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 AF_NETLINK = 16
 NETLINK_ROUTE = 0
+NETLINK_SOCK_DIAG = 4
+NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_GET_STRICT_CHK = 12
@@ -31,6 +33,7 @@ NLMSG_ERROR = 2
 NLMSG_DONE = 3
 
 NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
 NLM_F_DUMP_INTR = 0x10
 NLM_F_DUMP = 0x300
 
@@ -38,6 +41,7 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _I32 = struct.Struct("=i")
 _U32 = struct.Struct("=I")
+_NESTED = 0x8000
 
 REPLY_SECONDS = 2.0
 """How long the kernel may be silent before it counts as not answering. It answers in microseconds."""
@@ -96,7 +100,7 @@ def attributes(payload: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
-def fixed(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+def fixed(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
     """The fixed part at the head of a payload.
 
     :raises KernelError: the payload is shorter
@@ -134,6 +138,11 @@ def text(attribute: bytes) -> str:
 def attribute(kind: int, value: bytes) -> bytes:
     """An attribute, padded."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    """An attribute that consists of attributes."""
+    return attribute(kind | _NESTED, b"".join(parts))
 
 
 def attribute_u32(kind: int, value: int) -> bytes:
@@ -174,12 +183,12 @@ class NetlinkSocket(Protocol):
     def close(self) -> None: ...
 
 
-def open_query_socket() -> socket.socket:
-    """A blocking rtnetlink socket whose reads give up after :data:`REPLY_SECONDS`.
+def open_query_socket(protocol: int = NETLINK_ROUTE) -> socket.socket:
+    """A blocking netlink socket whose reads give up after :data:`REPLY_SECONDS`.
 
     :raises OSError: the system has none to give
     """
-    sock = socket.socket(AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+    sock = socket.socket(AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
         sock.bind((0, 0))
         seconds, fraction = divmod(REPLY_SECONDS, 1)
@@ -201,7 +210,7 @@ class _ReadAgain(Exception):
 
 
 class Channel:
-    """Questions to rtnetlink, one at a time, over one socket that is opened at the first and kept.
+    """Questions and orders to the kernel, one at a time, over one socket that is opened at the first and kept.
 
     It belongs to the network namespace in which the first question was asked. Not for several threads; not to be used on both
     sides of a fork.
@@ -252,6 +261,14 @@ class Channel:
         """
         return [message.payload for message in self._retried(kind, NLM_F_DUMP, body)]
 
+    def tell(self, kind: int, body: bytes) -> None:
+        """An order, which the kernel acknowledges when it has been carried out.
+
+        :raises OSError: the kernel refuses, with its errno
+        :raises KernelError: the kernel does not answer, or nonsense
+        """
+        self._retried(kind, NLM_F_ACK, body)
+
     def _retried(self, kind: int, flags: int, body: bytes) -> list[Message]:
         reason = ""
         for _ in range(_ATTEMPTS):
@@ -261,14 +278,14 @@ class Channel:
                 reason = str(again)
             # What is left of the old answer must neither be taken for the new one nor keep the kernel's dump busy (EBUSY).
             self.close()
-        raise KernelError(f"rtnetlink: {reason}, {_ATTEMPTS} times in a row", call=f"netlink message type {kind}")
+        raise KernelError(f"netlink: {reason}, {_ATTEMPTS} times in a row", call=f"netlink message type {kind}")
 
     def _exchange(self, kind: int, flags: int, body: bytes) -> list[Message]:
         sock = self.socket()
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         try:
             sock.send(request(kind, flags, self._sequence, body))
-            answer = self._answer(sock, bool(flags & NLM_F_DUMP))
+            answer = self._answer(sock, flags)
         except KernelError as error:
             self.close()
             error.call = f"netlink message type {kind}"
@@ -280,7 +297,7 @@ class Channel:
             raise OSError(answer, os.strerror(answer))
         return answer
 
-    def _answer(self, sock: NetlinkSocket, dump: bool) -> list[Message] | int:
+    def _answer(self, sock: NetlinkSocket, asked: int) -> list[Message] | int:
         """The messages of the answer, or the errno of a refusal (which leaves the channel as good as before)."""
         found: list[Message] = []
         interrupted = False
@@ -300,20 +317,20 @@ class Channel:
                         raise _ReadAgain("the table changed while it was read")
                     if code:
                         return code
-                    if message.kind == NLMSG_ERROR and not found:
-                        raise KernelError("rtnetlink acknowledges a question instead of answering it")
+                    if message.kind == NLMSG_ERROR and not found and not asked & NLM_F_ACK:
+                        raise KernelError("netlink acknowledges a question instead of answering it")
                     return found
                 found.append(message)
-                if not dump:
+                if not asked & (NLM_F_DUMP | NLM_F_ACK):
                     return found
-        raise KernelError("rtnetlink: only answers to questions that were not asked")
+        raise KernelError("netlink: only answers to questions that were not asked")
 
     def _receive(self, sock: NetlinkSocket) -> bytes:
         """One datagram of the kernel; empty if it was somebody else's."""
         try:
             data, _, flags, sender = sock.recvmsg(self._buffer)
         except BlockingIOError:
-            raise KernelError(f"rtnetlink does not answer within {REPLY_SECONDS:g} seconds", errno=errno.ETIMEDOUT) from None
+            raise KernelError(f"netlink does not answer within {REPLY_SECONDS:g} seconds", errno=errno.ETIMEDOUT) from None
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise _ReadAgain("the answer overran the socket's buffer") from None
@@ -322,7 +339,7 @@ class Channel:
             return b""
         if flags & socket.MSG_TRUNC:
             if self._buffer >= _LARGEST_BUFFER:
-                raise KernelError(f"rtnetlink: an answer is larger than {self._buffer} bytes")
+                raise KernelError(f"netlink: an answer is larger than {self._buffer} bytes")
             self._buffer *= 4
             raise _ReadAgain("an answer was larger than the buffer")
         return data
