@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bindsock.network import Interface, IPAddress, Network
+    from bindsock.subflows import Endpoints, Subflow
 
 
 class EventSource(Protocol):
@@ -34,8 +35,57 @@ class EventSource(Protocol):
         """Close the descriptor. Closing twice is harmless."""
 
 
+class PathManager(Protocol):
+    """Multipath TCP, where an operating system has it: connections whose byte stream goes over several subflows."""
+
+    def protocol(self) -> int | None:
+        """The protocol number of multipath stream sockets, ``None`` while it is switched off."""
+
+    def endpoints(self) -> Endpoints:
+        """By which addresses the system adds subflows by itself, to connections that are made now.
+
+        :raises OSError: the system does not say
+        """
+
+    def subflows(self, sock: socket.socket) -> Sequence[Subflow] | None:
+        """The established subflows of a connection, ``None`` if it is not multipath, or is no more. Needs no privilege."""
+
+    def silence(self, sock: socket.socket) -> float:
+        """Seconds for which nothing has come from the peer although something that was sent waits to be acknowledged."""
+
+    def register(self, sock: socket.socket) -> None:
+        """The connection is to be followed: it counts when it is decided what others need. See :meth:`release`."""
+
+    def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
+        """Order a subflow by an interface. It is established a round trip later, if at all.
+
+        :return: the local address that it has
+        :raises PermissionError: it takes a privilege that this process has not
+        :raises OSError: the system refused otherwise
+        """
+
+    def level(self, sock: socket.socket) -> None:
+        """A subflow has joined: let it receive as much at a time as the connection does. Never raises."""
+
+    def remove(self, sock: socket.socket, address: IPAddress, *, lost: bool) -> bool:
+        """Order the end of the subflows that have a local address, established or not.
+
+        :param lost: nothing can, or nothing may, go over them any more; otherwise those that the system has made by itself are
+            left to it
+        :return: whether they are to end, and are not left alone
+        :raises OSError: as :meth:`add` does
+        """
+
+    def release(self, sock: socket.socket) -> None:
+        """The connection is over: undo what was done to the system for its sake alone. Never raises."""
+
+
 class Kernel(Protocol):
     """What bindsock needs of an operating system."""
+
+    @property
+    def multipath(self) -> PathManager | None:
+        """``None`` where there is no multipath TCP that a program may use."""
 
     binding_filters_ingress: bool
     """Whether a socket that is bound to an interface receives by that one only. Where it does not, a datagram socket without a

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 
 from bindsock.errors import BindFailed
+from bindsock.kernel import PathManager
 from bindsock.network import (
     Interface,
     InterfaceAddress,
@@ -93,6 +94,8 @@ class SimulatedKernel:
         """What was done to sockets, as ("bind" or "rebind" or "unbind" or "abort", interface), ("limit silence", seconds)."""
         self.refuse: set[str] = set()
         """Names of interfaces to which binding fails with EPERM."""
+        self.multipath: PathManager | None = None
+        """What knows of multipath connections; a :class:`SimulatedPathManager` if the test has them."""
         self.silent = False
         """While true, changes raise no event."""
 

@@ -32,6 +32,8 @@ class DarwinKernel:
     :param syscalls: the way to the system; that of the machine if none is given
     """
 
+    multipath = None
+    """Darwin's multipath sockets are Network.framework's, and take an entitlement (``bsd/netinet/mptcp_usrreq.c``)."""
     binding_filters_ingress = False
     """xnu bsd/netinet/in_pcb.c, in_pcblookup_hash: the bound interface is no part of it."""
 

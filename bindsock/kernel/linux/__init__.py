@@ -12,6 +12,7 @@ from bindsock.kernel.linux import counters, cures, sockets
 from bindsock.kernel.linux.events import RouteEvents
 from bindsock.kernel.linux.netconf import is_strict
 from bindsock.kernel.linux.netlink import Channel
+from bindsock.kernel.linux.path_manager import PathManager
 from bindsock.kernel.linux.reading import Reader
 from bindsock.network import Network
 
@@ -43,6 +44,7 @@ class LinuxKernel:
         self._channel = Channel()
         self._reader = Reader(self._channel, clock)
         self._gateways = cures.Gateways()
+        self.multipath = PathManager()
         self._filters_seen: set[int] = set()
         self._sources: weakref.WeakSet[RouteEvents] = weakref.WeakSet()
 
@@ -140,6 +142,7 @@ class LinuxKernel:
     def close(self) -> None:
         """Close the socket for questions; the next question opens another."""
         self._channel.close()
+        self.multipath.close()
 
     def _warn_of_strict_filter(self, interface: Interface) -> None:
         if interface.index in self._filters_seen or not interface.usable_addresses(socket.AF_INET):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bindsock.errors import BindFailed
 
 if TYPE_CHECKING:
-    from bindsock.network import Interface
+    from bindsock.network import Interface, IPAddress
 
 _SO_BINDTODEVICE = 25
 _SO_BINDTOIFINDEX = 62
@@ -195,6 +195,18 @@ def abort(sock: socket.socket) -> None:
     :raises OSError: the socket is closed
     """
     _disconnect(sock)
+
+
+def source(interface: Interface, remote: IPAddress) -> IPAddress:
+    """The address that the kernel would give a socket that is bound to the interface and connected to the remote address.
+
+    :raises OSError: none; there is no route
+    """
+    family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        _set_device(sock, interface.index)
+        sock.connect((str(remote), 9))  # sends nothing
+        return ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
 
 
 def limit_silence(sock: socket.socket, seconds: float) -> None:
