@@ -9,6 +9,7 @@ from bindsock.default import (
     effective_interface,
     explain,
     interface_of,
+    multipath_of,
     open_connection,
     socket_factory,
     statistics,
@@ -44,7 +45,9 @@ from bindsock.network import (
 )
 from bindsock.resolvers import InterfaceResolver
 from bindsock.statistics import Statistics
+from bindsock.subflows import Multipath, Subflow
 from bindsock.transports.datagram import DatagramTransport
+from bindsock.transports.hooks import OnReconnect
 
 __all__ = [
     "Basis",
@@ -65,14 +68,17 @@ __all__ = [
     "InterfaceKind",
     "InterfaceResolver",
     "KernelError",
+    "Multipath",
     "Network",
     "NoEffectiveInterface",
     "NoRoute",
+    "OnReconnect",
     "Path",
     "Preferences",
     "Route",
     "RouteKind",
     "Statistics",
+    "Subflow",
     "TransportFactory",
     "UnsupportedSystem",
     "bind",
@@ -84,6 +90,7 @@ __all__ = [
     "explain",
     "interface_of",
     "loop_factory",
+    "multipath_of",
     "open_connection",
     "socket_factory",
     "statistics",

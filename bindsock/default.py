@@ -15,6 +15,7 @@ from bindsock.kernel import Kernel
 from bindsock.network import Decision, Interface, IPAddress, Target
 from bindsock.resolving import AddrInfo
 from bindsock.statistics import Statistics
+from bindsock.subflows import Multipath
 from bindsock.transports.datagram import DatagramTransport
 from bindsock.transports.hooks import OnReconnect
 from bindsock.transports.stream import BetterPath
@@ -79,6 +80,7 @@ async def connect(
     interface: str | None = None,
     better_path: BetterPath | None = None,
     dead_after: float | None = None,
+    multipath: bool = False,
 ) -> socket.socket:
     """A connected socket for libraries that take ``sock=``: see :meth:`TransportFactory.connect`."""
     return await running_factory().connect(
@@ -94,6 +96,7 @@ async def connect(
         interface=interface,
         better_path=better_path,
         dead_after=dead_after,
+        multipath=multipath,
     )
 
 
@@ -209,6 +212,17 @@ def interface_of(
     """
     factory = _here() if kernel is None else TransportFactory(kernel=kernel)
     return factory.interface_of(connection)
+
+
+def multipath_of(
+    connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
+) -> Multipath:
+    """Whether a connection is multipath in truth, and over which subflows.
+
+    :param connection: a transport of any library, a stream writer, or a socket
+    """
+    factory = _here() if kernel is None else TransportFactory(kernel=kernel)
+    return factory.multipath_of(connection)
 
 
 def _here() -> TransportFactory:

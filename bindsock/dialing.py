@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import aiohappyeyeballs
@@ -26,6 +27,7 @@ from bindsock.effective import Decider
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute
 from bindsock.network import Basis, Cause, Decision, Interface, InterfaceKind, IPAddress, Path, path_of
 from bindsock.resolving import AddrInfo, Resolve, SockAddr, address_of
+from bindsock.transports.multipath import obstacle
 from bindsock.transports.sockets import FollowedSocket
 from bindsock.undecided import no_effective_interface, until_changed
 
@@ -68,6 +70,10 @@ class Dialer:
     all_errors: bool = False
     interface: str | None = None
     on_no_interface: Literal["error", "wait", "unbound"] = "error"
+    multipath: bool = False
+    """Ask for multipath; where there is none, or the peer does not speak it, the connection is plain TCP."""
+    complaints: set[str] = field(default_factory=set)
+    """Why there was none, so that each reason is logged once."""
     prepare: Callable[[socket.socket], None] | None = None
     """Options to be set on each socket before it connects."""
 
@@ -221,8 +227,12 @@ class Race:
         _, address, decision = self._decisions[sockaddr]
         try:
             self._check_local_address(decision)
-            sock = FollowedSocket(family, type_, proto)
+            multipath = self._multipath(address, decision)
+            sock = FollowedSocket(family, type_, multipath or proto)
             try:
+                if multipath is not None:
+                    # asyncio does it where the protocol is TCP's (Lib/asyncio/base_events.py, _set_nodelay).
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setblocking(False)
                 if self._dialer.prepare is not None:
                     self._dialer.prepare(sock)
@@ -235,6 +245,31 @@ class Race:
             raise
         self._sockets.append(sock)
         return sock
+
+    def _multipath(self, address: IPAddress, decision: Decision) -> int | None:
+        """The protocol of a multipath socket, if there is to be one: to a socket that is not bound the system could add subflows
+        around the VPN, and to any into it."""
+        dialer = self._dialer
+        if not dialer.multipath or decision.interface is None:
+            return None
+        paths = dialer.watcher.kernel.multipath
+        protocol = paths.protocol() if paths is not None else None
+        if paths is None or protocol is None:
+            reason: str | None = "this system has no multipath TCP, or it is switched off"
+        else:
+            try:
+                endpoints = paths.endpoints()
+            except OSError as error:
+                reason = f"the system does not say by which addresses it would add subflows: {error}"
+            else:
+                network, pinned = dialer.watcher.decider().network, decision.basis is Basis.PINNED
+                reason = obstacle(endpoints, network, decision.interface, address.version, pinned=pinned)
+        if reason is None:
+            return protocol
+        if reason not in dialer.complaints:
+            dialer.complaints.add(reason)
+            logger.warning("connections that are to be multipath ones are plain TCP: %s", reason)
+        return None
 
     def _check_local_address(self, decision: Decision) -> None:
         if self._local_infos is None or decision.interface is None:
@@ -260,6 +295,9 @@ class Race:
         interface = self._decisions[sockaddr][2].interface
         try:
             await connect(sock, sockaddr)
+            if _is_multipath(sock) and self._dialer.prepare is not None:
+                # It may be plain TCP after all, to which more can be said.
+                self._dialer.prepare(sock)
         except OSError as error:
             if interface is not None and error.errno in _BIND_FAILURES:
                 error = BindFailed(
@@ -318,7 +356,38 @@ class _Connector:
         self._race = race
 
     async def sock_connect(self, sock: socket.socket, address: SockAddr) -> None:
-        await self._race.connect(self._loop.sock_connect, sock, address)
+        connect = self._loop.sock_connect
+        if _is_multipath(sock):
+            # asyncio's asks the resolver for addresses of the socket's own protocol, and it knows none for multipath.
+            connect = functools.partial(_connect_by_hand, self._loop)
+        await self._race.connect(connect, sock, address)
+
+
+def _is_multipath(sock: socket.socket) -> bool:
+    return sock.proto not in (0, socket.IPPROTO_TCP)
+
+
+async def _connect_by_hand(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: SockAddr) -> None:
+    try:
+        sock.connect(address)
+    except (BlockingIOError, InterruptedError):
+        pass
+    else:
+        return
+    writable = loop.create_future()
+
+    def wake() -> None:
+        if not writable.done():
+            writable.set_result(None)
+
+    loop.add_writer(sock, wake)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock)
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, f"Connect call failed {address}")
 
 
 @contextlib.asynccontextmanager

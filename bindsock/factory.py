@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 import socket
@@ -23,6 +24,7 @@ from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, P
 from bindsock.resolvers import InterfaceResolver
 from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.statistics import Statistics
+from bindsock.subflows import Multipath, Subflow
 from bindsock.transports.datagram import DatagramTransport, open_datagram
 from bindsock.transports.following import follow_datagrams, watch_datagrams
 from bindsock.transports.hooks import OnReconnect
@@ -59,6 +61,7 @@ class ConnectOptions(TypedDict, total=False):
     interface: str | None
     better_path: BetterPath | None
     dead_after: float | None
+    multipath: bool
     drain_timeout: float
     reconnect_timeout: float | None
 
@@ -97,6 +100,7 @@ class TransportFactory:
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._watcher: Watcher | None = None
         self._held: Any = None
+        self._complaints: set[str] = set()
 
     async def __aenter__(self) -> Self:
         self._held = self._watch().hold()
@@ -156,12 +160,38 @@ class TransportFactory:
             sock = _extra_info(connection, "socket")
         if sock is None or sock.fileno() == -1:
             return None
+        subflows = self._multipath_of(sock).subflows
+        if subflows:
+            return self._interface_among(subflows)
         index = self.kernel.bound(sock)
         if index is None:
             return None
         with self._asking() as decider:
             interface = decider.network.interfaces.get(index)
         return interface.name if interface is not None else None
+
+    def multipath_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> Multipath:
+        """Whether a connection is multipath in truth, and over which subflows.
+
+        :param connection: a transport of any library, a stream writer, or a socket
+        """
+        return self._multipath_of(connection if isinstance(connection, socket.socket) else _extra_info(connection, "socket"))
+
+    def _multipath_of(self, sock: Any) -> Multipath:
+        paths = self.kernel.multipath
+        subflows = paths.subflows(sock) if paths is not None and sock is not None else None
+        if subflows is None:
+            return Multipath(False)
+        with self._asking() as decider:
+            owners = [decider.network.owner_of(subflow.local) for subflow in subflows]
+        names = [owner.name if owner is not None else None for owner in owners]
+        return Multipath(True, tuple(dataclasses.replace(s, interface=n) for s, n in zip(subflows, names, strict=True)))
+
+    def _interface_among(self, subflows: tuple[Subflow, ...]) -> str | None:
+        """What a multipath socket is bound to is where it began. It is where the effective interface is, if it can be."""
+        effective = self.decide(subflows[-1].remote).interface
+        names = [subflow.interface for subflow in subflows]
+        return effective.name if effective is not None and effective.name in names else names[-1]
 
     def bind(self, sock: socket.socket, destination: str | IPAddress | None = None) -> Decision:
         """Bind a fresh socket, once; it is not followed. It is closed if that fails.
@@ -200,6 +230,8 @@ class TransportFactory:
             * ``better_path=`` instead of the factory's
             * ``dead_after=`` seconds of silence from the peer after which the connection counts as dead, for paths that die
               without an event; never unless given
+            * ``multipath=``: a multipath TCP connection where system and peer speak it, whose byte stream moves from one
+              interface to another; plain TCP elsewhere. :func:`bindsock.multipath_of` tells which it is
             * ``drain_timeout=`` seconds (1) for which what is on its way over a connection that is replaced is waited for
             * ``reconnect_timeout=`` seconds (30) after which a replacement is given up; ``None`` for never
 
@@ -289,6 +321,7 @@ class TransportFactory:
         interface: str | None = None,
         better_path: BetterPath | None = None,
         dead_after: float | None = None,
+        multipath: bool = False,
     ) -> socket.socket:
         """A connected, non-blocking socket for libraries that take ``sock=``. It is followed until it is closed.
 
@@ -306,6 +339,7 @@ class TransportFactory:
             "interface": interface,
             "better_path": better_path,
             "dead_after": dead_after,
+            "multipath": multipath,
         }
         dialled = await self._dialer(host, port, options).dial()
         self._follow_dialled(dialled, options)
@@ -505,6 +539,8 @@ class TransportFactory:
             interface=options.get("interface"),
             on_no_interface=self.preferences.on_no_interface,
             prepare=self._preparation(options),
+            multipath=options.get("multipath", False),
+            complaints=self._complaints,
         )
 
     def _preparation(self, options: ConnectOptions) -> Callable[[socket.socket], None] | None:
@@ -537,6 +573,7 @@ class TransportFactory:
             "better_path": options.get("better_path") or self.better_path,
             "drain_timeout": options.get("drain_timeout", 1.0),
             "reconnect_timeout": options.get("reconnect_timeout", 30.0),
+            "dead_after": options.get("dead_after"),
         }
 
     def _follow(
@@ -560,6 +597,7 @@ class TransportFactory:
             address,
             better_path=options.get("better_path") or self.better_path,
             interface=options.get("interface"),
+            dead_after=options.get("dead_after"),
             path=path,
             loop=self._running_loop(),
         )

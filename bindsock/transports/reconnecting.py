@@ -26,6 +26,7 @@ class ReplaceOptions(TypedDict, total=False):
     better_path: BetterPath
     drain_timeout: float
     reconnect_timeout: float | None
+    dead_after: float | None
 
 
 def is_replaceable(protocol: asyncio.BaseProtocol) -> bool:
@@ -44,6 +45,7 @@ async def create_replaceable(
     better_path: BetterPath = "auto",
     drain_timeout: float = 1.0,
     reconnect_timeout: float | None = 30.0,
+    dead_after: float | None = None,
 ) -> tuple[ReplaceableTransport, P]:
     """A stable transport for a protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not.
 
@@ -53,10 +55,11 @@ async def create_replaceable(
     :param better_path: ``"keep"`` leaves a connection that works where it is
     :param drain_timeout: seconds for which what is on its way over a connection that is left is waited for
     :param reconnect_timeout: seconds after which a replacement is given up
+    :param dead_after: seconds of silence that a multipath connection may keep
     :raises OSError: the first connection could not be made
     """
     protocol = protocol_factory()
-    how = Replacing(dial, attach, ProtocolHook(), interface, better_path, drain_timeout, reconnect_timeout)
+    how = Replacing(dial, attach, ProtocolHook(), interface, better_path, drain_timeout, reconnect_timeout, dead_after)
     return await Replacer(watcher, loop, how).start(protocol), protocol
 
 
@@ -72,6 +75,7 @@ async def open_replaceable(
     better_path: BetterPath = "auto",
     drain_timeout: float = 1.0,
     reconnect_timeout: float | None = 30.0,
+    dead_after: float | None = None,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A reader and a writer that stay when the connection is replaced.
 
@@ -84,6 +88,6 @@ async def open_replaceable(
     reader = ReplaceableReader(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     hook = StreamHook(on_reconnect, reader, limit)
-    how = Replacing(dial, attach, hook, interface, better_path, drain_timeout, reconnect_timeout)
+    how = Replacing(dial, attach, hook, interface, better_path, drain_timeout, reconnect_timeout, dead_after)
     transport = await Replacer(watcher, loop, how).start(protocol)
     return reader, ReplaceableWriter(transport, protocol, reader, loop)

@@ -66,6 +66,8 @@ class Replacing:
     """Seconds for which what is on its way over the old connection is waited for."""
     reconnect_timeout: float | None = 30.0
     """Seconds after which a replacement is given up; ``None`` for never."""
+    dead_after: float | None = None
+    """Seconds of silence that a multipath connection may keep."""
 
 
 class Replacer:
@@ -362,7 +364,17 @@ class Replacer:
                 if leg.ended:
                     raise leg.error or ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made")
                 if leg.path is not None:
-                    leg.standing = Standing(watcher, leg.sock, leg.address, how.interface, leg.path, self.loop, self.look)
+                    leg.standing = Standing(
+                        watcher,
+                        leg.sock,
+                        leg.address,
+                        how.interface,
+                        leg.path,
+                        self.loop,
+                        self.look,
+                        stays=how.better_path == "keep",
+                        dead_after=how.dead_after,
+                    )
             except OSError:
                 if guard.error is None or attempts == _ATTEMPTS:
                     raise

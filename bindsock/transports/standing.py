@@ -6,14 +6,15 @@ import dataclasses
 import logging
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bindsock.errors import BindFailed
 from bindsock.network import Interface, Path, Target, unmapped
 from bindsock.resolving import address_of
 from bindsock.transports import viability
-from bindsock.transports.viability import Assessment, Viability, assess, pinned, place_of
+from bindsock.transports.multipath import Mover, Silence, situation
+from bindsock.transports.viability import Assessment, Place, Viability, assess, pinned, place_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,12 +29,14 @@ class Standing:
     """Judges one connected socket, with patience for a carrier or a route that is lost for a moment.
 
     Where the socket's address has moved to another interface, the socket is moved after it: that is the one way in which TCP
-    itself survives.
+    itself survives. A multipath connection moves by itself, and its place is that of one of its subflows.
 
     :param target: the peer's address
     :param pin: the name of the interface to which the connection is pinned
     :param path: the path on which it was dialled
-    :param look: called when the patience is over; it is to ask :meth:`judge` again
+    :param look: called when something has changed that no reading tells; it is to ask :meth:`judge` again
+    :param stays: whether a multipath connection that works stays where it is, whatever is better
+    :param dead_after: seconds of silence after which a multipath connection counts as dead; plain TCP's are the kernel's affair
     :raises OSError: the socket is closed
     """
 
@@ -46,6 +49,9 @@ class Standing:
         path: Path,
         loop: asyncio.AbstractEventLoop,
         look: Callable[[], object],
+        *,
+        stays: bool = False,
+        dead_after: float | None = None,
     ) -> None:
         self.target = target
         self._watcher = watcher
@@ -54,6 +60,15 @@ class Standing:
         self._look = weakref.WeakMethod(look)
         self._timer: asyncio.TimerHandle | None = None
         self._stalled_for_long = False
+        self._stays = stays
+        self._mover: Mover | None = None
+        self._silence: Silence | None = None
+        self._silent = False
+        paths = watcher.kernel.multipath
+        if paths is not None and paths.subflows(sock) is not None:
+            self._mover = Mover(watcher, paths, sock, loop, self._look_again)
+            if dead_after is not None:
+                self._silence = Silence(watcher, paths, sock, loop, dead_after, self._fell_silent)
         local = unmapped(address_of(sock.getsockname()))
         self.place = place_of(watcher.decider().network, path.interface, path.index, local)
 
@@ -63,10 +78,12 @@ class Standing:
         :param decider: the newest one, without the pin
         """
         found = self._assess(decider)
-        if found.moved is not None and self._move(sock, found.moved):
+        if self._mover is not None:
+            found = self._over_subflows(sock, self._mover, found, decider)
+        elif found.moved is not None and self._move(sock, found.moved):
             found = self._assess(decider)
         if found.viability is not Viability.STALLED:
-            self.close()
+            self._stop_waiting()
             self._stalled_for_long = False
         elif self._stalled_for_long:
             found = dataclasses.replace(found, viability=Viability.DEAD)
@@ -78,6 +95,13 @@ class Standing:
 
     def close(self) -> None:
         """Call nothing any more."""
+        self._stop_waiting()
+        if self._mover is not None:
+            self._mover.close()
+        if self._silence is not None:
+            self._silence.close()
+
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -104,9 +128,72 @@ class Standing:
         self._watcher.statistics.rebinds += 1
         return True
 
+    def _over_subflows(self, sock: socket.socket, mover: Mover, found: Assessment, decider: Decider) -> Assessment:
+        """A multipath connection is well where one of its subflows is, and on its way to where it is to be."""
+        subflows = mover.subflows()
+        if subflows is None:
+            self._fall_back(sock, mover)
+            return found
+        if self._silent and self._silence is not None:
+            return _dead(found, f"nothing has come from the peer for {self._silence.seconds:g} seconds")
+        target, pin = found.target, pinned(decider, self._pin).pin
+        now = situation(decider.network, subflows, target, pinned=pin is not None)
+        for address, name in now.forbidden:
+            if not mover.remove(address, lost=True):
+                return _dead(found, f"the system has added a subflow by {name}, where it must not be")
+        here = self._preferred(now.working, target)
+        if here is not None and here != self.place:
+            self.place = here
+            found = self._assess(decider)
+        if here is not None:
+            for address in now.lost:
+                mover.remove(address, lost=True)
+        there = target is not None and here is not None and here.index == target.index
+        if target is not None and not there and not (self._stays and here is not None and found.viability is Viability.WORKS):
+            if mover.move(decider.network, target):
+                return dataclasses.replace(found, viability=Viability.WORKS, better=None)
+            return found
+        mover.stay()
+        if there and not self._stays:
+            for place in now.working:
+                if place.index != self.place.index:
+                    mover.remove(place.local, lost=False)
+        return found
+
+    def _preferred(self, working: Sequence[Place], target: Interface | None) -> Place | None:
+        """The best of the places where subflows are."""
+        on_target = [place for place in working if target is not None and place.index == target.index]
+        current = [place for place in working if place == self.place]
+        order = [*current, *on_target] if self._stays else [*on_target, *current]
+        return next(iter([*order, *working]), None)
+
+    def _fall_back(self, sock: socket.socket, mover: Mover) -> None:
+        """It is plain TCP now, whose silence is the kernel's affair."""
+        mover.close()
+        self._mover = None
+        silence, self._silence = self._silence, None
+        if silence is not None:
+            silence.close()
+            try:
+                self._watcher.kernel.limit_silence(sock, silence.seconds)
+            except OSError as error:
+                logger.warning("the silence of %s cannot be limited: %s", self.target, error)
+
+    def _fell_silent(self) -> None:
+        self._silent = True
+        self._look_again()
+
     def _out_of_patience(self) -> None:
         self._timer = None
         self._stalled_for_long = True
+        self._look_again()
+
+    def _look_again(self) -> None:
         look = self._look()
         if look is not None:
             look()
+
+
+def _dead(found: Assessment, reason: str) -> Assessment:
+    """It has to end, whether there is another interface or not."""
+    return dataclasses.replace(found, viability=Viability.DEAD, usable=True, reason=reason)

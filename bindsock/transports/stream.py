@@ -39,6 +39,7 @@ def follow_stream(
     *,
     better_path: BetterPath = "auto",
     interface: str | None = None,
+    dead_after: float | None = None,
     path: Path | None,
     loop: asyncio.AbstractEventLoop,
 ) -> StreamGuard:
@@ -49,11 +50,12 @@ def follow_stream(
     :param target: the peer's address
     :param better_path: what to do when it works but the effective interface is another one
     :param interface: the name of the interface to which the connection is pinned
+    :param dead_after: seconds of silence that a multipath connection may keep
     :param path: the path on which it was dialled, ``None`` where it is bound to nothing: then it is not followed
     :param loop: the event loop on which the watcher runs
     :raises OSError: the socket is closed
     """
-    guard = StreamGuard(watcher, sock, target, better_path, interface, path, loop)
+    guard = StreamGuard(watcher, sock, target, better_path, interface, dead_after, path, loop)
     if path is not None:
         guard.start(sock, path)
     return guard
@@ -69,6 +71,7 @@ class StreamGuard:
         target: Target,
         better_path: BetterPath,
         pin: str | None,
+        dead_after: float | None,
         path: Path | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -78,6 +81,7 @@ class StreamGuard:
         self._target = target
         self._better_path: BetterPath = better_path
         self._pin = pin
+        self._dead_after = dead_after
         self._path = path
         self._loop = weakref.ref(loop)
         self._standing: Standing | None = None
@@ -114,7 +118,17 @@ class StreamGuard:
         try:
             loop = self._loop()
             assert loop is not None
-            self._standing = Standing(self._watcher, sock, self._target, self._pin, path, loop, self._look)
+            self._standing = Standing(
+                self._watcher,
+                sock,
+                self._target,
+                self._pin,
+                path,
+                loop,
+                self._look,
+                stays=self._better_path == "keep",
+                dead_after=self._dead_after,
+            )
             if isinstance(sock, FollowedSocket):
                 sock.on_close(self.close)
             else:

@@ -1,0 +1,296 @@
+"""Multipath connections: the byte stream moves from one interface to another, and nothing is connected anew.
+
+A subflow is ordered on the new interface; once it has joined, those on interfaces that are lost or were left are ended. Ordering
+takes a privilege (CAP_NET_ADMIN on Linux); without it the connection lives as long as one of the subflows does that the system
+has made by itself.
+
+Such subflows are why a multipath socket is no plain one with something added. The system adds them whatever the socket is bound
+to, and so could take it into a tunnel: :func:`obstacle` finds that out before the dial, :func:`situation` at each reading.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bindsock.network import Interface, InterfaceKind, IPAddress, Network
+from bindsock.subflows import Endpoints, Subflow
+from bindsock.transports.pacing import pacer_of
+from bindsock.transports.sockets import FollowedSocket
+from bindsock.transports.viability import Place
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from bindsock.kernel import PathManager
+    from bindsock.watcher import Watcher
+
+logger = logging.getLogger("bindsock")
+
+JOINING = 5.0
+"""Seconds within which a new subflow must be established."""
+_SOONEST, _LATEST = 0.001, 0.05
+"""Seconds between two looks at whether it is: a quarter of the time that it has taken so far, within these bounds."""
+
+
+def obstacle(endpoints: Endpoints, network: Network, interface: Interface, version: int, *, pinned: bool) -> str | None:
+    """Why a multipath connection would not stay where it may be; ``None`` if it would.
+
+    :param interface: what it is bound to
+    :param version: of its addresses, 4 or 6
+    :param pinned: it may be nowhere else; otherwise it may be wherever there is no tunnel
+    """
+    for address in endpoints.addresses:
+        owner = network.owner_of(address)
+        if owner is not None and address.version == version and not may_be(owner, interface, pinned=pinned):
+            return f"the system would add a subflow by {owner.name}, where it has a multipath endpoint"
+    if endpoints.follows_peer and any(not may_be(i, interface, pinned=pinned) for i in network.interfaces.values() if i.up):
+        return "the system connects to addresses that the peer announces, by whatever route leads there (ip mptcp limits)"
+    return None
+
+
+def may_be(interface: Interface, chosen: Interface, *, pinned: bool) -> bool:
+    """Whether a subflow may be on an interface beside the chosen one."""
+    if interface.index == chosen.index:
+        return True
+    return not pinned and interface.kind is not InterfaceKind.TUNNEL
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Where the subflows of a connection are."""
+
+    working: tuple[Place, ...]
+    """Those that can work."""
+    lost: tuple[IPAddress, ...]
+    """The local addresses of those that cannot: the interface is down or without carrier, or has the address no more."""
+    forbidden: tuple[tuple[IPAddress, str], ...]
+    """Local address and interface of those where none may be."""
+
+
+def situation(network: Network, subflows: Iterable[Subflow], chosen: Interface | None, *, pinned: bool) -> Situation:
+    """Compare the subflows of a connection with a reading of the network.
+
+    :param chosen: the interface on which it is to be, if there is one
+    """
+    working, lost, forbidden = [], [], []
+    for subflow in subflows:
+        owner = network.owner_of(subflow.local)
+        if owner is None or not (owner.up and owner.running):
+            lost.append(subflow.local)
+        elif chosen is not None and not may_be(owner, chosen, pinned=pinned):
+            forbidden.append((subflow.local, owner.name))
+        else:
+            working.append(Place(owner.name, owner.index, subflow.local, owner.index))
+    return Situation(tuple(working), tuple(lost), tuple(forbidden))
+
+
+class Mover:
+    """Orders the subflows of one multipath connection.
+
+    :param look: called when a new subflow has been established, or will not be
+    """
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        paths: PathManager,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        look: Callable[[], object],
+    ) -> None:
+        self._paths = paths
+        self._clock = watcher.clock
+        self._statistics = watcher.statistics
+        self._sock = weakref.ref(sock)
+        self._loop = weakref.ref(loop)
+        self._look = weakref.WeakMethod(look)
+        self._target: Interface | None = None
+        self._ordered: IPAddress | None = None
+        """The local address of the subflow that has been ordered and is not established yet."""
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked = False
+        """It is being asked to move: what comes of it at once is the answer."""
+        self._powerless = False
+        self._refused: set[int] = set()
+        """Indexes of interfaces to which it cannot move while the network is as it is."""
+        self._network: Network | None = None
+        self._left_alone: set[IPAddress] = set()
+        """Local addresses of subflows that are the system's."""
+        paths.register(sock)
+        if isinstance(sock, FollowedSocket):
+            sock.on_close(self._release)
+
+    def subflows(self) -> Iterable[Subflow] | None:
+        """Those that are established; ``None`` if the connection has fallen back to plain TCP."""
+        sock = self._sock()
+        return self._paths.subflows(sock) if sock is not None and sock.fileno() != -1 else ()
+
+    def move(self, network: Network, interface: Interface) -> bool:
+        """Begin to move to an interface, unless that is under way.
+
+        :return: whether it is under way
+        """
+        if self._target is not None and self._target.index == interface.index:
+            return True
+        if network is not self._network:
+            self._network = network
+            self._refused.clear()
+        loop = self._loop()
+        if self._powerless or interface.index in self._refused or loop is None or loop.is_closed():
+            return False
+        self.stay()
+        self._target = interface
+        self._began = self._clock()
+        self._asked = True
+        try:
+            pacer_of(loop).do(self._order)
+        finally:
+            self._asked = False
+        return self._target is not None
+
+    def stay(self) -> None:
+        """Do not go on with a move that is under way."""
+        self.close()
+        self._target = None
+        ordered, self._ordered = self._ordered, None
+        if ordered is not None:
+            self.remove(ordered, lost=True)
+
+    def remove(self, address: IPAddress, *, lost: bool) -> bool:
+        """End the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
+
+        :return: whether that could be ordered
+        """
+        sock = self._sock()
+        if sock is None or sock.fileno() == -1 or (self._powerless and not lost) or (address in self._left_alone and not lost):
+            return False
+        try:
+            ended = self._paths.remove(sock, address, lost=lost)
+        except OSError as error:
+            self._powerless |= isinstance(error, PermissionError)
+            logger.info("the subflow of %s of a multipath connection could not be ended: %s", address, error)
+            return False
+        if not ended:
+            self._left_alone.add(address)
+        return ended
+
+    def close(self) -> None:
+        """Call nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _order(self) -> None:
+        sock, interface = self._sock(), self._target
+        if sock is None or interface is None or sock.fileno() == -1:
+            self._target = None
+            return
+        try:
+            self._ordered = self._paths.add(sock, interface)
+        except OSError as error:
+            self._powerless |= isinstance(error, PermissionError)
+            logger.info("the system makes no subflow by %s for a multipath connection: %s", interface, error)
+            self._over(interface, joined=False)
+        else:
+            self._left_alone.discard(self._ordered)
+            self._wait()
+
+    def _wait(self) -> None:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            elapsed = self._clock() - self._began
+            self._timer = loop.call_later(min(max(elapsed / 4, _SOONEST), _LATEST), self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        sock, interface = self._sock(), self._target
+        if sock is None or interface is None or sock.fileno() == -1:
+            return
+        if any(subflow.local == self._ordered for subflow in self.subflows() or ()):
+            self._ordered = None
+            self._paths.level(sock)
+            self._statistics.rebinds += 1
+            logger.info("a multipath connection moves to %s", interface)
+            self._over(interface, joined=True)
+        elif self._clock() - self._began < JOINING:
+            self._wait()
+        else:
+            logger.info("a multipath connection got no subflow by %s within %g s", interface, JOINING)
+            self._over(interface, joined=False)
+
+    def _over(self, interface: Interface, *, joined: bool) -> None:
+        if not joined:
+            self._refused.add(interface.index)
+            self.stay()
+        self._target = None
+        look = self._look()
+        if look is not None and not self._asked:
+            look()
+
+    def _release(self) -> None:
+        self.close()
+        sock = self._sock()
+        if sock is not None:
+            self._paths.release(sock)
+
+
+class Silence:
+    """Finds out that a multipath connection's peer has fallen silent.
+
+    The kernel does it for plain TCP (TCP_USER_TIMEOUT); of a multipath connection it only probes one that is at rest.
+
+    :param seconds: of silence, with something unacknowledged, that are too many
+    :param found: called when they have passed
+    """
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        paths: PathManager,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        seconds: float,
+        found: Callable[[], object],
+    ) -> None:
+        self.seconds = seconds
+        self._paths = paths
+        self._clock = watcher.clock
+        self._sock = weakref.ref(sock)
+        self._loop = weakref.ref(loop)
+        self._found = weakref.WeakMethod(found)
+        self._answered = watcher.clock()
+        """When nothing was left unanswered for the last time."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def close(self) -> None:
+        """Call nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wait(self) -> None:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            self._timer = loop.call_later(min(self.seconds / 8, 1.0), self._listen)
+
+    def _listen(self) -> None:
+        self._timer = None
+        sock, found = self._sock(), self._found()
+        if sock is None or sock.fileno() == -1 or found is None:
+            return
+        now = self._clock()
+        silence = self._paths.silence(sock)
+        if not silence:
+            self._answered = now
+        # After a long rest the last answer is long ago, and yet nobody has been kept waiting.
+        if min(silence, now - self._answered) >= self.seconds:
+            found()
+        else:
+            self._wait()
