@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
+import itertools
 import os
+import pty
 import select
 import shutil
 import signal
@@ -12,7 +15,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +35,7 @@ from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
 from tests.integrations.conftest import servers
 from tests.integrations.servers import Servers
+from tests.integrations.tunnel import nothing_through_the_tunnel
 
 __all__ = ["servers"]
 
@@ -38,16 +43,17 @@ pytestmark = pytest.mark.lab
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PATIENCE = 20.0
+CHAT = 7700
 
 
 class Example:
     """An example that runs. Leaving the block interrupts it if it has not ended, as Ctrl-C does: it must end without a word."""
 
-    def __init__(self, name: str, *arguments: object, **environment: str) -> None:
+    def __init__(self, name: str, *arguments: object, stdin: int | None = None, **environment: str) -> None:
         command = [sys.executable, "-u", "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
         inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=inherited | environment
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=inherited | environment
         )
         self._read = b""
         self.errors = ""
@@ -58,18 +64,27 @@ class Example:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
         try:
             if self._process.returncode is None:
-                self._process.send_signal(signal.SIGINT)
-                self.rest()
-                assert exc is not None or (self._process.wait(), self.errors) == (0, "")
+                self.interrupt()
+                assert exc is not None or (self.status, self.errors) == (0, "")
         finally:
-            self._process.kill()
-            self._process.wait()
+            with self._process:  # which closes the pipes
+                self._process.kill()
 
     def rest(self) -> list[str]:
         """All further lines, once it has ended."""
         printed, errors = self._process.communicate(timeout=PATIENCE)
         self.errors = errors.decode()
         return (self._read + printed).decode().splitlines()
+
+    def interrupt(self) -> list[str]:
+        """Press Ctrl-C. All further lines."""
+        self._process.send_signal(signal.SIGINT)
+        return self.rest()
+
+    @property
+    def status(self) -> int:
+        """With which it ended."""
+        return self._process.wait(PATIENCE)
 
     def line(self) -> str:
         """The next line that it prints."""
@@ -94,7 +109,7 @@ class Example:
 
 def output(name: str, *arguments: object, errors: str = "", **environment: str) -> list[str]:
     """What an example prints that ends by itself, with nothing else on standard error."""
-    with Example(name, *arguments, **environment) as example:
+    with Example(name, *arguments, stdin=None, **environment) as example:
         lines = example.rest()
         assert example.errors == errors
     return lines
@@ -177,6 +192,47 @@ class HttpOverQuic:
             task.cancel()
 
 
+class Chatter(Example):
+    """Somebody who chats."""
+
+    def __init__(self, lab: Lab, nick: str, *options: object, **environment: str) -> None:
+        super().__init__("chat", "join", *options, lab.server.ipv4, CHAT, nick, stdin=subprocess.PIPE, **environment)
+
+    def say(self, lines: Iterable[object]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+
+    def finish(self) -> None:
+        """Say no more."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def lines(self, count: int) -> list[str]:
+        """So many that it prints."""
+        return [self.line() for _ in range(count)]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def chat_server(lab: Lab, *options: object) -> Iterator[Example]:
+    with lab.inside("server"):
+        server = Example("chat", "serve", *options, lab.server.ipv4, CHAT)
+    with server:
+        assert server.line() == "listening"
+        yield server
+
+
+def said(nick: str, numbers: Iterable[int]) -> list[str]:
+    return [f"{nick}: {number}" for number in numbers]
+
+
 @pytest.fixture
 def authority(servers: Servers, tmp_path: Path) -> str:
     """The file with the certificate to trust."""
@@ -197,9 +253,8 @@ def eth(lab: Lab) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_into_the_tunnel(lab: Lab, servers: Servers) -> Iterator[None]:
-    before = lab.counters("tun0").tx_packets
-    yield
-    assert lab.counters("tun0").tx_packets == before
+    with nothing_through_the_tunnel(lab):
+        yield
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -351,6 +406,234 @@ def test_aioquic_client(lab: Lab, wifi: str, eth: str, tmp_path: Path) -> None:
         assert example.rest()[-1] == "end"
         assert example.errors == "200\n"
         assert server.connections == 1
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_chat_loses_nothing_and_says_nothing_twice(lab: Lab, wifi: str, eth: str, tmp_path: Path, tls: bool) -> None:
+    serving, joining, environment = [], [], {}
+    if tls:
+        authority, pem = trustme.CA(), tmp_path / "server.pem"
+        authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+        authority.issue_cert(lab.server.ipv4).private_key_and_cert_chain_pem.write_to_path(str(pem))
+        serving, joining, environment = ["--certificate", pem], ["--tls"], {"SSL_CERT_FILE": str(tmp_path / "authority.pem")}
+
+    with (
+        chat_server(lab, *serving) as server,
+        Chatter(lab, "alice", *joining, **environment) as alice,
+        Chatter(lab, "bob", *joining, **environment) as bob,
+    ):
+        numbers = iter(range(300))
+
+        def both_say(count: int) -> None:
+            lines = list(itertools.islice(numbers, count))
+            alice.say(lines)
+            bob.say(lines)
+
+        def both_come_from(address: str) -> None:
+            awaited = {f"{nick} from {address}" for nick in ("alice", "bob")}
+            while awaited:
+                awaited.discard(server.line())
+
+        both_come_from(wifi)
+        both_say(25)
+        lab.down("wifi0")
+        both_say(25)
+        both_come_from(eth)
+        both_say(25)
+        lab.up("wifi0")  # the better path
+        both_say(25)
+        both_come_from(wifi)
+        both_say(25)
+        lab.default("eth0")
+        both_say(25)
+        both_come_from(eth)
+        both_say(25)
+        lab.down("eth0")
+        both_say(25)
+        both_come_from(wifi)
+        both_say(25)
+        lab.down("wifi0")  # there is nothing any more
+        both_say(25)
+        lab.up("eth0")
+        both_come_from(eth)
+        both_say(50)
+
+        assert alice.lines(300) == said("bob", range(300))
+        assert bob.lines(300) == said("alice", range(300))
+        assert (alice.rest(), bob.rest()) == ([], [])
+        for chatter in (alice, bob):
+            ways = chatter.errors.splitlines()
+            assert (chatter.status, ways[0], ways[-1]) == (0, "connected by wifi0", "now by eth0")
+
+
+@pytest.fixture
+def witness(lab: Lab) -> Iterator[Chatter]:
+    """Bob, who sits beside the chat's server."""
+    with chat_server(lab):
+        with lab.inside("server"):
+            bob = Chatter(lab, "bob")
+        with bob:
+            yield bob
+            assert (bob.rest(), bob.status, bob.errors) == ([], 0, "connected by None\n")
+
+
+def test_chat_whose_acknowledgements_are_lost(lab: Lab, wifi: str, witness: Chatter) -> None:
+    with Chatter(lab, "alice") as alice:
+        alice.say([1])
+        witness.say([1])
+        assert (alice.line(), witness.line()) == ("bob: 1", "alice: 1")
+        lab.ip("route", "add", "blackhole", wifi, namespace="router")  # the server is heard no more, but still hears
+        alice.say(range(2, 10))
+        assert witness.lines(8) == said("alice", range(2, 10))
+        witness.say(range(2, 10))
+        lab.down("wifi0")
+        alice.say([10])
+        assert witness.line() == "alice: 10"
+        assert alice.lines(8) == said("bob", range(2, 10))
+        assert (alice.rest(), alice.status, alice.errors) == ([], 0, "connected by wifi0\nnow by eth0\n")
+
+
+def test_chat_while_the_new_connection_is_being_made(lab: Lab, witness: Chatter) -> None:
+    with Chatter(lab, "alice") as alice:
+        alice.say([1])
+        assert witness.line() == "alice: 1"
+        lab.blackhole("eth0", True)
+        with lab.tap(interface="eth0", protocol="tcp", port=CHAT) as dialling:
+            lab.down("wifi0")
+            until(lambda: dialling.packets)
+        alice.say(range(2, 10))  # held for the new connection, and said again on it
+        lab.blackhole("eth0", False)
+        assert witness.lines(8) == said("alice", range(2, 10))
+        alice.say([10])
+        assert witness.line() == "alice: 10"
+        assert (alice.rest(), alice.status, alice.errors) == ([], 0, "connected by wifi0\nnow by eth0\n")
+
+
+def test_chat_ends_when_all_that_was_said_has_arrived(lab: Lab, witness: Chatter) -> None:
+    with Chatter(lab, "alice") as alice:
+        alice.say([1])
+        assert witness.line() == "alice: 1"
+        lab.blackhole("wifi0", True)
+        with lab.tap(interface="wifi0", protocol="tcp", port=CHAT) as leaving:
+            alice.say(range(2, 10))
+            alice.finish()
+            until(lambda: any(b"say 9" in packet.payload for packet in leaving.packets))
+        lab.down("wifi0")
+        assert alice.status == 0
+        assert witness.lines(8) == said("alice", range(2, 10))
+        assert (alice.rest(), alice.errors) == ([], "connected by wifi0\nnow by eth0\n")
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+def test_chat_takes_its_lines_from_a_file_or_a_terminal(lab: Lab, witness: Chatter, tmp_path: Path, terminal: bool) -> None:
+    lines = b"1\n" + b"x" * 1001 + b"\n2\nlast"
+    if terminal:
+        keyboard, source = pty.openpty()
+        os.write(keyboard, lines + b"\n\x04")  # Ctrl-D
+    else:
+        (tmp_path / "lines").write_bytes(lines)
+        source = os.open(tmp_path / "lines", os.O_RDONLY)
+    with Example("chat", "join", lab.server.ipv4, CHAT, "alice", stdin=source) as alice:
+        assert alice.status == 0
+        assert witness.lines(3) == ["alice: 1", "alice: 2", "alice: last"]
+        assert alice.rest() == []
+        assert alice.errors == "connected by wifi0\nnot said: more than 1000 bytes\n"
+    os.close(source)
+    if terminal:
+        os.close(keyboard)
+
+
+def test_chat_tells_who_has_missed_more_than_is_kept(lab: Lab) -> None:
+    with chat_server(lab):
+        with Chatter(lab, "bob") as bob:
+            bob.say(range(1, 1101))
+            assert (bob.rest(), bob.status) == ([], 0)
+        with Chatter(lab, "alice") as alice:
+            assert alice.lines(1000) == said("bob", range(101, 1101))
+            assert (alice.rest(), alice.errors) == ([], "connected by wifi0\n100 messages are not kept any more\n")
+
+
+def test_chat_ends_a_garbled_connection_and_no_other(lab: Lab, witness: Chatter) -> None:
+    garbled = [
+        b"\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\x00 1 \n",
+        b"say 1 hello\n",
+        b"login -1 somebody me\n",
+        b"login 7 nobody me\n",
+        b"login 0 somebody me\nsay 2 second\n",
+        b"login 0 somebody me\nsay one\n",
+        b"x" * 3000,
+    ]
+    with Chatter(lab, "alice") as alice:
+        for number, lines in enumerate(garbled):
+            with lab.inside("server"):
+                connection = socket.create_connection((lab.server.ipv4, CHAT), PATIENCE)
+            with connection, connection.makefile("rb") as answers:
+                connection.sendall(lines)
+                *_, last = answers
+                assert last.startswith(b"error 0 "), lines
+            alice.say([number])
+            assert witness.line() == f"alice: {number}"
+        assert (alice.rest(), alice.status) == ([], 0)
+
+
+def test_chat_knows_one_connection_of_a_session(lab: Lab) -> None:
+    with chat_server(lab), lab.inside("server"):
+        address = (lab.server.ipv4, CHAT)
+        with socket.create_connection(address, PATIENCE) as first, socket.create_connection(address, PATIENCE) as second:
+            for connection in (first, second):
+                connection.sendall(b"login 0 somebody me\n")
+                assert connection.recv(1 << 16) == b"have 0\n"
+            assert first.recv(1 << 16) == b""
+            second.sendall(b"login 0 somebody me\nsay 1 hello\n")
+            assert second.recv(1 << 16) == b"have 1\n"
+
+
+@pytest.mark.parametrize("away", [[], ["wifi0"], ["eth0", "wifi0"]])
+def test_chat_ends_by_ctrl_c(lab: Lab, wifi: str, away: list[str]) -> None:
+    with chat_server(lab) as server, Chatter(lab, "alice", "--patience", 1000) as alice:
+        assert server.line() == f"alice from {wifi}"
+        if away:
+            lab.blackhole("eth0", True)
+        for name in away:
+            lab.down(name)
+        alice.say([1])
+        assert (alice.interrupt(), alice.status, alice.errors) == ([], 0, "connected by wifi0\n")
+
+
+def test_chat_says_in_one_line_that_it_could_not_come_back(lab: Lab, wifi: str) -> None:
+    with chat_server(lab) as server, Chatter(lab, "alice", "--patience", 0.5) as alice:
+        assert server.line() == f"alice from {wifi}"
+        lab.blackhole("eth0", True)
+        lab.down("wifi0")
+        assert alice.status == 1
+        alice.rest()
+        _, lost = alice.errors.splitlines()
+        assert lost.startswith(f"chat: the connection to {lab.server.ipv4} over wifi0 was lost")
+
+
+def test_chat_says_in_one_line_that_the_server_has_ended(lab: Lab, wifi: str) -> None:
+    with chat_server(lab) as server, Chatter(lab, "alice") as alice:
+        assert server.line() == f"alice from {wifi}"
+        assert (server.interrupt(), server.status, server.errors) == ([], 0, "")
+        assert alice.status == 1
+        assert (alice.rest(), alice.errors) == ([], "connected by wifi0\nchat: the server has closed the connection\n")
+
+
+def test_chat_does_not_go_on_with_a_server_that_has_forgotten_it(lab: Lab) -> None:
+    with chat_server(lab) as server, Chatter(lab, "alice") as alice:
+        with Chatter(lab, "bob") as bob:
+            bob.say([1])
+            assert alice.line() == "bob: 1"
+            assert (bob.rest(), bob.status) == ([], 0)
+        lab.blackhole("wifi0", True)
+        server.interrupt()
+        with chat_server(lab):
+            lab.down("wifi0")
+            assert alice.status == 1
+            assert alice.rest() == []
+            assert alice.errors.endswith(": this session is not known here any more\n")
 
 
 def test_each_example_says_in_three_lines_when_to_use_it() -> None:
