@@ -1,5 +1,6 @@
 """For tests, ours and yours: scripted networks and, on Linux, real ones in namespaces (:mod:`bindsock.testing.lab`)."""
 
+from bindsock.testing.multipath import SimulatedPathManager
 from bindsock.testing.simulated import SimulatedEvents, SimulatedKernel, interface, network, route
 
-__all__ = ["SimulatedEvents", "SimulatedKernel", "interface", "network", "route"]
+__all__ = ["SimulatedEvents", "SimulatedKernel", "SimulatedPathManager", "interface", "network", "route"]

@@ -35,6 +35,9 @@ JOINING = 5.0
 """Seconds within which a new subflow must be established."""
 _SOONEST, _LATEST = 0.001, 0.05
 """Seconds between two looks at whether it is: a quarter of the time that it has taken so far, within these bounds."""
+_FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
+"""Seconds after which a move that failed is tried again. Linux makes no subflow before data has gone both ways
+(``net/mptcp/subflow.c``, __mptcp_subflow_connect)."""
 
 
 def obstacle(endpoints: Endpoints, network: Network, interface: Interface, version: int, *, pinned: bool) -> str | None:
@@ -118,8 +121,11 @@ class Mover:
         """It is being asked to move: what comes of it at once is the answer."""
         self._powerless = False
         self._refused: set[int] = set()
-        """Indexes of interfaces to which it cannot move while the network is as it is."""
+        """Indexes of interfaces to which it cannot move for now."""
+        self._retry = _FIRST_RETRY
         self._network: Network | None = None
+        self._unwanted: set[IPAddress] = set()
+        """Local addresses of subflows that were ordered and are not wanted any more."""
         self._left_alone: set[IPAddress] = set()
         """Local addresses of subflows that are the system's."""
         paths.register(sock)
@@ -137,14 +143,19 @@ class Mover:
         :return: whether it is under way
         """
         if self._target is not None and self._target.index == interface.index:
+            if self._timer is None and self._ordered is not None:
+                self._began = self._clock()
+                self._wait()
             return True
         if network is not self._network:
             self._network = network
             self._refused.clear()
+            self._retry = _FIRST_RETRY
         loop = self._loop()
         if self._powerless or interface.index in self._refused or loop is None or loop.is_closed():
             return False
         self.stay()
+        self.close()
         self._target = interface
         self._began = self._clock()
         self._asked = True
@@ -154,13 +165,33 @@ class Mover:
             self._asked = False
         return self._target is not None
 
+    def arrived(self, place: Place) -> None:
+        """The connection is where a subflow has joined lately."""
+        sock = self._sock()
+        if sock is not None:
+            self._paths.level(sock)
+        self._statistics.rebinds += 1
+        logger.info("a multipath connection is on %s now", place.interface)
+
     def stay(self) -> None:
         """Do not go on with a move that is under way."""
+        if self._target is None:
+            return
         self.close()
         self._target = None
-        ordered, self._ordered = self._ordered, None
-        if ordered is not None:
-            self.remove(ordered, lost=True)
+        if self._ordered is not None:
+            self._unwanted.add(self._ordered)
+            self._ordered = None
+
+    def settle(self, place: Place) -> None:
+        """End what was ordered and is not wanted any more, now that there is a subflow by which the peer can be told.
+
+        It allows so many subflows only, and would count for minutes one of which it has heard nothing more.
+        """
+        while self._unwanted:
+            address = self._unwanted.pop()
+            if address not in (place.local, self._ordered):
+                self.remove(address, lost=True)
 
     def remove(self, address: IPAddress, *, lost: bool) -> bool:
         """End the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
@@ -181,7 +212,7 @@ class Mover:
         return ended
 
     def close(self) -> None:
-        """Call nothing any more."""
+        """Call nothing any more, until it is asked to move again."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -214,9 +245,6 @@ class Mover:
             return
         if any(subflow.local == self._ordered for subflow in self.subflows() or ()):
             self._ordered = None
-            self._paths.level(sock)
-            self._statistics.rebinds += 1
-            logger.info("a multipath connection moves to %s", interface)
             self._over(interface, joined=True)
         elif self._clock() - self._began < JOINING:
             self._wait()
@@ -225,12 +253,26 @@ class Mover:
             self._over(interface, joined=False)
 
     def _over(self, interface: Interface, *, joined: bool) -> None:
-        if not joined:
+        if joined:
+            self._target = None
+        else:
             self._refused.add(interface.index)
             self.stay()
-        self._target = None
+            loop = self._loop()
+            if loop is not None and not loop.is_closed() and not self._powerless:
+                self._timer = loop.call_later(self._retry, self._try_again)
+                self._retry = min(2 * self._retry, _LAST_RETRY)
+        if not self._asked:
+            self._look_again()
+
+    def _try_again(self) -> None:
+        self._timer = None
+        self._refused.clear()
+        self._look_again()
+
+    def _look_again(self) -> None:
         look = self._look()
-        if look is not None and not self._asked:
+        if look is not None:
             look()
 
     def _release(self) -> None:

@@ -144,6 +144,7 @@ class Standing:
         here = self._preferred(now.working, target)
         if here is not None and here != self.place:
             self.place = here
+            mover.arrived(here)
             found = self._assess(decider)
         if here is not None:
             for address in now.lost:
@@ -151,13 +152,17 @@ class Standing:
         there = target is not None and here is not None and here.index == target.index
         if target is not None and not there and not (self._stays and here is not None and found.viability is Viability.WORKS):
             if mover.move(decider.network, target):
-                return dataclasses.replace(found, viability=Viability.WORKS, better=None)
-            return found
-        mover.stay()
-        if there and not self._stays:
-            for place in now.working:
-                if place.index != self.place.index:
-                    mover.remove(place.local, lost=False)
+                found = dataclasses.replace(found, viability=Viability.WORKS, better=None)
+        elif here is not None:
+            mover.stay()
+            if there and not self._stays:
+                for place in now.working:
+                    if place.index != here.index:
+                        mover.remove(place.local, lost=False)
+        else:
+            mover.close()
+        if here is not None:
+            mover.settle(here)
         return found
 
     def _preferred(self, working: Sequence[Place], target: Interface | None) -> Place | None:

@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import trustme
 
 import bindsock
 from bindsock.kernel.linux import mptcp
@@ -30,7 +32,7 @@ SIZE = 50 << 20
 
 
 class Source:
-    """A server in the laboratory that sends a long stream whose digest is known, or echoes lines."""
+    """A server in the laboratory that sends or receives a long stream whose digest is known, or echoes lines."""
 
     def __init__(self, lab: Lab, *, multipath: bool = True, family: socket.AddressFamily = socket.AF_INET) -> None:
         with lab.inside("server"):
@@ -43,10 +45,23 @@ class Source:
         self.digest = hashlib.sha256(self.block * (SIZE >> 20)).hexdigest()
         self.server: asyncio.Server | None = None
         self.rate = 0.0
+        self.tls: dict[str, Any] = {}
         self.writers: list[asyncio.StreamWriter] = []
 
     async def start(self) -> None:
-        self.server = await asyncio.start_server(self._serve, sock=self.listener)
+        self.server = await asyncio.start_server(self._serve, sock=self.listener, limit=1 << 20)
+
+    async def start_tls(self, lab: Lab) -> None:
+        """From now on, speak TLS."""
+        authority = trustme.CA()
+        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+        authority.issue_cert(lab.server.name).configure_cert(server)
+        authority.configure_trust(client)
+        assert self.server is not None
+        again = self.listener.dup()
+        self.server.close()
+        self.server = await asyncio.start_server(self._serve, sock=again, ssl=server, limit=1 << 20)
+        self.tls = {"ssl": client, "server_hostname": lab.server.name}
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -57,6 +72,12 @@ class Source:
                         writer.write(self.block)
                         await writer.drain()
                         await asyncio.sleep(self.rate)
+                elif line == b"receive\n":
+                    digest, received = hashlib.sha256(), 0
+                    while received < SIZE and (data := await reader.read(1 << 16)):
+                        received += len(data)
+                        digest.update(data)
+                    writer.write(digest.hexdigest().encode() + b"\n")
                 else:
                     writer.write(line)
         writer.close()
@@ -83,6 +104,36 @@ def path_manager(request: pytest.FixtureRequest, lab: Lab) -> str:
     """Which path manager the host has; it is a setting of its namespace."""
     Path("/proc/sys/net/mptcp/pm_type").write_text("1" if request.param == "userspace" else "0", encoding="ascii")
     return str(request.param)
+
+
+@contextlib.asynccontextmanager
+async def program(code: str, *arguments: object) -> AsyncIterator[tuple[asyncio.subprocess.Process, Lines]]:
+    """Another Python program, its lines, and its end at the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, *map(str, arguments),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(bindsock.__file__).parents[1],
+    )  # fmt: skip
+    try:
+        yield process, Lines(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+class Lines:
+    """What a program is told and says, line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    def tell(self, line: str) -> None:
+        self._stdin.write(f"{line}\n".encode())
+
+    async def next(self) -> str:
+        return (await asyncio.wait_for(self._stdout.readline(), 20)).decode().strip()
 
 
 @contextlib.contextmanager
@@ -114,34 +165,50 @@ async def ping(connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], tex
         assert await reader.readline() == text
 
 
-async def test_50_mb_arrive_whole_across_switches(lab: Lab, path_manager: str, source: Source) -> None:
-    source.rate = 0.01
-    reader, writer = await bindsock.open_connection(*source.address, multipath=True)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_50_mb_arrive_whole_across_switches(lab: Lab, path_manager: str, source: Source, tls: bool) -> None:
+    if tls:
+        await source.start_tls(lab)
+    reader, writer = await bindsock.open_connection(*source.address, multipath=True, **source.tls)
     with closing(writer):
         assert bindsock.multipath_of(writer).real
+        source.rate = 0.01
         writer.write(b"send\n")
-        digest, received, longest = hashlib.sha256(), 0, 0.0
-        switches = [
+        digest, received = hashlib.sha256(), 0
+        switches: list[Callable[[], object]] = [
             lambda: lab.down("wifi0"),
             lambda: lab.up("wifi0"),
             lambda: lab.default("eth0"),
             lambda: lab.carrier("eth0", False),
         ]
-        last = time.perf_counter()
         async with asyncio.timeout(60):
             while received < SIZE:
                 data = await reader.read(1 << 16)
-                now = time.perf_counter()
-                longest, last = max(longest, now - last), now
                 assert data
                 received += len(data)
                 digest.update(data)
                 if switches and received > (5 - len(switches)) * SIZE // 6:
                     switches.pop(0)()
         assert digest.hexdigest() == source.digest
-        assert bindsock.statistics().ended == 0
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
         await until(lambda: interfaces(writer) == ["wifi0"])
-        print(f"{path_manager}: longest stall {longest * 1000:.0f} ms")
+
+
+async def test_50_mb_are_sent_whole_across_switches(lab: Lab, path_manager: str, source: Source) -> None:
+    reader, writer = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(writer):
+        writer.write(b"receive\n")
+        async with asyncio.timeout(60):
+            for number in range(SIZE >> 20):
+                writer.write(source.block)
+                await writer.drain()
+                if number == 15:
+                    lab.down("wifi0")
+                elif number == 35:
+                    lab.up("wifi0")
+            assert (await reader.readline()).decode().strip() == source.digest
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+        await until(lambda: interfaces(writer) == ["wifi0"])
 
 
 async def test_it_follows_each_change_and_is_connected_once(lab: Lab, path_manager: str, source: Source) -> None:
@@ -304,19 +371,13 @@ async def test_without_privilege_the_systems_endpoints_serve_or_it_is_ended(lab:
         pytest.skip("already unprivileged")
     if endpoint:
         lab.ip("mptcp", "endpoint", "add", lab.address("eth0"), "dev", "eth0", "subflow")
-    program = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", UNPRIVILEGED, source.address[0], str(source.address[1]),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(bindsock.__file__).parents[1],
-    )  # fmt: skip
-    assert program.stdin is not None
-    assert program.stdout is not None
-    async with asyncio.timeout(30):
-        assert await program.stdout.readline() == b"True\n"
+    async with program(UNPRIVILEGED, *source.address) as (process, lines):
+        assert await lines.next() == "True"
         lab.down("wifi0")
         await asyncio.sleep(0.1)
-        program.stdin.write(b"\n")
-        assert (await program.stdout.readline()).decode().strip() == ("two" if endpoint else "ended: eth0")
-        await program.wait()
+        lines.tell("")
+        assert await lines.next() == ("two" if endpoint else "ended: eth0")
+        assert await process.wait() == 0
 
 
 async def test_bound_beneath_the_vpn_no_subflow_goes_into_it(lab: Lab, path_manager: str, source: Source) -> None:
@@ -328,3 +389,212 @@ async def test_bound_beneath_the_vpn_no_subflow_goes_into_it(lab: Lab, path_mana
             await until(lambda: interfaces(connected[1]) == ["eth0"])
             await ping(connected, b"y\n")
     assert [packet for packet in tap.packets if packet.payload] == []
+
+
+async def test_over_tls_it_follows_each_change(lab: Lab, path_manager: str, source: Source) -> None:
+    await source.start_tls(lab)
+    connected = await bindsock.open_connection(*source.address, multipath=True, **source.tls)
+    with closing(connected[1]):
+        for number, uplink in enumerate(["eth0", "wifi0"] * 4):
+            lab.default(uplink)
+            await until(lambda uplink=uplink: interfaces(connected[1]) == [uplink])
+            await ping(connected, b"%d\n" % number)
+        assert len(source.writers) == 1
+
+
+async def test_the_new_interface_is_lost_in_the_middle(lab: Lab, path_manager: str, source: Source) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"before\n")
+        for _ in range(5):
+            lab.down("wifi0")
+            await asyncio.sleep(0)
+            lab.down("eth0")
+            pending = asyncio.create_task(ping(connected, b"meanwhile\n"))
+            await asyncio.sleep(0.01)
+            lab.up("wifi0")
+            await pending
+            lab.up("eth0")
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+
+
+async def test_many_connections_move_together(lab: Lab, path_manager: str, source: Source) -> None:
+    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(100)]
+    with contextlib.ExitStack() as stack:
+        for number, (_, writer) in enumerate(connections):
+            stack.enter_context(closing(writer))
+            await ping(connections[number], b"x\n")
+        for uplink, switch in (("eth0", lab.down), ("wifi0", lab.up)):
+            switch("wifi0")
+            await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))
+            for connected in connections:
+                await ping(connected, b"y\n")
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 100)
+    await until(lambda: endpoints(lab) == "")
+
+
+async def test_an_endpoint_in_the_tunnel_speaks_against_multipath(
+    lab: Lab, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel adds a subflow from each endpoint, whatever the socket is bound to."""
+    lab.ip("mptcp", "endpoint", "add", lab.address("tun0"), "dev", "tun0", "subflow")
+    with lab.tap(interface="tun0", protocol="tcp") as tap:
+        for _ in range(2):
+            connected = await bindsock.open_connection(*source.address, multipath=True)
+            with closing(connected[1]):
+                await ping(connected, b"x\n")
+                assert not bindsock.multipath_of(connected[1])
+                assert bindsock.interface_of(connected[1]) == "wifi0"
+    assert tap.packets == []
+    assert caplog.text.count("the system would add a subflow by tun0, where it has a multipath endpoint") == 1
+
+
+async def test_that_the_system_follows_what_peers_announce_speaks_against_multipath(
+    lab: Lab, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would connect to the announced address by the default route, which is the tunnel's."""
+    lab.ip("mptcp", "limits", "set", "add_addr_accepted", "2")
+    lab.ip("address", "add", "10.9.0.11/24", "dev", "eth0", namespace="server")
+    lab.ip("mptcp", "endpoint", "add", "10.9.0.11", "dev", "eth0", "signal", namespace="server")
+    with lab.tap(interface="tun0", protocol="tcp") as tap:
+        connected = await bindsock.open_connection(*source.address, multipath=True)
+        with closing(connected[1]):
+            await ping(connected, b"x\n")
+            assert not bindsock.multipath_of(connected[1])
+    assert tap.packets == []
+    assert "addresses that the peer announces" in caplog.text
+
+
+async def test_a_subflow_that_appears_in_the_tunnel_is_ended_at_the_next_reading(lab: Lab, source: Source) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        lab.ip("mptcp", "endpoint", "add", lab.address("tun0"), "dev", "tun0", "subflow")
+        await until(lambda: sorted(map(str, interfaces(connected[1]))) == ["tun0", "wifi0"])
+        lab.metric("eth0", 650)
+        await until(lambda: interfaces(connected[1]) == ["wifi0"])
+        await ping(connected, b"y\n")
+
+
+async def test_a_pinned_connection_stays_on_its_interface(lab: Lab, path_manager: str, source: Source) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True, interface="wifi0")
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        lab.default("eth0")
+        await ping(connected, b"y\n")
+        lab.carrier("wifi0", False)
+        pending = asyncio.create_task(ping(connected, b"z\n"))
+        await asyncio.sleep(0.1)
+        assert interfaces(connected[1]) == ["wifi0"]
+        lab.carrier("wifi0", True)
+        await pending
+        assert bindsock.statistics().ended == 0
+
+
+async def test_one_that_has_said_nothing_moves_when_it_has(lab: Lab, path_manager: str, source: Source) -> None:
+    """Linux makes no subflow before data has gone both ways."""
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        lab.default("eth0")
+        await asyncio.sleep(0.1)
+        assert interfaces(connected[1]) == ["wifi0"]
+        await ping(connected, b"x\n")
+        await until(lambda: interfaces(connected[1]) == ["eth0"])
+        await ping(connected, b"y\n")
+
+
+async def test_keep_stays_on_what_works(lab: Lab, path_manager: str, source: Source) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True, better_path="keep")
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        lab.default("eth0")
+        await ping(connected, b"y\n")
+        assert interfaces(connected[1]) == ["wifi0"]
+        lab.down("wifi0")
+        await until(lambda: interfaces(connected[1]) == ["eth0"])
+        await ping(connected, b"z\n")
+
+
+STRANGER = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+sock.bind((sys.argv[1], 0))
+sock.connect((sys.argv[2], int(sys.argv[3])))
+for line in sys.stdin:
+    sock.sendall(line.encode())
+    print(sock.recv(100).decode().strip(), flush=True)
+"""
+
+
+async def test_other_programs_connections_are_not_touched(lab: Lab, source: Source) -> None:
+    """An endpoint that goes takes all subflows with its address along, also those of programs that know nothing of it."""
+    lab.vpn_down()
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        lab.default("eth0")
+        await until(lambda: interfaces(connected[1]) == ["eth0"])
+        async with program(STRANGER, lab.address("eth0"), *source.address) as (_, lines):
+
+            async def works(text: str) -> None:
+                lines.tell(text)
+                assert await lines.next() == text
+
+            await works("before")
+            lab.default("wifi0")
+            await until(lambda: interfaces(connected[1]) == ["wifi0"])
+            await ping(connected, b"ours\n")
+            await works("while we have left")
+            assert lab.address("eth0") in endpoints(lab), "it would take the other program's subflow along"
+            connected[1].transport.abort()
+            await until(lambda: lab.address("wifi0") not in endpoints(lab))
+            await works("when we are gone")
+
+
+PROGRAM = """
+import asyncio, sys
+import bindsock
+async def main():
+    reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
+    writer.write(b"hello\\n")
+    await reader.readline()
+    print("connected", flush=True)
+    while bindsock.interface_of(writer) != "eth0":
+        await asyncio.sleep(0.01)
+    print("moved", flush=True)
+    await asyncio.sleep(100)
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    pass
+"""
+
+
+async def test_a_program_that_is_interrupted_leaves_no_endpoint(lab: Lab, source: Source) -> None:
+    async with program(PROGRAM, *source.address) as (process, lines):
+        assert await lines.next() == "connected"
+        lab.down("wifi0")
+        assert await lines.next() == "moved"
+        assert lab.address("eth0") in endpoints(lab)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert endpoints(lab) == ""
+
+
+@pytest.mark.parametrize("multipath", [True, False], ids=["multipath", "fallen back"])
+async def test_dead_after(lab: Lab, multipath: bool) -> None:
+    lab.vpn_up("metric")
+    source = Source(lab, multipath=multipath)
+    await source.start()
+    connected = await bindsock.open_connection(*source.address, multipath=True, dead_after=1.0)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        assert bindsock.multipath_of(connected[1]).real is multipath
+        lab.blackhole("wifi0", True)
+        connected[1].write(b"y\n")
+        with pytest.raises((bindsock.InterfaceChanged, TimeoutError)) as caught:
+            async with asyncio.timeout(20):
+                await connected[0].readline()
+        assert caught.value.errno is not None, "the test's own patience ended first"
+    lab.blackhole("wifi0", False)
+    await source.close()

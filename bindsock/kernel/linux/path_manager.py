@@ -5,8 +5,9 @@ There are two path managers, chosen by ``net.mptcp.pm_type`` when a socket is ma
 * The userspace one (``net/mptcp/pm_userspace.c``) is told of one connection, by its token.
 * The in-kernel one (``net/mptcp/pm_kernel.c``) knows endpoints: local addresses that all multipath connections of the network
   namespace get subflows from, those of other programs, too. So an endpoint that this process has added goes when no connection
-  of its own needs it; and since the kernel ends every subflow with the address of an endpoint that goes, it stays as long as
-  another program has a connection that began on that address.
+  of its own needs it; and since the kernel ends every subflow with the address of an endpoint that goes, it stays if another
+  program has a connection that began on that address. A connection that has left such an address cannot come back to it: the
+  kernel makes one subflow of an endpoint, and another only when the endpoint is made again.
 
 The generic netlink family ``mptcp_pm`` and its numbers are those of ``include/uapi/linux/mptcp_pm.h``.
 """
@@ -114,6 +115,8 @@ class PathManager:
         self._finalizers: weakref.WeakKeyDictionary[socket.socket, Callable[[], object]] = weakref.WeakKeyDictionary()
         self._added: set[IPAddress] = set()
         """The endpoints that this process has added."""
+        self._past: set[tuple[IPAddress, int]] = set()
+        """Origins of connections of this process that are over; the kernel lists them for some time yet."""
 
     def protocol(self) -> int | None:
         """``IPPROTO_MPTCP``."""
@@ -218,10 +221,15 @@ class PathManager:
         return connection
 
     def _forget(self, connection: _Connection) -> None:
+        self._past.add(connection.origin)
         for address in list(self._added):
             connection.left.add(address)
             try:
-                if not self._is_needed(address) and not self._is_strangers(address):
+                if self._is_needed(address):
+                    continue
+                if self._is_strangers(address):
+                    _logger.info("the multipath endpoint %s is left: another connection began there", address)
+                else:
                     self._remove_endpoint(address)
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
@@ -237,8 +245,10 @@ class PathManager:
 
     def _is_strangers(self, address: IPAddress) -> bool:
         """Whether a multipath connection that is not of this process, or is not followed, began on the address."""
-        ours = {connection.origin for connection in self._connections.values()}
-        return any(began[0] == address and began not in ours for began in self._origins())
+        origins = self._origins()
+        self._past.intersection_update(origins)
+        ours = self._past.union(connection.origin for connection in self._connections.values())
+        return any(began[0] == address and began not in ours for began in origins)
 
     def _origins(self) -> list[tuple[IPAddress, int]]:
         """Address and port of the first subflow of each multipath connection in the namespace (``net/mptcp/mptcp_diag.c``)."""
