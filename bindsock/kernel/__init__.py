@@ -57,7 +57,7 @@ class PathManager(Protocol):
         """The connection is to be followed: it counts when it is decided what others need. See :meth:`release`."""
 
     def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
-        """Order a subflow by an interface. It is established a round trip later, if at all.
+        """Order a subflow by an interface, unless there is one. It is established a round trip later, if at all.
 
         :return: the local address that it has
         :raises PermissionError: it takes a privilege that this process has not

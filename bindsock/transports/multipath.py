@@ -35,6 +35,9 @@ JOINING = 5.0
 """Seconds within which a new subflow must be established."""
 _SOONEST, _LATEST = 0.001, 0.05
 """Seconds between two looks at whether it is: a quarter of the time that it has taken so far, within these bounds."""
+_AGAIN = 0.1
+"""Seconds after which it is ordered again, and then after three times as many each time. A kernel, ours or the peer's, that still
+counts a subflow that is just ending makes no other."""
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 """Seconds after which a move that failed is tried again. Linux makes no subflow before data has gone both ways
 (``net/mptcp/subflow.c``, __mptcp_subflow_connect)."""
@@ -116,6 +119,7 @@ class Mover:
         self._ordered: IPAddress | None = None
         """The local address of the subflow that has been ordered and is not established yet."""
         self._began = 0.0
+        self._again = _AGAIN
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
         """It is being asked to move: what comes of it at once is the answer."""
@@ -158,6 +162,7 @@ class Mover:
         self.close()
         self._target = interface
         self._began = self._clock()
+        self._again = _AGAIN
         self._asked = True
         try:
             pacer_of(loop).do(self._order)
@@ -243,11 +248,16 @@ class Mover:
         sock, interface = self._sock(), self._target
         if sock is None or interface is None or sock.fileno() == -1:
             return
+        elapsed = self._clock() - self._began
         if any(subflow.local == self._ordered for subflow in self.subflows() or ()):
             self._ordered = None
             self._over(interface, joined=True)
-        elif self._clock() - self._began < JOINING:
-            self._wait()
+        elif elapsed < JOINING:
+            if elapsed >= self._again:
+                self._again *= 3
+                self._order()
+            else:
+                self._wait()
         else:
             logger.info("a multipath connection got no subflow by %s within %g s", interface, JOINING)
             self._over(interface, joined=False)

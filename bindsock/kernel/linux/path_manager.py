@@ -153,6 +153,8 @@ class PathManager:
         peer = sock.getpeername()
         remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
         local = sockets.source(interface, remote)
+        if self._remaining(sock, local):
+            return local
         if connection.userspace:
             # Of an address that has been used before the number is kept, or the kernel refuses.
             used = connection.identifiers.values()
