@@ -12,6 +12,7 @@ import hashlib
 import socket
 import sys
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import bindsock
@@ -20,39 +21,40 @@ CHUNK = 1 << 16
 IPPROTO_MPTCP = getattr(socket, "IPPROTO_MPTCP", 262)
 
 
-async def download(url: str) -> None:
-    """Write what the URL has to standard output, and what happens on the way to standard error."""
+async def download(url: str, path: Path) -> None:
+    """Write what the URL has to a file, and print what happens on the way."""
     parts = urlsplit(url)
     reader, writer = await bindsock.open_connection(parts.hostname, parts.port or 80, multipath=True)
     if not bindsock.multipath_of(writer):
-        print("the server does not speak multipath TCP, or this system: plain TCP", file=sys.stderr)
+        print("the server does not speak multipath TCP, or this system does not: plain TCP")
     try:
         writer.write(f"GET {parts.path or '/'} HTTP/1.0\r\nHost: {parts.hostname}\r\n\r\n".encode())
         status, *headers = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
         if status.split()[1] != "200":
             raise ConnectionError(f"the server says {status}")
         lengths = [int(line.partition(":")[2]) for line in headers if line.lower().startswith("content-length:")]
-        await copy(reader, writer, lengths[0] if lengths else None)
+        with path.open("wb") as file:
+            await copy(reader, writer, file, lengths[0] if lengths else None)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
 
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int | None) -> None:
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, file: BinaryIO, length: int | None) -> None:
     """Copy to the end, telling of each interface that the connection comes to."""
     digest, received, interface = hashlib.sha256(), 0, None
     while data := await reader.read(CHUNK):
         received += len(data)
         digest.update(data)
-        sys.stdout.buffer.write(data)
+        file.write(data)
         now = bindsock.interface_of(writer)
         if now != interface:
-            print(f"{received} bytes: by {now}", file=sys.stderr)
+            print(f"by {now} from byte {received - len(data)}", flush=True)
             interface = now
     if length is not None and received != length:
         raise ConnectionError(f"{received} bytes came instead of {length}")
-    print(f"{received} bytes, sha256 {digest.hexdigest()}", file=sys.stderr)
+    print(f"{received} bytes, sha256 {digest.hexdigest()}")
 
 
 async def serve(host: str, port: int, file: Path) -> None:
@@ -82,9 +84,10 @@ async def serve(host: str, port: int, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Download a file by multipath TCP, beneath the VPN, or serve one.")
     commands = parser.add_subparsers(required=True)
-    client = commands.add_parser("get", help="write a file got by HTTP to standard output")
+    client = commands.add_parser("get", help="download a file by HTTP")
     client.add_argument("url", help="as http://192.0.2.1:8000/file")
-    client.set_defaults(run=lambda arguments: download(arguments.url))
+    client.add_argument("file", type=Path, help="where to write it")
+    client.set_defaults(run=lambda arguments: download(arguments.url, arguments.file))
     server = commands.add_parser("serve", help="serve one file over HTTP, by multipath TCP and by TCP")
     server.add_argument("host", help="the address to listen on")
     server.add_argument("port", type=int)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import os
 import pty
@@ -31,6 +32,7 @@ from aioquic.h3.events import HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import QuicEvent
 
+from bindsock.kernel.linux import mptcp
 from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
 from tests.integrations.conftest import servers
@@ -53,7 +55,14 @@ class Example:
         command = [sys.executable, "-u", "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
         inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         self._process = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=inherited | environment
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=inherited | environment,
+            # What is started in the background has Ctrl-C ignored, and so have its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._read = b""
         self.errors = ""
@@ -406,6 +415,64 @@ def test_aioquic_client(lab: Lab, wifi: str, eth: str, tmp_path: Path) -> None:
         assert example.rest()[-1] == "end"
         assert example.errors == "200\n"
         assert server.connections == 1
+
+
+multipath = pytest.mark.skipif(mptcp.protocol() is None, reason="this kernel has no multipath TCP")
+
+
+@pytest.fixture(params=["kernel", "userspace"])
+def path_manager(request: pytest.FixtureRequest, lab: Lab) -> None:
+    Path("/proc/sys/net/mptcp/pm_type").write_text(str(int(request.param == "userspace")))
+
+
+@multipath
+@pytest.mark.usefixtures("path_manager")
+def test_multipath_download(lab: Lab, tmp_path: Path) -> None:
+    block, whole = os.urandom(1 << 20), tmp_path / "whole"
+    with lab.inside("server"):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
+        listener.bind((lab.server.ipv4, 0))
+        listener.listen()
+    listener.settimeout(PATIENCE)
+    url = "http://{}:{}/".format(*listener.getsockname())
+    with listener, Example("multipath_download", "get", url, whole) as example:
+        served, _ = listener.accept()
+        with served:
+            served.settimeout(PATIENCE)
+            assert served.recv(1 << 16).startswith(b"GET / ")
+            served.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % (4 * len(block)) + block)
+            assert example.line() == "by wifi0 from byte 0"
+            lab.down("wifi0")
+            served.sendall(block)
+            assert example.line().startswith("by eth0 from byte ")
+            lab.up("wifi0")
+            lab.default("wifi0")
+            served.sendall(block)
+            assert example.line().startswith("by wifi0 from byte ")
+            served.sendall(block)
+        assert example.rest() == [f"{4 * len(block)} bytes, sha256 {hashlib.sha256(4 * block).hexdigest()}"]
+        assert (example.status, example.errors) == (0, "")
+    assert whole.read_bytes() == 4 * block
+
+
+@multipath
+def test_multipath_download_serves_and_gets(lab: Lab, tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.write_bytes(os.urandom(3_000_000))
+    with lab.inside("server"):
+        server = Example("multipath_download", "serve", lab.server.ipv4, 8091, original)
+    with server:
+        assert server.line() == f"serving {original}"
+        lines = output("multipath_download", "get", f"http://{lab.server.ipv4}:8091/", copy)
+    assert lines[0] == "by wifi0 from byte 0"
+    assert copy.read_bytes() == original.read_bytes()
+
+
+def test_multipath_download_says_that_it_is_plain_tcp_and_what_went_wrong(servers: Servers, tmp_path: Path) -> None:
+    with Example("multipath_download", "get", f"http://{servers.host}:{ports.HTTP}/nowhere", tmp_path / "none") as example:
+        assert example.rest() == ["the server does not speak multipath TCP, or this system does not: plain TCP"]
+        assert example.errors.startswith("the server says HTTP/1.0 404")
+        assert example.status == 1
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
