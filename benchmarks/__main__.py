@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from bindsock.testing.lab import Lab, available
 
-from . import connecting, reading, recovery
+from . import connecting, reading, recovery, streams
+from .acting import Actor
 from .figures import Figure
 
 
@@ -48,9 +49,13 @@ def main() -> int:
     with Lab() as lab, lab.inside():
         report("reading", reading.measure(lab.server.ipv4, arguments.runs * 10))
         lab.vpn_up("metric")
-        for name, loop_factory in _loops().items():
-            with asyncio.Runner(loop_factory=loop_factory) as runner:
-                report(f"recovery on {name}, VPN up", runner.run(recovery.measure(lab, arguments.runs)))
+        lab.client_ssl_context()
+        with Actor(lab) as actor:
+            for name, loop_factory in _loops().items():
+                with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    report(f"recovery on {name}, VPN up", runner.run(recovery.measure(lab, actor, arguments.runs)))
+                with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    report(f"streams on {name}, VPN up", runner.run(streams.measure(lab, actor, arguments.runs)))
         lab.vpn_down()
         for name, loop_factory in _loops().items():
             with asyncio.Runner(loop_factory=loop_factory) as runner:

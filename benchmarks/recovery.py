@@ -12,6 +12,7 @@ from collections.abc import Callable
 import bindsock
 from bindsock.testing.lab import Lab
 
+from .acting import Actor
 from .figures import Figure, figure
 
 
@@ -26,7 +27,7 @@ async def _stream(transport: asyncio.DatagramTransport, until: Callable[[], bool
         await asyncio.sleep(0)
 
 
-async def first_packet(lab: Lab, runs: int, what: str) -> list[float]:
+async def first_packet(lab: Lab, actor: Actor, runs: int, what: str) -> list[float]:
     """Seconds from the change to the first packet on the new interface, for a stream that sends all the time."""
     taken = []
     transport, _ = await bindsock.create_datagram_endpoint(_Ignore, remote_addr=(lab.server.ipv4, lab.server.udp_port))
@@ -39,15 +40,12 @@ async def first_packet(lab: Lab, runs: int, what: str) -> list[float]:
             assert old is not None
             new = "eth0" if old == "wifi0" else "wifi0"
             with lab.tap(interface=new, protocol="udp", port=lab.server.udp_port) as tap:
-                # Another thread acts, so that the loop can react as soon as the kernel has spoken.
-                changed = await asyncio.to_thread(lab.down if what == "down" else lab.default, old if what == "down" else new)
+                changed = await actor.switch(what, old)
                 await asyncio.sleep(0.1)
                 packets = tap.packets
             if packets:
                 taken.append(packets[0].time - changed)
-            if what == "down":
-                lab.up(old)
-                lab.wait_until_running(old)
+            await actor.restore(what, old)
     finally:
         over = True
         await stream
@@ -55,7 +53,7 @@ async def first_packet(lab: Lab, runs: int, what: str) -> list[float]:
     return taken
 
 
-async def reader_woken(lab: Lab, runs: int, what: str, *, tls: bool) -> list[float]:
+async def reader_woken(lab: Lab, actor: Actor, runs: int, what: str, *, tls: bool) -> list[float]:
     """Seconds from the loss of the interface to InterfaceChanged in a reader that was waiting."""
     taken = []
     for _ in range(runs):
@@ -67,28 +65,27 @@ async def reader_woken(lab: Lab, runs: int, what: str, *, tls: bool) -> list[flo
         assert old is not None
         pending = asyncio.ensure_future(reader.readline())
         await asyncio.sleep(0.3)
-        changed = await asyncio.to_thread(lab.down if what == "down" else lab.remove_addresses, old)
+        changed = await actor.act("down" if what == "down" else "remove_addresses", old)
         try:
             await asyncio.wait_for(pending, 5.0)
         except bindsock.InterfaceChanged:
             taken.append(time.monotonic() - changed)
         writer.close()
-        if what == "down":
-            lab.up(old)
-        else:
-            lab.add_addresses(old)
-        lab.wait_until_running(old)
-        await asyncio.sleep(0.3)
+        if what == "address":
+            await actor.act("add_addresses", old)
+        await actor.restore(what, old)
     return taken
 
 
-async def measure(lab: Lab, runs: int) -> list[Figure]:
+async def measure(lab: Lab, actor: Actor, runs: int) -> list[Figure]:
     figures = []
     for what, words in (("down", "link down"), ("default", "default route switched")):
         figures.append(
-            figure(f"{words}: first datagram on the new interface", await first_packet(lab, runs, what), "ms", scale=1e3)
+            figure(f"{words}: first datagram on the new interface", await first_packet(lab, actor, runs, what), "ms", scale=1e3)
         )
     for what, words in (("down", "link down"), ("address", "address removed")):
-        figures.append(figure(f"{words}: TCP reader woken", await reader_woken(lab, runs, what, tls=False), "ms", scale=1e3))
-    figures.append(figure("link down: TLS reader woken", await reader_woken(lab, runs, "down", tls=True), "ms", scale=1e3))
+        figures.append(
+            figure(f"{words}: TCP reader woken", await reader_woken(lab, actor, runs, what, tls=False), "ms", scale=1e3)
+        )
+    figures.append(figure("link down: TLS reader woken", await reader_woken(lab, actor, runs, "down", tls=True), "ms", scale=1e3))
     return figures

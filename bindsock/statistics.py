@@ -20,7 +20,7 @@ class Statistics:
     tracked: int = 0
     """Sockets that are followed now."""
     rebinds: int = 0
-    """Datagram sockets moved, in place or by a second endpoint."""
+    """Sockets moved: datagram sockets, in place or by a second endpoint, and multipath connections, by another subflow."""
     rebinds_failed: int = 0
     """Attempts that failed; each is retried."""
     held: int = 0

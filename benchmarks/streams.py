@@ -1,0 +1,177 @@
+"""What a stream experiences when its interface goes: how long until it goes on, and what it costs the others on the loop.
+
+The clock of a replacement starts right before the netlink request that changes the network is sent. The stall of a multipath
+download is the longest time without a byte, from the change on; the server sends a megabyte every ten milliseconds, so that ten
+are no stall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import bindsock
+from bindsock.kernel.linux import mptcp
+from bindsock.testing.lab import Lab
+
+from .acting import Actor
+from .figures import Figure, figure
+
+_PAUSE = 0.01
+_BLOCK = 1 << 20
+_BLOCKS = 30
+
+
+class _Client:
+    """A connection whose hook does nothing but note when it was called."""
+
+    def __init__(self) -> None:
+        self.replaced = asyncio.Event()
+        self.at = 0.0
+        self.writer: asyncio.StreamWriter
+
+    async def on_reconnect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        self.at = time.monotonic()
+        self.replaced.set()
+
+    async def open(self, lab: Lab) -> None:
+        _, self.writer = await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port, on_reconnect=self.on_reconnect)
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+
+async def replaced(lab: Lab, actor: Actor, runs: int, what: str) -> tuple[list[float], list[float]]:
+    """Seconds from the change to the hook on the new connection; and, in turn, of a round trip: a bare connect()."""
+    client = _Client()
+    await client.open(lab)
+    taken, trips = [], []
+    for _ in range(runs):
+        await actor.restore(what, client.writer.get_extra_info("interface"))
+        old = client.writer.get_extra_info("interface")
+        client.replaced.clear()
+        changed = await actor.switch(what, old)
+        async with asyncio.timeout(10):
+            await client.replaced.wait()
+        taken.append(client.at - changed)
+        with socket.socket() as sock:
+            bindsock.bind(sock, lab.server.ipv4)
+            begun = time.monotonic()
+            sock.connect((lab.server.ipv4, lab.server.tcp_port))
+            trips.append(time.monotonic() - begun)
+        await actor.restore(what, old)
+    await client.close()
+    return taken, trips
+
+
+async def together(lab: Lab, actor: Actor, count: int) -> tuple[float, float]:
+    """Seconds until so many streams are back after one switch, and the longest that the loop was kept busy at a time."""
+    clients = [_Client() for _ in range(count)]
+    for client in clients:
+        await client.open(lab)
+    await asyncio.sleep(1.0)
+    longest, over = 0.0, False
+
+    async def tick() -> None:
+        nonlocal longest
+        last = time.perf_counter()
+        while not over:
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+
+    ticking = asyncio.ensure_future(tick())
+    await asyncio.sleep(0.1)
+    longest = 0.0
+    old = clients[0].writer.get_extra_info("interface")
+    changed = await actor.switch("down", old)
+    async with asyncio.timeout(60):
+        for client in clients:
+            await client.replaced.wait()
+    taken = max(client.at for client in clients) - changed
+    over = True
+    await ticking
+    for client in clients:
+        await client.close()
+    await actor.restore("down", old)
+    return taken, longest
+
+
+@contextlib.asynccontextmanager
+async def _sender(lab: Lab) -> AsyncIterator[tuple[str, int]]:
+    block = os.urandom(_BLOCK)
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.readline()
+            for _ in range(_BLOCKS):
+                writer.write(block)
+                await writer.drain()
+                await asyncio.sleep(_PAUSE)
+        writer.close()
+
+    with lab.inside("server"):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
+        listener.bind((lab.server.ipv4, 0))
+        listener.listen()
+    server = await asyncio.start_server(send, sock=listener)
+    try:
+        yield listener.getsockname()
+    finally:
+        server.close()
+
+
+async def stalls(lab: Lab, actor: Actor, runs: int, what: str) -> list[float]:
+    """Seconds of the longest stall of each download across a switch."""
+    taken = []
+    async with _sender(lab) as address:
+        for _ in range(runs):
+            reader, writer = await bindsock.open_connection(*address, multipath=True)
+            if not bindsock.multipath_of(writer):
+                raise RuntimeError("the connection is plain TCP")
+            writer.write(b"send\n")
+            received, longest, last, old = 0, 0.0, time.perf_counter(), ""
+            while received < _BLOCK * _BLOCKS:
+                received += len(await reader.read(1 << 16))
+                now = time.perf_counter()
+                longest, last = max(longest, now - last) if old else 0.0, now
+                if not old and received > _BLOCK * _BLOCKS // 2:
+                    old = bindsock.interface_of(writer) or ""
+                    await actor.switch(what, old)
+            taken.append(longest)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            await actor.restore(what, old)
+    return taken
+
+
+async def measure(lab: Lab, actor: Actor, runs: int) -> list[Figure]:
+    figures = []
+    for what, words in (("down", "link down"), ("default", "default route switched")):
+        taken, trips = await replaced(lab, actor, runs, what)
+        beyond = [whole - trip for whole, trip in zip(taken, trips, strict=True)]
+        figures.append(figure(f"{words}: connection replaced, beyond a round trip", beyond, "ms", scale=1e3))
+    many = [await together(lab, actor, 1000) for _ in range(2)]
+    figures.append(figure("1000 streams: until all are back", [taken for taken, _ in many], "ms", scale=1e3))
+    figures.append(figure("1000 streams: longest that the loop was kept busy", [longest for _, longest in many], "ms", scale=1e3))
+    if mptcp.protocol() is not None:
+        for number, name in enumerate(("in-kernel", "userspace")):
+            _choose_path_manager(number)
+            for what, words in (("down", "link down"), ("default", "default route switched")):
+                title = f"multipath download, {name}, {words}: stall"
+                figures.append(figure(title, await stalls(lab, actor, runs, what), "ms", scale=1e3))
+        _choose_path_manager(0)
+    return figures
+
+
+def _choose_path_manager(number: int) -> None:
+    """In the host's namespace, which is the laboratory's own."""
+    Path("/proc/sys/net/mptcp/pm_type").write_text(str(number))
