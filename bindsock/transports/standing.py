@@ -13,7 +13,8 @@ from bindsock.errors import BindFailed
 from bindsock.network import Interface, Path, Target, unmapped
 from bindsock.resolving import address_of
 from bindsock.transports import viability
-from bindsock.transports.multipath import Mover, Silence, situation
+from bindsock.transports.multipath import Mover, situation
+from bindsock.transports.silence import Silence
 from bindsock.transports.viability import Assessment, Place, Viability, assess, pinned, place_of
 
 if TYPE_CHECKING:

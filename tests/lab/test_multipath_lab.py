@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
+import shutil
 import signal
 import socket
 import ssl
@@ -416,6 +418,26 @@ async def test_the_new_interface_is_lost_in_the_middle(lab: Lab, path_manager: s
             await pending
             lab.up("eth0")
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
+@pytest.mark.parametrize("most", [6 << 20, 32 << 20], ids=["as large as can be", "may grow"])
+async def test_a_subflow_that_joins_late_can_receive_as_much(lab: Lab, path_manager: str, source: Source, most: int) -> None:
+    """The kernel begins with a small buffer, and the sender waits for its retransmission timer when it is full."""
+    Path("/proc/sys/net/ipv4/tcp_rmem").write_text(f"4096 131072 {most}", encoding="ascii")
+    reader, writer = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(writer):
+        writer.write(b"send\n")
+        await reader.readexactly(SIZE)
+        sock = writer.get_extra_info("socket")
+        before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert before > 1 << 20, "it has grown with the download"
+        lab.down("wifi0")
+        await until(lambda: interfaces(writer) == ["eth0"])
+        shown = subprocess.run(["ss", "-tmnH", "src", lab.address("eth0")], capture_output=True, text=True, check=True).stdout
+        (buffer,) = re.findall(r"\brb(\d+)", shown)
+        assert int(buffer) >= before // 2 * 2
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
 
 async def test_many_connections_move_together(lab: Lab, path_manager: str, source: Source) -> None:

@@ -417,6 +417,23 @@ def test_a_dump_is_the_entries_of_all_its_datagrams() -> None:
     assert script.sent[0].payload == b"body"
 
 
+def test_an_order_is_acknowledged_or_refused_with_the_kernels_errno() -> None:
+    script = ScriptedSocket(lambda n: [refused(n, 0)], lambda n: [refused(n, errno.EPERM)], lambda n: [message(n), refused(n, 0)])
+    channel = netlink.Channel(script.open)
+    channel.tell(GETROUTE, b"body")
+    assert script.sent[0][:2] == (GETROUTE, 0x5)
+    with pytest.raises(PermissionError):
+        channel.tell(GETROUTE, b"")
+    channel.tell(GETROUTE, b"")
+    assert script.closed == 0
+
+
+def test_attributes_in_an_attribute_are_marked_as_such() -> None:
+    packed = netlink.nested(7, netlink.attribute_u32(1, 5), netlink.attribute(2, b"x"))
+    assert packed[:4] == struct.pack("=HH", 20, 7 | 0x8000)
+    assert netlink.attributes(netlink.attributes(packed)[7]) == {1: struct.pack("=I", 5), 2: b"x"}
+
+
 def test_questions_have_numbers_of_their_own_over_one_socket() -> None:
     script = ScriptedSocket(good)
     channel = netlink.Channel(script.open)
