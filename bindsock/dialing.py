@@ -262,8 +262,8 @@ class Race:
             except OSError as error:
                 reason = f"the system does not say by which addresses it would add subflows: {error}"
             else:
-                network, pinned = dialer.watcher.decider().network, decision.basis is Basis.PINNED
-                reason = obstacle(endpoints, network, decision.interface, address.version, pinned=pinned)
+                pin = decision.interface.name if decision.basis is Basis.PINNED else None
+                reason = obstacle(endpoints, dialer.watcher.decider().network, decision.interface, address.version, pin)
         if reason is None:
             return protocol
         if reason not in dialer.complaints:

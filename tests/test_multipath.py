@@ -323,12 +323,19 @@ async def test_a_peer_that_answers_is_not_dead(scene: Scene) -> None:
 def test_where_the_subflows_are() -> None:
     subflows = [Subflow(local, 1, PEER, 2) for local in (HERE, THERE, INSIDE, ELSEWHERE)]
     seen = network(replace(WIFI, running=False), ETHERNET, TUNNEL)
-    found = situation(seen, subflows, ETHERNET, pinned=False)
+    found = situation(seen, subflows, ETHERNET, None)
     assert found.working == (Place("eth0", 3, THERE, 3),)
     assert found.lost == (HERE, ELSEWHERE)
     assert found.forbidden == ((INSIDE, "tun0"),)
-    assert situation(network(WIFI, ETHERNET), subflows[:2], WIFI, pinned=True).forbidden == ((THERE, "eth0"),)
-    assert situation(network(TUNNEL), subflows[2:3], TUNNEL, pinned=True).working == (Place("tun0", 9, INSIDE, 9),)
+    assert situation(network(WIFI, ETHERNET), subflows[:2], WIFI, "wifi0").forbidden == ((THERE, "eth0"),)
+    assert situation(network(TUNNEL), subflows[2:3], TUNNEL, "tun0").working == (Place("tun0", 9, INSIDE, 9),)
+
+
+def test_without_a_chosen_interface_a_tunnel_is_none_and_a_pin_is_a_pin() -> None:
+    subflows = [Subflow(local, 1, PEER, 2) for local in (THERE, INSIDE)]
+    seen = network(ETHERNET, TUNNEL)
+    assert situation(seen, subflows, None, None).forbidden == ((INSIDE, "tun0"),)
+    assert situation(seen, subflows, None, "wifi0").forbidden == ((THERE, "eth0"), (INSIDE, "tun0"))
 
 
 ALL = network(WIFI, ETHERNET, TUNNEL)
@@ -351,15 +358,15 @@ NO_TUNNEL = network(WIFI, ETHERNET)
     ],
 )
 def test_what_speaks_against_multipath(endpoints: Endpoints, seen: Network, pinned: bool, culprit: str | None) -> None:
-    found = obstacle(endpoints, seen, WIFI, 4, pinned=pinned)
+    found = obstacle(endpoints, seen, WIFI, 4, "wifi0" if pinned else None)
     assert found is None if culprit is None else culprit in (found or "")
 
 
 def test_the_other_familys_endpoints_do_no_harm() -> None:
     six = network(WIFI, interface("tun0", 9, "2001:db8::1/64", kind=InterfaceKind.TUNNEL))
     endpoints = Endpoints((ip_address("2001:db8::1"),))
-    assert obstacle(endpoints, six, WIFI, 4, pinned=False) is None
-    assert obstacle(endpoints, six, WIFI, 6, pinned=False) is not None
+    assert obstacle(endpoints, six, WIFI, 4, None) is None
+    assert obstacle(endpoints, six, WIFI, 6, None) is not None
 
 
 def test_multipath_is_true_if_it_is_real() -> None:

@@ -43,27 +43,27 @@ _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 (``net/mptcp/subflow.c``, __mptcp_subflow_connect)."""
 
 
-def obstacle(endpoints: Endpoints, network: Network, interface: Interface, version: int, *, pinned: bool) -> str | None:
+def obstacle(endpoints: Endpoints, network: Network, chosen: Interface, version: int, pin: str | None) -> str | None:
     """Why a multipath connection would not stay where it may be; ``None`` if it would.
 
-    :param interface: what it is bound to
+    :param chosen: what it is bound to
     :param version: of its addresses, 4 or 6
-    :param pinned: it may be nowhere else; otherwise it may be wherever there is no tunnel
+    :param pin: the name of the interface to which it is pinned
     """
     for address in endpoints.addresses:
         owner = network.owner_of(address)
-        if owner is not None and address.version == version and not may_be(owner, interface, pinned=pinned):
+        if owner is not None and address.version == version and not may_be(owner, chosen, pin):
             return f"the system would add a subflow by {owner.name}, where it has a multipath endpoint"
-    if endpoints.follows_peer and any(not may_be(i, interface, pinned=pinned) for i in network.interfaces.values() if i.up):
+    if endpoints.follows_peer and any(i.up and not may_be(i, chosen, pin) for i in network.interfaces.values()):
         return "the system connects to addresses that the peer announces, by whatever route leads there (ip mptcp limits)"
     return None
 
 
-def may_be(interface: Interface, chosen: Interface, *, pinned: bool) -> bool:
-    """Whether a subflow may be on an interface beside the chosen one."""
-    if interface.index == chosen.index:
-        return True
-    return not pinned and interface.kind is not InterfaceKind.TUNNEL
+def may_be(interface: Interface, chosen: Interface | None, pin: str | None) -> bool:
+    """Whether a subflow may be on an interface: where the pin says, or else wherever there is no tunnel that was not chosen."""
+    if pin is not None:
+        return interface.name == pin
+    return interface.kind is not InterfaceKind.TUNNEL or (chosen is not None and interface.index == chosen.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,18 @@ class Situation:
     """Local address and interface of those where none may be."""
 
 
-def situation(network: Network, subflows: Iterable[Subflow], chosen: Interface | None, *, pinned: bool) -> Situation:
+def situation(network: Network, subflows: Iterable[Subflow], chosen: Interface | None, pin: str | None) -> Situation:
     """Compare the subflows of a connection with a reading of the network.
 
     :param chosen: the interface on which it is to be, if there is one
+    :param pin: the name of the interface to which it is pinned
     """
     working, lost, forbidden = [], [], []
     for subflow in subflows:
         owner = network.owner_of(subflow.local)
         if owner is None or not (owner.up and owner.running):
             lost.append(subflow.local)
-        elif chosen is not None and not may_be(owner, chosen, pinned=pinned):
+        elif not may_be(owner, chosen, pin):
             forbidden.append((subflow.local, owner.name))
         else:
             working.append(Place(owner.name, owner.index, subflow.local, owner.index))
@@ -204,7 +205,7 @@ class Mover:
         :return: whether that could be ordered
         """
         sock = self._sock()
-        if sock is None or sock.fileno() == -1 or (self._powerless and not lost) or (address in self._left_alone and not lost):
+        if sock is None or sock.fileno() == -1 or self._powerless or (address in self._left_alone and not lost):
             return False
         try:
             ended = self._paths.remove(sock, address, lost=lost)

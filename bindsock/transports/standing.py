@@ -138,7 +138,7 @@ class Standing:
         if self._silent and self._silence is not None:
             return _dead(found, f"nothing has come from the peer for {self._silence.seconds:g} seconds")
         target, pin = found.target, pinned(decider, self._pin).pin
-        now = situation(decider.network, subflows, target, pinned=pin is not None)
+        now = situation(decider.network, subflows, target, pin)
         for address, name in now.forbidden:
             if not mover.remove(address, lost=True):
                 return _dead(found, f"the system has added a subflow by {name}, where it must not be")
