@@ -227,7 +227,7 @@ class Race:
         _, address, decision = self._decisions[sockaddr]
         try:
             self._check_local_address(decision)
-            multipath = self._multipath(address, decision)
+            multipath = self._multipath(family, address, decision)
             sock = FollowedSocket(family, type_, multipath or proto)
             try:
                 if multipath is not None:
@@ -246,14 +246,14 @@ class Race:
         self._sockets.append(sock)
         return sock
 
-    def _multipath(self, address: IPAddress, decision: Decision) -> int | None:
+    def _multipath(self, family: int, address: IPAddress, decision: Decision) -> int | None:
         """The protocol of a multipath socket, if there is to be one: to a socket that is not bound the system could add subflows
         around the VPN, and to any into it."""
         dialer = self._dialer
         if not dialer.multipath or decision.interface is None:
             return None
         paths = dialer.watcher.kernel.multipath
-        protocol = paths.protocol() if paths is not None else None
+        protocol = paths.protocol(family) if paths is not None else None
         if paths is None or protocol is None:
             reason: str | None = "this system has no multipath TCP, or it is switched off"
         else:
@@ -295,7 +295,7 @@ class Race:
         interface = self._decisions[sockaddr][2].interface
         try:
             await connect(sock, sockaddr)
-            if _is_multipath(sock) and self._dialer.prepare is not None:
+            if not _is_plain(sock) and self._dialer.prepare is not None:
                 # It may be plain TCP after all, to which more can be said.
                 self._dialer.prepare(sock)
         except OSError as error:
@@ -357,14 +357,15 @@ class _Connector:
 
     async def sock_connect(self, sock: socket.socket, address: SockAddr) -> None:
         connect = self._loop.sock_connect
-        if _is_multipath(sock):
+        if not _is_plain(sock):
             # asyncio's asks the resolver for addresses of the socket's own protocol, and it knows none for multipath.
             connect = functools.partial(_connect_by_hand, self._loop)
         await self._race.connect(connect, sock, address)
 
 
-def _is_multipath(sock: socket.socket) -> bool:
-    return sock.proto not in (0, socket.IPPROTO_TCP)
+def _is_plain(sock: socket.socket) -> bool:
+    """Whether it was made for TCP and nothing else."""
+    return sock.proto in (0, socket.IPPROTO_TCP)
 
 
 async def _connect_by_hand(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: SockAddr) -> None:

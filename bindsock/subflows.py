@@ -38,5 +38,7 @@ class Endpoints:
 
     addresses: tuple[IPAddress, ...] = ()
     """Local addresses, each of an interface."""
+    unbound: tuple[IPAddress, ...] = ()
+    """Those of them whose subflows are bound to no interface, and so follow the routes."""
     follows_peer: bool = False
     """Whether it connects to addresses that the peer announces, by whatever route leads there."""

@@ -105,7 +105,7 @@ async def scene() -> AsyncIterator[Scene]:
 async def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: Scene) -> None:
     scene.follow()
     await scene.change(WIFI_LOST)
-    assert scene.paths.orders == [("add", "eth0"), ("level", ""), ("remove", str(HERE))]
+    assert scene.paths.orders == [("add", "eth0"), ("arrived", str(THERE)), ("remove", str(HERE))]
     assert scene.addresses == [str(THERE)]
     assert scene.guard.interface == "eth0"
     assert scene.guard.error is None
@@ -352,7 +352,9 @@ NO_TUNNEL = network(WIFI, ETHERNET)
         (Endpoints((THERE, INSIDE)), ALL, False, "tun0"),
         (Endpoints((ip_address("2001:db8::1"),)), ALL, True, None),
         (Endpoints((ELSEWHERE,)), ALL, True, None),
-        (Endpoints(follows_peer=True), NO_TUNNEL, False, None),
+        (Endpoints((THERE,), unbound=(THERE,)), NO_TUNNEL, False, "without an interface"),
+        (Endpoints(unbound=(ip_address("2001:db8::1"),)), ALL, False, None),
+        (Endpoints(follows_peer=True), NO_TUNNEL, False, "announces"),
         (Endpoints(follows_peer=True), ALL, False, "announces"),
         (Endpoints(follows_peer=True), NO_TUNNEL, True, "announces"),
     ],

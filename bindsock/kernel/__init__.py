@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from bindsock.errors import UnsupportedSystem
 
@@ -35,11 +35,15 @@ class EventSource(Protocol):
         """Close the descriptor. Closing twice is harmless."""
 
 
+Farewell: TypeAlias = Literal["lost", "left", "forbidden"]
+"""Why a subflow is ended."""
+
+
 class PathManager(Protocol):
     """Multipath TCP, where an operating system has it: connections whose byte stream goes over several subflows."""
 
-    def protocol(self) -> int | None:
-        """The protocol number of multipath stream sockets, ``None`` while it is switched off."""
+    def protocol(self, family: int) -> int | None:
+        """The protocol number of multipath stream sockets of an address family, ``None`` where there are none. Never raises."""
 
     def endpoints(self) -> Endpoints:
         """By which addresses the system adds subflows by itself, to connections that are made now.
@@ -54,7 +58,7 @@ class PathManager(Protocol):
         """Seconds for which nothing has come from the peer although something that was sent waits to be acknowledged."""
 
     def register(self, sock: socket.socket) -> None:
-        """The connection is to be followed: it counts when it is decided what others need. See :meth:`release`."""
+        """The connection is to be followed, where it is now. See :meth:`release`."""
 
     def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
         """Order a subflow by an interface, unless there is one. It is established a round trip later, if at all.
@@ -64,20 +68,30 @@ class PathManager(Protocol):
         :raises OSError: the system refused otherwise
         """
 
-    def level(self, sock: socket.socket) -> None:
-        """A subflow has joined: let it receive as much at a time as the connection does. Never raises."""
+    def arrived(self, sock: socket.socket, address: IPAddress) -> None:
+        """A subflow with this local address has joined, and that is where the connection is from now on: let it receive as much
+        at a time as the whole connection does.
 
-    def remove(self, sock: socket.socket, address: IPAddress, *, lost: bool) -> bool:
+        :raises OSError: the connection has ended
+        """
+
+    def remove(self, sock: socket.socket, address: IPAddress, why: Farewell) -> bool:
         """Order the end of the subflows that have a local address, established or not.
 
-        :param lost: nothing can, or nothing may, go over them any more; otherwise those that the system has made by itself are
-            left to it
+        :param why: ``"lost"``: nothing can go over them any more; ``"forbidden"``: nothing may; ``"left"``: the connection is
+            elsewhere now, and those that the system has made by itself are left to it
         :return: whether they are to end, and are not left alone
         :raises OSError: as :meth:`add` does
         """
 
-    def release(self, sock: socket.socket) -> None:
-        """The connection is over: undo what was done to the system for its sake alone. Never raises."""
+    def release(self, sock: socket.socket) -> bool:
+        """The connection is over: undo what was done to the system for its sake alone. Never raises.
+
+        :return: whether something is left that :meth:`sweep` should be asked about later
+        """
+
+    def sweep(self) -> bool:
+        """As :meth:`release`, for what could not be undone yet."""
 
 
 class Kernel(Protocol):

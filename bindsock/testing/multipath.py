@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bindsock.kernel import Farewell
 from bindsock.network import Interface, IPAddress, family_of
 from bindsock.subflows import Endpoints, Subflow
 
@@ -26,14 +27,14 @@ class SimulatedPathManager:
         self.systems: set[IPAddress] = set()
         """Local addresses of subflows that the system has made by itself."""
         self.orders: list[tuple[str, str]] = []
-        """What was ordered, as ("add", interface), ("remove", address), ("level", "") or ("release", "")."""
+        """What was ordered, as ("add", interface), ("arrived" or "remove", address) or ("release", "")."""
         self.privileged = True
         self.announced = Endpoints()
         """What :meth:`endpoints` says."""
         self.silences: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
         """What :meth:`silence` says, in seconds."""
 
-    def protocol(self) -> int | None:
+    def protocol(self, family: int) -> int | None:
         """None: there are no real multipath sockets."""
         return None
 
@@ -63,19 +64,23 @@ class SimulatedPathManager:
         subflows = self.connections[sock]
         subflows.append(replace(subflows[0], local=local))
 
-    def level(self, sock: socket.socket) -> None:
-        self.orders.append(("level", ""))
+    def arrived(self, sock: socket.socket, address: IPAddress) -> None:
+        self.orders.append(("arrived", str(address)))
 
-    def remove(self, sock: socket.socket, address: IPAddress, *, lost: bool) -> bool:
-        if address in self.systems and not lost:
+    def remove(self, sock: socket.socket, address: IPAddress, why: Farewell) -> bool:
+        if address in self.systems and why == "left":
             return False
         self._demand_privilege()
         self.orders.append(("remove", str(address)))
         self.connections[sock] = [subflow for subflow in self.connections[sock] if subflow.local != address]
         return True
 
-    def release(self, sock: socket.socket) -> None:
+    def release(self, sock: socket.socket) -> bool:
         self.orders.append(("release", ""))
+        return False
+
+    def sweep(self) -> bool:
+        return False
 
     def _demand_privilege(self) -> None:
         if not self.privileged:

@@ -26,7 +26,7 @@ from bindsock.transports.viability import Place
 if TYPE_CHECKING:
     import asyncio
 
-    from bindsock.kernel import PathManager
+    from bindsock.kernel import Farewell, PathManager
     from bindsock.watcher import Watcher
 
 logger = logging.getLogger("bindsock")
@@ -38,6 +38,7 @@ _SOONEST, _LATEST = 0.001, 0.05
 _AGAIN = 0.1
 """Seconds after which it is ordered again, and then after three times as many each time. A kernel, ours or the peer's, that still
 counts a subflow that is just ending makes no other."""
+_FIRST_SWEEP, _LAST_SWEEP = 0.05, 10.0
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 """Seconds after which a move that failed is tried again. Linux makes no subflow before data has gone both ways
 (``net/mptcp/subflow.c``, __mptcp_subflow_connect)."""
@@ -50,11 +51,13 @@ def obstacle(endpoints: Endpoints, network: Network, chosen: Interface, version:
     :param version: of its addresses, 4 or 6
     :param pin: the name of the interface to which it is pinned
     """
+    if any(address.version == version for address in endpoints.unbound):
+        return "the system has a multipath endpoint without an interface (ip mptcp endpoint ... dev), which follows the routes"
     for address in endpoints.addresses:
         owner = network.owner_of(address)
         if owner is not None and address.version == version and not may_be(owner, chosen, pin):
             return f"the system would add a subflow by {owner.name}, where it has a multipath endpoint"
-    if endpoints.follows_peer and any(i.up and not may_be(i, chosen, pin) for i in network.interfaces.values()):
+    if endpoints.follows_peer:
         return "the system connects to addresses that the peer announces, by whatever route leads there (ip mptcp limits)"
     return None
 
@@ -124,6 +127,8 @@ class Mover:
         self._timer: asyncio.TimerHandle | None = None
         self._asked = False
         """It is being asked to move: what comes of it at once is the answer."""
+        self._queued = False
+        """An order waits for its turn among those of other connections."""
         self._powerless = False
         self._refused: set[int] = set()
         """Indexes of interfaces to which it cannot move for now."""
@@ -148,7 +153,7 @@ class Mover:
         :return: whether it is under way
         """
         if self._target is not None and self._target.index == interface.index:
-            if self._timer is None and self._ordered is not None:
+            if self._timer is None and self._ordered is not None and not self._queued:
                 self._began = self._clock()
                 self._wait()
             return True
@@ -164,9 +169,9 @@ class Mover:
         self._target = interface
         self._began = self._clock()
         self._again = _AGAIN
-        self._asked = True
+        self._asked = self._queued = True
         try:
-            pacer_of(loop).do(self._order)
+            pacer_of(loop).do(self._order_in_turn)
         finally:
             self._asked = False
         return self._target is not None
@@ -175,7 +180,10 @@ class Mover:
         """The connection is where a subflow has joined lately."""
         sock = self._sock()
         if sock is not None:
-            self._paths.level(sock)
+            try:
+                self._paths.arrived(sock, place.local)
+            except OSError as error:
+                logger.debug("a multipath connection ended as it arrived: %s", error)
         self._statistics.rebinds += 1
         logger.info("a multipath connection is on %s now", place.interface)
 
@@ -197,18 +205,18 @@ class Mover:
         while self._unwanted:
             address = self._unwanted.pop()
             if address not in (place.local, self._ordered):
-                self.remove(address, lost=True)
+                self.remove(address, "lost")
 
-    def remove(self, address: IPAddress, *, lost: bool) -> bool:
+    def remove(self, address: IPAddress, why: Farewell) -> bool:
         """End the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
 
         :return: whether that could be ordered
         """
         sock = self._sock()
-        if sock is None or sock.fileno() == -1 or self._powerless or (address in self._left_alone and not lost):
+        if sock is None or sock.fileno() == -1 or self._powerless or (address in self._left_alone and why == "left"):
             return False
         try:
-            ended = self._paths.remove(sock, address, lost=lost)
+            ended = self._paths.remove(sock, address, why)
         except OSError as error:
             self._powerless |= isinstance(error, PermissionError)
             logger.info("the subflow of %s of a multipath connection could not be ended: %s", address, error)
@@ -218,10 +226,16 @@ class Mover:
         return ended
 
     def close(self) -> None:
-        """Call nothing any more, until it is asked to move again."""
+        """Call nothing any more, and order nothing, until it is asked to move again."""
+        self._queued = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _order_in_turn(self) -> None:
+        if self._queued:
+            self._queued = False
+            self._order()
 
     def _order(self) -> None:
         sock, interface = self._sock(), self._target
@@ -288,6 +302,16 @@ class Mover:
 
     def _release(self) -> None:
         self.close()
-        sock = self._sock()
-        if sock is not None:
-            self._paths.release(sock)
+        sock, loop = self._sock(), self._loop()
+        if sock is not None and self._paths.release(sock) and loop is not None and not loop.is_closed():
+            _sweep_later(self._paths, loop, _FIRST_SWEEP)
+
+
+def _sweep_later(paths: PathManager, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    """The kernel may take a while to send what a closed connection still has."""
+
+    def sweep() -> None:
+        if paths.sweep():
+            _sweep_later(paths, loop, min(2 * seconds, _LAST_SWEEP))
+
+    loop.call_later(seconds, sweep)

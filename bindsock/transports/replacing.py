@@ -356,6 +356,7 @@ class Replacer:
                 leg.address,
                 better_path="keep",
                 interface=how.interface,
+                dead_after=how.dead_after,
                 path=leg.path,
                 loop=self.loop,
             )

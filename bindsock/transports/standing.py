@@ -140,16 +140,22 @@ class Standing:
         target, pin = found.target, pinned(decider, self._pin).pin
         now = situation(decider.network, subflows, target, pin)
         for address, name in now.forbidden:
-            if not mover.remove(address, lost=True):
+            if not mover.remove(address, "forbidden"):
                 return _dead(found, f"the system has added a subflow by {name}, where it must not be")
-        here = self._preferred(now.working, target)
+        working = now.working
+        if found.moved is not None:
+            # Its address is elsewhere now, but the subflow is bound to where that was, and cannot be bound anew.
+            working = tuple(place for place in working if place.local != self.place.local)
+            if not working:
+                return found
+        here = self._preferred(working, target)
         if here is not None and here != self.place:
             self.place = here
             mover.arrived(here)
             found = self._assess(decider)
         if here is not None:
             for address in now.lost:
-                mover.remove(address, lost=True)
+                mover.remove(address, "lost")
         there = target is not None and here is not None and here.index == target.index
         if target is not None and not there and not (self._stays and here is not None and found.viability is Viability.WORKS):
             if mover.move(decider.network, target):
@@ -157,9 +163,9 @@ class Standing:
         elif here is not None:
             mover.stay()
             if there and not self._stays:
-                for place in now.working:
+                for place in working:
                     if place.index != here.index:
-                        mover.remove(place.local, lost=False)
+                        mover.remove(place.local, "left")
         else:
             mover.close()
         if here is not None:

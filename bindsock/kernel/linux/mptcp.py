@@ -49,15 +49,15 @@ class State(NamedTuple):
     """Seconds since anything came by it."""
 
 
-def protocol() -> int | None:
-    """``IPPROTO_MPTCP`` if the kernel has it and it is not switched off, else ``None``."""
-    try:
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP).close()
-    except OSError as error:
-        if error.errno not in (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL):
-            raise
-        return None
-    return IPPROTO_MPTCP
+def protocol(family: int = socket.AF_INET) -> int | None:
+    """``IPPROTO_MPTCP`` if the kernel has it and it is not switched off, else ``None``.
+
+    ``None`` also before Linux 5.16, where nobody could tell which subflows a connection has.
+    """
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP) as sock:
+        _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)
+        return IPPROTO_MPTCP
+    return None
 
 
 def states(sock: socket.socket) -> list[State] | None:

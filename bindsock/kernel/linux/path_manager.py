@@ -4,21 +4,25 @@ There are two path managers, chosen by ``net.mptcp.pm_type`` when a socket is ma
 
 * The userspace one (``net/mptcp/pm_userspace.c``) is told of one connection, by its token.
 * The in-kernel one (``net/mptcp/pm_kernel.c``) knows endpoints: local addresses that all multipath connections of the network
-  namespace get subflows from, those of other programs, too. So an endpoint that this process has added goes when no connection
-  of its own needs it; and since the kernel ends every subflow with the address of an endpoint that goes, it stays if another
-  program has a connection that began on that address. A connection that has left such an address cannot come back to it: the
-  kernel makes one subflow of an endpoint, and another only when the endpoint is made again.
+  namespace get subflows from, those of other programs, too; and when an endpoint goes, all of them lose their subflows with its
+  address. So one that this process has added is removed only when no connection, its own or a stranger's, would be left without
+  any subflow by that; until then a connection that leaves has just its own subflow reset. The kernel makes one subflow of an
+  endpoint for each connection, and another only when the endpoint is made again.
 
 The generic netlink family ``mptcp_pm`` and its numbers are those of ``include/uapi/linux/mptcp_pm.h``.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import functools
 import logging
+import os
 import socket
 import struct
+import time
 import weakref
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -31,8 +35,7 @@ from bindsock.network import IPAddress, unmapped
 from bindsock.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from bindsock.kernel import Farewell
     from bindsock.network import Interface
 
 _logger = logging.getLogger("bindsock")
@@ -70,12 +73,22 @@ _FLAG_IMPLICIT = 1 << 4
 
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
-_INET_DIAG_REQ_PROTOCOL = 3
 _DIAG_REQUEST = struct.Struct("=BBBBI")
-_DIAG_ENTRY = struct.Struct("!B3xH2x16s")
-"""Of ``struct inet_diag_msg``: family, local port and local address."""
+_DIAG_ENTRY = struct.Struct("!BB2x4x16s48x")
+"""Of ``struct inet_diag_msg``: family, state and local address."""
+_DIAG_ULP_INFO = 19
+_DIAG_WITH_INFO = 1 << 1
+"""Ask for INET_DIAG_INFO: what the upper layer adds comes with it alone (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
+_ULP_INFO_MPTCP = 3
+_SUBFLOW_ATTR_TOKEN_LOC = 2
 _ANY_STATE = 0xFFFFFFFF
 _ANY_COOKIE = 0xFFFFFFFF
+
+_TCP_ESTABLISHED = 1
+_TCP_OVER = (6, 7)
+"""TIME_WAIT and CLOSE"""
+_LINGERING = 0.5
+"""Seconds for which the end of the process waits for connections that are just ending."""
 
 _GONE = (errno.ENOENT, errno.ESRCH)
 """What is to be ended has ended: the peer, once told, may have been quicker."""
@@ -85,8 +98,18 @@ class _Endpoint(NamedTuple):
     address: IPAddress
     identifier: int
     flags: int
+    bound: int
+    """The index of the interface that its subflows are bound to; 0 if they are bound to none."""
     attributes: bytes
     """All that the kernel says of it, as it can be told to it again."""
+
+
+class _Seen(NamedTuple):
+    """A subflow of some program's connection."""
+
+    token: int
+    address: IPAddress
+    established: bool
 
 
 @dataclass(eq=False)
@@ -94,14 +117,15 @@ class _Connection:
     """A connection of this process."""
 
     token: int
-    origin: tuple[IPAddress, int]
-    """Address and port of its first subflow, by which the kernel goes on to list it."""
+    first: IPAddress
+    """The address of its first subflow."""
+    place: IPAddress
+    """The address where it is."""
     userspace: bool
     identifiers: dict[IPAddress, int] = field(default_factory=dict)
     """By local address; 0 is the first subflow's."""
     indexes: dict[IPAddress, int] = field(default_factory=dict)
     """The interfaces that the subflows were bound to, by local address."""
-    left: set[IPAddress] = field(default_factory=set)
 
 
 class PathManager:
@@ -112,23 +136,23 @@ class PathManager:
         self._diagnosis = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
         self._family: int | None = None
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
-        self._finalizers: weakref.WeakKeyDictionary[socket.socket, Callable[[], object]] = weakref.WeakKeyDictionary()
         self._added: set[IPAddress] = set()
         """The endpoints that this process has added."""
-        self._past: set[tuple[IPAddress, int]] = set()
-        """Origins of connections of this process that are over; the kernel lists them for some time yet."""
+        self._process = os.getpid()
 
-    def protocol(self) -> int | None:
+    def protocol(self, family: int) -> int | None:
         """``IPPROTO_MPTCP``."""
-        return mptcp.protocol()
+        return mptcp.protocol(family)
 
     def endpoints(self) -> Endpoints:
         """Ask the in-kernel path manager, if it is the one. No privilege is needed."""
         if _is_userspace():
             return Endpoints()
         limits = netlink.attributes(self._ask(_CMD_GET_LIMITS), _GENERIC_HEADER.size)
+        endpoints = [endpoint for endpoint in self._endpoints() if not endpoint.flags & _FLAG_IMPLICIT]
         return Endpoints(
-            tuple(endpoint.address for endpoint in self._endpoints() if not endpoint.flags & _FLAG_IMPLICIT),
+            tuple(endpoint.address for endpoint in endpoints),
+            tuple(endpoint.address for endpoint in endpoints if not endpoint.bound),
             follows_peer=bool(netlink.u32(limits.get(_ATTR_RCV_ADD_ADDRS, bytes(4)))),
         )
 
@@ -144,7 +168,7 @@ class PathManager:
         return min((state.silence for state in mptcp.states(sock) or () if state.established), default=float("inf"))
 
     def register(self, sock: socket.socket) -> None:
-        """Note its token, and by which path manager it goes."""
+        """Note its token, its address, and by which path manager it goes."""
         self._known(sock)
 
     def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
@@ -166,44 +190,56 @@ class PathManager:
                 _address(_ATTR_ADDR_REMOTE, remote, port=port),
             )
         else:
-            self._add_endpoint(local, interface)
+            self._add_endpoint(connection, local, interface)
         connection.indexes[local] = interface.index
-        connection.left.discard(local)
         return local
 
-    def level(self, sock: socket.socket) -> None:
+    def arrived(self, sock: socket.socket, address: IPAddress) -> None:
         """See :func:`bindsock.kernel.linux.mptcp.level_receive_buffers`; 20 µs."""
+        self._known(sock).place = address
         mptcp.level_receive_buffers(sock)
 
-    def remove(self, sock: socket.socket, address: IPAddress, *, lost: bool) -> bool:
+    def remove(self, sock: socket.socket, address: IPAddress, why: Farewell) -> bool:
         """Order the end of the subflows with a local address, 0.3 ms, and let the peer know.
 
         Without that the peer, whom nothing reaches from a dead interface, would go on sending to it, and count it among the
         subflows that it may have.
         """
         connection = self._known(sock)
-        connection.left.add(address)
         if connection.userspace:
-            for subflow in self._remaining(sock, address):
-                self._destroy_one(connection, subflow)
-            connection.identifiers.pop(address, None)
+            self._destroy(connection, address, self._remaining(sock, address))
             return True
-        if not self._remaining(sock, address) and address not in self._added:
+        added = address in self._added
+        if not added and not self._remaining(sock, address):
             return True
-        systems = address not in self._added and any(e.address == address for e in self._endpoints() if e.flags & _FLAG_SUBFLOW)
-        if systems and not lost:
+        systems = not added and any(e.address == address for e in self._endpoints() if e.flags & _FLAG_SUBFLOW)
+        if systems and why == "left":
             return False
-        if not systems and (lost or not self._is_needed(address)) and not self._is_strangers(address):
-            self._remove_endpoint(address, first=connection.origin[0] == address)
+        if not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
+            self._remove_endpoint(address, first=connection.first == address)
         for subflow in self._remaining(sock, address):
             self._reset(subflow, (connection.indexes.get(address), sockets.bound(sock)))
         return True
 
-    def release(self, sock: socket.socket) -> None:
-        """Remove the endpoints that only this connection needed."""
-        finalizer = self._finalizers.get(sock)
-        if finalizer is not None:
-            finalizer()
+    def release(self, sock: socket.socket) -> bool:
+        """Remove the endpoints that nobody needs any more. The kernel may need one to send what a closed connection still has."""
+        self._connections.pop(sock, None)
+        return self.sweep()
+
+    def sweep(self) -> bool:
+        """Remove what nobody needs."""
+        if os.getpid() != self._process:
+            return False  # of a fork's parent
+        for address in list(self._added):
+            try:
+                if not self._needing(address, None, lost=False):
+                    self._remove_endpoint(address)
+            except OSError as error:
+                _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
+                self._added.discard(address)
+        if not self._connections:
+            self.close()
+        return bool(self._added)
 
     def close(self) -> None:
         """Close the sockets for orders; the next one opens others."""
@@ -215,52 +251,37 @@ class PathManager:
     def _known(self, sock: socket.socket) -> _Connection:
         connection = self._connections.get(sock)
         if connection is None:
-            local = sock.getsockname()
-            origin = unmapped(ip_address(local[0].split("%", 1)[0])), local[1]
-            connection = self._connections[sock] = _Connection(mptcp.token(sock), origin, _is_userspace())
-            # Also when nobody says that it is over: it is forgotten, or the process ends in good order.
-            self._finalizers[sock] = weakref.finalize(sock, self._forget, connection)
+            local = unmapped(ip_address(sock.getsockname()[0].split("%", 1)[0]))
+            connection = self._connections[sock] = _Connection(mptcp.token(sock), local, local, _is_userspace())
         return connection
 
-    def _forget(self, connection: _Connection) -> None:
-        self._past.add(connection.origin)
-        for address in list(self._added):
-            connection.left.add(address)
-            try:
-                if self._is_needed(address):
-                    continue
-                if self._is_strangers(address):
-                    _logger.info("the multipath endpoint %s is left: another connection began there", address)
-                else:
-                    self._remove_endpoint(address)
-            except OSError as error:
-                _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
-        if all(sock.fileno() == -1 for sock in self._connections):
-            self.close()
+    def _needing(self, address: IPAddress, besides: _Connection | None, *, lost: bool) -> set[int]:
+        """The connections, by token, that would miss their subflow with an address: strangers, and those of this process that
+        have no other or are there because it is the place for them.
 
-    def _is_needed(self, address: IPAddress) -> bool:
-        """Whether a connection of this process has stayed on the address."""
-        return any(
-            address not in connection.left and sock.fileno() != -1 and self._remaining(sock, address)
-            for sock, connection in self._connections.items()
-        )
+        :param lost: nothing goes over it any more, so that only those count that have no other
+        """
+        seen = self._seen()
+        here = {subflow.token for subflow in seen if subflow.address == address}
+        elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
+        needing = here - elsewhere
+        if not lost:
+            ours = {connection.token: connection.place for sock, connection in self._connections.items() if sock.fileno() != -1}
+            needing |= {token for token in here if ours.get(token, address) == address}
+        return needing - {besides.token} if besides is not None else needing
 
-    def _is_strangers(self, address: IPAddress) -> bool:
-        """Whether a multipath connection that is not of this process, or is not followed, began on the address."""
-        origins = self._origins()
-        self._past.intersection_update(origins)
-        ours = self._past.union(connection.origin for connection in self._connections.values())
-        return any(began[0] == address and began not in ours for began in origins)
-
-    def _origins(self) -> list[tuple[IPAddress, int]]:
-        """Address and port of the first subflow of each multipath connection in the namespace (``net/mptcp/mptcp_diag.c``)."""
+    def _seen(self) -> list[_Seen]:
+        """The subflows of all multipath connections in the namespace (``net/mptcp/diag.c``)."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = _DIAG_REQUEST.pack(family, 0, 0, 0, _ANY_STATE) + bytes(48)
-            request += netlink.attribute_u32(_INET_DIAG_REQ_PROTOCOL, mptcp.IPPROTO_MPTCP)
+            request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
             for entry in self._diagnosis.dump(_SOCK_DIAG_BY_FAMILY, request):
-                of, port, address = netlink.fixed(_DIAG_ENTRY, entry)
-                found.append((unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16])), port))
+                of, state, address = netlink.fixed(_DIAG_ENTRY, entry)
+                protocols = netlink.attributes(netlink.attributes(entry, _DIAG_ENTRY.size).get(_DIAG_ULP_INFO, b""))
+                token = netlink.attributes(protocols.get(_ULP_INFO_MPTCP, b"")).get(_SUBFLOW_ATTR_TOKEN_LOC)
+                if token is not None and state not in _TCP_OVER:
+                    local = unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16]))
+                    found.append(_Seen(netlink.u32(token), local, state == _TCP_ESTABLISHED))
         return found
 
     @staticmethod
@@ -269,29 +290,34 @@ class PathManager:
 
     # The userspace path manager
 
-    def _destroy_one(self, connection: _Connection, subflow: Subflow) -> None:
+    def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
         token = netlink.attribute_u32(_ATTR_TOKEN, connection.token)
-        identifier = connection.identifiers.get(subflow.local, 0)
-        self._tell(_CMD_REMOVE, token, netlink.attribute(_ATTR_LOC_ID, bytes([identifier])), harmless=(errno.EINVAL, *_GONE))
-        self._tell(
-            _CMD_SUBFLOW_DESTROY,
-            token,
-            _address(_ATTR_ADDR, subflow.local, port=subflow.local_port),
-            _address(_ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
-            harmless=_GONE,
-        )
+        # The kernel keeps the number of a subflow that the peer has ended, and refuses it to another address.
+        identifier = connection.identifiers.pop(address, 0 if subflows else None)
+        if identifier is not None:
+            number = netlink.attribute(_ATTR_LOC_ID, bytes([identifier]))
+            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *_GONE))
+        for subflow in subflows:
+            self._tell(
+                _CMD_SUBFLOW_DESTROY,
+                token,
+                _address(_ATTR_ADDR, subflow.local, port=subflow.local_port),
+                _address(_ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
+                harmless=_GONE,
+            )
 
     # The in-kernel path manager
 
-    def _add_endpoint(self, local: IPAddress, interface: Interface) -> None:
+    def _add_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> None:
         try:
             self._tell(_CMD_ADD_ADDR, _address(_ATTR_ADDR, local, index=interface.index, flags=_FLAG_SUBFLOW))
         except FileExistsError:
-            # The system's own, or one of ours. The kernel makes one subflow of each endpoint in a connection's life; one that
-            # has ended comes again only if the endpoint does.
-            if not self._is_strangers(local):
+            # The system's own, or one of ours, of which this connection has had its subflow.
+            if not self._needing(local, connection, lost=False):
                 self._renew_endpoint(local)
         else:
+            if not self._added:
+                atexit.register(self._at_exit)
             self._added.add(local)
             _logger.info("%s of %s is a multipath endpoint now, for all programs", local, interface)
 
@@ -301,12 +327,29 @@ class PathManager:
                 self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=endpoint.identifier))
                 self._tell(_CMD_ADD_ADDR, netlink.nested(_ATTR_ADDR, endpoint.attributes))
 
+    def _at_exit(self) -> None:
+        """Nobody else will do it. What is still open is closed at this moment in any case, and may take a moment to end."""
+        if os.getpid() != self._process:
+            return
+        deadline = time.monotonic() + _LINGERING
+        for sock in list(self._connections):
+            with contextlib.suppress(OSError):
+                sock.close()
+        self._connections.clear()
+        while self.sweep():
+            if time.monotonic() > deadline:
+                _logger.info("multipath endpoints are left, since connections need them: %s", ", ".join(map(str, self._added)))
+                return
+            time.sleep(0.01)
+
     def _remove_endpoint(self, address: IPAddress, *, first: bool = False) -> None:
         """End all subflows with the address, and tell the peers.
 
         :param first: it may be a first subflow's: that has no endpoint, but the number 0
         """
         self._added.discard(address)
+        if not self._added:
+            atexit.unregister(self._at_exit)
         identifiers = [endpoint.identifier for endpoint in self._endpoints() if endpoint.address == address]
         for identifier in [*identifiers, *([0] if first else [])]:
             self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=identifier), harmless=(errno.EINVAL,))
@@ -320,8 +363,8 @@ class PathManager:
             if packed is None or len(packed) not in (4, 16):
                 continue
             address = IPv4Address(packed) if len(packed) == 4 else unmapped(IPv6Address(packed))
-            flags = netlink.u32(entry.get(_ADDR_FLAGS, bytes(4)))
-            found.append(_Endpoint(address, entry.get(_ADDR_ID, b"\0")[0], flags, raw))
+            flags, bound = (netlink.u32(entry.get(kind, bytes(4))) for kind in (_ADDR_FLAGS, _ADDR_IF_IDX))
+            found.append(_Endpoint(address, entry.get(_ADDR_ID, b"\0")[0], flags, bound, raw))
         return found
 
     def _reset(self, subflow: Subflow, bound: tuple[int | None, ...]) -> None:

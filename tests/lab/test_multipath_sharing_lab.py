@@ -1,0 +1,183 @@
+"""What multipath connections share, within one program and with others: endpoints, and the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+import bindsock
+from bindsock.kernel.linux import mptcp
+from bindsock.testing.lab import Lab
+from tests.lab.multipath import Source, closing, endpoints, interfaces, path_manager, ping, program, source, until
+
+__all__ = ["path_manager", "source"]
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(mptcp.protocol() is None, reason="this kernel has no multipath TCP"),
+]
+
+
+async def test_the_end_of_one_connection_leaves_the_others_their_subflows(lab: Lab, path_manager: str, source: Source) -> None:
+    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for connected in connections:
+            stack.enter_context(closing(connected[1]))
+            await ping(connected, b"x\n")
+        for uplink in ("eth0", "wifi0"):
+            lab.default(uplink)
+            await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))
+            for connected in connections:
+                await ping(connected, b"y\n")
+        for number in range(2):
+            connections[number][1].transport.abort()
+            await asyncio.sleep(0.2)
+            for connected in connections[number + 1 :]:
+                await ping(connected, b"z\n")
+    await until(lambda: endpoints(lab) == "")
+
+
+async def test_what_was_written_before_the_end_arrives(lab: Lab, path_manager: str) -> None:
+    """The kernel sends it after close(), over a subflow that must not be taken from it."""
+    lab.vpn_up("metric")
+    size = 1 << 20
+    with lab.inside("server"):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        listener.bind((lab.server.ipv4, 0))
+        listener.listen()
+    received = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await asyncio.sleep(0.5)
+        received.set_result(len(await reader.read()))
+        writer.close()
+
+    server = await asyncio.start_server(serve, sock=listener, limit=4096)
+    connected = await bindsock.open_connection(*listener.getsockname(), multipath=True)
+    await ping(connected, b"x\n")
+    lab.down("wifi0")
+    await until(lambda: interfaces(connected[1]) == ["eth0"])
+    connected[1].write(bytes(size))
+    connected[1].close()
+    await connected[1].wait_closed()
+    assert await asyncio.wait_for(received, 20) == size
+    await until(lambda: endpoints(lab) == "")
+    server.close()
+
+
+async def test_a_pinned_connection_beside_one_that_moves(lab: Lab, path_manager: str, source: Source) -> None:
+    free = await bindsock.open_connection(*source.address, multipath=True)
+    pinned = await bindsock.open_connection(*source.address, multipath=True, interface="wifi0")
+    with closing(free[1]), closing(pinned[1]):
+        for connected in (free, pinned):
+            await ping(connected, b"x\n")
+        lab.default("eth0")
+        await until(lambda: interfaces(free[1]) == ["eth0"])
+        lab.metric("wifi0", 900)
+        await until(lambda: (set(interfaces(free[1])), set(interfaces(pinned[1]))) == ({"eth0"}, {"wifi0"}))
+        for connected in (free, pinned):
+            await ping(connected, b"y\n")
+        lab.default("wifi0")
+        await until(lambda: (set(interfaces(free[1])), set(interfaces(pinned[1]))) == ({"wifi0"}, {"wifi0"}))
+        for connected in (free, pinned):
+            await ping(connected, b"z\n")
+        assert len(source.writers) == 2
+
+
+RIDER = """
+import asyncio, sys
+import bindsock
+async def main():
+    reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        writer.write(line.encode())
+        print((await asyncio.wait_for(reader.readline(), 10)).decode().strip(), flush=True)
+    writer.close()
+    await writer.wait_closed()
+asyncio.run(main())
+"""
+
+
+async def test_the_end_of_one_program_leaves_another_its_subflow(lab: Lab, source: Source) -> None:
+    async with program(RIDER, *source.address) as (first, one), program(RIDER, *source.address) as (second, other):
+        for lines in (one, other):
+            lines.tell("before")
+            assert await lines.next() == "before"
+        lab.down("wifi0")
+        for lines in (one, other):
+            lines.tell("after")
+            assert await lines.next() == "after"
+        assert first.stdin is not None
+        first.stdin.close()
+        assert await asyncio.wait_for(first.wait(), 20) == 0
+        other.tell("alone")
+        assert await other.next() == "alone"
+        assert second.returncode is None
+
+
+FORKER = """
+import asyncio, os, sys
+import bindsock
+async def main():
+    reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
+    writer.write(b"hello\\n")
+    await reader.readline()
+    print("connected", flush=True)
+    while bindsock.interface_of(writer) != "eth0":
+        await asyncio.sleep(0.01)
+    child = os.fork()
+    if not child:
+        sys.exit(0)
+    os.waitpid(child, 0)
+    writer.write(b"still\\n")
+    print((await asyncio.wait_for(reader.readline(), 10)).decode().strip(), flush=True)
+    writer.transport.abort()
+    await asyncio.sleep(0)
+asyncio.run(main())
+"""
+
+
+async def test_the_end_of_a_fork_is_not_the_end_of_its_parent(lab: Lab, source: Source) -> None:
+    async with program(FORKER, *source.address) as (process, lines):
+        assert await lines.next() == "connected"
+        lab.down("wifi0")
+        assert await lines.next() == "still"
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def test_an_endpoint_without_an_interface_speaks_against_multipath(
+    lab: Lab, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its subflows are bound to nothing: they follow the routes into the tunnel."""
+    lab.ip("mptcp", "endpoint", "add", lab.address("eth0"), "subflow")
+    with lab.tap(interface="tun0", protocol="tcp") as tap:
+        connected = await bindsock.open_connection(*source.address, multipath=True)
+        with closing(connected[1]):
+            await ping(connected, b"x\n")
+            assert not bindsock.multipath_of(connected[1])
+    assert tap.packets == []
+    assert "endpoint without an interface" in caplog.text
+
+
+async def test_an_address_that_moves_into_a_bridge_ends_the_connection(lab: Lab, path_manager: str, source: Source) -> None:
+    """Its subflow is bound to the old interface, and cannot be bound anew, as plain TCP can."""
+    lab.vpn_down()
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        address, gateway = lab.address("wifi0"), lab.gateway("wifi0")
+        lab.ip("link", "add", "br0", "type", "bridge")
+        lab.ip("link", "set", "br0", "up")
+        lab.ip("link", "set", "wifi0", "master", "br0")
+        lab.ip("addr", "del", f"{address}/24", "dev", "wifi0")
+        lab.ip("addr", "add", f"{address}/24", "dev", "br0")
+        lab.ip("route", "add", "default", "via", gateway, "dev", "br0", "metric", "90")
+        with pytest.raises(bindsock.InterfaceChanged):
+            async with asyncio.timeout(10):
+                await connected[0].readline()
