@@ -29,7 +29,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bindsock.kernel.linux import mptcp, netlink, sockets
+from bindsock.kernel.linux import diagnosis, mptcp, netlink, sockets
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.network import IPAddress, unmapped
 from bindsock.subflows import Endpoints, Subflow
@@ -71,27 +71,8 @@ _FLAG_SUBFLOW = 1 << 1
 _FLAG_IMPLICIT = 1 << 4
 """The kernel's own note of an address that has been used. No subflow comes of it."""
 
-_SOCK_DIAG_BY_FAMILY = 20
-_SOCK_DESTROY = 21
-_DIAG_REQUEST = struct.Struct("=BBBBI")
-_DIAG_ENTRY = struct.Struct("!BB2x4x16s48x")
-"""Of ``struct inet_diag_msg``: family, state and local address."""
-_DIAG_ULP_INFO = 19
-_DIAG_WITH_INFO = 1 << 1
-"""Ask for INET_DIAG_INFO: what the upper layer adds comes with it alone (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
-_ULP_INFO_MPTCP = 3
-_SUBFLOW_ATTR_TOKEN_LOC = 2
-_ANY_STATE = 0xFFFFFFFF
-_ANY_COOKIE = 0xFFFFFFFF
-
-_TCP_ESTABLISHED = 1
-_TCP_OVER = (6, 7)
-"""TIME_WAIT and CLOSE"""
 _LINGERING = 0.5
 """Seconds for which the end of the process waits for connections that are just ending."""
-
-_GONE = (errno.ENOENT, errno.ESRCH)
-"""What is to be ended has ended: the peer, once told, may have been quicker."""
 
 
 class _Endpoint(NamedTuple):
@@ -102,14 +83,6 @@ class _Endpoint(NamedTuple):
     """The index of the interface that its subflows are bound to; 0 if they are bound to none."""
     attributes: bytes
     """All that the kernel says of it, as it can be told to it again."""
-
-
-class _Seen(NamedTuple):
-    """A subflow of some program's connection."""
-
-    token: int
-    address: IPAddress
-    established: bool
 
 
 @dataclass(eq=False)
@@ -218,7 +191,7 @@ class PathManager:
         if not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
             self._remove_endpoint(address, first=connection.first == address)
         for subflow in self._remaining(sock, address):
-            self._reset(subflow, (connection.indexes.get(address), sockets.bound(sock)))
+            diagnosis.reset(self._diagnosis, subflow, (connection.indexes.get(address), sockets.bound(sock)))
         return True
 
     def release(self, sock: socket.socket) -> bool:
@@ -261,7 +234,7 @@ class PathManager:
 
         :param lost: nothing goes over it any more, so that only those count that have no other
         """
-        seen = self._seen()
+        seen = diagnosis.subflows(self._diagnosis)
         here = {subflow.token for subflow in seen if subflow.address == address}
         elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
         needing = here - elsewhere
@@ -269,20 +242,6 @@ class PathManager:
             ours = {connection.token: connection.place for sock, connection in self._connections.items() if sock.fileno() != -1}
             needing |= {token for token in here if ours.get(token, address) == address}
         return needing - {besides.token} if besides is not None else needing
-
-    def _seen(self) -> list[_Seen]:
-        """The subflows of all multipath connections in the namespace (``net/mptcp/diag.c``)."""
-        found = []
-        for family in (socket.AF_INET, socket.AF_INET6):
-            request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
-            for entry in self._diagnosis.dump(_SOCK_DIAG_BY_FAMILY, request):
-                of, state, address = netlink.fixed(_DIAG_ENTRY, entry)
-                protocols = netlink.attributes(netlink.attributes(entry, _DIAG_ENTRY.size).get(_DIAG_ULP_INFO, b""))
-                token = netlink.attributes(protocols.get(_ULP_INFO_MPTCP, b"")).get(_SUBFLOW_ATTR_TOKEN_LOC)
-                if token is not None and state not in _TCP_OVER:
-                    local = unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16]))
-                    found.append(_Seen(netlink.u32(token), local, state == _TCP_ESTABLISHED))
-        return found
 
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
@@ -296,14 +255,14 @@ class PathManager:
         identifier = connection.identifiers.pop(address, 0 if subflows else None)
         if identifier is not None:
             number = netlink.attribute(_ATTR_LOC_ID, bytes([identifier]))
-            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *_GONE))
+            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *diagnosis.GONE))
         for subflow in subflows:
             self._tell(
                 _CMD_SUBFLOW_DESTROY,
                 token,
                 _address(_ATTR_ADDR, subflow.local, port=subflow.local_port),
                 _address(_ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
-                harmless=_GONE,
+                harmless=diagnosis.GONE,
             )
 
     # The in-kernel path manager
@@ -367,22 +326,6 @@ class PathManager:
             found.append(_Endpoint(address, entry.get(_ADDR_ID, b"\0")[0], flags, bound, raw))
         return found
 
-    def _reset(self, subflow: Subflow, bound: tuple[int | None, ...]) -> None:
-        """End one TCP connection, as ``ss -K`` does (``net/ipv4/tcp_diag.c``, tcp_diag_destroy).
-
-        A socket that is bound to an interface is found by that interface alone, and which one it is nobody tells of a subflow
-        that the system has made.
-        """
-        likely = [index for index in bound if index]
-        for index in dict.fromkeys([*likely, *(index for index, _ in socket.if_nameindex()), 0]):
-            try:
-                self._diagnosis.tell(_SOCK_DESTROY, _connection(subflow, index))
-            except OSError as error:
-                if error.errno not in _GONE:
-                    raise
-            else:
-                return
-
     # Generic netlink
 
     def _family_number(self) -> int:
@@ -419,20 +362,6 @@ def _address(
     if index:
         parts.append(netlink.attribute_u32(_ADDR_IF_IDX, index))
     return netlink.nested(kind, *parts)
-
-
-def _connection(subflow: Subflow, index: int) -> bytes:
-    """``struct inet_diag_req_v2`` of ``include/uapi/linux/inet_diag.h``."""
-    family = socket.AF_INET if subflow.local.version == 4 else socket.AF_INET6
-    return b"".join(
-        (
-            _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE),
-            struct.pack("!HH", subflow.local_port, subflow.remote_port),
-            subflow.local.packed.ljust(16, b"\0"),
-            subflow.remote.packed.ljust(16, b"\0"),
-            struct.pack("=III", index, _ANY_COOKIE, _ANY_COOKIE),
-        )
-    )
 
 
 def _is_userspace() -> bool:
