@@ -142,6 +142,11 @@ class Mover:
         if isinstance(sock, FollowedSocket):
             sock.on_close(self._release)
 
+    @property
+    def powerless(self) -> bool:
+        """Whether the privilege to order anything is missing."""
+        return self._powerless
+
     def subflows(self) -> Iterable[Subflow] | None:
         """Those that are established; ``None`` if the connection has fallen back to plain TCP."""
         sock = self._sock()

@@ -160,6 +160,9 @@ class Standing:
         if target is not None and not there and not (self._stays and here is not None and found.viability is Viability.WORKS):
             if mover.move(decider.network, target):
                 found = dataclasses.replace(found, viability=Viability.WORKS, better=None)
+            elif here is None and found.viability is Viability.DEAD and not mover.powerless:
+                # What was refused may have come too soon for the interface, or too late for it; the next reading will tell.
+                found = dataclasses.replace(found, viability=Viability.STALLED)
         elif here is not None:
             mover.stay()
             if there and not self._stays:

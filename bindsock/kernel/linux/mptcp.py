@@ -37,7 +37,8 @@ _MOST_SUBFLOWS = 32
 _TCP_INFO = struct.Struct("=B51xII")
 """The state, and how many milliseconds ago data and an acknowledgement were received."""
 _ESTABLISHED = 1
-_CLOSE = 7
+_ALIVE = (1, 2, 3)
+"""ESTABLISHED, SYN_SENT and SYN_RECV"""
 
 
 class State(NamedTuple):
@@ -61,7 +62,10 @@ def protocol(family: int = socket.AF_INET) -> int | None:
 
 
 def states(sock: socket.socket) -> list[State] | None:
-    """The subflows that have not ended; ``None`` if the socket is none of MPTCP, is not connected or has fallen back to TCP."""
+    """The subflows that are established or begin to be.
+
+    :return: ``None`` if the socket is none of MPTCP, is not connected or has fallen back to TCP
+    """
     if not _is_multipath(sock.fileno()):
         return None
     try:
@@ -74,8 +78,9 @@ def states(sock: socket.socket) -> list[State] | None:
     found = []
     for entry, info in zip(addresses, infos, strict=False):
         state, data, acknowledgement = _TCP_INFO.unpack(info)
-        # The first one stays in the list when it has ended (net/mptcp/protocol.c, __mptcp_close_ssk).
-        if state != _CLOSE:
+        # The first one stays in the list when it has ended, or is about to and nobody answers (net/mptcp/protocol.c,
+        # __mptcp_close_ssk).
+        if state in _ALIVE:
             subflow = Subflow(*_address(entry, 0), *_address(entry, _ADDRESS_SIZE))
             found.append(State(subflow, state == _ESTABLISHED, min(data, acknowledgement) / 1000))
     return found
