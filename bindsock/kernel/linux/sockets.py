@@ -225,7 +225,7 @@ def limit_silence(sock: socket.socket, seconds: float) -> None:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
     except OSError as error:
-        # A multipath socket has none; the probes alone find its silence (net/mptcp/sockopt.c).
+        # A multipath socket has none, only the probes, and those only at rest (net/mptcp/sockopt.c).
         if sock.proto != _IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             raise
 
