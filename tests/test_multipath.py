@@ -297,6 +297,25 @@ async def test_a_closed_socket_is_released_and_ordered_nothing(scene: Scene) -> 
     assert scene.paths.orders == [("add", "eth0"), ("release", "")]
 
 
+async def test_what_is_left_of_many_connections_is_swept_up_together(scene: Scene) -> None:
+    scene.paths.needed = True
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(10):
+            sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.connect(listener.getsockname())
+            scene.paths.connections[sock] = [Subflow(HERE, 40000, PEER, 443)]
+            follow_stream(
+                scene.watcher, sock, PEER, path=Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None), loop=scene.loop
+            )
+            sock.close()
+    await asyncio.sleep(0.08)
+    assert scene.paths.orders.count(("release", "")) == 10
+    assert scene.paths.orders.count(("sweep", "")) == 1
+    scene.paths.needed = False
+    await asyncio.sleep(0.15)
+    assert scene.paths.orders.count(("sweep", "")) == 2
+
+
 async def test_the_end_of_the_following_leaves_it_as_it_is(scene: Scene) -> None:
     scene.follow()
     await scene.change(WIFI_LOST)

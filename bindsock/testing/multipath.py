@@ -27,8 +27,10 @@ class SimulatedPathManager:
         self.systems: set[IPAddress] = set()
         """Local addresses of subflows that the system has made by itself."""
         self.orders: list[tuple[str, str]] = []
-        """What was ordered, as ("add", interface), ("arrived" or "remove", address) or ("release", "")."""
+        """What was ordered, as ("add", interface), ("arrived" or "remove", address) ("release", "") or ("sweep", "")."""
         self.privileged = True
+        self.needed = False
+        """Whether something is left after :meth:`release` and :meth:`sweep`."""
         self.announced = Endpoints()
         """What :meth:`endpoints` says."""
         self.silences: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
@@ -77,10 +79,11 @@ class SimulatedPathManager:
 
     def release(self, sock: socket.socket) -> bool:
         self.orders.append(("release", ""))
-        return False
+        return self.needed
 
     def sweep(self) -> bool:
-        return False
+        self.orders.append(("sweep", ""))
+        return self.needed
 
     def _demand_privilege(self) -> None:
         if not self.privileged:

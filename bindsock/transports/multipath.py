@@ -309,7 +309,14 @@ class Mover:
         self.close()
         sock, loop = self._sock(), self._loop()
         if sock is not None and self._paths.release(sock) and loop is not None and not loop.is_closed():
-            _sweep_later(self._paths, loop, _FIRST_SWEEP)
+            sweeping = _sweeping.setdefault(loop, weakref.WeakSet())
+            if self._paths not in sweeping:
+                sweeping.add(self._paths)
+                _sweep_later(self._paths, loop, _FIRST_SWEEP)
+
+
+_sweeping: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakSet[PathManager]] = weakref.WeakKeyDictionary()
+"""Whose sweeps are under way: one for all connections that have ended, however many."""
 
 
 def _sweep_later(paths: PathManager, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
@@ -318,5 +325,7 @@ def _sweep_later(paths: PathManager, loop: asyncio.AbstractEventLoop, seconds: f
     def sweep() -> None:
         if paths.sweep():
             _sweep_later(paths, loop, min(2 * seconds, _LAST_SWEEP))
+        else:
+            _sweeping[loop].discard(paths)
 
     loop.call_later(seconds, sweep)

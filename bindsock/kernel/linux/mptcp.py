@@ -23,7 +23,7 @@ from bindsock.subflows import Subflow
 
 IPPROTO_MPTCP = 262
 SOL_MPTCP = 284
-_MPTCP_INFO = 1
+MPTCP_INFO = 1
 _MPTCP_TCPINFO = 2
 _MPTCP_SUBFLOW_ADDRS = 3
 _TOKEN = struct.Struct("=12xI")
@@ -91,7 +91,7 @@ def token(sock: socket.socket) -> int:
 
     :raises OSError: it is none of MPTCP
     """
-    info = sock.getsockopt(SOL_MPTCP, _MPTCP_INFO, 64)
+    info = sock.getsockopt(SOL_MPTCP, MPTCP_INFO, 64)
     if len(info) < _TOKEN.size:
         raise KernelError("the kernel's mptcp_info is too short for a token")
     return int(_TOKEN.unpack_from(info)[0])

@@ -19,6 +19,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bindsock.errors import BindFailed
+from bindsock.kernel.linux import mptcp
 
 if TYPE_CHECKING:
     from bindsock.network import Interface, IPAddress
@@ -32,9 +33,6 @@ _TCP_KEEPINTVL = 5
 _TCP_KEEPCNT = 6
 _TCP_INFO = 11
 _TCP_USER_TIMEOUT = 18
-_IPPROTO_MPTCP = 262
-_SOL_MPTCP = 284
-_MPTCP_INFO = 1
 
 Sockaddr = tuple[Any, ...]
 
@@ -226,7 +224,7 @@ def limit_silence(sock: socket.socket, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
     except OSError as error:
         # A multipath socket has none, only the probes, and those only at rest (net/mptcp/sockopt.c).
-        if sock.proto != _IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+        if sock.proto != mptcp.IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             raise
 
 
@@ -236,9 +234,9 @@ def activity(sock: socket.socket) -> object:
     ``struct tcp_info``: ``include/uapi/linux/tcp.h``; ``struct mptcp_info``: ``include/uapi/linux/mptcp.h``.
     """
     try:
-        if sock.proto == _IPPROTO_MPTCP:
+        if sock.proto == mptcp.IPPROTO_MPTCP:
             with contextlib.suppress(OSError):  # It fell back to plain TCP.
-                info = sock.getsockopt(_SOL_MPTCP, _MPTCP_INFO, 40)
+                info = sock.getsockopt(mptcp.SOL_MPTCP, mptcp.MPTCP_INFO, 40)
                 # write_seq, snd_una, rcv_nxt
                 return struct.unpack_from("=QQQ", info, 16) if len(info) >= 40 else None
         info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 216)
