@@ -6,10 +6,13 @@ A thread would do that with the same interpreter lock that the event loop needs 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
+import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,13 +22,24 @@ _SETTLED = 0.3
 """Seconds until nothing that a change has caused is on its way any more."""
 
 
+_PAUSE = 0.02
+"""Seconds before an order is carried out: who gave it is to be waiting by then, as one is who does not know what comes."""
+
+
+def other(uplink: str) -> str:
+    """The other uplink of the two."""
+    return "eth0" if uplink == "wifi0" else "wifi0"
+
+
 class Actor:
     """Calls the laboratory's methods in another process. Nobody else may from then on: the laboratory's memory is there."""
 
     def __init__(self, lab: Lab) -> None:
         self._here, there = socket.socketpair()
+        apart = _apart()
         self._process = os.fork()
         if self._process == 0:
+            os.sched_setaffinity(0, apart)
             self._here.close()
             _obey(lab, there)
         there.close()
@@ -39,20 +53,31 @@ class Actor:
         os.kill(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
 
-    async def act(self, method: str, *arguments: object) -> float:
-        """Call a method; return when it has been carried out.
+    async def order(self, method: str, *arguments: object) -> None:
+        """Have a method called a moment later, while the one who ordered it waits for what comes of that."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._here, json.dumps([method, *arguments]).encode() + b"\n")
+
+    async def carried_out(self) -> float:
+        """Wait until what was ordered has been carried out.
 
         :return: monotonic seconds right before the network began to change, where the method returns that
         """
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._here, json.dumps([method, *arguments]).encode() + b"\n")
-        return float(json.loads(await loop.sock_recv(self._here, 100)) or 0.0)
+        return float(json.loads(await asyncio.get_running_loop().sock_recv(self._here, 100)) or 0.0)
+
+    async def act(self, method: str, *arguments: object) -> float:
+        """Call a method; return when it has been carried out, and what :meth:`carried_out` says."""
+        await self.order(method, *arguments)
+        return await self.carried_out()
+
+    async def order_switch(self, what: str, old: str) -> None:
+        """Have an uplink taken down, or the other one made the default."""
+        await self.order(what, old if what == "down" else other(old))
 
     async def switch(self, what: str, old: str) -> float:
         """Take an uplink down, or make the other one the default."""
-        if what == "down":
-            return await self.act("down", old)
-        return await self.act("default", "eth0" if old == "wifi0" else "wifi0")
+        await self.order_switch(what, old)
+        return await self.carried_out()
 
     async def restore(self, what: str, old: str) -> None:
         """Undo that, and wait until nothing moves any more."""
@@ -62,10 +87,28 @@ class Actor:
         await asyncio.sleep(_SETTLED)
 
 
+def _apart() -> set[int]:
+    """Give this process a processor of its own, where there are several, and those that it has made so far the others.
+
+    In the laboratory the server, the VPN and whoever changes the network are other machines.
+
+    :return: the others
+    """
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        return {first}
+    with contextlib.suppress(FileNotFoundError):  # a kernel without CONFIG_PROC_CHILDREN
+        for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            os.sched_setaffinity(int(child), others)
+    os.sched_setaffinity(0, {first})
+    return set(others)
+
+
 def _obey(lab: Lab, orders: socket.socket) -> None:
     try:
         for line in orders.makefile():
             method, *arguments = json.loads(line)
+            time.sleep(_PAUSE)
             orders.sendall(json.dumps(getattr(lab, method)(*arguments)).encode())
     finally:
         os._exit(0)

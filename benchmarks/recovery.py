@@ -12,7 +12,7 @@ from collections.abc import Callable
 import bindsock
 from bindsock.testing.lab import Lab
 
-from .acting import Actor
+from .acting import Actor, other
 from .figures import Figure, figure
 
 
@@ -38,7 +38,7 @@ async def first_packet(lab: Lab, actor: Actor, runs: int, what: str) -> list[flo
             await asyncio.sleep(0.5)
             old = bindsock.interface_of(transport)
             assert old is not None
-            new = "eth0" if old == "wifi0" else "wifi0"
+            new = other(old)
             with lab.tap(interface=new, protocol="udp", port=lab.server.udp_port) as tap:
                 changed = await actor.switch(what, old)
                 await asyncio.sleep(0.1)

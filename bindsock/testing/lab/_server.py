@@ -18,6 +18,8 @@ import time
 from typing import Any
 
 _SO_RCVBUF_BYTES = 4 << 20
+_BACKLOG = 4096
+"""So many may connect at once without that one of them has to try again after a second."""
 
 
 class Server:
@@ -38,7 +40,7 @@ class Server:
             sock.setblocking(False)
             sock.bind((address, udp))
             await self.loop.create_datagram_endpoint(lambda: DatagramEcho(self), sock=sock)
-        self.listeners.append(await self.loop.create_server(lambda: StreamEcho(self, "tcp"), addresses, tcp))
+        self.listeners.append(await self.loop.create_server(lambda: StreamEcho(self, "tcp"), addresses, tcp, backlog=_BACKLOG))
 
     async def listen_tls(self, addresses: list[str], port: int, certificate: str) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -46,7 +48,8 @@ class Server:
             file.write(certificate)
             file.flush()
             context.load_cert_chain(file.name)
-        self.listeners.append(await self.loop.create_server(lambda: StreamEcho(self, "tls"), addresses, port, ssl=context))
+        server = await self.loop.create_server(lambda: StreamEcho(self, "tls"), addresses, port, backlog=_BACKLOG, ssl=context)
+        self.listeners.append(server)
 
 
 class DatagramEcho(asyncio.DatagramProtocol):
