@@ -49,9 +49,10 @@ class Coalescer:
         self._verified = True
         self._cause = Cause.EVENTS
 
-    def event(self, now: float, cause: Cause = Cause.EVENTS) -> bool:
+    def event(self, now: float, cause: Cause = Cause.EVENTS, *, urgent: bool = True) -> bool:
         """Something may have changed.
 
+        :param urgent: whether a hurried reading could show it
         :return: whether to read at once; if not, :meth:`deadline` says when
         """
         self._refill(now)
@@ -60,7 +61,7 @@ class Coalescer:
         self._cause = cause
         if self._unread_since is None:
             self._unread_since = now
-        if self._tokens < 1.0:
+        if not urgent or self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True

@@ -38,7 +38,7 @@ from bindsock.ranking import Defaults, in_table, order_of, specific_in
 from bindsock.usable import dead, is_tunnel, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Decider", "Preferences", "decide", "is_expensive"]
 
@@ -95,6 +95,10 @@ class Decider:
             decision = self._decisions[target] = self._decide(target)
         return decision
 
+    def targets(self) -> Iterator[Target]:
+        """What has been decided so far."""
+        return iter(tuple(self._decisions))
+
     def path(self, target: Target) -> Path | None:
         """What a socket for the target depends on, ``None`` where nothing is bound."""
         decision = self.decide(target)
@@ -116,9 +120,7 @@ class Decider:
             return self._is_own_link_local(address)
         if self._own is None:
             self._own = frozenset(
-                (own.version, int(own))
-                for interface in self.network.interfaces.values()
-                for own in (unmapped(a.address) for a in interface.addresses)
+                _plain(own.address) for interface in self.network.interfaces.values() for own in interface.addresses
             )
         return (address.version, number) in self._own
 
@@ -361,6 +363,12 @@ class Decider:
 
 def _is_link_local(address: IPAddress) -> bool:
     return int(address) >> 16 == 0xA9FE if address.version == 4 else int(address) >> 118 == 0x3FA
+
+
+def _plain(address: IPAddress) -> tuple[int, int]:
+    """Version and number of an address, of an IPv4-mapped one those of the IPv4 address."""
+    version, number = address.version, int(address)
+    return (4, number & 0xFFFFFFFF) if version == 6 and number >> 32 == 0xFFFF else (version, number)
 
 
 def _is_multicast(address: IPAddress) -> bool:

@@ -6,6 +6,7 @@ makes a :class:`Decision` of it, and everything above compares those values.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import socket
 from dataclasses import dataclass, field
@@ -69,15 +70,15 @@ class InterfaceAddress:
     deprecated: bool = False
     temporary: bool = False
     """An IPv6 privacy address: it will rotate away."""
+    family: socket.AddressFamily = field(init=False, repr=False, compare=False)
+    usable: bool = field(init=False, repr=False, compare=False)
+    """Whether a connection beyond the link can have it as its source."""
 
-    @property
-    def family(self) -> socket.AddressFamily:
-        return family_of(self.address)
-
-    @property
-    def usable(self) -> bool:
-        """Whether a connection beyond the link can have it as its source."""
-        return not (self.tentative or self.address.is_link_local or self.address.is_unspecified)
+    def __post_init__(self) -> None:
+        # Asked for again and again, and ipaddress works it out anew each time.
+        object.__setattr__(self, "family", family_of(self.address))
+        usable = not (self.tentative or self.address.is_link_local or self.address.is_unspecified)
+        object.__setattr__(self, "usable", usable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,11 @@ class Interface:
     def usable_addresses(self, family: socket.AddressFamily) -> tuple[IPAddress, ...]:
         """The addresses of the family that a connection beyond the link can have as its source."""
         return tuple(a.address for a in self.addresses if a.family == family and a.usable)
+
+    def has(self, address: IPAddress) -> bool:
+        """Whether it has the address, without regard to a scope id."""
+        plain = without_scope(address)
+        return any(a.address == plain for a in self.addresses)
 
     def __str__(self) -> str:
         return self.name
@@ -143,6 +149,22 @@ class Network:
     reachable: frozenset[tuple[int, socket.AddressFamily]] = frozenset()
     """The (index, family) pairs by which the kernel itself confirmed a default route. Policy rules are not modelled: the
     kernel is asked."""
+    _taken_down: dict[frozenset[int], Network] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def taken_down(self, down: frozenset[int]) -> Network:
+        """The network as it is once these interfaces have gone down, the same object each time.
+
+        That is without what Linux takes away with an interface: its routes, and its IPv6 addresses unless
+        ``net.ipv6.conf.*.keep_addr_on_down`` is set.
+        """
+        network = self._taken_down.get(down)
+        if network is None:
+            network = self._taken_down[down] = Network(
+                {index: _taken_down(interface) if index in down else interface for index, interface in self.interfaces.items()},
+                tuple(route for route in self.routes if route.interface not in down or route.kind is not RouteKind.UNICAST),
+                frozenset(pair for pair in self.reachable if pair[0] not in down),
+            )
+        return network
 
     def named(self, name: str) -> Interface | None:
         """The interface of that name, if there is one now."""
@@ -150,11 +172,12 @@ class Network:
 
     def owner_of(self, address: IPAddress) -> Interface | None:
         """The interface that has the address (without regard to a scope id), if one has."""
-        plain = without_scope(address)
-        for interface in self.interfaces.values():
-            if any(a.address == plain for a in interface.addresses):
-                return interface
-        return None
+        return next((interface for interface in self.interfaces.values() if interface.has(address)), None)
+
+
+def _taken_down(interface: Interface) -> Interface:
+    addresses = tuple(a for a in interface.addresses if a.family == socket.AF_INET)
+    return dataclasses.replace(interface, up=False, running=False, addresses=addresses)
 
 
 def without_scope(address: IPAddress) -> IPAddress:

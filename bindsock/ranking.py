@@ -81,6 +81,7 @@ class Defaults:
         self._best: dict[int, Route] = {}
         self._with_gateway: set[int] = set()
         self._position: dict[int, int] = {}
+        self._keys: dict[int, _Key] = {}
         self._summarise()
         self.disguised = {
             index
@@ -164,6 +165,12 @@ class Defaults:
 
     def _key(self, index: int) -> _Key:
         """What the usable interfaces are ranked by, least first."""
+        key = self._keys.get(index)
+        if key is None:
+            key = self._keys[index] = self._make_key(index)
+        return key
+
+    def _make_key(self, index: int) -> _Key:
         interface = self.interfaces[index]
         best = self._best.get(index)
         return (
@@ -337,9 +344,9 @@ class Defaults:
     def _note_tie(self, index: int, ranked: list[int]) -> None:
         mine, name = self._key(index), self.interfaces[index].name
         for i in ranked:
-            key, other = self._key(i), self.interfaces[i].name
-            if i == index or key[:3] != mine[:3]:
+            if i == index or self._key(i)[:3] != mine[:3]:
                 continue
+            key, other = self._key(i), self.interfaces[i].name
             if mine[2] == 0 and order_of(self._best[i]) == order_of(self._best[index]):
                 metric = self._best[index].metric
                 self._notes.append(f"{name} and {other} both have metric {metric}: the one was taken that the system lists first")

@@ -58,6 +58,13 @@ def test_the_last_event_of_a_burst_is_followed_by_a_reading() -> None:
     assert len(readings) == BURST + 1
 
 
+def test_what_a_hurried_reading_could_not_show_waits_for_the_complete_one() -> None:
+    coalescer = Coalescer(0.0)
+    assert [coalescer.event(1.0 + n / 1000, urgent=False) for n in range(2 * BURST)] == [False] * 2 * BURST
+    assert coalescer.deadline() == 1.0 + (2 * BURST - 1) / 1000 + QUIET
+    assert coalescer.event(1.1), "and takes nothing from what cannot wait"
+
+
 def test_an_endless_flood_gets_few_readings_but_never_starves() -> None:
     flood = [n / 100 for n in range(6000)]
     times = [time for time, _ in run(Coalescer(0.0), flood, until=59.0)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import warnings
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Self
 
 import pytest
@@ -57,8 +59,6 @@ class Recorder:
         self.seen: list[tuple[str | None, Cause]] = []
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        import socket
-
         chosen = decider.decide(socket.AF_INET).interface
         self.seen.append((chosen.name if chosen else None, cause))
 
@@ -112,6 +112,97 @@ def test_events_that_change_nothing_that_matters_move_nobody() -> None:
         assert scene.follower.seen == []
         assert scene.watcher.statistics.events == 1
         assert scene.watcher.statistics.changes == 0
+
+
+def test_what_is_not_urgent_waits_for_a_complete_reading() -> None:
+    with Scene() as scene:
+        (source,) = scene.watcher.sources
+        source.urgent = False
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.follower.seen == []
+        scene.wait(QUIET)
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+BOTH = network(
+    interface("wifi0", 2, "192.0.2.5/24"),
+    interface("eth0", 3, "203.0.113.5/24", "2001:db8::5/64"),
+    route("0.0.0.0/0", 2, "192.0.2.1"),
+    route("0.0.0.0/0", 3, "203.0.113.1", metric=100),
+    route("198.51.100.0/24", 3),
+)
+
+
+@pytest.mark.parametrize("pin", [None, "eth0"])
+@pytest.mark.parametrize("index", [2, 3])
+def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | None) -> None:
+    targets = [socket.AF_INET, ip_address("198.51.100.7"), ip_address("8.8.8.8"), ip_address("203.0.113.5")]
+    with Scene(pin) as scene:
+        scene.kernel.change(BOTH)
+        scene.deliver()
+        for target in targets:
+            scene.watcher.decider().decide(target)
+        scene.wait(QUIET)
+        gone = BOTH.taken_down(frozenset({index}))
+        before = scene.watcher._rehearsed[:]
+        scene.kernel.change(gone)
+        scene.deliver()
+        decider = scene.watcher.decider()
+        assert decider in before
+        assert set(targets) <= set(decider.targets())
+        for target in targets:
+            assert decider.decide(target) == Decider(gone, Preferences(), interface=pin).decide(target)
+        assert decider.pin == pin
+
+
+def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
+    with Scene() as scene:
+        scene.kernel.change(BOTH)
+        scene.deliver()
+        scene.wait(QUIET)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.watcher.decider().network is ETHERNET
+        scene.wait(QUIET)
+        assert [ahead.network for ahead in scene.watcher._rehearsed] == [ETHERNET.taken_down(frozenset({3}))]
+
+
+def test_nothing_is_decided_ahead_where_there_are_thousands_of_routes() -> None:
+    many = [route(f"10.{n // 256}.{n % 256}.0/24", 2, "192.0.2.1") for n in range(1100)]
+    with Scene() as scene:
+        scene.kernel.change(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"), *many))
+        scene.deliver()
+        scene.wait(10 * QUIET)
+        assert scene.watcher._rehearsed == []
+
+
+def test_an_interface_goes_down_with_its_routes_and_ipv6_addresses() -> None:
+    gone = BOTH.taken_down(frozenset({3}))
+    assert gone.interfaces[2] is BOTH.interfaces[2]
+    eth0 = gone.interfaces[3]
+    assert (eth0.up, eth0.running, [str(a.address) for a in eth0.addresses]) == (False, False, ["203.0.113.5"])
+    assert gone.routes == BOTH.routes[:1]
+    assert gone.reachable == frozenset({(2, socket.AF_INET)})
+    assert gone is BOTH.taken_down(frozenset({3}))
+    assert gone.taken_down(frozenset({2})).routes == ()
+
+
+def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_later() -> None:
+    with Scene() as scene:
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.watcher.deadline() > scene.clock.now
+        late = ChangeListener(lambda: None)
+        scene.watcher.listen(late)
+        scene.wait(10.0)
+        assert late.take() is None
+        assert scene.watcher.statistics.changes == 1
+        scene.kernel.change(WIFI)
+        scene.deliver()
+        assert scene.watcher.deadline() == scene.clock.now
+        scene.watcher.timer()
+        assert late.take() is not None
 
 
 def test_a_silent_change_is_found_by_the_reconcile() -> None:

@@ -21,6 +21,9 @@ class EventSource(Protocol):
     overruns: int
     """How often the kernel dropped events because nobody had read them. Each makes :meth:`drain` return true."""
 
+    urgent: bool
+    """Whether any of what the last :meth:`drain` read can change a hurried reading; the rest can wait for a complete one."""
+
     def fileno(self) -> int:
         """A descriptor that is readable when events wait; -1 once closed."""
 

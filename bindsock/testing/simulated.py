@@ -205,6 +205,7 @@ class SimulatedEvents:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self.overruns = 0
+        self.urgent = True
 
     def signal(self) -> None:
         if self.fileno() != -1:

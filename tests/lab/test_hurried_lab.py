@@ -8,6 +8,7 @@ import pytest
 
 from bindsock.effective import Decider
 from bindsock.kernel.linux import LinuxKernel, links
+from bindsock.kernel.linux.netlink import Message
 from bindsock.network import FAMILIES, Network
 from bindsock.testing.lab import Lab, VpnMode
 
@@ -96,6 +97,42 @@ def test_interfaces_are_not_read_for_an_event_about_a_route(lab: Lab, monkeypatc
         source.drain()
         kernel.network(hurried=True)
         assert asked == [links.RTM_GETLINK, links.RTM_GETADDR]
+    finally:
+        source.close()
+        kernel.close()
+
+
+def test_nothing_is_asked_when_an_interface_goes_down(lab: Lab, mode: VpnMode | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mode is not None:
+        lab.vpn_up(mode)
+    kernel = LinuxKernel()
+    (source,) = kernel.events()
+    asked: list[int] = []
+    exchange = kernel._channel._exchange
+
+    def counting(kind: int, flags: int, body: bytes) -> list[Message]:
+        asked.append(kind)
+        return exchange(kind, flags, body)
+
+    monkeypatch.setattr(kernel._channel, "_exchange", counting)
+    try:
+        lab.wait_until_running("wifi0")
+        kernel.network()
+        while source.drain():
+            kernel.network()
+        asked.clear()
+        lab.down("wifi0")
+        assert source.drain()
+        assert source.urgent
+        hurried = kernel.network(hurried=True)
+        assert asked == []
+        assert chosen(hurried) == chosen(kernel.network())
+        lab.down("eth0")
+        lab.up("wifi0")
+        source.drain()
+        asked.clear()
+        kernel.network(hurried=True)
+        assert links.RTM_GETLINK in asked
     finally:
         source.close()
         kernel.close()

@@ -109,7 +109,7 @@ PARSERS: list[Callable[[bytes], object]] = [
     routes.parse_answer.__wrapped__,
     lambda payload: routes.parse_nexthops([payload]),
     netconf.parse_rp_filter,
-    events.matters,
+    lambda datagram: events.News().take(datagram),
 ]
 EVERY_DATAGRAM = [datagram for datagrams in RECORDED.values() for datagram in datagrams]
 EVERY_PAYLOAD = [message.payload for datagram in EVERY_DATAGRAM for message in netlink.messages(datagram)]
@@ -320,31 +320,84 @@ def test_address_flags(family: int, flags: int, expected: tuple[bool, bool, bool
     assert (address.tentative, address.deprecated, address.temporary) == expected
 
 
-def route_event(*, kind: int = 24, table: int = 254, type_: int = 1, flags: int = 0) -> bytes:
-    body = struct.pack("=BBBBBBBBI", V4, 0, 0, 0, table, 3, 0, type_, flags) + netlink.attribute_u32(4, 2)
+def route_event(
+    *, kind: int = 24, table: int = 254, type_: int = 1, flags: int = 0, length: int = 0, out: int | None = 2
+) -> bytes:
+    body = struct.pack("=BBBBBBBBI", V4, length, 0, 0, table, 3, 0, type_, flags)
+    if out is not None:
+        body += netlink.attribute_u32(4, out)
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
 @pytest.mark.parametrize(
     ("datagram", "expected"),
     [
-        (route_event(), True),
-        (route_event(kind=25), True),
-        (route_event(table=252), True),
-        (route_event(type_=7), True),
-        (route_event(type_=2, table=255), False),
-        (route_event(type_=3, table=255), False),
-        (route_event(type_=4), False),
-        (route_event(type_=5), False),
-        (route_event(kind=25, flags=0x200), False),
-        (route_event(kind=16, type_=5), True),  # RTM_NEWLINK: the bytes mean something else
-        (route_event(type_=2) + route_event(), True),
-        (b"\1\2\3", True),
-        (b"", True),
+        (route_event(), "hurried"),
+        (route_event(kind=25), "hurried"),
+        (route_event(length=16), "hurried"),
+        (route_event(length=17), "complete"),
+        (route_event(kind=25, length=24), "complete"),
+        (route_event(kind=32, length=24), "hurried"),  # RTM_NEWRULE: the bytes mean something else
+        (route_event(table=252), "hurried"),
+        (route_event(type_=7), "hurried"),
+        (route_event(type_=2, table=255), "none"),
+        (route_event(type_=3, table=255), "none"),
+        (route_event(type_=4), "none"),
+        (route_event(type_=5), "none"),
+        (route_event(kind=25, flags=0x200), "none"),
+        (route_event(kind=16, type_=5), "hurried"),  # RTM_NEWLINK, likewise
+        (route_event(type_=2) + route_event(), "hurried"),
+        (b"\1\2\3", "hurried"),
+        (b"", "hurried"),
     ],
 )
-def test_only_routes_that_lead_elsewhere_matter(datagram: bytes, expected: bool) -> None:
-    assert events.matters(datagram) is expected
+def test_only_routes_that_lead_elsewhere_matter(datagram: bytes, expected: str) -> None:
+    assert events.News().take(datagram) == expected
+
+
+def link_event(index: int, *, kind: int = 16, flags: int = 0, family: int = 0) -> bytes:
+    return struct.pack("=IHHII", 32, kind, 0, 0, 0) + struct.pack("=BxHiII", family, 1, index, flags, 1)
+
+
+def address_event(index: int, kind: int) -> bytes:
+    return struct.pack("=IHHII", 28, kind, 0, 0, 0) + struct.pack("=BBBBI", V6, 64, 0, 0, index) + bytes(4)
+
+
+GONE = link_event(2)
+
+
+@pytest.mark.parametrize(
+    ("datagrams", "expected"),
+    [
+        ([GONE], (False, False, {2})),
+        ([GONE, link_event(3)], (False, False, {2, 3})),
+        ([link_event(2, flags=1)], (True, False, set())),
+        ([GONE, link_event(2, flags=1)], (True, False, {2})),
+        ([link_event(2, kind=17)], (True, False, set())),  # RTM_DELLINK
+        ([link_event(2, family=7)], (True, False, set())),  # AF_BRIDGE: a port's own
+        ([GONE, address_event(2, 21)], (False, False, {2})),
+        ([GONE, address_event(2, 20)], (True, False, {2})),
+        ([GONE, address_event(3, 21)], (True, False, {2})),
+        ([address_event(2, 21), GONE], (True, False, {2})),
+        ([GONE, route_event(kind=25)], (False, False, {2})),
+        ([GONE, route_event(kind=24)], (False, True, {2})),
+        ([route_event(kind=25), GONE], (False, True, {2})),
+        ([GONE, route_event(kind=25, out=3)], (False, True, {2})),
+        ([GONE, route_event(kind=25, out=None)], (False, True, {2})),
+        ([GONE, route_event(kind=25)[:-8] + b"\1\0\4\0\2\0\0\0"], (False, True, {2})),  # damaged
+        ([GONE, route_event(kind=33)], (False, True, {2})),
+        ([GONE + GONE], (True, False, set())),
+    ],
+)
+def test_an_interface_that_goes_down_is_told_from_all_else(datagrams: list[bytes], expected: tuple[bool, bool, set[int]]) -> None:
+    news = events.News()
+    assert (news.interfaces, news.routes) == (True, True)
+    news.clear()
+    for datagram in datagrams:
+        assert news.take(datagram) == "hurried"
+    assert (news.interfaces, news.routes, news.down) == expected
+    news.clear()
+    assert (news.interfaces, news.routes, news.down) == (False, False, set())
 
 
 PORT = 4711

@@ -67,6 +67,7 @@ class _Source:
 
     def __init__(self, sock: SystemSocket) -> None:
         self.overruns = 0
+        self.urgent = True
         self._sock = sock
         self._finalizer = weakref.finalize(self, sock.close)
 

@@ -49,6 +49,8 @@ _ATTEMPTS = 5
 _STRAY_DATAGRAMS = 1000
 _BUFFER = 1 << 16
 _LARGEST_BUFFER = 1 << 22
+_MSG_TRUNC = int(socket.MSG_TRUNC)
+"""A number: arithmetic with the flags of :mod:`enum` takes longer than the system call."""
 
 
 class Message(NamedTuple):
@@ -337,7 +339,7 @@ class Channel:
             raise
         if sender[0] != 0:
             return b""
-        if flags & socket.MSG_TRUNC:
+        if flags & _MSG_TRUNC:
             if self._buffer >= _LARGEST_BUFFER:
                 raise KernelError(f"netlink: an answer is larger than {self._buffer} bytes")
             self._buffer *= 4

@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import socket
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
@@ -26,7 +27,7 @@ from bindsock.network import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.tables import DEFAULT_LENGTH, RoutingTables
@@ -51,7 +52,7 @@ class Reader:
         self._channel = channel
         self._tables = RoutingTables(channel, clock)
         self._radios: dict[tuple[int, str, bytes], devices.Radio] = {}
-        self._last: dict[int, Interface] | None = None
+        self._last: Network | None = None
 
     @property
     def defaults(self) -> tuple[Route, ...]:
@@ -66,8 +67,8 @@ class Reader:
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
-        interfaces = self._last if same_interfaces and self._last is not None else self._interfaces()
-        self._last = interfaces
+        last = self._last if same_interfaces else None
+        interfaces = last.interfaces if last is not None else self._interfaces()
         keeps = self._tables.keeps(hurried)
         # Tunnels are asked only where their default routes are not known from a dump.
         matches = self._defaults(interfaces, tunnels=keeps)
@@ -75,9 +76,22 @@ class Reader:
             (index, family) for (index, family) in matches if interfaces[index].kind is not InterfaceKind.TUNNEL
         )
         found = self._tables.kept(interfaces, matches.values(), hurried) if keeps else self._tables.read(interfaces)
-        return Network(interfaces, found, reachable)
+        network = Network(interfaces, found, reachable)
+        if network != self._last:
+            self._last = network
+        return self._last
 
-    def _interfaces(self) -> dict[int, Interface]:
+    def without(self, down: frozenset[int]) -> Network:
+        """A hurried reading where nothing has been said since the last one but that these interfaces went down.
+
+        What the others have, and what a socket bound to one of them finds, stays; what does not will be in the next reading.
+        """
+        if self._last is None or not self._tables.keeps(hurried=True):
+            return self.network(hurried=True)
+        self._last = self._last.taken_down(down)
+        return self._last
+
+    def _interfaces(self) -> Mapping[int, Interface]:
         found = [
             link for payload in self._channel.dump(links.RTM_GETLINK, links.ALL_LINKS) if (link := links.parse_link(payload))
         ]
@@ -109,7 +123,7 @@ class Reader:
         return interfaces
 
     def _defaults(
-        self, interfaces: dict[int, Interface], *, tunnels: bool
+        self, interfaces: Mapping[int, Interface], *, tunnels: bool
     ) -> dict[tuple[int, socket.AddressFamily], tuple[Route, ...]]:
         """The default route by each interface that could have one, as the kernel would choose it for a bound socket."""
         matches = {}
@@ -147,11 +161,7 @@ class Reader:
         scope = getattr(destination, "scope_id", None)
         if scope is not None and scope not in (str(interface.index), interface.name):
             return False
-        destination = unmapped(destination)
-        if destination.version == 4 and (destination.is_multicast or int(destination) == 0xFFFFFFFF):
-            # Neither needs a route: out of the bound device it is heard by whoever is on the link.
-            return self._ask_route(routes.query(destination, interface.index, fib_match=False)) is not None
-        return self.match(interface.index, destination) is not None
+        return self._ask_route(_question(destination, interface.index)) is not None
 
     def _ask_route(self, body: bytes) -> routes.ParsedRoute | None:
         try:
@@ -166,3 +176,11 @@ class Reader:
         if route is None:
             raise KernelError("rtnetlink answers a question for a route with something else")
         return None if route.type in routes.DEAD_ENDS else route
+
+
+@lru_cache(maxsize=1024)
+def _question(destination: IPAddress, index: int) -> bytes:
+    destination = unmapped(destination)
+    # Neither of these needs a route: out of the bound device it is heard by whoever is on the link.
+    on_link = destination.version == 4 and (destination.is_multicast or int(destination) == 0xFFFFFFFF)
+    return routes.query(destination, index, fib_match=not on_link)

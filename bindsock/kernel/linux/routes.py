@@ -44,7 +44,7 @@ ROUTE_TYPES = frozenset(_KINDS)
 """The route types that say where a packet to another host goes; the others are local, broadcast, anycast and multicast."""
 
 _RTA_DST = 1
-_RTA_OIF = 4
+RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_MULTIPATH = 9
@@ -109,7 +109,7 @@ def query(destination: IPAddress, interface: int, *, fib_match: bool = True) -> 
     return (
         _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
         + netlink.attribute(_RTA_DST, destination.packed)
-        + netlink.attribute_u32(_RTA_OIF, interface)
+        + netlink.attribute_u32(RTA_OIF, interface)
     )
 
 
@@ -151,8 +151,8 @@ def _parse(payload: bytes) -> ParsedRoute | None:
         routes = (Route(destination, None, None, metric, table, False, _KINDS[kind]),)
     elif _RTA_MULTIPATH in found:
         routes = _by(_multipath(family, found[_RTA_MULTIPATH]), destination, metric, table)
-    elif _RTA_OIF in found:
-        routes = (Route(destination, netlink.u32(found[_RTA_OIF]), _gateway(family, found), metric, table),)
+    elif RTA_OIF in found:
+        routes = (Route(destination, netlink.u32(found[RTA_OIF]), _gateway(family, found), metric, table),)
     nexthop = netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None
     return ParsedRoute(kind, destination, table, metric, routes, nexthop)
 
