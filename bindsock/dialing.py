@@ -12,12 +12,11 @@ A dial whose path changes while it runs would wait for an answer that cannot com
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import functools
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -32,6 +31,8 @@ from bindsock.transports.sockets import FollowedSocket
 from bindsock.undecided import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from bindsock.kernel import Kernel
     from bindsock.watcher import Watcher
 
@@ -100,11 +101,13 @@ class Dialer:
                     )
                 decisions = await self.decisions(infos)
                 race = Race(self, decisions, local_infos)
-                async with _interrupted_by_change(self.watcher, race, last=redials == MAX_REDIALS):
+                if redials == MAX_REDIALS:
+                    return await race.run()
+                async with _InterruptedByChange(self.watcher, race):
                     return await race.run()
                 self.watcher.statistics.redialled += 1
                 logger.info("the path to %s changed while it was dialled, dialling again", self.host)
-        raise AssertionError("the last dial is never interrupted")
+        raise AssertionError("the last dial returns or raises")
 
     async def decisions(self, infos: Sequence[AddrInfo]) -> dict[SockAddr, tuple[AddrInfo, IPAddress, Decision]]:
         """The decision for each address that may be dialled, in the resolver's order."""
@@ -194,10 +197,13 @@ class Race:
 
     async def run(self) -> Dialled:
         dialer, loop = self._dialer, asyncio.get_running_loop()
+        infos = [info for info, _, _ in self._decisions.values()]
         winner: socket.socket | None = None
         try:
+            if len(infos) == 1 and self._local_infos is None:
+                return self.verified(winner := await self._alone(loop, infos[0]))
             winner = await aiohappyeyeballs.start_connection(
-                [info for info, _, _ in self._decisions.values()],
+                infos,
                 local_addr_infos=self._local_infos,
                 happy_eyeballs_delay=dialer.happy_eyeballs_delay,
                 interleave=dialer.interleave,
@@ -214,6 +220,12 @@ class Race:
         finally:
             self.close_all_but(winner)
 
+    async def _alone(self, loop: asyncio.AbstractEventLoop, info: AddrInfo) -> FollowedSocket:
+        """A race of one."""
+        sock = self.make(info)
+        await self.connect(functools.partial(_connect, loop), sock, info[4])
+        return sock
+
     def close_all_but(self, winner: socket.socket | None) -> None:
         """The race is over."""
         for sock in self._sockets:
@@ -221,7 +233,7 @@ class Race:
                 sock.close()
         self._errors.clear()
 
-    def make(self, info: tuple[int, int, int, str, Any]) -> socket.socket:
+    def make(self, info: AddrInfo) -> FollowedSocket:
         """A bound socket for one attempt."""
         family, type_, proto, _, sockaddr = info
         _, address, decision = self._decisions[sockaddr]
@@ -323,7 +335,9 @@ class Race:
         interface = decision.interface
         if interface is None:
             return Dialled(sock, address, decision, None)
-        owner = self._dialer.watcher.decider().network.owner_of(local)
+        network = self._dialer.watcher.decider(fresh=False).network
+        current = network.interfaces.get(interface.index)
+        owner = current if current is not None and current.has(local) else network.owner_of(local)
         if owner is not None and owner.index != interface.index:
             if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
                 raise EgressMismatch(
@@ -356,11 +370,7 @@ class _Connector:
         self._race = race
 
     async def sock_connect(self, sock: socket.socket, address: SockAddr) -> None:
-        connect = self._loop.sock_connect
-        if not _is_plain(sock):
-            # asyncio's asks the resolver for addresses of the socket's own protocol, and it knows none for multipath.
-            connect = functools.partial(_connect_by_hand, self._loop)
-        await self._race.connect(connect, sock, address)
+        await self._race.connect(functools.partial(_connect, self._loop), sock, address)
 
 
 def _is_plain(sock: socket.socket) -> bool:
@@ -368,54 +378,55 @@ def _is_plain(sock: socket.socket) -> bool:
     return sock.proto in (0, socket.IPPROTO_TCP)
 
 
-async def _connect_by_hand(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: SockAddr) -> None:
+async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: SockAddr) -> None:
+    """As ``loop.sock_connect()``, which asks the resolver for addresses of the socket's protocol: it knows none for multipath."""
     try:
         sock.connect(address)
     except (BlockingIOError, InterruptedError):
         pass
     else:
         return
-    writable = loop.create_future()
+    writable, descriptor = loop.create_future(), sock.fileno()
 
     def wake() -> None:
         if not writable.done():
             writable.set_result(None)
 
-    loop.add_writer(sock, wake)
+    loop.add_writer(descriptor, wake)
     try:
         await writable
     finally:
-        loop.remove_writer(sock)
+        loop.remove_writer(descriptor)
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise OSError(code, f"Connect call failed {address}")
 
 
-@contextlib.asynccontextmanager
-async def _interrupted_by_change(watcher: Watcher, race: Race, *, last: bool) -> AsyncIterator[None]:
-    """Leave the block early, without an error, when the race's own path changes."""
-    interrupter = _Interrupter(race)
-    if last:
-        yield
-        return
-    watcher.follow(interrupter)
-    try:
-        async with asyncio.timeout(None) as interrupter.scope:
-            yield
-    except TimeoutError:
-        if not interrupter.interrupted:
-            raise
-    finally:
-        watcher.unfollow(interrupter)
+class _InterruptedByChange:
+    """Ends its block early, without an error, when the race's own path changes."""
 
-
-class _Interrupter:
-    def __init__(self, race: Race) -> None:
+    def __init__(self, watcher: Watcher, race: Race) -> None:
+        self._watcher = watcher
         self._race = race
-        self.scope: asyncio.Timeout | None = None
-        self.interrupted = False
+        self._scope = asyncio.timeout(None)
+        self._interrupted = False
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._watcher.follow(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._watcher.unfollow(self)
+        try:
+            await self._scope.__aexit__(kind, exc, trace)
+        except TimeoutError:
+            return True
+        # It may just have come to its own end.
+        return self._interrupted and isinstance(exc, TimeoutError)
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        if self.scope is not None and not self.interrupted and self._race.path_changed(decider):
-            self.interrupted = True
-            self.scope.reschedule(asyncio.get_running_loop().time())
+        if not self._interrupted and self._race.path_changed(decider):
+            self._interrupted = True
+            self._scope.reschedule(asyncio.get_running_loop().time())

@@ -574,6 +574,7 @@ class TransportFactory:
             "drain_timeout": options.get("drain_timeout", 1.0),
             "reconnect_timeout": options.get("reconnect_timeout", 30.0),
             "dead_after": options.get("dead_after"),
+            "handshake": bool(options.get("ssl")),
         }
 
     def _follow(

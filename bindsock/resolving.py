@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol, TypeAlias
 
@@ -12,6 +13,11 @@ from bindsock.network import IPAddress, family_of
 
 SockAddr: TypeAlias = tuple[Any, ...]
 AddrInfo: TypeAlias = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
+
+
+_PROTOCOLS: dict[int, int] = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
+_ip_address = lru_cache(maxsize=1024)(ip_address)
+"""The same few are asked for again and again."""
 
 
 class Resolve(Protocol):
@@ -53,21 +59,20 @@ def numeric(host: str | None, port: int | str | None, family: int, type: int, pr
         return None
     try:
         number = int(port or 0)
-        address = ip_address(host)
+        address = _ip_address(host)
     except ValueError:
         return None
-    if family not in (socket.AF_UNSPEC, family_of(address)):
+    own = family_of(address)
+    if family not in (socket.AF_UNSPEC, own) or not type:
         return None
-    if not type:
-        return None
-    if not proto:
-        proto = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}.get(socket.SocketKind(type), 0)
+    kind = socket.SocketKind(type)
+    proto = proto or _PROTOCOLS.get(kind, 0)
     sockaddr: SockAddr
     if isinstance(address, IPv6Address):
         sockaddr = (str(address).partition("%")[0], number, 0, _scope(address))
     else:
         sockaddr = (host, number)
-    return family_of(address), socket.SocketKind(type), proto, "", sockaddr
+    return own, kind, proto, "", sockaddr
 
 
 def address_of(sockaddr: SockAddr) -> IPAddress:
@@ -78,7 +83,7 @@ def address_of(sockaddr: SockAddr) -> IPAddress:
     host = sockaddr[0]
     if len(sockaddr) == 4 and sockaddr[3] and "%" not in host:
         return IPv6Address(f"{host}%{sockaddr[3]}")
-    return ip_address(host)
+    return _ip_address(host)
 
 
 def _scope(address: IPv6Address) -> int:

@@ -148,7 +148,7 @@ class Scene:
         return transport
 
     async def streams(self, on_reconnect: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0} | options
+        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0, "handshake": self.tls} | options
         before = len(self.sessions)
         reader, writer = await open_replaceable(self.watcher, self.loop, on_reconnect, self.dial, self.attach, **options)
         self.open.append(cast(asyncio.Transport, writer.transport))
@@ -157,7 +157,7 @@ class Scene:
         return reader, writer
 
     async def protocol(self, factory: Callable[[], Any], **options: Any) -> tuple[ReplaceableTransport, Any]:
-        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0} | options
+        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0, "handshake": self.tls} | options
         before = len(self.sessions)
         transport, protocol = await create_replaceable(self.watcher, self.loop, factory, self.dial, self.attach, **options)
         self.open.append(transport)
@@ -246,6 +246,33 @@ async def test_a_pending_readline_returns_the_new_connections_line(scene: Scene)
     assert scene.watcher.statistics.reconnected == 1
     assert writer.get_extra_info("interface") == "eth0"
     assert writer.get_extra_info("sockname")[0] == ADDRESSES["eth0"]
+
+
+async def test_a_path_that_goes_while_the_transport_is_made_is_noticed_though_the_hook_waits(
+    plain: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = 0
+    attach = plain.attach
+
+    async def attach_and_lose(protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
+        nonlocal attached
+        attached += 1
+        transport = await attach(protocol, sock)
+        if attached == 2:
+            plain.change(reading("wwan0"))
+        return transport
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        if writer.get_extra_info("sockname")[0] == ADDRESSES["eth0"]:
+            await reader.readline()  # nobody will say anything there
+
+    monkeypatch.setattr(plain, "attach", attach_and_lose)
+    reader, writer = await plain.streams(hook)
+    plain.change(reading("eth0", "wwan0"))
+    await until(lambda: plain.watcher.statistics.reconnected == 1)
+    writer.write(b"one\n")
+    assert await line(reader) == b"wwan0:one\n"
+    assert [session.interface for session in plain.sessions] == ["wifi0", "eth0", "wwan0"]
 
 
 async def test_bytes_of_the_two_streams_are_not_joined(scene: Scene) -> None:

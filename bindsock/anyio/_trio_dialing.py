@@ -73,7 +73,7 @@ class TrioRace(Race):
                 failed.set()
                 return
             if winner is None:
-                winner = cast("FollowedSocket", sock)
+                winner = sock
             nursery.cancel_scope.cancel()
 
         delay = self._dialer.happy_eyeballs_delay

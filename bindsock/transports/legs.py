@@ -224,21 +224,25 @@ class Leg(asyncio.Protocol):
         return rest
 
     def drop(self, kernel: Kernel, farewell: Farewell, loop: asyncio.AbstractEventLoop) -> None:
-        """Forget the connection."""
+        """Forget the connection at once, and end it soon: what comes instead is not to wait for that."""
         dropped = self._owner is None
         self._owner = self._sink = None
         if self.standing is not None:
             self.standing.close()
         if self.ended or dropped:
             return
+        if not self.upgrading:
+            self.transport.set_protocol(asyncio.Protocol())
+        loop.call_soon(self._end, kernel, farewell, loop)
+
+    def _end(self, kernel: Kernel, farewell: Farewell, loop: asyncio.AbstractEventLoop) -> None:
         if self.upgrading:
             end_transport(self.transport, InterfaceChanged("the connection was replaced while TLS was being started on it"))
+        elif farewell == "kind" and self.encrypted:
+            self.transport.close()
+            loop.call_later(1.0, self.transport.abort)
+            return
         else:
-            self.transport.set_protocol(asyncio.Protocol())
-            if farewell == "kind" and self.encrypted:
-                self.transport.close()
-                loop.call_later(1.0, self.transport.abort)
-                return
             self.transport.abort()
         if farewell == "reset" and self.sock.fileno() != -1:
             with contextlib.suppress(OSError):

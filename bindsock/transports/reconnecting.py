@@ -27,6 +27,7 @@ class ReplaceOptions(TypedDict, total=False):
     drain_timeout: float
     reconnect_timeout: float | None
     dead_after: float | None
+    handshake: bool
 
 
 def is_replaceable(protocol: asyncio.BaseProtocol) -> bool:
@@ -46,6 +47,7 @@ async def create_replaceable(
     drain_timeout: float = 1.0,
     reconnect_timeout: float | None = 30.0,
     dead_after: float | None = None,
+    handshake: bool = True,
 ) -> tuple[ReplaceableTransport, P]:
     """A stable transport for a protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not.
 
@@ -56,10 +58,11 @@ async def create_replaceable(
     :param drain_timeout: seconds for which what is on its way over a connection that is left is waited for
     :param reconnect_timeout: seconds after which a replacement is given up
     :param dead_after: seconds of silence that a multipath connection may keep
+    :param handshake: whether ``attach`` waits for the peer, as TLS does
     :raises OSError: the first connection could not be made
     """
     protocol = protocol_factory()
-    how = Replacing(dial, attach, ProtocolHook(), interface, better_path, drain_timeout, reconnect_timeout, dead_after)
+    how = Replacing(dial, attach, ProtocolHook(), interface, better_path, drain_timeout, reconnect_timeout, dead_after, handshake)
     return await Replacer(watcher, loop, how).start(protocol), protocol
 
 
@@ -76,6 +79,7 @@ async def open_replaceable(
     drain_timeout: float = 1.0,
     reconnect_timeout: float | None = 30.0,
     dead_after: float | None = None,
+    handshake: bool = True,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A reader and a writer that stay when the connection is replaced.
 
@@ -88,6 +92,6 @@ async def open_replaceable(
     reader = ReplaceableReader(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     hook = StreamHook(on_reconnect, reader, limit)
-    how = Replacing(dial, attach, hook, interface, better_path, drain_timeout, reconnect_timeout, dead_after)
+    how = Replacing(dial, attach, hook, interface, better_path, drain_timeout, reconnect_timeout, dead_after, handshake)
     transport = await Replacer(watcher, loop, how).start(protocol)
     return reader, ReplaceableWriter(transport, protocol, reader, loop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import itertools
@@ -10,9 +11,9 @@ import logging
 import random
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bindsock.errors import InterfaceChanged
 from bindsock.transports.legs import Attach, Dial, Farewell, Leg
@@ -20,7 +21,7 @@ from bindsock.transports.pacing import pacer_of
 from bindsock.transports.replaceable import ReplaceableTransport
 from bindsock.transports.replacement import Action, Event, Machine, State, pause
 from bindsock.transports.standing import Standing
-from bindsock.transports.stream import follow_stream
+from bindsock.transports.stream import StreamGuard, follow_stream
 from bindsock.transports.viability import BetterPath, Viability, pinned
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Replacing:
     """Seconds after which a replacement is given up; ``None`` for never."""
     dead_after: float | None = None
     """Seconds of silence that a multipath connection may keep."""
+    handshake: bool = True
+    """Whether ``attach`` waits for the peer, as TLS does: then the path is watched meanwhile."""
 
 
 class Replacer:
@@ -84,6 +87,8 @@ class Replacer:
         self._new: Leg | None = None
         self._task: asyncio.Task[None] | None = None
         self._hook: asyncio.Task[None] | None = None
+        self._dialler: asyncio.Task[None] | None = None
+        self._resuming_next: Coroutine[Any, Any, None] | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
@@ -103,6 +108,7 @@ class Replacer:
         :raises OSError: the dial or the handshake failed
         """
         leg = self._leg = await self._connect()
+        self._stand(leg)
         self.transport = ReplaceableTransport(self.loop, protocol, self, leg)
         try:
             self._watcher.follow(self._follower)
@@ -213,7 +219,7 @@ class Replacer:
     def _take(self, event: Event) -> None:
         before = self._machine.state
         actions = self._machine.feed(event)
-        if self._machine.state is not before:
+        if self._machine.state is not before and logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s: %s, %s -> %s", self, event.value, before.value, self._machine.state.value)
         for action in actions:
             _DO[action](self)
@@ -301,7 +307,11 @@ class Replacer:
     def _run_hook(self) -> None:
         assert self._new is not None
         self._attempt += 1
-        self._hook = self.loop.create_task(self._resuming(self._new, self._attempt, self._hook), name="bindsock hook")
+        resuming = self._resuming(self._new, self._attempt, self._hook)
+        if self._dialler is not None:
+            self._hook, self._resuming_next = self._dialler, resuming
+        else:
+            self._hook = self.loop.create_task(resuming, name="bindsock hook")
 
     def _stop_hook(self) -> None:
         self._attempt += 1
@@ -348,43 +358,60 @@ class Replacer:
         """Dial until the handshake is done; a path that goes away meanwhile does not count as a failure."""
         how, watcher = self._how, self._watcher
         for attempts in itertools.count(1):
-            dialled = await how.dial()
-            leg = Leg(self, dialled)
-            guard = follow_stream(
-                watcher,
-                leg.sock,
-                leg.address,
-                better_path="keep",
-                interface=how.interface,
-                dead_after=how.dead_after,
-                path=leg.path,
-                loop=self.loop,
-            )
+            leg = Leg(self, await how.dial())
+            guard = self._guard(leg) if how.handshake else None
             try:
                 leg.transport = await how.attach(leg, leg.sock)
                 if leg.ended:
                     raise leg.error or ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made")
-                if leg.path is not None:
-                    leg.standing = Standing(
-                        watcher,
-                        leg.sock,
-                        leg.address,
-                        how.interface,
-                        leg.path,
-                        self.loop,
-                        self.look,
-                        stays=how.better_path == "keep",
-                        dead_after=how.dead_after,
-                    )
             except OSError:
-                if guard.error is None or attempts == _ATTEMPTS:
+                if guard is None or guard.error is None or attempts == _ATTEMPTS:
                     raise
                 watcher.statistics.redialled += 1
             else:
                 return leg
             finally:
-                guard.close()
+                if guard is not None:
+                    guard.close()
         raise AssertionError("the last attempt returns or raises")
+
+    def _stand(self, leg: Leg) -> None:
+        """Follow a new connection.
+
+        :raises OSError: it has ended
+        """
+        if leg.path is not None:
+            leg.standing = Standing(
+                self._watcher,
+                leg.sock,
+                leg.address,
+                self._how.interface,
+                leg.path,
+                self.loop,
+                self.look,
+                stays=self._how.better_path == "keep",
+                dead_after=self._how.dead_after,
+            )
+
+    def _stand_and_look(self, leg: Leg) -> None:
+        if leg in (self._leg, self._new) and not leg.ended:
+            with contextlib.suppress(OSError):  # it is ending, and will say so
+                self._stand(leg)
+        self.look()
+
+    def _guard(self, leg: Leg) -> StreamGuard:
+        """Ends the connection, and with it the handshake, when its path goes away."""
+        how = self._how
+        return follow_stream(
+            self._watcher,
+            leg.sock,
+            leg.address,
+            better_path="keep",
+            interface=how.interface,
+            dead_after=how.dead_after,
+            path=leg.path,
+            loop=self.loop,
+        )
 
     async def _dialling(self) -> None:
         task = asyncio.current_task()
@@ -404,7 +431,15 @@ class Replacer:
                 return
             self._task = None
             self._new = leg
+            # If it is the hook's turn, that goes on in this task, without another turn of the loop in between.
+            self._dialler = task
             self.feed(Event.DIALLED)
+            self._dialler = None
+            # What happened to the path meanwhile raises no further event; the hook, which may wait for ever, has begun by then.
+            self.loop.call_soon(self._stand_and_look, leg)
+            resuming, self._resuming_next = self._resuming_next, None
+            if resuming is not None:
+                await resuming
             return
         if self._task is task:
             logger.debug("%s: a dial has failed: %s", self, failure)

@@ -93,12 +93,15 @@ def _lost(network: Network, place: Place, interface: Interface | None) -> str | 
     if not interface.up:
         return f"{interface.name} is down"
     owner = network.interfaces.get(place.owner)
-    if owner is None or all(a.address != place.local for a in owner.addresses):
+    if owner is None or not owner.has(place.local):
         return f"{interface.name} has lost the address {place.local}"
     return None
 
 
 def _moved(network: Network, place: Place) -> Interface | None:
+    owner = network.interfaces.get(place.owner)
+    if owner is not None and owner.has(place.local):
+        return None
     owner = network.owner_of(place.local)
     if owner is None or owner.index in (place.index, place.owner) or not (owner.up and owner.running):
         return None
