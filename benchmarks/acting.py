@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ class Actor:
         apart = _apart()
         self._process = os.fork()
         if self._process == 0:
-            os.sched_setaffinity(0, apart)
+            _run_on(0, apart)
             self._here.close()
             _obey(lab, there)
         there.close()
@@ -94,14 +95,20 @@ def _apart() -> set[int]:
 
     :return: the others
     """
-    first, *others = sorted(os.sched_getaffinity(0))
-    if not others:
-        return {first}
+    processors: set[int] = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    if len(processors) < 2:
+        return processors
+    first, *others = sorted(processors)
     with contextlib.suppress(FileNotFoundError):  # a kernel without CONFIG_PROC_CHILDREN
         for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-            os.sched_setaffinity(int(child), others)
-    os.sched_setaffinity(0, {first})
+            _run_on(int(child), set(others))
+    _run_on(0, {first})
     return set(others)
+
+
+def _run_on(process: int, processors: set[int]) -> None:
+    if sys.platform == "linux" and processors:
+        os.sched_setaffinity(process, processors)
 
 
 def _obey(lab: Lab, orders: socket.socket) -> None:
