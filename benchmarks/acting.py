@@ -95,7 +95,9 @@ def _apart() -> set[int]:
 
     :return: the others
     """
-    processors: set[int] = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    processors: set[int] = set()
+    if sys.platform == "linux":
+        processors = os.sched_getaffinity(0)
     if len(processors) < 2:
         return processors
     first, *others = sorted(processors)
