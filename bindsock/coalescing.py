@@ -47,6 +47,7 @@ class Coalescer:
         self._unread_since: float | None = None
         self._settled = True
         self._verified = True
+        self._urgent = False
         self._cause = Cause.EVENTS
 
     def event(self, now: float, cause: Cause = Cause.EVENTS, *, urgent: bool = True) -> bool:
@@ -61,7 +62,8 @@ class Coalescer:
         self._cause = cause
         if self._unread_since is None:
             self._unread_since = now
-        if not urgent or self._tokens < 1.0:
+        self._urgent |= urgent
+        if not self._urgent or self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
@@ -70,6 +72,7 @@ class Coalescer:
         """The network has just been read, which took ``cost`` seconds."""
         self._last_read = now
         self._unread_since = None
+        self._urgent = False
         self._refill_interval = max(QUIET, _LOAD * cost)
 
     def deadline(self) -> float:

@@ -215,6 +215,7 @@ class Race:
             winner = None
             raise
         except (OSError, RuntimeError) as error:
+            winner = None
             self.raise_errors(error)
             raise
         finally:

@@ -152,18 +152,21 @@ class Network:
     _taken_down: dict[frozenset[int], Network] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def taken_down(self, down: frozenset[int]) -> Network:
-        """The network as it is once these interfaces have gone down, the same object each time.
+        """The network once these interfaces have gone down, the same object each time; this one if nothing goes with them.
 
         That is without what Linux takes away with an interface: its routes, and its IPv6 addresses unless
         ``net.ipv6.conf.*.keep_addr_on_down`` is set.
         """
         network = self._taken_down.get(down)
         if network is None:
-            network = self._taken_down[down] = Network(
+            network = Network(
                 {index: _taken_down(interface) if index in down else interface for index, interface in self.interfaces.items()},
                 tuple(route for route in self.routes if route.interface not in down or route.kind is not RouteKind.UNICAST),
                 frozenset(pair for pair in self.reachable if pair[0] not in down),
             )
+            if network == self:
+                return self
+            self._taken_down[down] = network
         return network
 
     def named(self, name: str) -> Interface | None:

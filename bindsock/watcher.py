@@ -104,7 +104,7 @@ class Watcher:
         self.event_time: float | None = None
         """When the event came that made the watcher look, for followers that count how long they took."""
         self._driver = driver
-        self._poll = select.poll()
+        self._poll = _poll(())
         """Tells without an exception that nothing waits, which is dear: it is asked at each dial."""
         self._followers: dict[int, Follower] = {}
         self._listeners: list[ChangeListener] = []
@@ -131,9 +131,9 @@ class Watcher:
         :param fresh: whether what the event loop has not delivered yet counts
         :raises OSError: the network could not be read
         """
+        if fresh and self._running:
+            self.refresh()  # which may end the watching
         if self._running and self._decider is not None:
-            if fresh:
-                self.refresh()
             decider = self._decider
         else:
             self.statistics.readings += 1
@@ -209,14 +209,16 @@ class Watcher:
 
     def readable(self, source: EventSource) -> None:
         """A source has something to read."""
+        if source not in self.sources:
+            return  # what another one brought has ended the watching
         before = source.overruns
         try:
             dirty = source.drain()
         except OSError as error:
             logger.warning("an event source failed and is closed; changes are seen every minute only: %s", error)
             self.sources.remove(source)
-            self._poll.unregister(source.fileno())
             source.close()
+            self._poll = _poll(self.sources)
             dirty = source.urgent = True
         self.statistics.overruns += source.overruns - before
         if not dirty:
@@ -253,9 +255,11 @@ class Watcher:
         if cause is not None or (held is not None and now >= held):
             self.event_time = None
             self._read(cause or Cause.EVENTS)
-        if self._rehearsal is not None and now >= self._rehearsal:
-            self._rehearse()
-        self._driver.rearm()
+        try:
+            if self._rehearsal is not None and now >= self._rehearsal:
+                self._rehearse()
+        finally:
+            self._driver.rearm()
 
     def stop(self) -> None:
         """Stop watching, whoever still follows. The next follower starts it again."""
@@ -267,7 +271,7 @@ class Watcher:
             source.close()
         self.sources = []
         self.kernel.close()
-        self._poll = select.poll()
+        self._poll = _poll(())
         self._decider = self._announcer = self._unannounced = self._rehearsal = None
         self._rehearsed.clear()
         for listener in list(self._listeners):
@@ -295,8 +299,7 @@ class Watcher:
         assert self._decider is not None
         self._coalescer = Coalescer(now)
         self._announcer = Announcer(self._decisions(self._decider))
-        for source in self.sources:
-            self._poll.register(source.fileno(), select.POLLIN)
+        self._poll = _poll(self.sources)
         self._running = True
         self._driver.start(self)
 
@@ -373,6 +376,8 @@ class Watcher:
     def _show(self, decider: Decider, cause: Cause) -> None:
         moved = self.statistics.rebinds
         for follower in list(self._followers.values()):
+            if self._decider is not decider:
+                break  # what one of them did has made for another reading, which all have been shown
             try:
                 follower.network_changed(decider, cause)
             except Exception:
@@ -384,6 +389,13 @@ class Watcher:
     @staticmethod
     def _decisions(decider: Decider) -> dict[Any, Decision]:
         return {family: decider.decide(family) for family in FAMILIES}
+
+
+def _poll(sources: Sequence[EventSource]) -> select.poll:
+    poll = select.poll()
+    for source in sources:
+        poll.register(source.fileno(), select.POLLIN)
+    return poll
 
 
 class Hold:

@@ -65,6 +65,17 @@ def test_what_a_hurried_reading_could_not_show_waits_for_the_complete_one() -> N
     assert coalescer.event(1.1), "and takes nothing from what cannot wait"
 
 
+def test_what_is_urgent_does_not_starve_behind_what_is_not() -> None:
+    coalescer = Coalescer(0.0)
+    assert all(coalescer.event(1.0) for _ in range(BURST))
+    coalescer.read(1.0, 0.0)
+    assert not coalescer.event(1.0), "no token is left for it"
+    assert not coalescer.event(1.05, urgent=False)
+    assert coalescer.event(1.01 + QUIET, urgent=False), "there is one now"
+    coalescer.read(1.01 + QUIET, 0.0)
+    assert not coalescer.event(2.0, urgent=False)
+
+
 def test_an_endless_flood_gets_few_readings_but_never_starves() -> None:
     flood = [n / 100 for n in range(6000)]
     times = [time for time, _ in run(Coalescer(0.0), flood, until=59.0)]

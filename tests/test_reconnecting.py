@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import socket
@@ -809,6 +810,90 @@ async def test_the_application_starts_tls_itself(plain: Scene) -> None:
     writer.write(b"more\n")
     assert await line(reader) == b"eth0:more\n"
     assert writer.get_extra_info("ssl_object") is not None
+
+
+async def test_tls_that_is_ready_after_the_cut_lets_nothing_go_to_the_old_connection(plain: Scene) -> None:
+    ready = asyncio.Event()
+
+    async def start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, *_: Any) -> asyncio.Transport:
+        await ready.wait()
+        return transport
+
+    hook = Log()
+    reader, writer = await plain.streams(hook)
+    transport = cast(ReplaceableTransport, writer.transport)
+    starting = asyncio.ensure_future(transport.start_tls(start_tls, tls_client_context()))
+    await asyncio.sleep(0)
+    plain.refuse_dials = 1
+    plain.change(reading("eth0"))
+    writer.write(b"held\n")
+    ready.set()
+    with pytest.raises(InterfaceChanged, match="TLS"):
+        await starting
+    assert await line(reader) == b"eth0:held\n"
+    assert plain.sessions[0].lines == []
+    assert plain.sessions[1].lines == [b"again\n", b"held\n"]
+
+
+@pytest.mark.parametrize("end", ["abort", "close"])
+async def test_nothing_is_sent_on_a_new_connection_that_was_given_up_in_the_hook(scene: Scene, end: str) -> None:
+    class GivingUp(Lines):
+        def connection_replaced(self, transport: asyncio.Transport, unread: bytes) -> None:
+            getattr(transport, end)()
+            transport.write(b"after the end\n")
+
+    _, protocol = await scene.protocol(GivingUp)
+    scene.change(reading("eth0"))
+    assert await protocol.lost is None
+    await asyncio.sleep(0.1)  # to the server the new one may have ended in the middle of the handshake
+    assert all(session.finished.is_set() and not session.lines for session in scene.sessions[1:])
+
+
+async def test_a_hook_that_will_not_end_keeps_the_next_one_waiting(plain: Scene) -> None:
+    let_go = asyncio.Event()
+    running = most = 0
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        running -= 1
+
+    reader, writer = await plain.streams(hook)
+    for sessions, name in ((2, "eth0"), (3, "wwan0"), (4, "wifi0")):
+        plain.change(reading(name))
+        await until(lambda sessions=sessions: len(plain.sessions) == sessions)  # type: ignore[misc]
+        await asyncio.sleep(0.02)
+    let_go.set()
+    await until(lambda: state_of(writer) is State.LIVE)
+    writer.write(b"one\n")
+    assert await line(reader) == b"wifi0:one\n"
+    assert most == 1
+
+
+async def test_a_connection_that_cannot_be_followed_is_replaced(plain: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand, calls = Replacer._stand, 0
+
+    def refusing(self: Replacer, leg: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.ENOMEM, "refused by the test")
+        stand(self, leg)
+
+    reader, writer = await plain.streams(Log())
+    monkeypatch.setattr(Replacer, "_stand", refusing)
+    plain.change(reading("eth0", "wwan0"))
+    await until(lambda: plain.watcher.statistics.reconnected == 1)
+    writer.write(b"one\n")
+    assert await line(reader) == b"eth0:one\n"
+    assert len(plain.sessions) == 3
+    plain.change(reading("wwan0"))
+    writer.write(b"two\n")
+    assert await line(reader) == b"wwan0:two\n"
 
 
 async def test_sendfile(scene: Scene, tmp_path: Any) -> None:

@@ -17,7 +17,7 @@ from bindsock.coalescing import GRACE, QUIET, RECONCILE
 from bindsock.effective import Decider, Preferences
 from bindsock.errors import KernelError
 from bindsock.network import Cause, Change
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedEvents, SimulatedKernel, interface, network, route
 from bindsock.watcher import AsyncioDriver, ChangeListener, Watcher
 
 WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
@@ -186,6 +186,58 @@ def test_an_interface_goes_down_with_its_routes_and_ipv6_addresses() -> None:
     assert gone.reachable == frozenset({(2, socket.AF_INET)})
     assert gone is BOTH.taken_down(frozenset({3}))
     assert gone.taken_down(frozenset({2})).routes == ()
+
+
+def test_an_interface_that_is_down_already_takes_nothing_along() -> None:
+    gone = BOTH.taken_down(frozenset({3}))
+    assert gone.taken_down(frozenset({3})) is gone
+    assert BOTH.taken_down(frozenset({99})) is BOTH
+
+
+class Poking(Recorder):
+    """A follower that finds out, while it moves, that the network is another already."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self.scene = scene
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        super().network_changed(decider, cause)
+        if len(self.seen) == 1:
+            self.scene.kernel.change(WIFI)
+            self.scene.watcher.poke()
+
+
+def test_nobody_is_shown_an_older_reading_after_a_newer_one() -> None:
+    with Scene() as scene:
+        scene.watcher.unfollow(scene.follower)
+        first, second = Poking(scene), Recorder()
+        scene.watcher.follow(first)
+        scene.watcher.follow(second)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert [name for name, _ in first.seen] == ["eth0", "wifi0"]
+        assert [name for name, _ in second.seen] == ["wifi0"]
+
+
+def test_a_reading_that_ends_the_watching_is_followed_by_one_made_now() -> None:
+    scene = Scene()
+
+    class Leaving(Recorder):
+        def network_changed(self, decider: Decider, cause: Cause) -> None:
+            scene.watcher.unfollow(self)
+
+    scene.watcher.follow(Leaving())
+    second = SimulatedEvents()
+    scene.watcher.sources.append(second)
+    second.signal()
+    scene.kernel.change(ETHERNET)
+    decision = scene.watcher.decider().decide(socket.AF_INET)
+    assert decision.interface is not None
+    assert decision.interface.name == "eth0"
+    assert not scene.watcher.running
+    assert second.fileno() == -1
+    assert scene.watcher.statistics.events == 1
 
 
 def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_later() -> None:

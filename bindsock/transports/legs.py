@@ -92,6 +92,11 @@ class Leg(asyncio.Protocol):
         return self.path.interface if self.path is not None else None
 
     @property
+    def dropped(self) -> bool:
+        """Whether it has been forgotten, and ends."""
+        return self._owner is None
+
+    @property
     def encrypted(self) -> bool:
         return self.transport.get_extra_info("sslcontext") is not None
 
@@ -223,9 +228,12 @@ class Leg(asyncio.Protocol):
                 rest += data
         return rest
 
-    def drop(self, kernel: Kernel, farewell: Farewell, loop: asyncio.AbstractEventLoop) -> None:
-        """Forget the connection at once, and end it soon: what comes instead is not to wait for that."""
-        dropped = self._owner is None
+    def drop(self, kernel: Kernel, farewell: Farewell, loop: asyncio.AbstractEventLoop, *, soon: bool = False) -> None:
+        """Forget the connection, and end it.
+
+        :param soon: end it in the next turn of the loop only: what comes instead is not to wait for that
+        """
+        dropped = self.dropped
         self._owner = self._sink = None
         if self.standing is not None:
             self.standing.close()
@@ -233,7 +241,10 @@ class Leg(asyncio.Protocol):
             return
         if not self.upgrading:
             self.transport.set_protocol(asyncio.Protocol())
-        loop.call_soon(self._end, kernel, farewell, loop)
+        if soon:
+            loop.call_soon(self._end, kernel, farewell, loop)
+        else:
+            self._end(kernel, farewell, loop)
 
     def _end(self, kernel: Kernel, farewell: Farewell, loop: asyncio.AbstractEventLoop) -> None:
         if self.upgrading:

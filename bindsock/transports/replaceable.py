@@ -47,6 +47,7 @@ class ReplaceableTransport(asyncio.Transport):
         self._held: deque[bytes] = deque()
         self._held_size = 0
         self._holding = False
+        self._cut = False
         self._busy = False
         self._reading = True
         self._closing = False
@@ -219,6 +220,8 @@ class ReplaceableTransport(asyncio.Transport):
             await leg.start_tls(start_tls, sslcontext, **options)
         finally:
             self._busy = False
+        if self._cut:
+            raise InterfaceChanged("the connection was lost while TLS was being started on it", interface=leg.interface)
         if self._leg is not leg or self._over:
             return
         if self._marks_set:
@@ -286,7 +289,7 @@ class ReplaceableTransport(asyncio.Transport):
 
     def cut(self) -> None:
         """Write nothing to the current connection any more."""
-        self._holding = True
+        self._holding = self._cut = True
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self.balance()
@@ -297,6 +300,7 @@ class ReplaceableTransport(asyncio.Transport):
         :param data: what the application is to read first
         """
         self._leg = leg
+        self._cut = False
         if self._marks_set:
             leg.transport.set_write_buffer_limits(self._high, self._low)
         self.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import functools
 import itertools
@@ -87,6 +86,8 @@ class Replacer:
         self._new: Leg | None = None
         self._task: asyncio.Task[None] | None = None
         self._hook: asyncio.Task[None] | None = None
+        self._hooks: set[asyncio.Task[None]] = set()
+        """Those that have not ended."""
         self._dialler: asyncio.Task[None] | None = None
         self._resuming_next: Coroutine[Any, Any, None] | None = None
         self._clock: asyncio.TimerHandle | None = None
@@ -297,7 +298,8 @@ class Replacer:
     def _drop(self) -> None:
         self._stop_timer()
         self._rest += self._current.rest()
-        self._current.drop(self._watcher.kernel, self._farewell, self.loop)
+        soon = self._machine.state is State.RESUMING
+        self._current.drop(self._watcher.kernel, self._farewell, self.loop, soon=soon)
 
     def _drop_new(self) -> None:
         leg, self._new = self._new, None
@@ -307,11 +309,13 @@ class Replacer:
     def _run_hook(self) -> None:
         assert self._new is not None
         self._attempt += 1
-        resuming = self._resuming(self._new, self._attempt, self._hook)
+        resuming = self._resuming(self._new, self._attempt)
         if self._dialler is not None:
             self._hook, self._resuming_next = self._dialler, resuming
         else:
             self._hook = self.loop.create_task(resuming, name="bindsock hook")
+        self._hooks.add(self._hook)
+        self._hook.add_done_callback(self._hooks.discard)
 
     def _stop_hook(self) -> None:
         self._attempt += 1
@@ -394,10 +398,18 @@ class Replacer:
             )
 
     def _stand_and_look(self, leg: Leg) -> None:
-        if leg in (self._leg, self._new) and not leg.ended:
-            with contextlib.suppress(OSError):  # it is ending, and will say so
-                self._stand(leg)
-        self.look()
+        if leg.dropped or leg.ended:
+            return
+        try:
+            self._stand(leg)
+        except OSError as error:
+            # One that is closing will say so itself.
+            if not leg.transport.is_closing():
+                self._failures += 1
+                self._last_error = error
+                self.feed(Event.NEW_LOST if leg is self._new else Event.BROKE)
+        else:
+            self.look()
 
     def _guard(self, leg: Leg) -> StreamGuard:
         """Ends the connection, and with it the handshake, when its path goes away."""
@@ -433,8 +445,10 @@ class Replacer:
             self._new = leg
             # If it is the hook's turn, that goes on in this task, without another turn of the loop in between.
             self._dialler = task
-            self.feed(Event.DIALLED)
-            self._dialler = None
+            try:
+                self.feed(Event.DIALLED)
+            finally:
+                self._dialler = None
             # What happened to the path meanwhile raises no further event; the hook, which may wait for ever, has begun by then.
             self.loop.call_soon(self._stand_and_look, leg)
             resuming, self._resuming_next = self._resuming_next, None
@@ -448,10 +462,10 @@ class Replacer:
             self._last_error = failure
             self.feed(Event.DIAL_FAILED)
 
-    async def _resuming(self, leg: Leg, attempt: int, before: asyncio.Task[None] | None) -> None:
-        if before is not None and not before.done():
-            # One that was stopped has not noticed yet; two at a time would be one too many for the application.
-            await asyncio.wait([before])
+    async def _resuming(self, leg: Leg, attempt: int) -> None:
+        # One that was stopped may not have noticed yet; two at a time would be one too many for the application.
+        while before := self._hooks - {self._hook, asyncio.current_task()}:
+            await asyncio.wait(before)
         if attempt != self._attempt:
             return
         try:

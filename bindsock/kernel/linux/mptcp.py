@@ -66,7 +66,7 @@ def states(sock: socket.socket) -> list[State] | None:
 
     :return: ``None`` if the socket is none of MPTCP, is not connected or has fallen back to TCP
     """
-    if getattr(sock, "proto", 0) == socket.IPPROTO_TCP or not _is_multipath(sock.fileno()):
+    if not _is_multipath(sock.fileno()):
         return None
     try:
         addresses = _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)

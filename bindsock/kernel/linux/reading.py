@@ -88,6 +88,7 @@ class Reader:
         """
         if self._last is None or not self._tables.keeps(hurried=True):
             return self.network(hurried=True)
+        self._tables.take_down(down)
         self._last = self._last.taken_down(down)
         return self._last
 

@@ -73,6 +73,10 @@ class RoutingTables:
         self.defaults = _brought_up_to_date(self.defaults, defaults, up if hurried else frozenset())
         return self.defaults + self._of_up[1]
 
+    def take_down(self, down: frozenset[int]) -> None:
+        """Interfaces have gone down, with their routes."""
+        self.defaults = tuple(r for r in self.defaults if r.interface not in down)
+
     def _dump(self) -> tuple[Route, ...]:
         known, self._parsed = self._parsed, {}
         for family in FAMILIES:
