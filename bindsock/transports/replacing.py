@@ -464,7 +464,7 @@ class Replacer:
 
     async def _resuming(self, leg: Leg, attempt: int) -> None:
         # One that was stopped may not have noticed yet; two at a time would be one too many for the application.
-        while before := self._hooks - {self._hook, asyncio.current_task()}:
+        while len(self._hooks) > 1 and (before := self._hooks - {self._hook, asyncio.current_task()}):
             await asyncio.wait(before)
         if attempt != self._attempt:
             return
