@@ -13,8 +13,9 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import bindsock
 from bindsock.kernel.linux import mptcp, netlink
@@ -29,6 +30,9 @@ _GROUPS = 0x551
 _PAUSE = 0.01
 _BLOCK = 1 << 20
 _BLOCKS = 30
+
+
+Connect: TypeAlias = Callable[[socket.socket, socket.socket, tuple[str, int]], Awaitable[float]]
 
 
 class _Client:
@@ -70,56 +74,49 @@ async def replaced(lab: Lab, actor: Actor, runs: int, what: str) -> list[float]:
     return taken
 
 
-def _events() -> socket.socket:
-    """The kernel's events about links, addresses and routes."""
-    events = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
-    events.bind((0, _GROUPS))
-    return events
+async def connected_again(lab: Lab, actor: Actor, runs: int, connect: Connect) -> list[float]:
+    """Seconds from a link that goes down until a program that knows what to do then has connected again.
 
-
-async def by_hand(lab: Lab, actor: Actor, runs: int) -> list[float]:
-    """Seconds from a link that goes down until a program that knows what to do then has connected again: it blocks until there is
-    an event, and in connect(). That is the kernel's own work, and one round trip on a path that was idle."""
+    :param connect: waits for an event on the netlink socket, connects the other one, and says when that was
+    """
     taken = []
     for _ in range(runs):
-        await actor.restore("down", "wifi0")
-        with _events() as events, socket.socket() as sock:
+        with (
+            socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as events,
+            socket.socket() as sock,
+        ):
+            events.bind((0, _GROUPS))
             await actor.order_switch("down", "wifi0")
-            events.recv(1 << 16)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, socket.if_nametoindex("eth0"))
-            sock.connect((lab.server.ipv4, lab.server.tcp_port))
-            connected = time.monotonic()
+            connected = await connect(events, sock, (lab.server.ipv4, lab.server.tcp_port))
         taken.append(connected - await actor.carried_out())
         await actor.restore("down", "wifi0")
     return taken
 
 
-async def by_asyncio(lab: Lab, actor: Actor, runs: int) -> list[float]:
-    """The same of a program that does it with asyncio, until ``connection_made()``."""
+async def blocking(events: socket.socket, sock: socket.socket, address: tuple[str, int]) -> float:
+    """What it takes is the kernel's own work, and one round trip on a path that was idle."""
+    events.recv(1 << 16)
+    _bind(sock)
+    sock.connect(address)
+    return time.monotonic()
+
+
+async def by_asyncio(events: socket.socket, sock: socket.socket, address: tuple[str, int]) -> float:
+    """The same with asyncio, until ``connection_made()``."""
     loop = asyncio.get_running_loop()
-    taken = []
+    events.setblocking(False)
+    await loop.sock_recv(events, 1 << 16)
+    sock.setblocking(False)
+    _bind(sock)
+    await loop.sock_connect(sock, address)
+    made: asyncio.Future[float] = loop.create_future()
+    transport, _ = await loop.create_connection(lambda: _Noting(made), sock=sock.dup())
+    transport.close()
+    return await made
 
-    async def dial(made: asyncio.Future[float]) -> None:
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, socket.if_nametoindex("eth0"))
-        await loop.sock_connect(sock, (lab.server.ipv4, lab.server.tcp_port))
-        transport, _ = await loop.create_connection(lambda: _Noting(made), sock=sock)
-        transport.close()
 
-    for _ in range(runs):
-        await actor.restore("down", "wifi0")
-        with _events() as events:
-            made: asyncio.Future[float] = loop.create_future()
-            noticed = asyncio.Event()
-            loop.add_reader(events, noticed.set)
-            await actor.order_switch("down", "wifi0")
-            await noticed.wait()
-            await dial(made)
-            loop.remove_reader(events)
-        taken.append(await made - await actor.carried_out())
-        await actor.restore("down", "wifi0")
-    return taken
+def _bind(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, socket.if_nametoindex("eth0"))
 
 
 class _Noting(asyncio.Protocol):
@@ -214,10 +211,11 @@ async def stalls(lab: Lab, actor: Actor, runs: int, what: str) -> list[float]:
 
 
 async def measure(lab: Lab, actor: Actor, runs: int) -> list[Figure]:
-    bare = await by_hand(lab, actor, runs)
+    bare = await connected_again(lab, actor, runs, blocking)
+    by_hand = await connected_again(lab, actor, runs, by_asyncio)
     figures = [
         figure("link down: connected again by hand, blocking", bare, "ms", scale=1e3),
-        figure("link down: connected again by hand, asyncio", await by_asyncio(lab, actor, runs), "ms", scale=1e3),
+        figure("link down: connected again by hand, asyncio", by_hand, "ms", scale=1e3),
     ]
     beyond = [taken - statistics.median(bare) for taken in await replaced(lab, actor, runs, "down")]
     figures.append(figure("link down: connection replaced, beyond the first of these", beyond, "ms", scale=1e3))

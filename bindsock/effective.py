@@ -38,7 +38,7 @@ from bindsock.ranking import Defaults, in_table, order_of, specific_in
 from bindsock.usable import dead, is_tunnel, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 __all__ = ["Decider", "Preferences", "decide", "is_expensive"]
 
@@ -95,9 +95,9 @@ class Decider:
             decision = self._decisions[target] = self._decide(target)
         return decision
 
-    def targets(self) -> Iterator[Target]:
+    def targets(self) -> tuple[Target, ...]:
         """What has been decided so far."""
-        return iter(tuple(self._decisions))
+        return tuple(self._decisions)
 
     def path(self, target: Target) -> Path | None:
         """What a socket for the target depends on, ``None`` where nothing is bound."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import select
 import time
@@ -104,7 +103,7 @@ class Watcher:
         self.event_time: float | None = None
         """When the event came that made the watcher look, for followers that count how long they took."""
         self._driver = driver
-        self._poll = _poll(())
+        self._poll = _poll_of(())
         """Tells without an exception that nothing waits, which is dear: it is asked at each dial."""
         self._followers: dict[int, Follower] = {}
         self._listeners: list[ChangeListener] = []
@@ -218,7 +217,7 @@ class Watcher:
             logger.warning("an event source failed and is closed; changes are seen every minute only: %s", error)
             self.sources.remove(source)
             source.close()
-            self._poll = _poll(self.sources)
+            self._poll = _poll_of(self.sources)
             dirty = source.urgent = True
         self.statistics.overruns += source.overruns - before
         if not dirty:
@@ -271,7 +270,7 @@ class Watcher:
             source.close()
         self.sources = []
         self.kernel.close()
-        self._poll = _poll(())
+        self._poll = _poll_of(())
         self._decider = self._announcer = self._unannounced = self._rehearsal = None
         self._rehearsed.clear()
         for listener in list(self._listeners):
@@ -299,7 +298,7 @@ class Watcher:
         assert self._decider is not None
         self._coalescer = Coalescer(now)
         self._announcer = Announcer(self._decisions(self._decider))
-        self._poll = _poll(self.sources)
+        self._poll = _poll_of(self.sources)
         self._running = True
         self._driver.start(self)
 
@@ -359,7 +358,7 @@ class Watcher:
             return
         for index in sorted({index for index, _ in network.reachable}):
             ahead = Decider(network.taken_down(frozenset({index})), self.preferences, interface=self.interface)
-            for target in itertools.islice(self._decider.targets(), _REHEARSED_TARGETS):
+            for target in self._decider.targets()[:_REHEARSED_TARGETS]:
                 ahead.decide(target)
             self._rehearsed.append(ahead)
 
@@ -391,7 +390,7 @@ class Watcher:
         return {family: decider.decide(family) for family in FAMILIES}
 
 
-def _poll(sources: Sequence[EventSource]) -> select.poll:
+def _poll_of(sources: Sequence[EventSource]) -> select.poll:
     poll = select.poll()
     for source in sources:
         poll.register(source.fileno(), select.POLLIN)

@@ -112,7 +112,7 @@ def place_of(network: Network, interface: str, index: int, local: IPAddress) -> 
     """The place of a connection that is made now."""
     local = without_scope(local)
     bound = network.interfaces.get(index)
-    if bound is not None and any(a.address == local for a in bound.addresses):
+    if bound is not None and bound.has(local):
         return Place(interface, index, local, index)
     owner = network.owner_of(local)
     return Place(interface, index, local, owner.index if owner is not None else index)

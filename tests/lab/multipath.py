@@ -100,6 +100,21 @@ def path_manager(request: pytest.FixtureRequest, lab: Lab) -> str:
     return str(request.param)
 
 
+MOVING = """
+import asyncio, os, sys
+import bindsock
+async def moved():
+    reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
+    writer.write(b"hello\\n")
+    await reader.readline()
+    print("connected", flush=True)
+    while bindsock.interface_of(writer) != "eth0":
+        await asyncio.sleep(0.01)
+    return reader, writer
+"""
+"""How a program begins that has a connection, says so, and waits until it has moved."""
+
+
 @contextlib.asynccontextmanager
 async def program(code: str, *arguments: object) -> AsyncIterator[tuple[asyncio.subprocess.Process, Lines]]:
     """Another Python program, its lines, and its end at the end."""

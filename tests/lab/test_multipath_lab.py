@@ -19,7 +19,19 @@ import pytest
 import bindsock
 from bindsock.kernel.linux import mptcp
 from bindsock.testing.lab import Lab
-from tests.lab.multipath import SIZE, Source, closing, endpoints, interfaces, path_manager, ping, program, source, until
+from tests.lab.multipath import (
+    MOVING,
+    SIZE,
+    Source,
+    closing,
+    endpoints,
+    interfaces,
+    path_manager,
+    ping,
+    program,
+    source,
+    until,
+)
 
 __all__ = ["path_manager", "source"]
 
@@ -436,16 +448,9 @@ async def test_other_programs_connections_are_not_touched(lab: Lab, source: Sour
     await until(lambda: endpoints(lab) == "")
 
 
-PROGRAM = """
-import asyncio, sys
-import bindsock
+PROGRAM = f"""{MOVING}
 async def main():
-    reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
-    writer.write(b"hello\\n")
-    await reader.readline()
-    print("connected", flush=True)
-    while bindsock.interface_of(writer) != "eth0":
-        await asyncio.sleep(0.01)
+    connected = await moved()
     print("moved", flush=True)
     await asyncio.sleep(100)
 try:

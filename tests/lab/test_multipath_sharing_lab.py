@@ -11,7 +11,8 @@ import pytest
 import bindsock
 from bindsock.kernel.linux import mptcp
 from bindsock.testing.lab import Lab
-from tests.lab.multipath import Source, closing, endpoints, interfaces, path_manager, ping, program, source, until
+from tests.lab.bridging import into_a_bridge
+from tests.lab.multipath import MOVING, Source, closing, endpoints, interfaces, path_manager, ping, program, source, until
 
 __all__ = ["path_manager", "source"]
 
@@ -121,16 +122,9 @@ async def test_the_end_of_one_program_leaves_another_its_subflow(lab: Lab, sourc
         assert second.returncode is None
 
 
-FORKER = """
-import asyncio, os, sys
-import bindsock
+FORKER = f"""{MOVING}
 async def main():
-    reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
-    writer.write(b"hello\\n")
-    await reader.readline()
-    print("connected", flush=True)
-    while bindsock.interface_of(writer) != "eth0":
-        await asyncio.sleep(0.01)
+    reader, writer = await moved()
     child = os.fork()
     if not child:
         sys.exit(0)
@@ -171,13 +165,7 @@ async def test_an_address_that_moves_into_a_bridge_ends_the_connection(lab: Lab,
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
         await ping(connected, b"x\n")
-        address, gateway = lab.address("wifi0"), lab.gateway("wifi0")
-        lab.ip("link", "add", "br0", "type", "bridge")
-        lab.ip("link", "set", "br0", "up")
-        lab.ip("link", "set", "wifi0", "master", "br0")
-        lab.ip("addr", "del", f"{address}/24", "dev", "wifi0")
-        lab.ip("addr", "add", f"{address}/24", "dev", "br0")
-        lab.ip("route", "add", "default", "via", gateway, "dev", "br0", "metric", "90")
+        into_a_bridge(lab)
         with pytest.raises(bindsock.InterfaceChanged):
             async with asyncio.timeout(10):
                 await connected[0].readline()

@@ -17,6 +17,7 @@ import trustme
 import bindsock
 from bindsock.testing.lab import Lab
 
+from .bridging import into_a_bridge
 from .commands import Client, Commands
 
 TCP_USER_TIMEOUT = 18
@@ -276,13 +277,7 @@ async def test_an_address_that_moves_into_a_bridge_takes_its_connections_along(l
     guarded_reader, guarded_writer = await place.connect()
     running = asyncio.create_task(client.run(place.connect, 1000))
     await until(lambda: client.next > 100)
-    address, gateway = lab.address("wifi0"), lab.gateway("wifi0")
-    lab.ip("link", "add", "br0", "type", "bridge")
-    lab.ip("link", "set", "br0", "up")
-    lab.ip("link", "set", "wifi0", "master", "br0")
-    lab.ip("addr", "del", f"{address}/24", "dev", "wifi0")
-    lab.ip("addr", "add", f"{address}/24", "dev", "br0")
-    lab.ip("route", "add", "default", "via", gateway, "dev", "br0", "metric", "90")
+    into_a_bridge(lab)
     async with asyncio.timeout(20):
         await running
     assert place.commands.applied == list(range(1000))
