@@ -7,8 +7,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 from bindsock import kernel as kernels
-from bindsock.effective import Decider
-from bindsock.network import FAMILIES
+from bindsock.model.network import FAMILIES
+from bindsock.routing.effective import Decider
 
 from .figures import Figure, figure, paired
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import bindsock
-from bindsock.kernel.linux import mptcp, netlink
+from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
 
 from .acting import Actor

@@ -1,5 +1,6 @@
 """asyncio connections that leave by the right network interface and stay on it."""
 
+from bindsock.datagram.open import DatagramTransport
 from bindsock.default import (
     bind,
     changes,
@@ -15,7 +16,6 @@ from bindsock.default import (
     statistics,
     track,
 )
-from bindsock.effective import Preferences
 from bindsock.errors import (
     BindFailed,
     BindsockError,
@@ -28,26 +28,14 @@ from bindsock.errors import (
 )
 from bindsock.eventloop import EventLoop, loop_factory
 from bindsock.factory import Changes, TransportFactory
-from bindsock.network import (
-    Basis,
-    Candidate,
-    Cause,
-    Change,
-    Decision,
-    FamilyChange,
-    Interface,
-    InterfaceAddress,
-    InterfaceKind,
-    Network,
-    Path,
-    Route,
-    RouteKind,
-)
+from bindsock.model.change import Cause, Change, FamilyChange
+from bindsock.model.decision import Basis, Candidate, Decision, Path
+from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+from bindsock.model.statistics import Statistics
+from bindsock.model.subflows import Multipath, Subflow
+from bindsock.reconnect.hooks import OnReconnect
 from bindsock.resolvers import InterfaceResolver
-from bindsock.statistics import Statistics
-from bindsock.subflows import Multipath, Subflow
-from bindsock.transports.datagram import DatagramTransport
-from bindsock.transports.hooks import OnReconnect
+from bindsock.routing.effective import Preferences
 
 __all__ = [
     "Basis",

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from typing import TypeVar, Unpack
 
 from bindsock import kernel as kernels
-from bindsock.effective import Preferences
+from bindsock.datagram.open import DatagramTransport
+from bindsock.dial.resolving import AddrInfo
 from bindsock.factory import Changes, ConnectOptions, TransportFactory
 from bindsock.kernel import Kernel
-from bindsock.network import Decision, Interface, IPAddress, Target
-from bindsock.resolving import AddrInfo
-from bindsock.statistics import Statistics
-from bindsock.subflows import Multipath
-from bindsock.transports.datagram import DatagramTransport
-from bindsock.transports.hooks import OnReconnect
-from bindsock.transports.stream import BetterPath
+from bindsock.model.decision import Decision
+from bindsock.model.network import Interface, IPAddress, Target
+from bindsock.model.statistics import Statistics
+from bindsock.model.subflows import Multipath
+from bindsock.reconnect.hooks import OnReconnect
+from bindsock.routing.effective import Preferences
+from bindsock.stream.guard import BetterPath
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bindsock.network import Decision
+    from bindsock.model.decision import Decision
 
 
 class BindsockError(OSError):

@@ -18,22 +18,23 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
+from bindsock.dial.resolving import SockAddr, address_of
+from bindsock.dial.unmanaged import is_client
 from bindsock.factory import TransportFactory, is_attaching
-from bindsock.foreign import is_client
-from bindsock.network import FAMILIES, path_of
-from bindsock.resolving import SockAddr, address_of
-from bindsock.transports.hooks import HookTransport
-from bindsock.transports.replaceable import ReplaceableTransport
+from bindsock.model.decision import path_of
+from bindsock.model.network import FAMILIES
+from bindsock.reconnect.hooks import HookTransport
+from bindsock.reconnect.transport import ReplaceableTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Literal
 
-    from bindsock.effective import Preferences
+    from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
     from bindsock.resolvers import InterfaceResolver
-    from bindsock.resolving import Resolve
-    from bindsock.transports.stream import BetterPath
+    from bindsock.routing.effective import Preferences
+    from bindsock.stream.guard import BetterPath
 
     _Base = asyncio.BaseEventLoop
 else:

@@ -17,23 +17,29 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from bindsock import kernel as kernels
-from bindsock.dialing import MAX_REDIALS, Dialer, Dialled, decide_and_bind
-from bindsock.effective import Decider, Preferences
+from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
+from bindsock.datagram.open import DatagramTransport, open_datagram
+from bindsock.dial.binding import decide_and_bind
+from bindsock.dial.dialer import MAX_REDIALS, Dialer
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.race import Dialled
+from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.kernel import Kernel
-from bindsock.network import FAMILIES, Change, Decision, Interface, IPAddress, Path, Target, path_of, unmapped
+from bindsock.model.change import Change
+from bindsock.model.decision import Decision, Path, path_of
+from bindsock.model.network import FAMILIES, Interface, IPAddress, Target, unmapped
+from bindsock.model.statistics import Statistics
+from bindsock.model.subflows import Multipath, Subflow
+from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.listening import ChangeListener
+from bindsock.netmon.no_interface import no_effective_interface
+from bindsock.netmon.watcher import Watcher
+from bindsock.reconnect.connection import Attach, Dial
+from bindsock.reconnect.hooks import OnReconnect
+from bindsock.reconnect.open import ReplaceOptions, create_replaceable, is_replaceable, open_replaceable
 from bindsock.resolvers import InterfaceResolver
-from bindsock.resolving import AddrInfo, Resolve, address_of, resolve
-from bindsock.statistics import Statistics
-from bindsock.subflows import Multipath, Subflow
-from bindsock.transports.datagram import DatagramTransport, open_datagram
-from bindsock.transports.following import follow_datagrams, watch_datagrams
-from bindsock.transports.hooks import OnReconnect
-from bindsock.transports.legs import Attach, Dial
-from bindsock.transports.reconnecting import ReplaceOptions, create_replaceable, is_replaceable, open_replaceable
-from bindsock.transports.sockets import FollowedSocket
-from bindsock.transports.stream import BetterPath, StreamGuard, follow_stream
-from bindsock.undecided import no_effective_interface
-from bindsock.watcher import AsyncioDriver, ChangeListener, Watcher
+from bindsock.routing.effective import Decider, Preferences
+from bindsock.stream.guard import BetterPath, StreamGuard, follow_stream
 
 _guards: weakref.WeakKeyDictionary[socket.socket, StreamGuard] = weakref.WeakKeyDictionary()
 """What follows each stream socket, whichever factory it was that began to."""
@@ -549,7 +555,7 @@ class TransportFactory:
             return None
         if not seconds > 0:
             raise ValueError(f"dead_after must be a positive number of seconds, not {seconds!r}")
-        return functools.partial(self.kernel.limit_silence, seconds=seconds)
+        return functools.partial(self.kernel.set_user_timeout, seconds=seconds)
 
     def _again(self, dialer: Dialer, first: Dialled | None, tls: dict[str, Any]) -> tuple[Dial, Attach]:
         """How a connection that is replaced is made, each time.

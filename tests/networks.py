@@ -7,7 +7,7 @@ import itertools
 import socket
 from typing import TYPE_CHECKING
 
-from bindsock.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -32,7 +32,7 @@ from aioquic.h3.events import HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import QuicEvent
 
-from bindsock.kernel.linux import mptcp
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
 from tests.integrations.conftest import servers

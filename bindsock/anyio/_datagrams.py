@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import UDPPacketType
 
-    from bindsock.transports.datagram import DatagramTransport
+    from bindsock.datagram.open import DatagramTransport
 
 _QUEUE = 100
 """Datagrams that wait to be received; then the oldest are dropped, as anyio's own sockets do it."""

@@ -19,9 +19,9 @@ from bindsock.anyio._datagrams import FollowedConnectedUDPSocket, FollowedUDPSoc
 from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
 from bindsock.anyio._streams import FollowedStream
 from bindsock.default import running_factory, set_factory
-from bindsock.effective import Preferences
 from bindsock.factory import TransportFactory as AsyncioFactory
 from bindsock.factory import guard_of
+from bindsock.routing.effective import Preferences
 
 if TYPE_CHECKING:
     import socket
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from bindsock.anyio._trio_network import TrioNetwork
+    from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
-    from bindsock.resolving import Resolve
-    from bindsock.transports.stream import BetterPath, StreamGuard
+    from bindsock.stream.guard import BetterPath, StreamGuard
 
 IPAddressType: TypeAlias = str | IPv4Address | IPv6Address
 _Family: TypeAlias = Literal[AddressFamily.AF_UNSPEC, AddressFamily.AF_INET, AddressFamily.AF_INET6]

@@ -15,7 +15,7 @@ from anyio.abc import ByteStream
 
 if TYPE_CHECKING:
     from bindsock.errors import InterfaceChanged
-    from bindsock.transports.stream import StreamGuard
+    from bindsock.stream.guard import StreamGuard
 
 OnReconnect: TypeAlias = Callable[[ByteStream, bytes], Awaitable[bytes | None]]
 """Called with the new connection, before anybody else sends on it, and with what of the old one had not been received (always

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
-    from bindsock.transports.stream import StreamGuard
+    from bindsock.stream.guard import StreamGuard
 
 
 class BindsockAttribute(anyio.TypedAttributeSet):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from bindsock.kernel import EventSource
-    from bindsock.watcher import Watcher
+    from bindsock.netmon.watcher import Watcher
 
 logger = logging.getLogger("bindsock")
 
@@ -157,7 +157,7 @@ class TrioFuture:
 
 
 class TrioDriver:
-    """Runs a watcher on trio. A :class:`bindsock.watcher.Driver`.
+    """Runs a watcher on trio. A :class:`bindsock.netmon.watcher.Driver`.
 
     The watcher's clock must be :func:`trio.current_time`, so that it keeps pace with a test's ``MockClock``.
     """

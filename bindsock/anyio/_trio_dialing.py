@@ -1,4 +1,4 @@
-"""The dial of :mod:`bindsock.dialing` on trio: the same decisions, sockets and errors, another race."""
+"""The dial of :mod:`bindsock.dial.dialer` on trio: the same decisions, sockets and errors, another race."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from bindsock.dialing import MAX_REDIALS, Dialer, Race
-from bindsock.resolving import AddrInfo, numeric
+from bindsock.dial.dialer import MAX_REDIALS, Dialer
+from bindsock.dial.race import Race
+from bindsock.dial.resolving import AddrInfo, numeric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bindsock.dialing import Dialled
-    from bindsock.effective import Decider
-    from bindsock.network import Cause
-    from bindsock.transports.sockets import FollowedSocket
-    from bindsock.watcher import Watcher
+    from bindsock.dial.followed_socket import FollowedSocket
+    from bindsock.dial.race import Dialled
+    from bindsock.model.change import Cause
+    from bindsock.netmon.watcher import Watcher
+    from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
 
@@ -41,7 +42,7 @@ async def resolve(
 
 
 async def dial(dialer: Dialer) -> Dialled:
-    """Connect, as :meth:`bindsock.dialing.Dialer.dial` does."""
+    """Connect, as :meth:`bindsock.dial.dialer.Dialer.dial` does."""
     watcher = dialer.watcher
     with watcher.hold():
         for redials in range(MAX_REDIALS + 1):

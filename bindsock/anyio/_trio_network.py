@@ -10,22 +10,24 @@ import trio
 from bindsock import kernel as kernels
 from bindsock.anyio import _trio_dialing
 from bindsock.anyio._trio import TrioDriver, TrioLoop
-from bindsock.dialing import Dialer, decide_and_bind
-from bindsock.effective import Preferences
-from bindsock.transports.datagram import DatagramTransport, open_datagram
-from bindsock.transports.following import DatagramGuard, follow_datagrams, watch_datagrams
-from bindsock.transports.stream import StreamGuard, follow_stream
-from bindsock.watcher import Watcher
+from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
+from bindsock.datagram.open import DatagramTransport, open_datagram
+from bindsock.dial.binding import decide_and_bind
+from bindsock.dial.dialer import Dialer
+from bindsock.netmon.watcher import Watcher
+from bindsock.routing.effective import Preferences
+from bindsock.stream.guard import StreamGuard, follow_stream
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from typing import Any, TypeVar
 
+    from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
-    from bindsock.network import Decision, IPAddress, Path
-    from bindsock.resolving import Resolve
-    from bindsock.transports.stream import BetterPath
+    from bindsock.model.decision import Decision, Path
+    from bindsock.model.network import IPAddress
+    from bindsock.stream.guard import BetterPath
 
     D = TypeVar("D", bound=asyncio.DatagramProtocol)
 
@@ -124,7 +126,7 @@ class TrioNetwork:
             loop=self._asyncio_loop,
         )
 
-    def follow_datagrams(self, sock: socket.socket, destination: IPAddress | None) -> DatagramGuard | None:
+    def follow_datagrams(self, sock: socket.socket, destination: IPAddress | None) -> InPlaceMover | None:
         """Bind a datagram socket and follow it, unless it is to be left alone.
 
         :raises OSError: it cannot be bound; then it is closed
@@ -135,7 +137,7 @@ class TrioNetwork:
             sock.close()
             raise
 
-    def watch_datagrams(self, sock: socket.socket, destination: IPAddress, path: Path | None) -> DatagramGuard | None:
+    def watch_datagrams(self, sock: socket.socket, destination: IPAddress, path: Path | None) -> InPlaceMover | None:
         """Follow a datagram socket that has just been bound and connected."""
         return watch_datagrams(self.watcher, sock, destination, path, loop=self._asyncio_loop)
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
-from bindsock.foreign import is_client
-from bindsock.network import path_of
-from bindsock.resolving import address_of
-from bindsock.transports.stream import StreamGuard
+from bindsock.dial.resolving import address_of
+from bindsock.dial.unmanaged import is_client
+from bindsock.model.decision import path_of
+from bindsock.stream.guard import StreamGuard
 
 if TYPE_CHECKING:
     from bindsock.anyio._trio_network import TrioNetwork
-    from bindsock.resolving import SockAddr
-    from bindsock.transports.following import DatagramGuard
+    from bindsock.datagram.in_place import InPlaceMover
+    from bindsock.dial.resolving import SockAddr
 
     _TrioSocket = trio.socket.SocketType
 else:
@@ -35,7 +35,7 @@ class BoundSocket(_TrioSocket):
         super().__init__(sock)  # type: ignore[call-arg]
         self._plain = sock
         self._network = network
-        self._guard: StreamGuard | DatagramGuard | None = None
+        self._guard: StreamGuard | InPlaceMover | None = None
 
     async def connect(self, address: Any) -> None:
         """Bind the socket to the interface for this address, connect it, and follow it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bindsock.network import Decision, FamilyChange, Interface, InterfaceAddress, Network, Path, family_name
-from bindsock.preferences import Preferences, is_expensive
+from bindsock.model.change import FamilyChange
+from bindsock.model.decision import Decision, Path
+from bindsock.model.network import Interface, InterfaceAddress, Network, family_name
+from bindsock.model.preferences import Preferences, is_expensive
 
 
 def interface(value: Interface, network: Network, preferences: Preferences) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from typing import Any
 from bindsock.cli import documents
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, document
-from bindsock.effective import Decider
+from bindsock.dial.resolving import address_of
 from bindsock.kernel import Kernel
-from bindsock.network import Decision, Interface, IPAddress, family_of
-from bindsock.resolving import address_of
-from bindsock.usable import unfit
+from bindsock.model.decision import Decision
+from bindsock.model.network import Interface, IPAddress, family_of
+from bindsock.routing.effective import Decider
+from bindsock.routing.usable import unfit
 
 _EPILOG = """\
 Names are resolved by the system, and every address is explained. Without a host, the

@@ -9,11 +9,11 @@ import sys
 from typing import get_args
 
 from bindsock import kernel as kernels
+from bindsock.dial.resolving import Resolve
 from bindsock.factory import TransportFactory
-from bindsock.network import FAMILIES
-from bindsock.preferences import Cost, Preferences, Tunnels
+from bindsock.model.network import FAMILIES
+from bindsock.model.preferences import Cost, Preferences, Tunnels
 from bindsock.resolvers import InterfaceResolver
-from bindsock.resolving import Resolve
 
 
 class Exit(enum.IntEnum):

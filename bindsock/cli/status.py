@@ -8,9 +8,10 @@ from typing import Any
 from bindsock.cli import documents
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, columns, document
-from bindsock.effective import Decider
-from bindsock.network import Decision, Interface, InterfaceAddress, Network, family_name
-from bindsock.preferences import Preferences, is_expensive
+from bindsock.model.decision import Decision
+from bindsock.model.network import Interface, InterfaceAddress, Network, family_name
+from bindsock.model.preferences import Preferences, is_expensive
+from bindsock.routing.effective import Decider
 
 _EPILOG = """\
 The first line names the effective interface: the one beneath whatever VPN owns the

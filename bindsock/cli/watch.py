@@ -15,7 +15,9 @@ from bindsock.cli import documents
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, json_line
 from bindsock.factory import TransportFactory
-from bindsock.network import Change, Decision, FamilyChange, Path, family_name
+from bindsock.model.change import Change, FamilyChange
+from bindsock.model.decision import Decision, Path
+from bindsock.model.network import family_name
 
 _EPILOG = """\
 The first entry is the state at the start. After it there is one for each change of path:

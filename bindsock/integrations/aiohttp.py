@@ -15,14 +15,15 @@ import aiohttp
 import aiohttp.abc
 
 from bindsock.default import running_factory
-from bindsock.network import FAMILIES
+from bindsock.model.network import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from bindsock.effective import Decider
     from bindsock.factory import TransportFactory
-    from bindsock.network import Cause, Path
+    from bindsock.model.change import Cause
+    from bindsock.model.decision import Path
+    from bindsock.routing.effective import Decider
 
 
 class TCPConnector(aiohttp.TCPConnector):

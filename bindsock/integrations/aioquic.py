@@ -17,8 +17,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from bindsock.default import running_factory
-from bindsock.resolving import address_of
-from bindsock.transports.viability import pinned
+from bindsock.dial.resolving import address_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
     from aioquic.quic.connection import QuicTokenHandler
     from aioquic.tls import SessionTicketHandler
 
-    from bindsock.effective import Decider
     from bindsock.factory import TransportFactory
-    from bindsock.network import Cause, IPAddress, Path
+    from bindsock.model.change import Cause
+    from bindsock.model.decision import Path
+    from bindsock.model.network import IPAddress
+    from bindsock.routing.effective import Decider
 
 
 @asynccontextmanager
@@ -110,4 +111,4 @@ class _PathProbe:
             asyncio.get_running_loop().call_soon(self._protocol.transmit)
 
     def _path_by(self, decider: Decider) -> Path | None:
-        return pinned(decider, self._interface).path(self._peer)
+        return decider.with_pin(self._interface).path(self._peer)

@@ -15,11 +15,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
 from bindsock.default import interface_of
+from bindsock.dial.resolving import address_of
 from bindsock.errors import BindsockError, InterfaceChanged, NoEffectiveInterface, NoRoute
-from bindsock.network import Basis
+from bindsock.model.decision import Basis
 from bindsock.proxy import handshake
 from bindsock.proxy.handshake import Dial, Failure, Handshake, NeedData, Refuse, Send
-from bindsock.resolving import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from bindsock.network import IPAddress
-    from bindsock.watcher import Watcher
+    from bindsock.model.network import IPAddress
+    from bindsock.netmon.watcher import Watcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
 
 if TYPE_CHECKING:
-    from bindsock.network import IPAddress
-    from bindsock.watcher import Watcher
+    from bindsock.model.network import IPAddress
+    from bindsock.netmon.watcher import Watcher
 
 _MORE_COMING = 0x1
 _ADD = 0x2

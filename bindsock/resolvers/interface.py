@@ -9,22 +9,24 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from bindsock.dialing import broken
-from bindsock.network import FAMILIES, Cause, Path, family_of, path_of
+from bindsock.dial.race import broken
+from bindsock.dial.resolving import AddrInfo, resolve
+from bindsock.model.change import Cause
+from bindsock.model.decision import Path, path_of
+from bindsock.model.network import FAMILIES, family_of
+from bindsock.netmon.no_interface import no_effective_interface, until_changed
 from bindsock.resolvers.answers import Answer, Lookup, NoResolver, no_such_name
 from bindsock.resolvers.dnssd import DnsSdLookup
 from bindsock.resolvers.resolved import ResolvedLookup
 from bindsock.resolvers.servers import ServerLookup
-from bindsock.resolving import AddrInfo, resolve
-from bindsock.undecided import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bindsock.effective import Decider
-    from bindsock.network import IPAddress
-    from bindsock.resolving import SockAddr
-    from bindsock.watcher import Watcher
+    from bindsock.dial.resolving import SockAddr
+    from bindsock.model.network import IPAddress
+    from bindsock.netmon.watcher import Watcher
+    from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
 
@@ -64,7 +66,7 @@ class _Kept:
 
 
 class BoundResolver:
-    """A :class:`bindsock.resolving.Resolve` that asks by the effective interface.
+    """A :class:`bindsock.dial.resolving.Resolve` that asks by the effective interface.
 
     IPv4 addresses are asked for by the one of IPv4, IPv6 addresses by that of IPv6; a family without one is not asked for, since
     nothing could be dialled.

@@ -9,20 +9,20 @@ import struct
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from bindsock.dialing import bind_or_close
-from bindsock.network import family_of
+from bindsock.dial.binding import bind_or_close
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.model.network import family_of
+from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
-from bindsock.transports.sockets import FollowedSocket
-from bindsock.undecided import no_effective_interface
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import dns.message
 
-    from bindsock.network import IPAddress
-    from bindsock.resolving import SockAddr
-    from bindsock.watcher import Watcher
+    from bindsock.dial.resolving import SockAddr
+    from bindsock.model.network import IPAddress
+    from bindsock.netmon.watcher import Watcher
 
 _PORT = 53
 _PAYLOAD = 1232

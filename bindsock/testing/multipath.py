@@ -9,9 +9,9 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bindsock.kernel import Farewell
-from bindsock.network import Interface, IPAddress, family_of
-from bindsock.subflows import Endpoints, Subflow
+from bindsock.kernel import RemovalReason
+from bindsock.model.network import Interface, IPAddress, family_of
+from bindsock.model.subflows import Endpoints, Subflow
 
 
 class SimulatedPathManager:
@@ -69,7 +69,7 @@ class SimulatedPathManager:
     def arrived(self, sock: socket.socket, address: IPAddress) -> None:
         self.orders.append(("arrived", str(address)))
 
-    def remove(self, sock: socket.socket, address: IPAddress, why: Farewell) -> bool:
+    def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
         if address in self.systems and why == "left":
             return False
         self._demand_privilege()

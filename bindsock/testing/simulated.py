@@ -14,7 +14,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from bindsock.errors import BindFailed
 from bindsock.kernel import PathManager
-from bindsock.network import (
+from bindsock.model.network import (
     Interface,
     InterfaceAddress,
     InterfaceKind,
@@ -125,7 +125,7 @@ class SimulatedKernel:
         """How many event sources have been opened and not closed."""
         return sum(source.fileno() != -1 for source in self._sources)
 
-    def network(self, *, hurried: bool = False) -> Network:
+    def network(self, *, partial: bool = False) -> Network:
         self.readings += 1
         return self._network
 
@@ -158,7 +158,7 @@ class SimulatedKernel:
         self.binds.append(("abort", ""))
         sock.shutdown(socket.SHUT_RDWR)
 
-    def limit_silence(self, sock: socket.socket, seconds: float) -> None:
+    def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         self.binds.append(("limit silence", str(seconds)))
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:

@@ -17,6 +17,7 @@ from anyio.streams.tls import TLSStream
 import bindsock
 import bindsock.anyio
 from bindsock.anyio import BindsockAttribute, ReconnectingStream, TCPConnectable, connect_tcp
+from bindsock.dial.resolving import AddrInfo, numeric
 from bindsock.testing.lab import Lab
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
@@ -230,9 +231,7 @@ def test_a_dial_whose_path_goes_is_dialled_again(lab: Lab, run: Run) -> None:
 
 
 def test_the_second_address_is_tried_when_the_first_fails_or_is_slow(lab: Lab, run: Run) -> None:
-    async def resolver(host: str | None, port: int | str | None, **options: int) -> list[bindsock.resolving.AddrInfo]:
-        from bindsock.resolving import numeric
-
+    async def resolver(host: str | None, port: int | str | None, **options: int) -> list[AddrInfo]:
         assert host is not None
         first = host.removesuffix(".test").replace("-", ".")
         infos = [numeric(a, port, 0, socket.SOCK_STREAM, 0) for a in (first, lab.server.ipv6)]

@@ -8,7 +8,7 @@ import pytest
 
 from bindsock import kernel as kernels
 from bindsock.cli import main
-from bindsock.network import InterfaceKind, Network
+from bindsock.model.network import InterfaceKind, Network
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 
 Run = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ from bindsock import kernel as kernels
 from bindsock.cli import output
 from bindsock.errors import KernelError, UnsupportedSystem
 from bindsock.kernel import Kernel
-from bindsock.network import Network
+from bindsock.model.network import Network
 from bindsock.testing.simulated import SimulatedKernel
 
 from .conftest import Run

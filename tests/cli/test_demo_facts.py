@@ -14,8 +14,8 @@ from bindsock.cli.demo.loop import LoopResult
 from bindsock.cli.demo.measuring import Flow, Observation, Switch, observe
 from bindsock.cli.demo.programs import PlainSockets, Program
 from bindsock.cli.demo.timeline import svg
-from bindsock.effective import decide
-from bindsock.statistics import Statistics
+from bindsock.model.statistics import Statistics
+from bindsock.routing.effective import decide
 from bindsock.testing.lab import Packet
 from bindsock.testing.simulated import network
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bindsock.effective import decide
-from bindsock.network import Interface, IPAddress
+from bindsock.model.network import Interface, IPAddress
+from bindsock.routing.effective import decide
 from bindsock.testing.simulated import SimulatedKernel
 
 from .conftest import Run, beneath_vpn, only_vpn

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bindsock.cli import main, watch
-from bindsock.network import Decision, Network
+from bindsock.model.decision import Decision
+from bindsock.model.network import Network
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 
 from .conftest import LOOPBACK, WIFI, WIRED, Run, beneath_vpn, only_vpn

@@ -10,7 +10,7 @@ import pytest
 
 from bindsock.errors import BindFailed
 from bindsock.kernel.darwin import DarwinKernel, abi
-from bindsock.network import Interface, InterfaceAddress
+from bindsock.model.network import Interface, InterfaceAddress
 from bindsock.testing.darwin import SimulatedDarwin, SimulatedSocket
 from tests.darwin.machines import two_uplinks
 

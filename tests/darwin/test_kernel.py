@@ -8,11 +8,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from bindsock.effective import Preferences, decide
 from bindsock.errors import KernelError
 from bindsock.kernel.darwin import DarwinKernel, abi
 from bindsock.kernel.darwin.events import RouteEvents
-from bindsock.network import Basis, InterfaceKind, path_of
+from bindsock.model.decision import Basis, path_of
+from bindsock.model.network import InterfaceKind
+from bindsock.routing.effective import Preferences, decide
 from bindsock.testing.darwin import Hardware, SimulatedDarwin
 from tests.darwin.golden import darwin_error
 from tests.darwin.machines import two_uplinks

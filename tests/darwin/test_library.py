@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 import bindsock
+from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged, NoEffectiveInterface
 from bindsock.testing.darwin import SimulatedDarwin
-from bindsock.transports.sockets import FollowedSocket
 from tests.darwin.machines import two_uplinks
 
 FAR = "198.51.100.7"

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bindsock
-from bindsock.effective import decide
 from bindsock.errors import BindFailed
 from bindsock.kernel.darwin import DarwinKernel, abi
 from bindsock.kernel.darwin.syscalls import LiveSyscalls
-from bindsock.network import Basis, Interface, InterfaceKind, Network
+from bindsock.model.decision import Basis
+from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.routing.effective import decide
 from tests.abi.check import compile_with_system, source
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from bindsock.kernel.darwin import abi
 from bindsock.kernel.darwin.interfaces import parse_links
 from bindsock.kernel.darwin.messages import address_of, messages, name_of, prefix_length_of, sockaddr, sockaddrs
 from bindsock.kernel.darwin.routes import parse_routes
-from bindsock.network import RouteKind
+from bindsock.model.network import RouteKind
 from tests.darwin.golden import dump, golden, messages_of, states, transitions
 
 EN0 = bytes.fromhex("1412030006030600656e308a665a011065000000")

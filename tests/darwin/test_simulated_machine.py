@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
-from bindsock.effective import decide
 from bindsock.kernel.darwin import abi
 from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
 from bindsock.kernel.darwin.messages import sockaddr
+from bindsock.routing.effective import decide
 from bindsock.testing.darwin import SimulatedDarwin
 from tests.darwin.golden import State, golden, transitions
 from tests.darwin.topology import from_state, perform

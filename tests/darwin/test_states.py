@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bindsock.effective import Preferences, decide
 from bindsock.kernel.darwin import DarwinKernel, abi
 from bindsock.kernel.darwin.routes import parse_routes
-from bindsock.network import Basis, InterfaceKind, path_of
+from bindsock.model.decision import Basis, path_of
+from bindsock.model.network import InterfaceKind
+from bindsock.routing.effective import Preferences, decide
 from tests.darwin.golden import Replay, State, all_states, dump, golden, states, transitions
 from tests.darwin.topology import from_state
 
 if TYPE_CHECKING:
-    from bindsock.network import Decision, Network
+    from bindsock.model.decision import Decision
+    from bindsock.model.network import Network
 
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 

@@ -19,7 +19,7 @@ import pytest_asyncio
 import trustme
 
 import bindsock
-from bindsock.kernel.linux import mptcp
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
 
 SIZE = 50 << 20

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import bindsock
+from bindsock.datagram import open as datagram
 from bindsock.testing.lab import Lab, VpnMode
-from bindsock.transports import datagram
 
 pytestmark = pytest.mark.lab
 

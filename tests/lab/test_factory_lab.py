@@ -18,8 +18,8 @@ import pytest
 
 import bindsock
 from bindsock import kernel as kernels
-from bindsock.network import Interface
-from bindsock.resolving import AddrInfo, resolve
+from bindsock.dial.resolving import AddrInfo, resolve
+from bindsock.model.network import Interface
 from bindsock.testing.lab import Lab, VpnMode
 from tests.integrations.tunnel import nothing_through_the_tunnel
 

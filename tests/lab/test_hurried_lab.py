@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from bindsock.effective import Decider
-from bindsock.kernel.linux import LinuxKernel, links
+from bindsock.kernel.linux import LinuxKernel
 from bindsock.kernel.linux.netlink import Message
-from bindsock.network import FAMILIES, Network
+from bindsock.kernel.linux.rtnetlink import links
+from bindsock.model.network import FAMILIES, Network
+from bindsock.routing.effective import Decider
 from bindsock.testing.lab import Lab, VpnMode
 
 pytestmark = pytest.mark.lab
@@ -55,12 +56,12 @@ def test_it_decides_as_a_complete_one_does(lab: Lab, mode: VpnMode | None) -> No
             lab.wait_until_running("eth0")
             assert source.drain()
             for _ in range(100):
-                hurried, complete = kernel.network(hurried=True), LinuxKernel().network()
+                partial, complete = kernel.network(partial=True), LinuxKernel().network()
                 if not source.drain():  # what came late, an address of IPv6 for one, makes for another reading
                     break
-            assert chosen(hurried) == chosen(complete)
-            assert hurried.interfaces == complete.interfaces
-            assert hurried.reachable == complete.reachable
+            assert chosen(partial) == chosen(complete)
+            assert partial.interfaces == complete.interfaces
+            assert partial.reachable == complete.reachable
             kernel.network()
     finally:
         source.close()
@@ -71,7 +72,7 @@ def test_it_is_equal_where_nothing_has_changed(lab: Lab, mode: VpnMode | None) -
     if mode is not None:
         lab.vpn_up(mode)
     kernel = LinuxKernel()
-    assert kernel.network() == kernel.network(hurried=True) == kernel.network()
+    assert kernel.network() == kernel.network(partial=True) == kernel.network()
     kernel.close()
 
 
@@ -91,11 +92,11 @@ def test_interfaces_are_not_read_for_an_event_about_a_route(lab: Lab, monkeypatc
         asked.clear()
         lab.default("eth0")
         source.drain()
-        kernel.network(hurried=True)
+        kernel.network(partial=True)
         assert asked == []
         lab.remove_addresses("eth0")
         source.drain()
-        kernel.network(hurried=True)
+        kernel.network(partial=True)
         assert asked == [links.RTM_GETLINK, links.RTM_GETADDR]
     finally:
         source.close()
@@ -124,14 +125,14 @@ def test_nothing_is_asked_when_an_interface_goes_down(lab: Lab, mode: VpnMode | 
         lab.down("wifi0")
         assert source.drain()
         assert source.urgent
-        hurried = kernel.network(hurried=True)
+        partial = kernel.network(partial=True)
         assert asked == []
-        assert chosen(hurried) == chosen(kernel.network())
+        assert chosen(partial) == chosen(kernel.network())
         lab.down("eth0")
         lab.up("wifi0")
         source.drain()
         asked.clear()
-        kernel.network(hurried=True)
+        kernel.network(partial=True)
         assert links.RTM_GETLINK in asked
     finally:
         source.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import bindsock
-from bindsock.kernel.linux import mptcp
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
 from tests.lab.multipath import (
     MOVING,

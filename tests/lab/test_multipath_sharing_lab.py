@@ -9,7 +9,7 @@ import socket
 import pytest
 
 import bindsock
-from bindsock.kernel.linux import mptcp
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
 from tests.lab.bridging import into_a_bridge
 from tests.lab.multipath import MOVING, Source, closing, endpoints, interfaces, path_manager, ping, program, source, until

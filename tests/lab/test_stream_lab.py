@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 import bindsock
+from bindsock.stream import viability
 from bindsock.testing.lab import Lab
-from bindsock.transports import viability
 
 pytestmark = pytest.mark.lab
 

@@ -25,7 +25,7 @@ from bindsock.kernel.linux import LinuxKernel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bindsock.kernel.linux.events import RouteEvents
+    from bindsock.kernel.linux.rtnetlink.events import RouteEvents
 
 T = TypeVar("T")
 

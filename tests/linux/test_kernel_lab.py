@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bindsock.kernel.linux import LinuxKernel, tables
-from bindsock.kernel.linux import events as events_module
-from bindsock.kernel.linux.events import RouteEvents
+from bindsock.kernel.linux import LinuxKernel
 from bindsock.kernel.linux.netlink import AF_NETLINK, NETLINK_ROUTE
-from bindsock.network import InterfaceKind, Network, Route, RouteKind
+from bindsock.kernel.linux.rtnetlink import events as events_module
+from bindsock.kernel.linux.rtnetlink import tables
+from bindsock.kernel.linux.rtnetlink.events import RouteEvents
+from bindsock.model.network import InterfaceKind, Network, Route, RouteKind
 from tests.linux.namespaces import as_nobody, carrier, inside, ip, sysctl, until, until_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bindsock.network import Interface, IPAddress
+    from bindsock.model.network import Interface, IPAddress
     from tests.linux.namespaces import World
 
 pytestmark = pytest.mark.lab

@@ -18,9 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindsock.errors import KernelError
-from bindsock.kernel.linux import cures, devices, events, links, netconf, netlink, routes
-from bindsock.kernel.linux.reading import Reader
-from bindsock.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux import route_hint as cures
+from bindsock.kernel.linux.rtnetlink import devices, events, links, routes
+from bindsock.kernel.linux.rtnetlink import rp_filter as netconf
+from bindsock.kernel.linux.rtnetlink.reader import Reader
+from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,7 +112,7 @@ PARSERS: list[Callable[[bytes], object]] = [
     routes.parse_answer.__wrapped__,
     lambda payload: routes.parse_nexthops([payload]),
     netconf.parse_rp_filter,
-    lambda datagram: events.News().take(datagram),
+    lambda datagram: events.PendingEvents().take(datagram),
 ]
 EVERY_DATAGRAM = [datagram for datagrams in RECORDED.values() for datagram in datagrams]
 EVERY_PAYLOAD = [message.payload for datagram in EVERY_DATAGRAM for message in netlink.messages(datagram)]
@@ -332,27 +335,27 @@ def route_event(
 @pytest.mark.parametrize(
     ("datagram", "expected"),
     [
-        (route_event(), "hurried"),
-        (route_event(kind=25), "hurried"),
-        (route_event(length=16), "hurried"),
+        (route_event(), "partial"),
+        (route_event(kind=25), "partial"),
+        (route_event(length=16), "partial"),
         (route_event(length=17), "complete"),
         (route_event(kind=25, length=24), "complete"),
-        (route_event(kind=32, length=24), "hurried"),  # RTM_NEWRULE: the bytes mean something else
-        (route_event(table=252), "hurried"),
-        (route_event(type_=7), "hurried"),
+        (route_event(kind=32, length=24), "partial"),  # RTM_NEWRULE: the bytes mean something else
+        (route_event(table=252), "partial"),
+        (route_event(type_=7), "partial"),
         (route_event(type_=2, table=255), "none"),
         (route_event(type_=3, table=255), "none"),
         (route_event(type_=4), "none"),
         (route_event(type_=5), "none"),
         (route_event(kind=25, flags=0x200), "none"),
-        (route_event(kind=16, type_=5), "hurried"),  # RTM_NEWLINK, likewise
-        (route_event(type_=2) + route_event(), "hurried"),
-        (b"\1\2\3", "hurried"),
-        (b"", "hurried"),
+        (route_event(kind=16, type_=5), "partial"),  # RTM_NEWLINK, likewise
+        (route_event(type_=2) + route_event(), "partial"),
+        (b"\1\2\3", "partial"),
+        (b"", "partial"),
     ],
 )
 def test_only_routes_that_lead_elsewhere_matter(datagram: bytes, expected: str) -> None:
-    assert events.News().take(datagram) == expected
+    assert events.PendingEvents().take(datagram) == expected
 
 
 def link_event(index: int, *, kind: int = 16, flags: int = 0, family: int = 0) -> bytes:
@@ -390,11 +393,11 @@ GONE = link_event(2)
     ],
 )
 def test_an_interface_that_goes_down_is_told_from_all_else(datagrams: list[bytes], expected: tuple[bool, bool, set[int]]) -> None:
-    news = events.News()
+    news = events.PendingEvents()
     assert (news.interfaces, news.routes) == (True, True)
     news.clear()
     for datagram in datagrams:
-        assert news.take(datagram) == "hurried"
+        assert news.take(datagram) == "partial"
     assert (news.interfaces, news.routes, news.down) == expected
     news.clear()
     assert (news.interfaces, news.routes, news.down) == (False, False, set())

@@ -12,7 +12,7 @@ import pytest
 
 from bindsock.errors import BindFailed
 from bindsock.kernel.linux import LinuxKernel
-from bindsock.network import Interface
+from bindsock.model.network import Interface
 from tests.linux.namespaces import as_nobody, in_this_process, ip, received
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import pytest
 import uvloop
 
 from bindsock import TransportFactory
-from bindsock.network import InterfaceKind
+from bindsock.model.network import InterfaceKind
+from bindsock.netmon.watcher import Watcher
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
-from bindsock.watcher import Watcher
 from tests.integrations.conftest import servers
 
 __all__ = ["servers"]

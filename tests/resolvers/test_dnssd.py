@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bindsock.netmon.watcher import Watcher
 from bindsock.resolvers import Answer, DnsSdLookup, NoResolver
-from bindsock.watcher import Watcher
 
 HAS_REAL_ONE = hasattr(ctypes.CDLL(None), "DNSServiceGetAddrInfo")
 

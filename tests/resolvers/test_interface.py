@@ -11,11 +11,11 @@ from ipaddress import ip_address
 import pytest
 
 from bindsock import NoEffectiveInterface, Preferences, TransportFactory
+from bindsock.netmon.watcher import Watcher
 from bindsock.resolvers import Answer, InterfaceResolver, Lookup, NoResolver
 from bindsock.resolvers.answers import no_such_name
 from bindsock.resolvers.interface import BoundResolver
 from bindsock.testing.simulated import SimulatedKernel, network, route
-from bindsock.watcher import Watcher
 
 from .conftest import NOWHERE, ON_WIRED, WIFI, WIRED
 

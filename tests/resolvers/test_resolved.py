@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from bindsock.netmon.watcher import Watcher
 from bindsock.resolvers import Answer, NoResolver, ResolvedLookup
-from bindsock.watcher import Watcher
 
 Say = Callable[[dict[str, Any]], bytes | None]
 

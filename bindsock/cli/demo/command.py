@@ -18,7 +18,7 @@ from bindsock.cli.demo.timeline import svg
 from bindsock.cli.options import Exit, add_json, fail
 from bindsock.cli.output import NEEDS_RICH, Printer, document
 from bindsock.factory import TransportFactory
-from bindsock.network import Network, Route
+from bindsock.model.network import Network, Route
 from bindsock.testing.lab import Lab, LabUnavailable, available, enter_user_namespace
 
 if TYPE_CHECKING:

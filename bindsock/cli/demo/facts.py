@@ -12,7 +12,7 @@ from bindsock.errors import InterfaceChanged
 if TYPE_CHECKING:
     from bindsock.cli.demo.loop import LoopResult
     from bindsock.cli.demo.measuring import Observation
-    from bindsock.network import Decision
+    from bindsock.model.decision import Decision
 
 _DATAGRAM_LIMIT = 1.0
 """Seconds from the kernel's event to the first datagram. It takes milliseconds; but a busy machine may stop any program for some

@@ -15,9 +15,10 @@ from bindsock.cli.demo.facts import Fact
 from bindsock.cli.demo.scenario import milliseconds
 from bindsock.cli.output import Printer, columns
 from bindsock.default import interface_of
-from bindsock.effective import Decider
 from bindsock.factory import TransportFactory
-from bindsock.network import FAMILIES, Decision, Network, family_name
+from bindsock.model.decision import Decision
+from bindsock.model.network import FAMILIES, Network, family_name
+from bindsock.routing.effective import Decider
 
 if TYPE_CHECKING:
     from asyncio import StreamReader, StreamWriter

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bindsock.cli.demo.programs import Program
     from bindsock.kernel import Kernel
-    from bindsock.statistics import Statistics
+    from bindsock.model.statistics import Statistics
     from bindsock.testing.lab import Packet
 
 TUNNEL = "tun0"

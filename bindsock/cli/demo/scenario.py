@@ -13,7 +13,7 @@ from bindsock import kernel as kernels
 from bindsock.cli.demo.measuring import KernelEvents, Observation, Switch, observe
 from bindsock.cli.demo.programs import BindsockSockets, HandBoundSockets, PlainSockets, Program, running
 from bindsock.factory import TransportFactory
-from bindsock.preferences import Preferences
+from bindsock.model.preferences import Preferences
 
 if TYPE_CHECKING:
     from bindsock.testing.lab import Lab, Tap

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.kernel.darwin import abi
 from bindsock.kernel.darwin.messages import address_of, head, messages, name_of, prefix_length_of, sockaddr, sockaddrs
-from bindsock.network import Interface, InterfaceAddress, InterfaceKind
+from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind
 
 if TYPE_CHECKING:
     from bindsock.kernel.darwin.syscalls import Syscalls
-    from bindsock.network import IPAddress
+    from bindsock.model.network import IPAddress
 
 _EXHAUSTED = (abi.EBADF, abi.ENOMEM, abi.ENFILE, abi.EMFILE, abi.ENOBUFS)
 """Errors of an ioctl that say nothing of the interface. All others mean "not known": a sandbox, an older kernel, an interface

@@ -22,7 +22,7 @@ from bindsock.kernel.darwin import abi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bindsock.network import IPAddress
+    from bindsock.model.network import IPAddress
 
 S = TypeVar("S", bound=Structure)
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from bindsock.errors import KernelError
 from bindsock.kernel.darwin import abi
 from bindsock.kernel.darwin.messages import address_of, head, messages, prefix_length_of, sockaddr, sockaddrs
-from bindsock.network import Route, RouteKind
+from bindsock.model.network import Route, RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bindsock.kernel.darwin.syscalls import Syscalls, SystemSocket
-    from bindsock.network import IPAddress, IPNetwork
+    from bindsock.model.network import IPAddress, IPNetwork
 
 _UNUSABLE = abi.RTF_CONDEMNED | abi.RTF_DEAD
 """On its way out."""

@@ -18,7 +18,7 @@ from bindsock.errors import BindFailed
 from bindsock.kernel.darwin import abi
 
 if TYPE_CHECKING:
-    from bindsock.network import Interface
+    from bindsock.model.network import Interface
 
 _logger = logging.getLogger("bindsock")
 
@@ -110,7 +110,7 @@ def abort(sock: socket.socket) -> None:
     sock.shutdown(socket.SHUT_RDWR)
 
 
-def limit_silence(sock: socket.socket, seconds: float) -> None:
+def set_user_timeout(sock: socket.socket, seconds: float) -> None:
     """Let a stream socket fail after so much silence, in whole seconds.
 
     TCP_RXT_CONNDROPTIME counts while something is being sent again (xnu bsd/netinet/tcp_timer.c, tcp_timers); at rest the

@@ -19,10 +19,10 @@ import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bindsock.errors import BindFailed
-from bindsock.kernel.linux import mptcp
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 
 if TYPE_CHECKING:
-    from bindsock.network import Interface, IPAddress
+    from bindsock.model.network import Interface, IPAddress
 
 _SO_BINDTODEVICE = 25
 _SO_BINDTOIFINDEX = 62
@@ -207,7 +207,7 @@ def source(interface: Interface, remote: IPAddress) -> IPAddress:
         return ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
 
 
-def limit_silence(sock: socket.socket, seconds: float) -> None:
+def set_user_timeout(sock: socket.socket, seconds: float) -> None:
     """Let a stream socket fail after so much silence.
 
     TCP_USER_TIMEOUT counts while something is unacknowledged; at rest it does so only from the first keep-alive probe on

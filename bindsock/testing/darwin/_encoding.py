@@ -16,7 +16,7 @@ from bindsock.kernel.darwin.messages import sockaddr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bindsock.network import IPAddress, IPNetwork
+    from bindsock.model.network import IPAddress, IPNetwork
     from bindsock.testing.darwin._state import IPInterface, SimulatedInterface, SimulatedRoute
 
 PID = 501

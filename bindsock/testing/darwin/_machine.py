@@ -13,7 +13,7 @@ from bindsock.testing.darwin._state import HARDWARE, Hardware, SimulatedInterfac
 from bindsock.testing.darwin._system_sockets import EventSocket, RouteSocket
 
 if TYPE_CHECKING:
-    from bindsock.network import IPAddress
+    from bindsock.model.network import IPAddress
     from bindsock.testing.darwin._state import IPInterface
     from bindsock.testing.darwin._system_sockets import SimulatedSystemSocket
 

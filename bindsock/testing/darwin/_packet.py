@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bindsock.network import IPAddress
+    from bindsock.model.network import IPAddress
 
 
 @dataclass(frozen=True, slots=True)

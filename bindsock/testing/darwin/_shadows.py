@@ -16,7 +16,7 @@ from bindsock.testing.darwin._errors import darwin_error
 from bindsock.testing.darwin._sockets import SimulatedSocket
 
 if TYPE_CHECKING:
-    from bindsock.network import Interface
+    from bindsock.model.network import Interface
     from bindsock.testing.darwin._kernel import SimulatedDarwin
 
 _DARWINS = {errno.ENOTCONN: abi.ENOTCONN, errno.EINVAL: abi.EINVAL, errno.EBADF: abi.EBADF}

@@ -17,7 +17,7 @@ from bindsock.testing.darwin._packet import Packet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bindsock.network import IPAddress
+    from bindsock.model.network import IPAddress
     from bindsock.testing.darwin._kernel import SimulatedDarwin
     from bindsock.testing.darwin._state import SimulatedInterface, SimulatedRoute
 

@@ -11,7 +11,7 @@ from bindsock.kernel.darwin import abi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bindsock.network import IPAddress, IPNetwork
+    from bindsock.model.network import IPAddress, IPNetwork
 
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 

@@ -1,0 +1,1 @@
+"""Datagram endpoints that stay on the effective interface."""

@@ -1,0 +1,154 @@
+"""How many datagrams a device took to its grave.
+
+When the carrier goes, ``send()`` still succeeds until the kernel has noticed, up to a second later
+(``linux net/core/link_watch.c``), and what it took meanwhile is dropped without a word to anybody. A device only counts what it
+drops, for all who send by it. What waits for the link-layer address of a gateway that does not answer is thrown away uncounted.
+So, while a socket sends:
+
+* The device's counter is noted twice a second, once for all sockets on the device. When the device turns out to be dead, what it
+  has dropped since the note of two seconds ago is what the carrier cost; a socket accounts for as much of that as it has itself
+  sent in that time, and no two sockets account for the same drop.
+* What the socket has handed over and the device has not sent is looked at fifty times a second. If there was anything the last
+  time, it is lost, and what was sent since.
+
+That is exact where nobody else sends by the device and the gateway answers, and otherwise an upper bound: what is counted may
+have been another's, or may leave all the same if the carrier comes back within seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bindsock.kernel import Kernel
+    from bindsock.model.network import Interface
+
+LOOK = 0.02
+"""Seconds between two looks at what has not been sent yet."""
+INTERVAL = 0.5
+"""Seconds between two notes of the device's counter."""
+LOOKBACK = 2.0
+"""Seconds before the end that may have been lost: the kernel's second, and one for what it takes to act."""
+
+
+_NEVER = math.inf
+
+
+class _Note(NamedTuple):
+    time: float
+    sent: int
+    dropped: int
+
+
+class DeviceDrops:
+    """What the devices have dropped and nobody has accounted for, shared by all sockets of one kernel.
+
+    :param kernel: what to ask
+    :param clock: monotonic seconds
+    """
+
+    def __init__(self, kernel: Kernel, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._kernel = kernel
+        self._claimed: dict[int, int] = {}
+        self._latest: dict[int, tuple[float, int]] = {}
+
+    def dropped(self, interface: Interface, not_before: float) -> int | None:
+        """The count, as it was no earlier than a time (infinity: asks at all events); ``None`` where it is unknown."""
+        latest = self._latest.get(interface.index)
+        if latest is None or latest[0] < not_before:
+            count = self._kernel.dropped(interface)
+            if count is None:
+                return None
+            latest = self._latest[interface.index] = (self.clock(), count)
+        return latest[1] - self._claimed.get(interface.index, 0)
+
+    def claim(self, interface: Interface, count: int) -> None:
+        """Account for drops."""
+        self._claimed[interface.index] = self._claimed.get(interface.index, 0) + count
+
+    def unsent(self, sock: socket.socket) -> int:
+        """How many datagrams, at the most, the socket's device has taken and not sent yet."""
+        return self._kernel.unsent(sock)
+
+
+_devices: weakref.WeakKeyDictionary[Kernel, DeviceDrops] = weakref.WeakKeyDictionary()
+
+
+def device_drops(kernel: Kernel) -> DeviceDrops:
+    """The one of a kernel."""
+    devices = _devices.get(kernel)
+    if devices is None:
+        devices = _devices[kernel] = DeviceDrops(weakref.proxy(kernel))
+    return devices
+
+
+class DropCounter:
+    """What one socket has lately sent by its device."""
+
+    def __init__(self, devices: DeviceDrops) -> None:
+        self._devices = devices
+        self._interface: Interface | None = None
+        self._sock: socket.socket | None = None
+        self._notes: deque[_Note] = deque()
+        self._sent = 0
+        self._note_due = _NEVER
+        self._unsent = 0
+        self._sent_then = 0
+        self.due = _NEVER
+        """When :meth:`look` is due, before the next datagram is sent."""
+
+    def start(self, interface: Interface | None, sock: socket.socket | None) -> None:
+        """From now on the socket sends by that interface."""
+        self._interface, self._sock = interface, sock
+        self._notes.clear()
+        self._sent = self._unsent = self._sent_then = 0
+        self.due = self._note_due = _NEVER
+        if interface is not None:
+            self._note(self._devices.clock())
+
+    def sent(self) -> None:
+        """The device has taken a datagram."""
+        self._sent += 1
+
+    def look(self, now: float) -> None:
+        """Write down how things stand."""
+        assert self._sock is not None
+        self.due = now + LOOK
+        self._unsent, self._sent_then = self._devices.unsent(self._sock), self._sent
+        if now >= self._note_due:
+            self._note(now)
+
+    def lost(self) -> int:
+        """The device is dead: how many of the socket's datagrams it had taken and not sent. They are not counted again."""
+        interface, sock = self._interface, self._sock
+        if interface is None or sock is None or not self._notes:
+            return 0
+        self._forget(self._devices.clock())
+        before = self._notes[0]
+        sent = self._sent - before.sent
+        dropped = self._devices.dropped(interface, math.inf) if sent else None
+        dropped = 0 if dropped is None else max(0, min(sent, dropped - before.dropped))
+        self._devices.claim(interface, dropped)
+        waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._devices.unsent(sock)
+        self.start(None, None)
+        return min(sent, dropped + waiting)
+
+    def _note(self, now: float) -> None:
+        assert self._interface is not None
+        dropped = self._devices.dropped(self._interface, now - INTERVAL / 2)
+        if dropped is None:
+            return
+        self.due, self._note_due = now + LOOK, now + INTERVAL
+        self._notes.append(_Note(now, self._sent, dropped))
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        while len(self._notes) > 1 and self._notes[1].time <= now - LOOKBACK:
+            self._notes.popleft()

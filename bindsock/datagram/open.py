@@ -1,0 +1,328 @@
+"""Opening a datagram endpoint beneath the tunnels: ``loop.create_datagram_endpoint``, and where it belongs.
+
+The order of the calls matters: a socket is bound to its interface before it has an address or a peer, so that the system chooses
+the source address and the route of that interface, and not one datagram leaves by another.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from bindsock.datagram.mover import DatagramMover
+from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement, owns
+from bindsock.datagram.socket_spec import SocketSpec
+from bindsock.datagram.transport import DatagramTransport
+from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
+from bindsock.errors import NoEffectiveInterface, NoRoute
+from bindsock.model.decision import Path
+from bindsock.model.network import FAMILIES, Interface, Network, family_of, unmapped
+from bindsock.netmon.no_interface import no_effective_interface, until_changed
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from bindsock.netmon.watcher import Watcher
+    from bindsock.routing.effective import Decider
+
+__all__ = ["DatagramTransport", "open_datagram"]
+
+logger = logging.getLogger("bindsock")
+D = TypeVar("D", bound="asyncio.DatagramProtocol")
+
+OVERLAP = 2.0
+"""Seconds for which a socket that was left for a better path still receives."""
+
+
+async def open_datagram(
+    watcher: Watcher,
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], D],
+    local_addr: tuple[str, int] | None = None,
+    remote_addr: tuple[str, int] | None = None,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    reuse_port: bool | None = None,
+    allow_broadcast: bool | None = None,
+    sock: socket.socket | None = None,
+    interface: str | None = None,
+    overlap: float = OVERLAP,
+    resolve: Resolve = resolve,
+) -> tuple[DatagramTransport, D]:
+    """``loop.create_datagram_endpoint``, on the effective interface and staying there.
+
+    An endpoint whose destination or local address is a loopback one is a plain endpoint. A ``sock=`` that is bound to an
+    interface or to a certain address already is left where it is; any other is bound now, and only ever moved in place.
+
+    :param interface: the name of the one interface to use instead of the watcher's
+    :param overlap: seconds for which a socket that was left for a better path still receives
+    :param resolve: names to addresses
+    :raises NoEffectiveInterface: no interface may be used
+    :raises NoRoute: no route to the remote address leaves by the interface
+    :raises BindFailed: the system refused to bind, or the local address is another interface's
+    :raises ValueError: the arguments contradict each other; or a socket for both families, whose effective interfaces differ
+    """
+    opening = _Opening(watcher, loop, interface, overlap)
+    with watcher.hold():
+        if sock is not None:
+            modifiers: dict[str, object] = {
+                "local_addr": local_addr,
+                "remote_addr": remote_addr,
+                "family": family,
+                "proto": proto,
+                "flags": flags,
+                "reuse_port": reuse_port,
+                "allow_broadcast": allow_broadcast,
+            }
+            _check_given(sock, modifiers)
+            opened = await opening.adopt(sock)
+        else:
+            pairs = await _address_pairs(local_addr, remote_addr, family, proto, flags, resolve)
+            endpoints = [
+                SocketSpec(socket.AddressFamily(f), p, local, remote, bool(reuse_port), bool(allow_broadcast))
+                for (f, p), (local, remote) in pairs
+            ]
+            opened = await opening.open(endpoints, both_families=family == 0)
+        mover, decider, remote = opened
+        try:
+            protocol = protocol_factory()
+            waiter = loop.create_future()
+            transport = DatagramTransport(
+                loop, protocol, mover, watcher.statistics, remote=remote, strict=sock is None, waiter=waiter
+            )
+        except BaseException:
+            mover.close()
+            raise
+        mover.start(transport, decider)
+        try:
+            await waiter
+        except BaseException:
+            transport.abort()
+            raise
+    return transport, protocol
+
+
+def _check_given(sock: socket.socket, modifiers: dict[str, object]) -> None:
+    if sock.type != socket.SOCK_DGRAM:
+        raise ValueError(f"A UDP Socket was expected, got {sock!r}")
+    if sock.family not in FAMILIES:
+        raise ValueError(f"only IPv4 and IPv6 sockets leave by an interface, got {sock!r}")
+    problems = ", ".join(f"{name}={value}" for name, value in modifiers.items() if value)
+    if problems:
+        raise ValueError(f"socket modifier keyword arguments can not be used when sock is specified. ({problems})")
+
+
+_Pair = tuple[tuple[int, int], tuple[SockAddr | None, SockAddr | None]]
+
+
+async def _address_pairs(
+    local_addr: tuple[str, int] | None,
+    remote_addr: tuple[str, int] | None,
+    family: int,
+    proto: int,
+    flags: int,
+    resolve: Resolve,
+) -> list[_Pair]:
+    """The (family, protocol) pairs that have both addresses, as asyncio joins them."""
+    if family not in (socket.AF_UNSPEC, *FAMILIES):
+        raise ValueError(f"only AF_INET and AF_INET6 endpoints leave by an interface, not {family!r}")
+    if not (local_addr or remote_addr):
+        if family == socket.AF_UNSPEC:
+            raise ValueError("unexpected address family")
+        return [((family, proto), (None, None))]
+    locals_ = await _resolved(local_addr, family, proto, flags, resolve)
+    remotes = await _resolved(remote_addr, family, proto, flags, resolve)
+    keys = dict.fromkeys((*locals_, *remotes))
+    pairs: list[_Pair] = [
+        (key, (locals_.get(key), remotes.get(key)))
+        for key in keys
+        if (local_addr is None or key in locals_) and (remote_addr is None or key in remotes)
+    ]
+    if not pairs:
+        raise ValueError("can not get address information")
+    return pairs
+
+
+async def _resolved(
+    address: tuple[str, int] | None, family: int, proto: int, flags: int, resolve: Resolve
+) -> dict[tuple[int, int], SockAddr]:
+    if address is None:
+        return {}
+    if not (isinstance(address, tuple) and len(address) == 2):
+        raise TypeError("2-tuple is expected")
+    infos = await resolve(address[0], address[1], family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
+    if not infos:
+        raise OSError("getaddrinfo() returned empty list")
+    resolved: dict[tuple[int, int], SockAddr] = {}
+    for info in infos:
+        # A later address of the same kind replaces an earlier one in asyncio; the first is the resolver's preference.
+        resolved.setdefault((info[0], info[2]), info[4])
+    return resolved
+
+
+_Opened = tuple[DatagramMover, "Decider", SockAddr | None]
+
+
+class _Opening:
+    """Finds the place of a new endpoint, and waits for one if that is preferred."""
+
+    def __init__(self, watcher: Watcher, loop: asyncio.AbstractEventLoop, pin: str | None, overlap: float) -> None:
+        self._watcher = watcher
+        self._kernel = watcher.kernel
+        self._loop = loop
+        self._pin = pin
+        self._overlap = overlap
+
+    async def open(self, endpoints: list[SocketSpec], *, both_families: bool) -> _Opened:
+        """Make the first of the endpoints that can be made.
+
+        :param both_families: the caller has not chosen one
+        """
+        while True:
+            decider = self._watcher.decider().with_pin(self._pin)
+            errors: list[OSError] = []
+            for endpoint in endpoints:
+                try:
+                    return self._make(endpoint, decider, both_families), decider, endpoint.remote
+                except OSError as error:
+                    errors.append(error)
+            nowhere = [e for e in errors if isinstance(e, NoEffectiveInterface)]
+            if len(nowhere) == len(errors) and decider.preferences.on_no_interface == "wait":
+                await until_changed(self._watcher)
+                continue
+            raise next((e for e in errors if e not in nowhere), errors[0])
+
+    async def adopt(self, sock: socket.socket) -> _Opened:
+        """Take over a socket that somebody else made."""
+        try:
+            sock.setblocking(False)
+            while True:
+                decider = self._watcher.decider().with_pin(self._pin)
+                try:
+                    mover = self._place(sock, decider)
+                except NoEffectiveInterface:
+                    if decider.preferences.on_no_interface != "wait":
+                        raise
+                    await until_changed(self._watcher)
+                    continue
+                return mover, decider, mover.peer
+        except BaseException:
+            sock.close()
+            raise
+
+    def _make(self, endpoint: SocketSpec, decider: Decider, both_families: bool) -> DatagramMover:
+        sock = endpoint.make()
+        try:
+            wish = self._wish(sock, endpoint, strict=both_families, decider=decider)
+            if wish is None:
+                place = UNBOUND
+            else:
+                place = self._first_place(wish, decider)
+                if place.unbound and wish.address is not None:
+                    wish = None
+            interface = decider.network.interfaces[place.path.index] if place.path is not None else None
+            if interface is not None and wish is not None:
+                self._check_route(wish, interface)
+            endpoint.bind_and_connect(sock, self._kernel, interface)
+        except BaseException:
+            sock.close()
+            raise
+        return self._mover(sock, wish, place, endpoint)
+
+    def _wish(self, sock: socket.socket, endpoint: SocketSpec, *, strict: bool, decider: Decider) -> Requirement | None:
+        """What the endpoint follows, ``None`` if it never leaves this host."""
+        local = endpoint.address
+        if local is not None and local.is_loopback:
+            return None
+        if endpoint.remote is not None:
+            remote = unmapped(address_of(endpoint.remote))
+            if remote.is_loopback or remote.is_unspecified:
+                return None
+            if str(remote) == "255.255.255.255":
+                return Requirement((socket.AF_INET,), local)
+            return Requirement((remote,), local)
+        if local is not None:
+            return Requirement((family_of(local),), local)
+        return Requirement(_families(sock, decider, strict=strict))
+
+    def _first_place(self, wish: Requirement, decider: Decider) -> Placement:
+        place = wish.first_place(decider)
+        if place == NOWHERE:
+            what = str(wish.destination or "the default route")
+            raise no_effective_interface(what, wish.decisions(decider), self._kernel, decider.network)
+        return place
+
+    def _check_route(self, wish: Requirement, interface: Interface) -> None:
+        if wish.destination is not None and not self._kernel.has_route(interface, wish.destination):
+            raise NoRoute(self._kernel.cure(interface, wish.destination), interface=interface.name)
+
+    def _mover(
+        self, sock: socket.socket, wish: Requirement | None, place: Placement, endpoint: SocketSpec | None
+    ) -> DatagramMover:
+        return DatagramMover(
+            self._watcher, self._loop, sock, wish, place, endpoint=endpoint, pin=self._pin, overlap=self._overlap
+        )
+
+    # Somebody else's socket
+
+    def _place(self, sock: socket.socket, decider: Decider) -> DatagramMover:
+        index = self._kernel.bound(sock)
+        if index is not None:
+            return self._mover(sock, None, _place_of(index, sock, decider.network), None)
+        local = unmapped(address_of(sock.getsockname()))
+        try:
+            peer: SockAddr | None = sock.getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            peer = None
+        if peer is not None:
+            remote = unmapped(address_of(peer))
+            wish = None if remote.is_loopback or local.is_loopback else Requirement((remote,))
+        else:
+            wish = Requirement(_families(sock, decider, strict=True)) if local.is_unspecified else None
+        if wish is None:
+            return self._mover(sock, None, UNBOUND, None)
+        place = self._first_place(wish, decider)
+        if place.path is None:
+            return self._mover(sock, wish, place, None)
+        interface = decider.network.interfaces[place.path.index]
+        self._check_route(wish, interface)
+        self._kernel.rebind(sock, interface, peer=peer)
+        if peer is not None and not owns(interface, unmapped(address_of(sock.getsockname()))):
+            # It was bound to that address before it was connected: only now, disconnected for a moment, it tells.
+            logger.info("a socket that was bound to %s by somebody else is left alone", sock.getsockname()[0])
+            self._kernel.unbind(sock)
+            return self._mover(sock, None, UNBOUND, None)
+        return self._mover(sock, wish, place, None)
+
+
+def _families(sock: socket.socket, decider: Decider, *, strict: bool) -> tuple[socket.AddressFamily, ...]:
+    """The families that an unconnected socket on the wildcard address is for, the one to follow first.
+
+    :raises ValueError: they have different interfaces, and the caller has not said which counts
+    """
+    if sock.family != socket.AF_INET6 or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return (socket.AddressFamily(sock.family),)
+    interfaces = [decider.decide(f).interface for f in (socket.AF_INET6, socket.AF_INET)]
+    names = {i.name for i in interfaces if i is not None}
+    if strict and len(names) > 1:
+        raise ValueError(
+            f"the socket is for both IPv6 and IPv4, which leave by {' and '.join(i.name for i in interfaces if i is not None)}: "
+            "give family=, or make one for each"
+        )
+    return (socket.AF_INET6, socket.AF_INET)
+
+
+def _place_of(index: int, sock: socket.socket, network: Network) -> Placement:
+    """The place of a socket that is bound already."""
+    family = socket.AddressFamily(sock.family)
+    interface = network.interfaces.get(index)
+    if interface is None:
+        return UNBOUND
+    return Placement(Path(family, interface.name, index, frozenset(interface.usable_addresses(family)), None))

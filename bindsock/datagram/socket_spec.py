@@ -1,0 +1,164 @@
+"""What a datagram endpoint was asked to be, so that a second socket can be made that is the same on another interface."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bindsock.datagram.plan import owns
+from bindsock.dial.resolving import SockAddr, address_of
+from bindsock.errors import BindFailed
+from bindsock.model.network import unmapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bindsock.kernel import Kernel
+    from bindsock.model.network import Interface, IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SocketSpec:
+    """The arguments of ``loop.create_datagram_endpoint``, resolved."""
+
+    family: socket.AddressFamily
+    proto: int = 0
+    local: SockAddr | None = None
+    remote: SockAddr | None = None
+    reuse_port: bool = False
+    allow_broadcast: bool = False
+    """Set ``SO_BROADCAST``, and, as asyncio has it, send to the remote address without being connected to it."""
+
+    @property
+    def peer(self) -> SockAddr | None:
+        """What the socket is connected to."""
+        return None if self.allow_broadcast else self.remote
+
+    @property
+    def port(self) -> int:
+        """The local port that was asked for, 0 if any will do."""
+        return int(self.local[1]) if self.local is not None else 0
+
+    @property
+    def address(self) -> IPAddress | None:
+        """The local address that was asked for, if a certain one was."""
+        if self.local is None:
+            return None
+        address = unmapped(address_of(self.local))
+        return None if address.is_unspecified else address
+
+    def make(self) -> socket.socket:
+        """A socket with the options that were asked for, neither bound nor connected."""
+        sock = socket.socket(self.family, socket.SOCK_DGRAM, self.proto)
+        try:
+            sock.setblocking(False)
+            if self.reuse_port:
+                if not hasattr(socket, "SO_REUSEPORT"):
+                    raise ValueError("reuse_port not supported by socket module")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if self.allow_broadcast:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def bind_and_connect(self, sock: socket.socket, kernel: Kernel, interface: Interface | None, port: int | None = None) -> None:
+        """Bind a fresh socket to the interface, then to its local address and port, and connect it.
+
+        :param port: instead of the one that was asked for
+        :raises BindFailed: the system refused, or the local address is not the interface's
+        :raises OSError: the address or the port cannot be had, or there is no route to the remote address
+        """
+        if interface is not None:
+            address = self.address
+            if address is not None and not owns(interface, address):
+                raise BindFailed(
+                    f"the local address {address} is not one of {interface.name}'s, by which the endpoint is to leave",
+                    errno=errno.EADDRNOTAVAIL,
+                    interface=interface.name,
+                    call="bind",
+                )
+            kernel.bind(sock, interface)
+        if port is None:
+            port = self.port
+        if self.local is not None:
+            sock.bind((self.local[0], port, *self.local[2:]))
+        elif port:
+            sock.bind(("", port))
+        if self.peer is not None:
+            sock.connect(self.peer)
+
+    def duplicate_on(
+        self, like: socket.socket | None, kernel: Kernel, interface: Interface, ports: Iterable[int]
+    ) -> socket.socket:
+        """A second socket on another interface.
+
+        :param like: the first one, if it may have got options besides; they are read and set one by one
+        :param ports: local ports, the most welcome first; 0 for any
+        :raises OSError: as :meth:`bind_and_connect`, of the last port
+        """
+        refusal: OSError | None = None
+        for port in dict.fromkeys(ports):
+            sock = self.make()
+            try:
+                if like is not None:
+                    copy_options(like, sock)
+                self.bind_and_connect(sock, kernel, interface, port)
+            except BaseException as error:
+                sock.close()
+                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                    refusal = error
+                    continue
+                raise
+            return sock
+        assert refusal is not None
+        raise refusal
+
+
+_COPIED = (
+    ("SOL_SOCKET", "SO_RCVBUF"),
+    ("SOL_SOCKET", "SO_SNDBUF"),
+    ("SOL_SOCKET", "SO_BROADCAST"),
+    ("SOL_SOCKET", "SO_REUSEADDR"),
+    ("SOL_SOCKET", "SO_REUSEPORT"),
+    ("SOL_SOCKET", "SO_PRIORITY"),
+    ("SOL_SOCKET", "SO_MARK"),
+    ("IPPROTO_IP", "IP_TOS"),
+    ("IPPROTO_IP", "IP_TTL"),
+    ("IPPROTO_IP", "IP_MULTICAST_TTL"),
+    ("IPPROTO_IP", "IP_MULTICAST_LOOP"),
+    ("IPPROTO_IP", "IP_MTU_DISCOVER"),
+    ("IPPROTO_IP", "IP_RECVTOS"),
+    ("IPPROTO_IP", "IP_RECVERR"),
+    ("IPPROTO_IPV6", "IPV6_V6ONLY"),
+    ("IPPROTO_IPV6", "IPV6_TCLASS"),
+    ("IPPROTO_IPV6", "IPV6_UNICAST_HOPS"),
+    ("IPPROTO_IPV6", "IPV6_MULTICAST_HOPS"),
+    ("IPPROTO_IPV6", "IPV6_MULTICAST_LOOP"),
+    ("IPPROTO_IPV6", "IPV6_MTU_DISCOVER"),
+    ("IPPROTO_IPV6", "IPV6_DONTFRAG"),
+    ("IPPROTO_IPV6", "IPV6_RECVTCLASS"),
+    ("IPPROTO_IPV6", "IPV6_RECVERR"),
+)
+"""What a program may have set by ``get_extra_info("socket")``. Multicast memberships cannot be read back: they are an
+interface's, and to join again is the program's."""
+
+
+def copy_options(source: socket.socket, target: socket.socket) -> None:
+    """Set on a fresh socket those options in which another one differs from it, as far as the system lets it."""
+    for level_name, name in _COPIED:
+        level, option = getattr(socket, level_name, None), getattr(socket, name, None)
+        if level is None or option is None or (level_name == "IPPROTO_IPV6" and source.family != socket.AF_INET6):
+            continue
+        with contextlib.suppress(OSError):
+            wanted = source.getsockopt(level, option)
+            if wanted == target.getsockopt(level, option):
+                continue
+            target.setsockopt(level, option, wanted)
+            if target.getsockopt(level, option) != wanted:
+                # Linux doubles the size of a buffer for its own needs (net/core/sock.c, __sock_set_rcvbuf).
+                target.setsockopt(level, option, wanted // 2)

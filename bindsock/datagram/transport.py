@@ -1,0 +1,318 @@
+"""One stable datagram transport over whatever sockets the network makes necessary.
+
+To its protocol it is asyncio's own datagram transport, on any event loop: it needs ``add_reader``, ``add_writer``, ``call_soon``
+and ``call_later`` and nothing else. Which sockets there are is the business of :mod:`bindsock.datagram.mover`, what becomes of
+a send that is refused that of :mod:`bindsock.datagram.sender`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.trsock
+import logging
+import socket
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from bindsock.datagram.sender import Data, Sender
+from bindsock.dial.resolving import address_of
+from bindsock.errors import NoRoute
+
+if TYPE_CHECKING:
+    from bindsock.datagram.mover import DatagramMover
+    from bindsock.dial.resolving import SockAddr
+    from bindsock.model.statistics import Statistics
+    from bindsock.routing.effective import Decider
+
+logger = logging.getLogger("bindsock")
+
+_BATCH = 16
+"""Datagrams read from one socket before others have their turn."""
+_MAX_DATAGRAM = 1 << 16
+_LAST_BATCHES = 64
+_MAX_LOCAL = 1024
+_WARN_AFTER = 5
+"""Sends after the end that are not worth a word."""
+
+
+class DatagramTransport(asyncio.DatagramTransport):
+    """A datagram transport that stays on the effective interface. Made by ``create_datagram_endpoint()``."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol: asyncio.DatagramProtocol,
+        mover: DatagramMover,
+        statistics: Statistics,
+        *,
+        remote: SockAddr | None = None,
+        strict: bool = True,
+        waiter: asyncio.Future[None] | None = None,
+    ) -> None:
+        """
+        :param remote: the only destination there is
+        :param strict: whether naming another one is an error, rather than ignored
+        :param waiter: gets a result when the protocol knows its transport
+        """
+        super().__init__()
+        self._loop = weakref.ref(loop)
+        self._protocol: asyncio.DatagramProtocol | None = protocol
+        self._mover = mover
+        self._statistics = statistics
+        self._remote = remote
+        self._strict = strict
+        self._sender = Sender(loop, mover, statistics, self, remote)
+        self._is_local_to: dict[object, bool] = {}
+        self._local_by: Decider | None = None
+        self._high_water = self._low_water = 0
+        self._paused = False
+        self._closing = False
+        self._lost = 0
+        self.set_write_buffer_limits()
+        loop.call_soon(protocol.connection_made, self)
+        loop.call_soon(mover.start_reading)
+        if waiter is not None:
+            loop.call_soon(_fulfil, waiter)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._lost else "closing" if self._closing else "waiting" if self._mover.no_path else "open"
+        return f"<{type(self).__name__} {state} fd={self._mover.sock.fileno()} interface={self._mover.interface}>"
+
+    def __del__(self) -> None:
+        mover: DatagramMover | None = getattr(self, "_mover", None)
+        if mover is not None and not mover.closed:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
+            mover.close()
+
+    # What asyncio's transports have
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """``"socket"``, ``"sockname"`` and ``"peername"`` as they are now, and ``"interface"``, the name of the one in use.
+
+        A socket that was asked for may be closed after the interface has changed: ask again.
+        """
+        mover = self._mover
+        if name == "socket":
+            mover.handed_out = True
+            return asyncio.trsock.TransportSocket(mover.sock)
+        if name == "sockname":
+            return mover.sockname
+        if name == "peername":
+            return mover.peer if mover.peer is not None else default
+        if name == "interface":
+            return mover.interface if mover.interface is not None else default
+        return default
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol  # type: ignore[assignment]
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol  # type: ignore[return-value]
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait for the socket or for a path."""
+        return self._sender.backlog.size
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low_water, self._high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high_water, self._low_water = high, low
+        self._pause_or_resume()
+
+    def close(self) -> None:
+        """Receive no more, send what waits, then close. What waits for a path does so for 5 seconds at the most."""
+        if self._closing:
+            return
+        self._closing = True
+        self._mover.stop_reading()
+        if not self._sender.backlog:
+            self._end(None)
+
+    def abort(self) -> None:
+        """Close at once. What waits is lost."""
+        self._end(None)
+
+    def sendto(self, data: Data, addr: Any = None) -> None:
+        """Send a datagram, or hold it until there is a path.
+
+        :param addr: the destination; ``None`` for the remote address
+        :raises NoRoute: the destination is this host, which a socket that is bound to an interface does not reach
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+        if self._remote is not None:
+            if addr is not None and self._strict and tuple(addr[:2]) != self._remote[:2]:
+                raise ValueError(f"Invalid address: must be None or {self._remote}")
+            addr = None
+        elif addr is None:
+            raise ValueError("the endpoint has no remote address: the destination must be given")
+        if self._lost:
+            if self._lost >= _WARN_AFTER:
+                logger.warning("a datagram was sent by a closed transport")
+            self._lost += 1
+            return
+        mover = self._mover
+        if addr is not None and mover.place.path is not None and self._is_local(addr):
+            raise NoRoute(
+                f"{addr[0]} is this host, which a socket bound to {mover.interface} cannot reach: use another endpoint for it",
+                interface=mover.interface,
+            )
+        self._sender.send(data, addr)
+
+    # What the mover calls
+
+    def readable(self, sock: socket.socket) -> None:
+        """Read some."""
+        self._read(sock)
+
+    def drain(self, sock: socket.socket) -> None:
+        """Read the last."""
+        for _ in range(_LAST_BATCHES):
+            try:
+                if not self._read(sock):
+                    return
+            except Exception as exc:  # noqa: BLE001 - the program's own, reported as the loop would
+                self._call_exception_handler(exc, "protocol.datagram_received() failed")
+
+    def path_found(self) -> None:
+        """Send what waits."""
+        self._sender.path_found()
+
+    def fail(self, error: OSError) -> None:
+        """End with an error."""
+        self._end(error)
+
+    # What the sender calls
+
+    def settled(self) -> None:
+        """See to flow control, to what the protocol is to be told, and to an end that was waited for."""
+        if self._lost:
+            return
+        self._pause_or_resume()
+        self._report(self._sender.errors)
+        if self._closing and not self._sender.backlog:
+            self._end(None)
+
+    def broken(self, exc: BaseException) -> None:
+        """End, as asyncio does whatever it was."""
+        self._call_exception_handler(exc, "Fatal write error on datagram transport")
+        self._end(exc)
+
+    # Receiving
+
+    def _read(self, sock: socket.socket) -> bool:
+        """Read a batch.
+
+        :return: whether there may be more
+        """
+        mover = self._mover
+        for count in range(_BATCH):
+            if self._closing or sock.fileno() == -1:
+                return False
+            try:
+                data, addr = sock.recvfrom(_MAX_DATAGRAM)
+            except (BlockingIOError, InterruptedError):
+                if count == 0:
+                    mover.read_on(sock)
+                return False
+            except OSError as exc:
+                mover.read_on(sock)
+                # Of a socket that is on its way out nobody wants to hear.
+                if sock is mover.sock:
+                    self._call("error_received", exc)
+                return False
+            if mover.peer is not None and addr[:2] != mover.peer[:2] and _is_stranger(addr, mover.peer):
+                # Between bind() and connect() of a socket that is moved in place, everybody can send to it.
+                self._statistics.foreign += 1
+            elif self._protocol is not None:
+                self._protocol.datagram_received(data, addr)
+        return True
+
+    # What is this host's own
+
+    def _is_local(self, addr: Any) -> bool:
+        """Whether the destination is this host. Asked for each datagram, so the answers are kept."""
+        decider = self._mover.decider
+        if decider is None:
+            return False
+        if self._local_by is not decider or len(self._is_local_to) > _MAX_LOCAL:
+            self._local_by = decider
+            self._is_local_to.clear()
+        key = addr[0] if len(addr) == 2 else (addr[0], addr[-1])
+        local = self._is_local_to.get(key)
+        if local is None:
+            try:
+                local = decider.is_local(address_of(addr))
+            except ValueError:
+                local = addr[0] in ("", "localhost")
+            self._is_local_to[key] = local
+        return local
+
+    # Flow control, the end, and what the protocol is told
+
+    def _pause_or_resume(self) -> None:
+        if not self._paused and self._sender.backlog.size > self._high_water:
+            self._paused = True
+            self._call("pause_writing")
+        elif self._paused and self._sender.backlog.size <= self._low_water:
+            self._paused = False
+            self._call("resume_writing")
+
+    def _end(self, exc: BaseException | None) -> None:
+        if self._lost:
+            return
+        self._lost = 1
+        self._closing = True
+        self._sender.stop()
+        self._mover.stop()
+        loop = self._loop()
+        if loop is not None:
+            loop.call_soon(self._connection_lost, exc)
+        else:
+            self._mover.close()
+
+    def _connection_lost(self, exc: BaseException | None) -> None:
+        try:
+            if self._protocol is not None:
+                self._protocol.connection_lost(exc)  # type: ignore[arg-type]  # as asyncio: whatever it was
+        finally:
+            self._mover.close()
+            self._protocol = None
+
+    def _report(self, errors: list[OSError]) -> None:
+        while errors:
+            self._call("error_received", errors.pop(0))
+
+    def _call(self, name: str, *arguments: object) -> None:
+        try:
+            if self._protocol is not None:
+                getattr(self._protocol, name)(*arguments)
+        except Exception as exc:  # noqa: BLE001 - the program's own, reported as the loop would
+            self._call_exception_handler(exc, f"protocol.{name}() failed")
+
+    def _call_exception_handler(self, exc: BaseException, message: str) -> None:
+        loop = self._loop()
+        if loop is not None:
+            context = {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+            loop.call_exception_handler(context)
+
+
+def _is_stranger(addr: Any, peer: SockAddr) -> bool:
+    """Whether a datagram is not the peer's; a scope may be written or not."""
+    return (addr[0].partition("%")[0], addr[1]) != (peer[0].partition("%")[0], peer[1])
+
+
+def _fulfil(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

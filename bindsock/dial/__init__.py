@@ -1,0 +1,1 @@
+"""Names, decisions, binding and happy eyeballs: from a host to a connected, bound socket."""

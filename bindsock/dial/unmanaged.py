@@ -1,0 +1,41 @@
+"""Sockets that somebody else made: which of them are a client's, to be bound, and which are to be left alone."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.resolving import address_of
+from bindsock.model.network import FAMILIES
+
+_FIRST_AUTOMATIC_PORT = 32768
+"""The lowest port that a socket gets without asking (Linux net.ipv4.ip_local_port_range; Darwin's begin at 49152)."""
+
+
+def is_client(sock: socket.socket) -> bool:
+    """Whether a socket that is about to connect or to send is one that bindsock has to bind.
+
+    It is not: a UNIX socket; one that a part of bindsock has made, and bound; one that somebody bound to a certain address, which
+    is a choice of its own; and a datagram socket with a low port and no peer. Such a port was given on purpose, by somebody who
+    waits for others to send to it; the system tells nothing better.
+    """
+    if sock.family not in FAMILIES or isinstance(sock, FollowedSocket):
+        return False
+    local = sock.getsockname()
+    if is_connected(sock):
+        return True
+    if not address_of(local).is_unspecified:
+        return False
+    return sock.type != socket.SOCK_DGRAM or not 0 < local[1] < _FIRST_AUTOMATIC_PORT
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Whether the socket has a peer."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True

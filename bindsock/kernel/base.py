@@ -1,0 +1,191 @@
+"""The seam to the operating system. Everything that asks the system about its network, or binds a socket, is below here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from bindsock.model.network import Interface, IPAddress, Network
+    from bindsock.model.subflows import Endpoints, Subflow
+
+
+class EventSource(Protocol):
+    """A stream of the kernel's network events. Events only say "something changed": what did is read anew."""
+
+    overruns: int
+    """How often the kernel dropped events because nobody had read them. Each makes :meth:`drain` return true."""
+
+    urgent: bool
+    """Whether any of what the last :meth:`drain` read can change a partial reading; the rest can wait for a complete one."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when events wait; -1 once closed."""
+
+    def drain(self) -> bool:
+        """Read all that waits, without blocking.
+
+        :return: whether any of it can matter to a decision
+        :raises OSError: the source is broken and must be closed; the reconcile goes on without it
+        """
+
+    def close(self) -> None:
+        """Close the descriptor. Closing twice is harmless."""
+
+
+RemovalReason: TypeAlias = Literal["lost", "left", "forbidden"]
+"""Why a subflow is ended."""
+
+
+class PathManager(Protocol):
+    """Multipath TCP, where an operating system has it: connections whose byte stream goes over several subflows."""
+
+    def protocol(self, family: int) -> int | None:
+        """The protocol number of multipath stream sockets of an address family, ``None`` where there are none. Never raises."""
+
+    def endpoints(self) -> Endpoints:
+        """By which addresses the system adds subflows by itself, to connections that are made now.
+
+        :raises OSError: the system does not say
+        """
+
+    def subflows(self, sock: socket.socket) -> Sequence[Subflow] | None:
+        """The established subflows of a connection, ``None`` if it is not multipath, or is no more. Needs no privilege."""
+
+    def silence(self, sock: socket.socket) -> float:
+        """Seconds for which nothing has come from the peer although something that was sent waits to be acknowledged."""
+
+    def register(self, sock: socket.socket) -> None:
+        """The connection is to be followed, where it is now. See :meth:`release`."""
+
+    def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
+        """Order a subflow by an interface, unless there is one. It is established a round trip later, if at all.
+
+        :return: the local address that it has
+        :raises PermissionError: it takes a privilege that this process has not
+        :raises OSError: the system refused otherwise
+        """
+
+    def arrived(self, sock: socket.socket, address: IPAddress) -> None:
+        """A subflow with this local address has joined, and that is where the connection is from now on: let it receive as much
+        at a time as the whole connection does.
+
+        :raises OSError: the connection has ended
+        """
+
+    def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
+        """Order the end of the subflows that have a local address, established or not.
+
+        :param why: ``"lost"``: nothing can go over them any more; ``"forbidden"``: nothing may; ``"left"``: the connection is
+            elsewhere now, and those that the system has made by itself are left to it
+        :return: whether they are to end, and are not left alone
+        :raises OSError: as :meth:`add` does
+        """
+
+    def release(self, sock: socket.socket) -> bool:
+        """The connection is over: undo what was done to the system for its sake alone. Never raises.
+
+        :return: whether something is left that :meth:`sweep` should be asked about later
+        """
+
+    def sweep(self) -> bool:
+        """As :meth:`release`, for what could not be undone yet."""
+
+
+class Kernel(Protocol):
+    """What bindsock needs of an operating system."""
+
+    @property
+    def multipath(self) -> PathManager | None:
+        """``None`` where there is no multipath TCP that a program may use."""
+
+    binding_filters_ingress: bool
+    """Whether a socket that is bound to an interface receives by that one only. Where it does not, a datagram socket without a
+    peer can be moved while answers are on their way."""
+
+    def network(self, *, partial: bool = False) -> Network:
+        """One reading of the machine's network.
+
+        :param partial: a socket waits to be moved: interfaces, addresses and default routes count, specific routes may be those
+            of the last reading; a complete one will follow
+        :raises KernelError: the system's answer cannot be understood
+        :raises OSError: a call failed
+        """
+
+    def events(self) -> Sequence[EventSource]:
+        """Open the event sources. The caller closes them.
+
+        :raises OSError: not one could be opened
+        """
+
+    def suspended(self) -> float:
+        """How many seconds the machine has slept since it was started. Grows across a sleep and only then."""
+
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        """Bind a fresh socket so that what it sends leaves by the interface, before its bind() and connect().
+
+        :raises BindFailed: with the call and the errno; the caller must close the socket
+        """
+
+    def rebind(
+        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+    ) -> None:
+        """Move a datagram socket to the interface: same descriptor, same port, connected to the same peer as before.
+
+        Moving to the interface that it is bound to already is harmless and chooses the source address anew.
+
+        :param peer: the address that the socket is to be connected to, for when a failed call has left it disconnected; what
+            the socket itself says comes first
+        :param port: the local port, likewise
+        :raises BindFailed: a step failed; the socket stays bound to a device (its sends are refused), never unbound
+        """
+
+    def unbind(self, sock: socket.socket) -> None:
+        """Let the routing table alone decide again. A datagram socket stays connected, with the source address of its new route.
+
+        :raises BindFailed: the system forbids it
+        """
+
+    def bound(self, sock: socket.socket) -> int | None:
+        """The index of the interface that the socket is bound to, or ``None``. The index may be stale."""
+
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        """Whether a real route to the destination leaves by the interface for a socket bound to it."""
+
+    def cure(self, interface: Interface, destination: IPAddress) -> str:
+        """What would give :meth:`has_route` a route: one sentence for the person who runs the machine."""
+
+    def activity(self, sock: socket.socket) -> object:
+        """A value that differs whenever data moved over the stream socket since it was last asked; ``None`` if unknown."""
+
+    def dropped(self, interface: Interface) -> int | None:
+        """How many packets the interface's device has taken and dropped instead of sending them, whoever gave them to it.
+
+        :return: a count that only grows; ``None`` if it is unknown. Never raises.
+        """
+
+    def unsent(self, sock: socket.socket) -> int:
+        """How many datagrams, at the most, the socket has handed over that have not left their device yet.
+
+        :return: 0 also if it is unknown. Never raises.
+        """
+
+    def abort(self, sock: socket.socket) -> None:
+        """End a connected stream socket at once, whatever is under way: whoever waits on it is woken, with an error if the
+        system can do that. The descriptor stays open.
+
+        :raises OSError: the call failed; it may not have been connected any more
+        """
+
+    def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
+        """Let a stream socket fail when its peer has not answered for so long, whether anything was sent or not.
+
+        It is for paths that die without an event, beyond the first hop. At rest the peer is asked now and then.
+
+        :raises OSError: the system refused
+        """
+
+    def close(self) -> None:
+        """Let go of the descriptors that are kept between questions. The next question opens them again."""

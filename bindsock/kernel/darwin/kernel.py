@@ -1,0 +1,147 @@
+"""Darwin, which is macOS and iOS: sysctl, private ioctls by number, routing and kernel-event sockets; no privilege, no thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
+
+from bindsock.kernel.darwin import routes, sockets
+from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
+from bindsock.kernel.darwin.interfaces import read_interfaces
+from bindsock.kernel.darwin.syscalls import LiveSyscalls
+from bindsock.model.network import Network, RouteKind
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from bindsock.kernel import EventSource
+    from bindsock.kernel.darwin.syscalls import Syscalls
+    from bindsock.model.network import Interface, IPAddress
+
+__all__ = ["DarwinKernel"]
+
+_logger = logging.getLogger("bindsock")
+
+
+class DarwinKernel:
+    """The :class:`bindsock.kernel.Kernel` of macOS and iOS.
+
+    :param syscalls: the way to the system; that of the machine if none is given
+    """
+
+    multipath = None
+    """Darwin's multipath sockets are Network.framework's, and take an entitlement (``bsd/netinet/mptcp_usrreq.c``)."""
+    binding_filters_ingress = False
+    """xnu bsd/netinet/in_pcb.c, in_pcblookup_hash: the bound interface is no part of it."""
+
+    def __init__(self, syscalls: Syscalls | None = None) -> None:
+        self._syscalls = syscalls if syscalls is not None else LiveSyscalls()
+        self._complaints: set[str] = set()
+
+    def network(self, *, partial: bool = False) -> Network:
+        """One reading: two sysctls, and half a dozen ioctls for each interface; there is no quicker one."""
+        interfaces, peers = read_interfaces(self._syscalls)
+        found = routes.read_routes(self._syscalls, list(interfaces))
+        # Not even an unscoped default makes an uplink of a link to the devices nearby.
+        kept = tuple(route for route in found if not (route.is_default and route.interface in peers))
+        return Network(
+            interfaces,
+            kept,
+            frozenset(
+                (route.interface, route.family)
+                for route in kept
+                if route.is_default and route.kind is RouteKind.UNICAST and route.interface in interfaces
+            ),
+        )
+
+    def events(self) -> Sequence[EventSource]:
+        """PF_ROUTE and kernel events; one of them where a sandbox denies the other, which is logged once."""
+        sources: list[EventSource] = []
+        refused: list[OSError] = []
+        for name, opens in (("PF_ROUTE", open_route_events), ("kernel events", open_kernel_events)):
+            try:
+                sources.append(opens(self._syscalls))
+            except OSError as error:
+                refused.append(error)
+                if name not in self._complaints:
+                    self._complaints.add(name)
+                    _logger.warning("%s cannot be listened to, changes that nothing else tells are seen later: %s", name, error)
+        if not sources:
+            raise refused[0]
+        return sources
+
+    def suspended(self) -> float:
+        """Seconds: CLOCK_MONOTONIC_RAW goes on while the machine sleeps, CLOCK_UPTIME_RAW does not."""
+        uptime = getattr(time, "CLOCK_UPTIME_RAW", None)
+        if uptime is None:
+            # Not on a Mac: another kernel is behind the system calls, and its clocks are not at hand.
+            return 0.0
+        awake = time.clock_gettime(uptime)
+        return time.clock_gettime(time.CLOCK_MONOTONIC_RAW) - awake
+
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        """IP_BOUND_IF or IPV6_BOUND_IF, and SO_NOADDRERR on a stream."""
+        sockets.bind(sock, interface)
+
+    def rebind(
+        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+    ) -> None:
+        """Move a datagram socket in place. The port is never lost. See :func:`bindsock.kernel.darwin.sockets.rebind`."""
+        sockets.rebind(sock, interface, peer)
+
+    def unbind(self, sock: socket.socket) -> None:
+        """Take the interface off a socket."""
+        sockets.unbind(sock)
+
+    def bound(self, sock: socket.socket) -> int | None:
+        """The index of the interface that the socket is bound to."""
+        return sockets.bound(sock)
+
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        """Ask the kernel for the route of a socket bound to the interface; where it cannot be asked, look at its routes."""
+        try:
+            return routes.has_route(self._syscalls, interface.index, destination)
+        except OSError as error:
+            _logger.debug("the kernel cannot be asked for the route to %s: %s", destination, error)
+        return any(
+            route.interface == interface.index and route.kind is RouteKind.UNICAST and destination in route.destination
+            for route in self.network().routes
+            if route.destination.version == destination.version
+        )
+
+    def cure(self, interface: Interface, destination: IPAddress) -> str:
+        """What the administrator can do."""
+        family = "" if isinstance(destination, IPv4Address) else "-inet6 "
+        return (
+            f"{interface.name} has no default route of its own: set its router in System Settings (Network), or run: "
+            f"sudo route -n add {family}-ifscope {interface.name} default GATEWAY"
+        )
+
+    def activity(self, sock: socket.socket) -> object:
+        """The byte counters of a TCP socket."""
+        return sockets.activity(sock)
+
+    def abort(self, sock: socket.socket) -> None:
+        """Shut the socket down. Whoever reads from it is woken with an end of file: Darwin has no way to reset a connection
+        whose descriptor is to stay open."""
+        sockets.abort(sock)
+
+    def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
+        """TCP_RXT_CONNDROPTIME, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
+        sockets.set_user_timeout(sock, seconds)
+
+    def close(self) -> None:
+        """Close the socket for ioctls; the next question opens another."""
+        if isinstance(self._syscalls, LiveSyscalls):
+            self._syscalls.close()
+
+    def dropped(self, interface: Interface) -> int | None:
+        """Unknown: which of xnu's counters would tell has not been found out."""
+        return None
+
+    def unsent(self, sock: socket.socket) -> int:
+        """Unknown: which call would tell has not been found out."""
+        return 0

@@ -1,0 +1,176 @@
+"""Linux: rtnetlink spoken directly, ``SO_BINDTOIFINDEX``, and nothing that needs a privilege."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from bindsock.kernel.linux import route_hint as cures
+from bindsock.kernel.linux import sockets
+from bindsock.kernel.linux import statistics as counters
+from bindsock.kernel.linux.mptcp.path_manager import PathManager
+from bindsock.kernel.linux.netlink import Channel
+from bindsock.kernel.linux.rtnetlink.events import RouteEvents
+from bindsock.kernel.linux.rtnetlink.reader import Reader
+from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
+from bindsock.model.network import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bindsock.model.network import Interface, IPAddress
+
+__all__ = ["LinuxKernel"]
+
+_logger = logging.getLogger("bindsock")
+_CLOCK_BOOTTIME = 7
+_CLOCK_MONOTONIC = 1
+
+
+class LinuxKernel:
+    """The :class:`bindsock.kernel.Kernel` of Linux.
+
+    It belongs to the network namespace in which it is first used, to one thread, and to one side of a fork.
+    """
+
+    binding_filters_ingress = True
+    """``linux net/ipv4/udp.c``, compute_score."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        :param clock: monotonic seconds
+        """
+        self._channel = Channel()
+        self._reader = Reader(self._channel, clock)
+        self._gateways = cures.Gateways()
+        self.multipath = PathManager()
+        self._filters_seen: set[int] = set()
+        self._sources: list[weakref.ref[RouteEvents]] = []
+
+    def network(self, *, partial: bool = False) -> Network:
+        """One reading of the machine's network, in about 0.3 ms; nothing is sent.
+
+        In a hurry the routes are not dumped: the specific ones are those of the last reading, and the default routes are taken
+        from the kernel's answers to what it would do with a packet by each interface. Nor are interfaces and addresses, if no
+        event was about them. And if all that was said is that an interface went down, nothing is asked at all: it is the last
+        reading without what goes down with an interface.
+
+        A dump of 100,000 routes takes half a second, which no event is worth. Once there are more than 4,096, every reading
+        within 60 seconds of that dump is made as in a hurry. So a new default counts at once and a new specific route, on a
+        machine that has thousands of them, within a minute.
+        """
+        news = [source.news for source in self._open_sources()]
+        same, routes = partial and bool(news), False
+        down: set[int] = set()
+        for each in news:
+            same, routes = same and not each.interfaces, routes or each.routes
+            down |= each.down
+        try:
+            if same and down and not routes:
+                network = self._reader.without(frozenset(down))
+            else:
+                network = self._reader.network(partial=partial, same_interfaces=same and not down)
+        except OSError:
+            for each in news:
+                each.interfaces = True
+            raise
+        for each in news:
+            each.clear()
+        if not partial:
+            self._gateways.note(network.interfaces, self._reader.defaults)
+        return network
+
+    def events(self) -> Sequence[RouteEvents]:
+        """One source: links, addresses, routes, rules and nexthops of both families."""
+        source = RouteEvents()
+        self._sources = [*map(weakref.ref, self._open_sources()), weakref.ref(source)]
+        return [source]
+
+    def _open_sources(self) -> list[RouteEvents]:
+        return [source for reference in self._sources if (source := reference()) is not None and source.fileno() != -1]
+
+    def suspended(self) -> float:
+        """Seconds: CLOCK_BOOTTIME goes on while the machine sleeps, CLOCK_MONOTONIC does not."""
+        awake = time.clock_gettime(_CLOCK_MONOTONIC)
+        return time.clock_gettime(_CLOCK_BOOTTIME) - awake
+
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        """Bind a fresh socket. Of an interface whose reverse path filter is strict a warning is logged, once."""
+        sockets.bind(sock, interface)
+        self._warn_of_strict_filter(interface)
+
+    def rebind(
+        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+    ) -> None:
+        """Move a datagram socket in place, in about 10 µs. See :func:`bindsock.kernel.linux.sockets.rebind`."""
+        sockets.rebind(sock, interface, peer, port)
+        self._warn_of_strict_filter(interface)
+
+    def unbind(self, sock: socket.socket) -> None:
+        """Take the interface off a socket."""
+        sockets.unbind(sock)
+
+    def bound(self, sock: socket.socket) -> int | None:
+        """The index of the interface that the socket is bound to."""
+        return sockets.bound(sock)
+
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        """Ask the kernel, 10 µs; policy rules, kill switches and all."""
+        return self._reader.has_route(interface, destination)
+
+    def cure(self, interface: Interface, destination: IPAddress) -> str:
+        """What the administrator can do."""
+        try:
+            network = self.network()
+        except OSError:
+            network = Network({interface.index: interface})
+        return cures.cure(network, interface, destination, self._gateways)
+
+    def activity(self, sock: socket.socket) -> object:
+        """The byte counters of a TCP or MPTCP socket."""
+        return sockets.activity(sock)
+
+    def dropped(self, interface: Interface) -> int | None:
+        """The device's drops and errors of sending, 17 µs."""
+        try:
+            return counters.dropped(self._channel, interface.index)
+        except OSError as error:
+            _logger.debug("%s does not say what it dropped: %s", interface.name, error)
+            return None
+
+    def unsent(self, sock: socket.socket) -> int:
+        """What waits for the device, or for the link-layer address of the next hop, 1 µs."""
+        return counters.unsent(sock)
+
+    def abort(self, sock: socket.socket) -> None:
+        """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
+        sockets.abort(sock)
+
+    def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
+        """TCP_USER_TIMEOUT, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
+        sockets.set_user_timeout(sock, seconds)
+
+    def close(self) -> None:
+        """Close the socket for questions; the next question opens another."""
+        self._channel.close()
+        self.multipath.close()
+
+    def _warn_of_strict_filter(self, interface: Interface) -> None:
+        if interface.index in self._filters_seen or not interface.usable_addresses(socket.AF_INET):
+            return
+        self._filters_seen.add(interface.index)
+        try:
+            strict = is_strict(self._channel, interface.index)
+        except OSError as error:
+            _logger.debug("the reverse path filter of %s is not known: %s", interface.name, error)
+            return
+        if strict:
+            _logger.warning(
+                "%s filters by reverse path strictly (rp_filter=1): IPv4 answers to sockets that are bound to it are dropped "
+                "wherever the default route is another's; set net.ipv4.conf.all.rp_filter or net.ipv4.conf.%s.rp_filter to 2",
+                interface.name,
+                interface.name,
+            )

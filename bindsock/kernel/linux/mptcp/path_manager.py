@@ -1,0 +1,373 @@
+"""Telling the kernel's multipath path manager which subflows a connection is to have. It takes CAP_NET_ADMIN.
+
+There are two path managers, chosen by ``net.mptcp.pm_type`` when a socket is made:
+
+* The userspace one (``net/mptcp/pm_userspace.c``) is told of one connection, by its token.
+* The in-kernel one (``net/mptcp/pm_kernel.c``) knows endpoints: local addresses that all multipath connections of the network
+  namespace get subflows from, those of other programs, too; and when an endpoint goes, all of them lose their subflows with its
+  address. So one that this process has added is removed only when no connection, its own or a stranger's, would be left without
+  any subflow by that; until then a connection that leaves has just its own subflow reset. The kernel makes one subflow of an
+  endpoint for each connection, and another only when the endpoint is made again.
+
+The generic netlink family ``mptcp_pm`` and its numbers are those of ``include/uapi/linux/mptcp_pm.h``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import functools
+import logging
+import os
+import socket
+import struct
+import time
+import weakref
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bindsock.kernel.linux import netlink, sockets
+from bindsock.kernel.linux.mptcp import sock_diag as diagnosis
+from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.linux.netlink import Channel
+from bindsock.model.network import IPAddress, unmapped
+from bindsock.model.subflows import Endpoints, Subflow
+
+if TYPE_CHECKING:
+    from bindsock.kernel import RemovalReason
+    from bindsock.model.network import Interface
+
+_logger = logging.getLogger("bindsock")
+
+_GENL_ID_CTRL = 16
+_CTRL_CMD_GETFAMILY = 3
+_CTRL_ATTR_FAMILY_ID = 1
+_CTRL_ATTR_FAMILY_NAME = 2
+_GENERIC_HEADER = struct.Struct("=BBH")
+_VERSION = 1
+_U16 = struct.Struct("=H")
+
+_CMD_ADD_ADDR = 1
+_CMD_DEL_ADDR = 2
+_CMD_GET_ADDR = 3
+_CMD_GET_LIMITS = 6
+_CMD_REMOVE = 9
+_CMD_SUBFLOW_CREATE = 10
+_CMD_SUBFLOW_DESTROY = 11
+_ATTR_ADDR = 1
+_ATTR_RCV_ADD_ADDRS = 2
+_ATTR_TOKEN = 4
+_ATTR_LOC_ID = 5
+_ATTR_ADDR_REMOTE = 6
+_ADDR_FAMILY = 1
+_ADDR_ID = 2
+_ADDR_ADDR4 = 3
+_ADDR_ADDR6 = 4
+_ADDR_PORT = 5
+_ADDR_FLAGS = 6
+_ADDR_IF_IDX = 7
+_FLAG_SUBFLOW = 1 << 1
+_FLAG_IMPLICIT = 1 << 4
+"""The kernel's own note of an address that has been used. No subflow comes of it."""
+
+_LINGERING = 0.5
+"""Seconds for which the end of the process waits for connections that are just ending."""
+
+
+class _Endpoint(NamedTuple):
+    address: IPAddress
+    identifier: int
+    flags: int
+    bound: int
+    """The index of the interface that its subflows are bound to; 0 if they are bound to none."""
+    attributes: bytes
+    """All that the kernel says of it, as it can be told to it again."""
+
+
+@dataclass(eq=False)
+class _Connection:
+    """A connection of this process."""
+
+    token: int
+    first: IPAddress
+    """The address of its first subflow."""
+    place: IPAddress
+    """The address where it is."""
+    userspace: bool
+    identifiers: dict[IPAddress, int] = field(default_factory=dict)
+    """By local address; 0 is the first subflow's."""
+    indexes: dict[IPAddress, int] = field(default_factory=dict)
+    """The interfaces that the subflows were bound to, by local address."""
+
+
+class PathManager:
+    """The :class:`bindsock.kernel.PathManager` of Linux."""
+
+    def __init__(self) -> None:
+        self._generic = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_GENERIC))
+        self._diagnosis = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
+        self._family: int | None = None
+        self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
+        self._added: set[IPAddress] = set()
+        """The endpoints that this process has added."""
+        self._process = os.getpid()
+
+    def protocol(self, family: int) -> int | None:
+        """``IPPROTO_MPTCP``."""
+        return mptcp.protocol(family)
+
+    def endpoints(self) -> Endpoints:
+        """Ask the in-kernel path manager, if it is the one. No privilege is needed."""
+        if _is_userspace():
+            return Endpoints()
+        limits = netlink.attributes(self._ask(_CMD_GET_LIMITS), _GENERIC_HEADER.size)
+        endpoints = [endpoint for endpoint in self._endpoints() if not endpoint.flags & _FLAG_IMPLICIT]
+        return Endpoints(
+            tuple(endpoint.address for endpoint in endpoints),
+            tuple(endpoint.address for endpoint in endpoints if not endpoint.bound),
+            follows_peer=bool(netlink.u32(limits.get(_ATTR_RCV_ADD_ADDRS, bytes(4)))),
+        )
+
+    def subflows(self, sock: socket.socket) -> tuple[Subflow, ...] | None:
+        """Ask the socket, 5 µs. No privilege is needed."""
+        states = mptcp.states(sock)
+        return tuple(state.subflow for state in states if state.established) if states is not None else None
+
+    def silence(self, sock: socket.socket) -> float:
+        """By each subflow's ``tcp_info``."""
+        if not mptcp.unacknowledged(sock):
+            return 0.0
+        return min((state.silence for state in mptcp.states(sock) or () if state.established), default=float("inf"))
+
+    def register(self, sock: socket.socket) -> None:
+        """Note its token, its address, and by which path manager it goes."""
+        self._known(sock)
+
+    def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
+        """Order a subflow, 0.4 ms."""
+        connection = self._known(sock)
+        peer = sock.getpeername()
+        remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
+        local = sockets.source(interface, remote)
+        if self._remaining(sock, local):
+            return local
+        if connection.userspace:
+            # Of an address that has been used before the number is kept, or the kernel refuses.
+            used = connection.identifiers.values()
+            identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
+            self._tell(
+                _CMD_SUBFLOW_CREATE,
+                netlink.attribute_u32(_ATTR_TOKEN, connection.token),
+                _address(_ATTR_ADDR, local, identifier=identifier, index=interface.index),
+                _address(_ATTR_ADDR_REMOTE, remote, port=port),
+            )
+        else:
+            self._add_endpoint(connection, local, interface)
+        connection.indexes[local] = interface.index
+        return local
+
+    def arrived(self, sock: socket.socket, address: IPAddress) -> None:
+        """See :func:`bindsock.kernel.linux.mptcp.sockets.level_receive_buffers`; 20 µs."""
+        self._known(sock).place = address
+        mptcp.level_receive_buffers(sock)
+
+    def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
+        """Order the end of the subflows with a local address, 0.3 ms, and let the peer know.
+
+        Without that the peer, whom nothing reaches from a dead interface, would go on sending to it, and count it among the
+        subflows that it may have.
+        """
+        connection = self._known(sock)
+        if connection.userspace:
+            self._destroy(connection, address, self._remaining(sock, address))
+            return True
+        added = address in self._added
+        if not added and not self._remaining(sock, address):
+            return True
+        systems = not added and any(e.address == address for e in self._endpoints() if e.flags & _FLAG_SUBFLOW)
+        if systems and why == "left":
+            return False
+        if not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
+            self._remove_endpoint(address, first=connection.first == address)
+        for subflow in self._remaining(sock, address):
+            diagnosis.reset(self._diagnosis, subflow, (connection.indexes.get(address), sockets.bound(sock)))
+        return True
+
+    def release(self, sock: socket.socket) -> bool:
+        """Remove the endpoints that nobody needs any more. The kernel may need one to send what a closed connection still has."""
+        self._connections.pop(sock, None)
+        return self.sweep()
+
+    def sweep(self) -> bool:
+        """Remove what nobody needs."""
+        if os.getpid() != self._process:
+            return False  # of a fork's parent
+        for address in list(self._added):
+            try:
+                if not self._needing(address, None, lost=False):
+                    self._remove_endpoint(address)
+            except OSError as error:
+                _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
+                self._added.discard(address)
+        if not self._connections:
+            self.close()
+        return bool(self._added)
+
+    def close(self) -> None:
+        """Close the sockets for orders; the next one opens others."""
+        self._generic.close()
+        self._diagnosis.close()
+
+    # The connections
+
+    def _known(self, sock: socket.socket) -> _Connection:
+        connection = self._connections.get(sock)
+        if connection is None:
+            local = unmapped(ip_address(sock.getsockname()[0].split("%", 1)[0]))
+            connection = self._connections[sock] = _Connection(mptcp.token(sock), local, local, _is_userspace())
+        return connection
+
+    def _needing(self, address: IPAddress, besides: _Connection | None, *, lost: bool) -> set[int]:
+        """The connections, by token, that would miss their subflow with an address: strangers, and those of this process that
+        have no other or are there because it is the place for them.
+
+        :param lost: nothing goes over it any more, so that only those count that have no other
+        """
+        seen = diagnosis.subflows(self._diagnosis)
+        here = {subflow.token for subflow in seen if subflow.address == address}
+        elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
+        needing = here - elsewhere
+        if not lost:
+            ours = {connection.token: connection.place for sock, connection in self._connections.items() if sock.fileno() != -1}
+            needing |= {token for token in here if ours.get(token, address) == address}
+        return needing - {besides.token} if besides is not None else needing
+
+    @staticmethod
+    def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
+        return [state.subflow for state in mptcp.states(sock) or () if state.subflow.local == address]
+
+    # The userspace path manager
+
+    def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
+        token = netlink.attribute_u32(_ATTR_TOKEN, connection.token)
+        # The kernel keeps the number of a subflow that the peer has ended, and refuses it to another address.
+        identifier = connection.identifiers.pop(address, 0 if subflows else None)
+        if identifier is not None:
+            number = netlink.attribute(_ATTR_LOC_ID, bytes([identifier]))
+            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *diagnosis.GONE))
+        for subflow in subflows:
+            self._tell(
+                _CMD_SUBFLOW_DESTROY,
+                token,
+                _address(_ATTR_ADDR, subflow.local, port=subflow.local_port),
+                _address(_ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
+                harmless=diagnosis.GONE,
+            )
+
+    # The in-kernel path manager
+
+    def _add_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> None:
+        try:
+            self._tell(_CMD_ADD_ADDR, _address(_ATTR_ADDR, local, index=interface.index, flags=_FLAG_SUBFLOW))
+        except FileExistsError:
+            # The system's own, or one of ours, of which this connection has had its subflow.
+            if not self._needing(local, connection, lost=False):
+                self._renew_endpoint(local)
+        else:
+            if not self._added:
+                atexit.register(self._at_exit)
+            self._added.add(local)
+            _logger.info("%s of %s is a multipath endpoint now, for all programs", local, interface)
+
+    def _renew_endpoint(self, address: IPAddress) -> None:
+        for endpoint in self._endpoints():
+            if endpoint.address == address:
+                self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=endpoint.identifier))
+                self._tell(_CMD_ADD_ADDR, netlink.nested(_ATTR_ADDR, endpoint.attributes))
+
+    def _at_exit(self) -> None:
+        """Nobody else will do it. What is still open is closed at this moment in any case, and may take a moment to end."""
+        if os.getpid() != self._process:
+            return
+        deadline = time.monotonic() + _LINGERING
+        for sock in list(self._connections):
+            with contextlib.suppress(OSError):
+                sock.close()
+        self._connections.clear()
+        while self.sweep():
+            if time.monotonic() > deadline:
+                _logger.info("multipath endpoints are left, since connections need them: %s", ", ".join(map(str, self._added)))
+                return
+            time.sleep(0.01)
+
+    def _remove_endpoint(self, address: IPAddress, *, first: bool = False) -> None:
+        """End all subflows with the address, and tell the peers.
+
+        :param first: it may be a first subflow's: that has no endpoint, but the number 0
+        """
+        self._added.discard(address)
+        if not self._added:
+            atexit.unregister(self._at_exit)
+        identifiers = [endpoint.identifier for endpoint in self._endpoints() if endpoint.address == address]
+        for identifier in [*identifiers, *([0] if first else [])]:
+            self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=identifier), harmless=(errno.EINVAL,))
+
+    def _endpoints(self) -> list[_Endpoint]:
+        found = []
+        for payload in self._generic.dump(self._family_number(), _GENERIC_HEADER.pack(_CMD_GET_ADDR, _VERSION, 0)):
+            raw = netlink.attributes(payload, _GENERIC_HEADER.size).get(_ATTR_ADDR, b"")
+            entry = netlink.attributes(raw)
+            packed = entry.get(_ADDR_ADDR4) or entry.get(_ADDR_ADDR6)
+            if packed is None or len(packed) not in (4, 16):
+                continue
+            address = IPv4Address(packed) if len(packed) == 4 else unmapped(IPv6Address(packed))
+            flags, bound = (netlink.u32(entry.get(kind, bytes(4))) for kind in (_ADDR_FLAGS, _ADDR_IF_IDX))
+            found.append(_Endpoint(address, entry.get(_ADDR_ID, b"\0")[0], flags, bound, raw))
+        return found
+
+    # Generic netlink
+
+    def _family_number(self) -> int:
+        if self._family is None:
+            body = _GENERIC_HEADER.pack(_CTRL_CMD_GETFAMILY, _VERSION, 0)
+            answer = self._generic.ask(_GENL_ID_CTRL, body + netlink.attribute(_CTRL_ATTR_FAMILY_NAME, b"mptcp_pm\0"))
+            found = netlink.attributes(answer.payload, _GENERIC_HEADER.size)
+            (self._family,) = netlink.fixed(_U16, found.get(_CTRL_ATTR_FAMILY_ID, b""))
+        return self._family
+
+    def _ask(self, command: int) -> bytes:
+        return self._generic.ask(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0)).payload
+
+    def _tell(self, command: int, *body: bytes, harmless: tuple[int, ...] = ()) -> None:
+        try:
+            self._generic.tell(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0) + b"".join(body))
+        except OSError as error:
+            if error.errno not in harmless:
+                raise
+
+
+def _address(
+    kind: int, address: IPAddress, *, port: int = 0, identifier: int | None = None, index: int = 0, flags: int = 0
+) -> bytes:
+    family, option = (socket.AF_INET, _ADDR_ADDR4) if address.version == 4 else (socket.AF_INET6, _ADDR_ADDR6)
+    parts = [netlink.attribute(_ADDR_FAMILY, _U16.pack(family))]
+    if identifier is not None:
+        parts.append(netlink.attribute(_ADDR_ID, bytes([identifier])))
+    parts.append(netlink.attribute(option, address.packed))
+    if port:
+        parts.append(netlink.attribute(_ADDR_PORT, _U16.pack(port)))
+    if flags:
+        parts.append(netlink.attribute_u32(_ADDR_FLAGS, flags))
+    if index:
+        parts.append(netlink.attribute_u32(_ADDR_IF_IDX, index))
+    return netlink.nested(kind, *parts)
+
+
+def _is_userspace() -> bool:
+    try:
+        return Path("/proc/sys/net/mptcp/pm_type").read_bytes().strip() == b"1"
+    except OSError:
+        return False

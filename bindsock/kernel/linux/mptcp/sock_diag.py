@@ -1,0 +1,93 @@
+"""sock_diag: the subflows of all programs' multipath connections, and the end of one of them.
+
+Layouts and numbers are those of ``include/uapi/linux/inet_diag.h``, ``sock_diag.h`` and ``mptcp.h``.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+
+from bindsock.kernel.linux import netlink
+from bindsock.model.network import IPAddress, unmapped
+
+if TYPE_CHECKING:
+    from bindsock.kernel.linux.netlink import Channel
+    from bindsock.model.subflows import Subflow
+
+_SOCK_DIAG_BY_FAMILY = 20
+_SOCK_DESTROY = 21
+_DIAG_REQUEST = struct.Struct("=BBBBI")
+_DIAG_ENTRY = struct.Struct("!BB2x4x16s48x")
+"""Of ``struct inet_diag_msg``: family, state and local address."""
+_DIAG_ULP_INFO = 19
+_DIAG_WITH_INFO = 1 << 1
+"""Ask for INET_DIAG_INFO: what the upper layer adds comes with it alone (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
+_ULP_INFO_MPTCP = 3
+_SUBFLOW_ATTR_TOKEN_LOC = 2
+_ANY_STATE = 0xFFFFFFFF
+_ANY_COOKIE = 0xFFFFFFFF
+
+GONE = (errno.ENOENT, errno.ESRCH)
+"""What is to be ended has ended: the peer, once told, may have been quicker."""
+
+_TCP_ESTABLISHED = 1
+_TCP_OVER = (6, 7)
+"""TIME_WAIT and CLOSE"""
+
+
+class Seen(NamedTuple):
+    """A subflow of some program's connection."""
+
+    token: int
+    address: IPAddress
+    established: bool
+
+
+def subflows(channel: Channel) -> list[Seen]:
+    """The subflows of all multipath connections in the namespace (``net/mptcp/diag.c``)."""
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
+        for entry in channel.dump(_SOCK_DIAG_BY_FAMILY, request):
+            of, state, address = netlink.fixed(_DIAG_ENTRY, entry)
+            protocols = netlink.attributes(netlink.attributes(entry, _DIAG_ENTRY.size).get(_DIAG_ULP_INFO, b""))
+            token = netlink.attributes(protocols.get(_ULP_INFO_MPTCP, b"")).get(_SUBFLOW_ATTR_TOKEN_LOC)
+            if token is not None and state not in _TCP_OVER:
+                local = unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16]))
+                found.append(Seen(netlink.u32(token), local, state == _TCP_ESTABLISHED))
+    return found
+
+
+def reset(channel: Channel, subflow: Subflow, bound: tuple[int | None, ...]) -> None:
+    """End one TCP connection, as ``ss -K`` does (``net/ipv4/tcp_diag.c``, tcp_diag_destroy).
+
+    A socket that is bound to an interface is found by that interface alone, and which one it is nobody tells of a subflow
+    that the system has made.
+    """
+    likely = [index for index in bound if index]
+    for index in dict.fromkeys([*likely, *(index for index, _ in socket.if_nameindex()), 0]):
+        try:
+            channel.tell(_SOCK_DESTROY, _connection(subflow, index))
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        else:
+            return
+
+
+def _connection(subflow: Subflow, index: int) -> bytes:
+    """``struct inet_diag_req_v2`` of ``include/uapi/linux/inet_diag.h``."""
+    family = socket.AF_INET if subflow.local.version == 4 else socket.AF_INET6
+    return b"".join(
+        (
+            _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE),
+            struct.pack("!HH", subflow.local_port, subflow.remote_port),
+            subflow.local.packed.ljust(16, b"\0"),
+            subflow.remote.packed.ljust(16, b"\0"),
+            struct.pack("=III", index, _ANY_COOKIE, _ANY_COOKIE),
+        )
+    )

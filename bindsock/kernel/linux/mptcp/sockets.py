@@ -1,0 +1,174 @@
+"""Multipath TCP, as a socket tells of it: whether it is real, its subflows, and their receive buffers.
+
+Nothing here takes a privilege. Layouts and numbers are those of ``include/uapi/linux/mptcp.h`` and ``tcp.h``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import NamedTuple
+
+from bindsock.errors import KernelError
+from bindsock.model.network import IPAddress, unmapped
+from bindsock.model.subflows import Subflow
+
+IPPROTO_MPTCP = 262
+SOL_MPTCP = 284
+MPTCP_INFO = 1
+_MPTCP_TCPINFO = 2
+_MPTCP_SUBFLOW_ADDRS = 3
+_TOKEN = struct.Struct("=12xI")
+_SUBFLOW_DATA = struct.Struct("=IIII")
+_SO_PROTOCOL = 38
+_SO_RCVBUFFORCE = 33
+_ADDRESS_SIZE = 128
+"""``struct sockaddr_storage``"""
+_MOST_SUBFLOWS = 32
+
+_TCP_INFO = struct.Struct("=B51xII")
+"""The state, and how many milliseconds ago data and an acknowledgement were received."""
+_ESTABLISHED = 1
+_ALIVE = (1, 2, 3)
+"""ESTABLISHED, SYN_SENT and SYN_RECV"""
+
+
+class State(NamedTuple):
+    """A subflow, and how it is."""
+
+    subflow: Subflow
+    established: bool
+    silence: float
+    """Seconds since anything came by it."""
+
+
+def protocol(family: int = socket.AF_INET) -> int | None:
+    """``IPPROTO_MPTCP`` if the kernel has it and it is not switched off, else ``None``.
+
+    ``None`` also before Linux 5.16, where nobody could tell which subflows a connection has.
+    """
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP) as sock:
+        _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)
+        return IPPROTO_MPTCP
+    return None
+
+
+def states(sock: socket.socket) -> list[State] | None:
+    """The subflows that are established or begin to be.
+
+    :return: ``None`` if the socket is none of MPTCP, is not connected or has fallen back to TCP
+    """
+    if not _is_multipath(sock.fileno()):
+        return None
+    try:
+        addresses = _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)
+        infos = _list(sock, _MPTCP_TCPINFO, _TCP_INFO.size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTCONN, errno.EINVAL):
+            raise
+        return None
+    found = []
+    for entry, info in zip(addresses, infos, strict=False):
+        state, data, acknowledgement = _TCP_INFO.unpack(info)
+        # The first one stays in the list when it has ended, or is about to and nobody answers (net/mptcp/protocol.c,
+        # __mptcp_close_ssk).
+        if state in _ALIVE:
+            subflow = Subflow(*_address(entry, 0), *_address(entry, _ADDRESS_SIZE))
+            found.append(State(subflow, state == _ESTABLISHED, min(data, acknowledgement) / 1000))
+    return found
+
+
+def token(sock: socket.socket) -> int:
+    """What the path manager calls the connection.
+
+    :raises OSError: it is none of MPTCP
+    """
+    info = sock.getsockopt(SOL_MPTCP, MPTCP_INFO, 64)
+    if len(info) < _TOKEN.size:
+        raise KernelError("the kernel's mptcp_info is too short for a token")
+    return int(_TOKEN.unpack_from(info)[0])
+
+
+def unacknowledged(sock: socket.socket) -> bool:
+    """Whether anything that was written waits to be acknowledged."""
+    try:
+        answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return False
+    return answer != bytes(4)
+
+
+def level_receive_buffers(sock: socket.socket) -> None:
+    """Give a subflow that has joined late the receive buffer that the connection has.
+
+    A subflow begins with the small buffer of any new connection, and the kernel enlarges it only when that of the whole
+    connection grows, which has long found its size (``net/mptcp/protocol.c``, mptcp_rcv_space_adjust). The window that is
+    announced shrinks to what the subflow can take, a burst fills it, and where the last acknowledgement of the burst leaves
+    before the program has read it, nothing announces that there is room again: the peer waits for its retransmission timer,
+    200 ms and more (seen on 6.18, in three of four downloads).
+
+    ``SO_RCVLOWAT`` above what the buffer holds enlarges all of them at once, without fixing their size as ``SO_RCVBUF`` would
+    (``net/mptcp/sockopt.c``, mptcp_set_rcvlowat, Linux 6.7). How much a buffer holds nobody tells: so in small steps, by an
+    eighth of it at the most in the end. Where the buffer is as large as that can make it, which is half of what it may ever
+    be (``net.ipv4.tcp_rmem``) or more, its size is fixed.
+    """
+    with contextlib.suppress(OSError):
+        before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        if not _enlarge(sock, before) and before >= _largest_receive_buffer() // 2:
+            # The kernel doubles what it is given.
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, before // 2)
+
+
+def _enlarge(sock: socket.socket, size: int) -> bool:
+    mark = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+    try:
+        for sixteenths in range(4, 18):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size * sixteenths // 16)
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > size:
+                return True
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, mark)
+    return False
+
+
+def _largest_receive_buffer() -> int:
+    return int(Path("/proc/sys/net/ipv4/tcp_rmem").read_bytes().split()[2])
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _is_multipath(descriptor: int) -> bool:
+    """Ask the descriptor: what uvloop shows of a transport's socket does not know its protocol."""
+    number, length = ctypes.c_int(), ctypes.c_uint32(4)
+    failed = _libc.getsockopt(descriptor, socket.SOL_SOCKET, _SO_PROTOCOL, ctypes.byref(number), ctypes.byref(length))
+    return not failed and number.value == IPPROTO_MPTCP
+
+
+def _list(sock: socket.socket, option: int, size: int) -> list[bytes]:
+    """An option that begins with ``struct mptcp_subflow_data``, which says how much is understood: Python cannot pass it."""
+    buffer = ctypes.create_string_buffer(_SUBFLOW_DATA.size + _MOST_SUBFLOWS * size)
+    _SUBFLOW_DATA.pack_into(buffer, 0, _SUBFLOW_DATA.size, 0, 0, size)
+    length = ctypes.c_uint32(len(buffer))
+    if _libc.getsockopt(sock.fileno(), SOL_MPTCP, option, buffer, ctypes.byref(length)) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    head, count, _, _ = _SUBFLOW_DATA.unpack_from(buffer, 0)
+    raw = buffer.raw
+    return [raw[head + n * size : head + (n + 1) * size] for n in range(min(count, _MOST_SUBFLOWS))]
+
+
+def _address(entry: bytes, offset: int) -> tuple[IPAddress, int]:
+    (family,) = struct.unpack_from("=H", entry, offset)
+    (port,) = struct.unpack_from("!H", entry, offset + 2)
+    if family == socket.AF_INET:
+        return IPv4Address(entry[offset + 4 : offset + 8]), port
+    return unmapped(IPv6Address(entry[offset + 8 : offset + 24])), port

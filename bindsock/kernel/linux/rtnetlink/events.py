@@ -1,0 +1,161 @@
+"""The kernel's network events: an rtnetlink socket in the multicast groups whose messages can change a decision."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import weakref
+from typing import Literal, TypeAlias
+
+from bindsock.errors import KernelError
+from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.rtnetlink.links import IFF_UP
+from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, TABLE_LOCAL
+
+# RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE. Links, since an interface that goes down
+# announces no IPv4 route; rules, since that is all that wg-quick changes for traffic that is not its own.
+_GROUPS = (1, 5, 7, 8, 9, 11, 19)
+# RTNLGRP_NEXTHOP, Linux 5.3: past the 32 that an address can carry.
+_GROUP_NEXTHOP = 32
+
+_RTM_NEWROUTE = 24
+_RTM_DELROUTE = 25
+_RTM_NEWLINK = 16
+_RTM_DELADDR = 21
+_ABOUT_INTERFACES = frozenset({_RTM_NEWLINK, 17, 20, _RTM_DELADDR})
+"""And RTM_DELLINK and RTM_NEWADDR."""
+_SPECIFIC = 16
+"""A route to a longer prefix than this changes no default route, nor where the public addresses lead that the kernel is asked
+about to find it (:mod:`bindsock.kernel.linux.rtnetlink.reader`); a partial reading does not show it."""
+_ROUTE_HEAD = struct.Struct("=IHHIIBBBBBBBBI")
+"""nlmsghdr and rtmsg in one."""
+_LINK_BODY = struct.Struct("=IiI")
+"""ifinfomsg, as far as it counts: family and type, index, flags. The index of an ifaddrmsg is in the same place."""
+
+_SO_RCVBUFFORCE = 33
+_BUFFER_BYTES = 1 << 20
+_DATAGRAMS_A_DRAIN = 1000
+
+
+class RouteEvents:
+    """An :class:`bindsock.kernel.EventSource`."""
+
+    def __init__(self, buffer_bytes: int = _BUFFER_BYTES) -> None:
+        """
+        :param buffer_bytes: how much may wait unread; without CAP_NET_ADMIN the system's ``net.core.rmem_max`` is the most
+        :raises OSError: the socket cannot be opened
+        """
+        self.overruns = 0
+        self.urgent = True
+        self.news = PendingEvents()
+        """What was said since the last reading, of which whoever reads takes notice by :meth:`PendingEvents.clear`."""
+        self._sock = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
+        self._finalizer = weakref.finalize(self, self._sock.close)
+        try:
+            self._sock.setblocking(False)
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+            except PermissionError:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+            self._sock.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
+            try:
+                self._sock.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_ADD_MEMBERSHIP, _GROUP_NEXTHOP)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOPROTOOPT):
+                    raise
+        except OSError:
+            self.close()
+            raise
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+        return self._sock.fileno()
+
+    def drain(self) -> bool:
+        """Read what waits, at most 1,000 datagrams at a time: in a storm the loop has its turn in between.
+
+        Once it is known that everything must be read, the rest goes by without a look at it.
+        """
+        dirty = self.urgent = False
+        for _ in range(_DATAGRAMS_A_DRAIN):
+            # The exception of a read that would block takes longer than asking each time.
+            if not self._poll.poll(0):
+                break
+            try:
+                data, sender = self._sock.recvfrom(4096)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun), whatever they were.
+                self.overruns += 1
+                self.news.interfaces = dirty = self.urgent = True
+                continue
+            if sender[0] == 0 and not (self.urgent and self.news.interfaces):
+                weight = self.news.take(data)
+                dirty |= weight != "none"
+                self.urgent |= weight == "partial"
+        return dirty
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._finalizer()
+
+
+Urgency: TypeAlias = Literal["none", "complete", "partial"]
+"""Which reading shows it: none (an event of the route cache, or about a local, broadcast or multicast route), a complete one, or
+also a partial one."""
+
+
+class PendingEvents:
+    """What events have said, as far as a partial reading needs to know."""
+
+    def __init__(self) -> None:
+        self.interfaces = True
+        """An interface or an address may have changed otherwise than by going down."""
+        self.routes = True
+        """A default route may have changed otherwise than by going down with its interface."""
+        self.down: set[int] = set()
+        """The interfaces that went down: their routes went with that, and their IPv6 addresses, by default."""
+
+    def clear(self) -> None:
+        """All of it has been read."""
+        self.interfaces = self.routes = False
+        self.down.clear()
+
+    def take(self, datagram: bytes) -> Urgency:
+        """Add an event. Nothing is parsed in depth; what cannot be understood matters."""
+        if len(datagram) < _ROUTE_HEAD.size:
+            self.interfaces = True
+            return "partial"
+        length, kind, _, _, _, family, prefix_length, _, _, table, _, _, route_type, flags = _ROUTE_HEAD.unpack_from(datagram)
+        if (length + 3) & ~3 < len(datagram):
+            self.interfaces = True
+        elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
+            if route_type not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL:
+                return "none"
+            if prefix_length > _SPECIFIC:
+                return "complete"
+            if kind == _RTM_NEWROUTE or not self._went_down_with_interface(datagram):
+                self.routes = True
+        elif kind in _ABOUT_INTERFACES:
+            _, index, link_flags = _LINK_BODY.unpack_from(datagram, 16)
+            if kind == _RTM_NEWLINK and family == socket.AF_UNSPEC and not link_flags & IFF_UP:
+                self.down.add(index)
+            elif kind != _RTM_DELADDR or index not in self.down:
+                self.interfaces = True
+        else:  # rules and nexthops
+            self.routes = True
+        return "partial"
+
+    def _went_down_with_interface(self, datagram: bytes) -> bool:
+        try:
+            interface = netlink.attributes(datagram, _ROUTE_HEAD.size).get(RTA_OIF)
+            return interface is not None and netlink.u32(interface) in self.down
+        except KernelError:
+            return False

@@ -1,0 +1,224 @@
+"""Routes out of RTM_NEWROUTE, and the question which route a bound socket would take.
+
+Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``nexthop.h``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from bindsock.errors import KernelError
+from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.rtnetlink.links import parse_ip
+from bindsock.model.network import IPAddress, IPNetwork, Route, RouteKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+RTM_GETROUTE = 26
+RTM_GETNEXTHOP = 106
+
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_RTNEXTHOP = struct.Struct("=HBBi")
+_NHMSG = struct.Struct("=BBBxI")
+_NEXTHOP_GRP = struct.Struct("=IBBH")
+_U16 = struct.Struct("=H")
+
+RTN_UNICAST = 1
+RTN_LOCAL = 2
+RTN_MULTICAST = 5
+_KINDS = {
+    RTN_UNICAST: RouteKind.UNICAST,
+    6: RouteKind.BLACKHOLE,
+    7: RouteKind.UNREACHABLE,
+    8: RouteKind.PROHIBIT,
+    9: RouteKind.THROW,
+}
+DEAD_ENDS = frozenset(_KINDS) - {RTN_UNICAST}
+"""The route types that discard what is sent."""
+ROUTE_TYPES = frozenset(_KINDS)
+"""The route types that say where a packet to another host goes; the others are local, broadcast, anycast and multicast."""
+
+_RTA_DST = 1
+RTA_OIF = 4
+_RTA_GATEWAY = 5
+_RTA_PRIORITY = 6
+_RTA_MULTIPATH = 9
+_RTA_TABLE = 15
+_RTA_VIA = 18
+_RTA_NH_ID = 30
+_NHA_ID = 1
+_NHA_GROUP = 2
+_NHA_OIF = 5
+_NHA_GATEWAY = 6
+
+RTM_F_CLONED = 0x200
+_RTM_F_LOOKUP_TABLE = 0x1000
+"""Without it IPv4 says main, whatever table the entry is in (``linux net/ipv4/route.c``, inet_rtm_getroute)."""
+_RTM_F_FIB_MATCH = 0x2000
+TABLE_LOCAL = 255
+
+ALL_NEXTHOPS = _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
+"""The body of the dump of all nexthop objects."""
+
+
+class NextHop(NamedTuple):
+    """Where a route leads; ``None`` for what it does not name."""
+
+    interface: int | None
+    gateway: IPAddress | None
+
+
+class ParsedRoute(NamedTuple):
+    """An entry of a routing table as the kernel tells it."""
+
+    type: int
+    destination: IPNetwork
+    table: int
+    metric: int
+    routes: tuple[Route, ...]
+    """One for each next hop; none where the type leads nowhere, or no interface is known."""
+    nexthop_id: int | None
+    """The nexthop object."""
+
+    def by(self, hops: Iterable[NextHop]) -> tuple[Route, ...]:
+        """The routes by these next hops."""
+        return _by(hops, self.destination, self.metric, self.table)
+
+
+def dump_request(family: int) -> bytes:
+    """The body of the dump of a family's routes, all tables."""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def query(destination: IPAddress, interface: int, *, fib_match: bool = True) -> bytes:
+    """The body of RTM_GETROUTE: which way to the destination, by that interface?
+
+    :param fib_match: ask for the entry of the table that decides. Without it IPv4 says of any destination that no route
+        leads to that it is on the link (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu), which it is not
+    """
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    flags = 0
+    if fib_match:
+        # IPv6 always says which table, and refuses the flag that asks for it.
+        flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
+    return (
+        _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+        + netlink.attribute(_RTA_DST, destination.packed)
+        + netlink.attribute_u32(RTA_OIF, interface)
+    )
+
+
+def parse_route(payload: bytes) -> ParsedRoute | None:
+    """The entry of a routing table out of an RTM_NEWROUTE.
+
+    :return: ``None`` for what no program would care for: other families, the route cache, the local table, local, broadcast,
+        anycast and multicast types, and routes for certain source addresses only
+    :raises KernelError: the message is damaged
+    """
+    _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(_RTMSG, payload)
+    if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL or source_length:
+        return None
+    parsed = _parse(payload)
+    return None if parsed is None or parsed.table == TABLE_LOCAL else parsed
+
+
+@lru_cache(maxsize=256)
+def parse_answer(payload: bytes) -> ParsedRoute | None:
+    """The route by which the kernel would send, whatever its type; ``None`` for one of another family.
+
+    :raises KernelError: the message is damaged
+    """
+    return _parse(payload)
+
+
+def _parse(payload: bytes) -> ParsedRoute | None:
+    family, prefix_length, _, _, table, _, _, kind, _ = netlink.fixed(_RTMSG, payload)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    found = netlink.attributes(payload, _RTMSG.size)
+    destination = _network(family, found.get(_RTA_DST, b""), prefix_length)
+    if _RTA_TABLE in found:
+        table = netlink.u32(found[_RTA_TABLE])
+    metric = netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0
+    routes: tuple[Route, ...] = ()
+    if kind in DEAD_ENDS:
+        # IPv6 names the loopback as their interface, IPv4 none.
+        routes = (Route(destination, None, None, metric, table, False, _KINDS[kind]),)
+    elif _RTA_MULTIPATH in found:
+        routes = _by(_multipath(family, found[_RTA_MULTIPATH]), destination, metric, table)
+    elif RTA_OIF in found:
+        routes = (Route(destination, netlink.u32(found[RTA_OIF]), _gateway(family, found), metric, table),)
+    nexthop = netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None
+    return ParsedRoute(kind, destination, table, metric, routes, nexthop)
+
+
+def _by(hops: Iterable[NextHop], destination: IPNetwork, metric: int, table: int) -> tuple[Route, ...]:
+    return tuple(Route(destination, hop.interface, hop.gateway, metric, table) for hop in hops if hop.interface is not None)
+
+
+def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:
+    """The nexthop objects by id; a group has the hops of its members.
+
+    :raises KernelError: a message is damaged
+    """
+    single: dict[int, tuple[NextHop, ...]] = {}
+    groups: dict[int, list[int]] = {}
+    for payload in payloads:
+        family = netlink.fixed(_NHMSG, payload)[0]
+        found = netlink.attributes(payload, _NHMSG.size)
+        if _NHA_ID not in found:
+            raise KernelError("netlink: a nexthop without an id")
+        number = netlink.u32(found[_NHA_ID])
+        if _NHA_GROUP in found:
+            members = found[_NHA_GROUP]
+            if len(members) % _NEXTHOP_GRP.size:
+                raise KernelError("netlink: a nexthop group ends in the middle of a member")
+            groups[number] = [int(member[0]) for member in _NEXTHOP_GRP.iter_unpack(members)]
+        elif _NHA_OIF in found:
+            gateway = parse_ip(family, found[_NHA_GATEWAY]) if _NHA_GATEWAY in found else None
+            single[number] = (NextHop(netlink.u32(found[_NHA_OIF]), gateway),)
+    return single | {number: tuple(hop for m in members for hop in single.get(m, ())) for number, members in groups.items()}
+
+
+def _multipath(family: int, data: bytes) -> tuple[NextHop, ...]:
+    hops = []
+    offset, end = 0, len(data)
+    while end - offset >= _RTNEXTHOP.size:
+        length, _, _, index = _RTNEXTHOP.unpack_from(data, offset)
+        if not _RTNEXTHOP.size <= length <= end - offset:
+            raise KernelError(f"netlink: a next hop says that it is {length} bytes long where {end - offset} are left")
+        found = netlink.attributes(data[offset : offset + length], _RTNEXTHOP.size)
+        hops.append(NextHop(index if index > 0 else None, _gateway(family, found)))
+        offset += (length + 3) & ~3
+    return tuple(hops)
+
+
+def _gateway(family: int, found: Mapping[int, bytes]) -> IPAddress | None:
+    if _RTA_GATEWAY in found:
+        return parse_ip(family, found[_RTA_GATEWAY])
+    if _RTA_VIA in found:
+        # An IPv4 route by an IPv6 neighbour (RFC 5549): the family, then the address.
+        via = found[_RTA_VIA]
+        if len(via) < 2:
+            raise KernelError("netlink: a gateway without its family")
+        via_family = _U16.unpack_from(via)[0]
+        if via_family in (socket.AF_INET, socket.AF_INET6):
+            return parse_ip(via_family, via[2:])
+    return None
+
+
+def _network(family: int, packed: bytes, prefix_length: int) -> IPNetwork:
+    size = 4 if family == socket.AF_INET else 16
+    if prefix_length > size * 8:
+        raise KernelError(f"netlink: a prefix of {prefix_length} bits in family {family}")
+    if not packed and not prefix_length:
+        packed = bytes(size)
+    if len(packed) != size:
+        raise KernelError(f"netlink: a destination of {len(packed)} bytes in family {family}")
+    make: Callable[..., IPNetwork] = ipaddress.IPv4Network if family == socket.AF_INET else ipaddress.IPv6Network
+    return make((packed, prefix_length), strict=False)

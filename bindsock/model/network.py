@@ -1,0 +1,197 @@
+"""The vocabulary: one immutable reading of the machine's network, and what is decided from it.
+
+Nothing here does I/O, asks the platform or reads a clock. A kernel backend makes a :class:`Network`,
+:mod:`bindsock.routing.effective` makes a :class:`Decision` from it, and everything above compares those values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import socket
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+Target: TypeAlias = socket.AddressFamily | IPv4Address | IPv6Address
+"""What a decision is asked for: a family (its default route) or one destination."""
+
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def family_of(address: IPAddress) -> socket.AddressFamily:
+    """The address family of an address."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def family_name(family: socket.AddressFamily) -> str:
+    """``IPv4`` or ``IPv6``."""
+    return "IPv4" if family == socket.AF_INET else "IPv6"
+
+
+class InterfaceKind(enum.StrEnum):
+    """What an interface is to a program that wants to leave by it.
+
+    The one question that matters is *tunnel or not*; the rest only ranks. A container's ``eth0`` is a veth and is ``OTHER``.
+    """
+
+    WIRED = "wired"
+    WIFI = "wifi"
+    CELLULAR = "cellular"
+    LOOPBACK = "loopback"
+    TUNNEL = "tunnel"
+    BRIDGE = "bridge"
+    OTHER = "other"
+
+
+class RouteKind(enum.StrEnum):
+    """What the kernel does with a packet that matches the route."""
+
+    UNICAST = "unicast"
+    BLACKHOLE = "blackhole"
+    UNREACHABLE = "unreachable"
+    PROHIBIT = "prohibit"
+    THROW = "throw"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """An address of an interface, without scope id."""
+
+    address: IPAddress
+    prefix_length: int
+    tentative: bool = False
+    """Duplicate address detection has not finished, or has failed: the kernel will not use it."""
+    deprecated: bool = False
+    temporary: bool = False
+    """An IPv6 privacy address: it will rotate away."""
+    family: socket.AddressFamily = field(init=False, repr=False, compare=False)
+    usable: bool = field(init=False, repr=False, compare=False)
+    """Whether a connection beyond the link can have it as its source."""
+
+    def __post_init__(self) -> None:
+        # Asked for again and again, and ipaddress works it out anew each time.
+        object.__setattr__(self, "family", family_of(self.address))
+        usable = not (self.tentative or self.address.is_link_local or self.address.is_unspecified)
+        object.__setattr__(self, "usable", usable)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface."""
+
+    name: str
+    index: int
+    kind: InterfaceKind = InterfaceKind.OTHER
+    up: bool = True
+    """Administratively up (IFF_UP)."""
+    running: bool = True
+    """It has carrier (IFF_RUNNING, operstate up or unknown)."""
+    addresses: tuple[InterfaceAddress, ...] = ()
+    mtu: int = 1500
+    delegate: int | None = None
+    """Index of the interface that this one is delegated to (Darwin SIOCGIFDELEGATE), a hint that goes stale."""
+    expensive: bool = False
+    constrained: bool = False
+    last_resort: bool = False
+    """An uplink only where there is no other: ``ppp`` may be PPPoE or a VPN, nothing tells which."""
+
+    def usable_addresses(self, family: socket.AddressFamily) -> tuple[IPAddress, ...]:
+        """The addresses of the family that a connection beyond the link can have as its source."""
+        return tuple(a.address for a in self.addresses if a.family == family and a.usable)
+
+    def has(self, address: IPAddress) -> bool:
+        """Whether it has the address, without regard to a scope id."""
+        plain = without_scope(address)
+        return any(a.address == plain for a in self.addresses)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route; one of several next hops is a route of its own."""
+
+    destination: IPNetwork
+    interface: int | None
+    """Index of the interface, ``None`` where the kind has none."""
+    gateway: IPAddress | None = None
+    metric: int = 0
+    table: int = 254
+    """Linux routing table; 254 is ``main``."""
+    scoped: bool = False
+    """Darwin ``RTF_IFSCOPE``: only sockets bound to the interface see it."""
+    kind: RouteKind = RouteKind.UNICAST
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET if self.destination.version == 4 else socket.AF_INET6
+
+    @property
+    def is_default(self) -> bool:
+        return self.destination.prefixlen == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One reading of the machine's network. Equality compares everything."""
+
+    interfaces: Mapping[int, Interface] = field(default_factory=dict)
+    """By index."""
+    routes: tuple[Route, ...] = ()
+    """In the order in which the system gave them, without cloned and neighbour host routes."""
+    reachable: frozenset[tuple[int, socket.AddressFamily]] = frozenset()
+    """The (index, family) pairs by which the kernel itself confirmed a default route. Policy rules are not modelled: the
+    kernel is asked."""
+    _taken_down: dict[frozenset[int], Network] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def taken_down(self, down: frozenset[int]) -> Network:
+        """The network once these interfaces have gone down, the same object each time; this one if nothing goes with them.
+
+        That is without what Linux takes away with an interface: its routes, and its IPv6 addresses unless
+        ``net.ipv6.conf.*.keep_addr_on_down`` is set.
+        """
+        network = self._taken_down.get(down)
+        if network is None:
+            network = Network(
+                {index: _taken_down(interface) if index in down else interface for index, interface in self.interfaces.items()},
+                tuple(route for route in self.routes if route.interface not in down or route.kind is not RouteKind.UNICAST),
+                frozenset(pair for pair in self.reachable if pair[0] not in down),
+            )
+            if network == self:
+                return self
+            self._taken_down[down] = network
+        return network
+
+    def named(self, name: str) -> Interface | None:
+        """The interface of that name, if there is one now."""
+        return next((i for i in self.interfaces.values() if i.name == name), None)
+
+    def owner_of(self, address: IPAddress) -> Interface | None:
+        """The interface that has the address (without regard to a scope id), if one has."""
+        return next((interface for interface in self.interfaces.values() if interface.has(address)), None)
+
+
+def _taken_down(interface: Interface) -> Interface:
+    addresses = tuple(a for a in interface.addresses if a.family == socket.AF_INET)
+    return dataclasses.replace(interface, up=False, running=False, addresses=addresses)
+
+
+def without_scope(address: IPAddress) -> IPAddress:
+    """The address without its scope id."""
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        return IPv6Address(int(address))
+    return address
+
+
+def unmapped(address: IPAddress) -> IPAddress:
+    """The IPv4 address inside an IPv4-mapped IPv6 one (``::ffff:192.0.2.1``), any other address as it is."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

@@ -1,0 +1,1 @@
+"""Watches the network: kernel events become readings, readings become decisions, decisions reach the followers."""

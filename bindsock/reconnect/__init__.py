@@ -1,0 +1,1 @@
+"""Streams that outlive their connection: one stable transport, and connections that are replaced beneath it."""

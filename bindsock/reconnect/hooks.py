@@ -1,0 +1,187 @@
+"""The application's part in a replacement: what it says on the new connection before it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from bindsock.reconnect.streams import ReplaceableReader
+
+if TYPE_CHECKING:
+    from bindsock.reconnect.connection import Connection
+    from bindsock.reconnect.transport import ReplaceableTransport
+
+OnReconnect: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[bytes | None]]
+"""``async def on_reconnect(reader, writer, unread)``: log in again, say again what was not acknowledged.
+
+The reader and the writer are the new connection's own, and the hook's until it returns. ``unread`` came over the old one and was
+not read. What the hook returns is read first by the application, before anything else that the new connection brings.
+"""
+
+
+class Hook(Protocol):
+    """Runs on a new connection."""
+
+    async def run(self, leg: Connection, transport: ReplaceableTransport, rest: bytes) -> bytes:
+        """Let the application speak.
+
+        :param rest: what came over the old connection and was not delivered
+        :return: what is to be delivered before anything else
+        """
+
+
+class StreamHook:
+    """Calls an ``on_reconnect`` with streams of its own.
+
+    They are asyncio's on the event loop's own transport: it can do whatever can be done with a fresh connection, start TLS for
+    one. Meanwhile the application's reader and writer wait.
+    """
+
+    def __init__(self, on_reconnect: OnReconnect, reader: ReplaceableReader, limit: int) -> None:
+        self._on_reconnect = on_reconnect
+        self._reader = reader
+        self._limit = limit
+        self._unread = b""
+
+    async def run(self, leg: Connection, transport: ReplaceableTransport, rest: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        # Of a hook that was stopped half-way the next one is told the same.
+        self._unread += self._reader.take()
+        reader = ReplaceableReader(self._limit, loop)
+        protocol = _HookProtocol(reader, leg, loop)
+        leg.lend(protocol)
+        writer = _HookWriter(leg.transport, protocol, reader, loop)
+        try:
+            first = await self._on_reconnect(reader, writer, self._unread + rest)
+        finally:
+            leg.take_back(writer.transport)  # type: ignore[arg-type]
+        self._unread = b""
+        return (first or b"") + reader.take()
+
+
+class _HookProtocol(asyncio.StreamReaderProtocol):
+    """Keeps the leg informed while the transport is the hook's."""
+
+    def __init__(self, reader: asyncio.StreamReader, leg: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(reader, loop=loop)
+        self._leg = leg
+
+    def eof_received(self) -> bool | None:
+        super().eof_received()
+        return self._leg.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._leg.connection_lost(exc)
+
+
+class _HookWriter(asyncio.StreamWriter):
+    def __del__(self) -> None:
+        """The connection lives on when the hook has let go of the writer; asyncio's would close it."""
+
+
+class ProtocolHook:
+    """Calls a protocol's ``connection_replaced(transport, unread)``, coroutine method or not.
+
+    What the new connection brings goes to the protocol's ``data_received()`` as ever. What the protocol writes to the transport
+    that it is given goes ahead of what was held.
+    """
+
+    async def run(self, leg: Connection, transport: ReplaceableTransport, rest: bytes) -> bytes:
+        protocol: Any = transport.get_protocol()
+        handle = HookTransport(transport, leg)
+        try:
+            result = protocol.connection_replaced(handle, rest)
+            if inspect.isawaitable(result):
+                # The method comes to its first await before the first byte comes to the protocol.
+                asyncio.get_running_loop().call_soon(leg.pour, transport.deliver)
+                await result
+        finally:
+            handle.hook_is_done()
+        return b""
+
+
+class HookTransport(asyncio.Transport):
+    """The new connection for as long as the hook runs, and the stable transport from then on."""
+
+    def __init__(self, stable: ReplaceableTransport, leg: Connection) -> None:
+        super().__init__()
+        self._stable = stable
+        self._leg: Connection | None = leg
+
+    def hook_is_done(self) -> None:
+        """From now on be the stable transport."""
+        self._leg = None
+
+    @property
+    def _now(self) -> asyncio.Transport:
+        return self._stable if self._leg is None else self._leg.transport
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "interface" and self._leg is not None:
+            return self._leg.interface
+        return self._now.get_extra_info(name, default)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._now.write(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._now.writelines(list_of_data)
+
+    def can_write_eof(self) -> bool:
+        return self._now.can_write_eof()
+
+    def write_eof(self) -> None:
+        self._stable.write_eof()
+
+    def get_write_buffer_size(self) -> int:
+        return self._now.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._stable.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._stable.set_write_buffer_limits(high, low)
+
+    def is_reading(self) -> bool:
+        return self._stable.is_reading()
+
+    def pause_reading(self) -> None:
+        self._stable.pause_reading()
+        if self._leg is not None:
+            self._leg.read(False)
+
+    def resume_reading(self) -> None:
+        self._stable.resume_reading()
+        if self._leg is not None:
+            self._leg.read(True)
+
+    async def start_tls(
+        self, start_tls: Callable[..., Awaitable[asyncio.Transport | None]], sslcontext: ssl.SSLContext, **options: Any
+    ) -> None:
+        """As :meth:`ReplaceableTransport.start_tls` does it."""
+        await (self._stable if self._leg is None else self._leg).start_tls(start_tls, sslcontext, **options)
+
+    async def sendfile(self, sendfile: Callable[..., Awaitable[int]], file: Any, *args: Any, **options: Any) -> int:
+        """As :meth:`ReplaceableTransport.sendfile` does it."""
+        if self._leg is None:
+            return await self._stable.sendfile(sendfile, file, *args, **options)
+        return await sendfile(self._leg.transport, file, *args, **options)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._stable.set_protocol(protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._stable.get_protocol()
+
+    def is_closing(self) -> bool:
+        return self._stable.is_closing()
+
+    def close(self) -> None:
+        self._stable.close()
+
+    def abort(self) -> None:
+        self._stable.abort()

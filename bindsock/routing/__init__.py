@@ -1,0 +1,1 @@
+"""Which interface: pure functions over values."""

@@ -1,0 +1,31 @@
+"""Which interfaces the subflows of a multipath connection may use."""
+
+from __future__ import annotations
+
+from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.model.subflows import Endpoints
+
+
+def multipath_obstacle(endpoints: Endpoints, network: Network, chosen: Interface, version: int, pin: str | None) -> str | None:
+    """Why a multipath connection would not stay where it may be; ``None`` if it would.
+
+    :param chosen: what it is bound to
+    :param version: of its addresses, 4 or 6
+    :param pin: the name of the interface to which it is pinned
+    """
+    if any(address.version == version for address in endpoints.unbound):
+        return "the system has a multipath endpoint without an interface (ip mptcp endpoint ... dev), which follows the routes"
+    for address in endpoints.addresses:
+        owner = network.owner_of(address)
+        if owner is not None and address.version == version and not may_carry_subflow(owner, chosen, pin):
+            return f"the system would add a subflow by {owner.name}, where it has a multipath endpoint"
+    if endpoints.follows_peer:
+        return "the system connects to addresses that the peer announces, by whatever route leads there (ip mptcp limits)"
+    return None
+
+
+def may_carry_subflow(interface: Interface, chosen: Interface | None, pin: str | None) -> bool:
+    """Whether a subflow may be on an interface: where the pin says, or else wherever there is no tunnel that was not chosen."""
+    if pin is not None:
+        return interface.name == pin
+    return interface.kind is not InterfaceKind.TUNNEL or (chosen is not None and interface.index == chosen.index)

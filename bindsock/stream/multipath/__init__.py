@@ -1,0 +1,1 @@
+"""Multipath TCP: the byte stream moves from one interface to another."""

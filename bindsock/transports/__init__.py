@@ -1,1 +1,0 @@
-"""Datagram and stream transports that stay on the effective interface."""

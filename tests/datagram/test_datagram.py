@@ -1,0 +1,1073 @@
+"""Datagram transports on a scripted network: the sockets are real and talk over loopback, and pretend to be far away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import socket
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bindsock.datagram import backlog
+from bindsock.datagram import mover as moving
+from bindsock.datagram import sender as sending
+from bindsock.datagram.mover import DatagramMover
+from bindsock.datagram.open import DatagramTransport, open_datagram
+from bindsock.datagram.plan import Requirement
+from bindsock.datagram.socket_spec import SocketSpec
+from bindsock.errors import BindFailed, InterfaceChanged, NoEffectiveInterface, NoRoute
+from bindsock.model.network import Interface, Network
+from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.watcher import Watcher
+from bindsock.routing.effective import Preferences
+from bindsock.testing import SimulatedKernel, interface, network, route
+
+FAR = ip_address("198.51.100.7")
+WIFI = interface("wifi0", 2, "127.0.0.1/8")
+WIFI_DOWN = interface("wifi0", 2, "127.0.0.1/8", up=False, running=False)
+WIFI_UNPLUGGED = interface("wifi0", 2, "127.0.0.1/8", running=False)
+WIFI_RENUMBERED = interface("wifi0", 2, "203.0.113.9/24")
+WIFI_WITH_ANOTHER = interface("wifi0", 2, "127.0.0.1/8", "203.0.113.9/24")
+WIFI_AGAIN = interface("wifi0", 7, "127.0.0.1/8")
+ETHERNET = interface("eth0", 3, "127.0.0.1/8")
+BY_WIFI = route("0.0.0.0/0", 2, "127.0.0.254", metric=600)
+BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
+BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
+
+BOTH = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET)
+ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
+ETHERNET_ONLY = network(WIFI_DOWN, ETHERNET, BY_ETHERNET)
+UNPLUGGED = network(WIFI_UNPLUGGED, ETHERNET, BY_ETHERNET)
+NOTHING = network(WIFI_DOWN)
+
+CHANGES_NOTHING = {
+    "another gateway": network(WIFI, ETHERNET, route("0.0.0.0/0", 2, "127.0.0.253", metric=600), BY_ETHERNET),
+    "another address beside it": network(WIFI_WITH_ANOTHER, ETHERNET, BY_WIFI, BY_ETHERNET),
+    "a worse interface less": network(WIFI, BY_WIFI),
+}
+PATIENCE = 5.0
+
+
+class ScriptedKernel(SimulatedKernel):
+    """Also carries what sockets send, or does not."""
+
+    def __init__(self, initial: Network) -> None:
+        super().__init__(initial)
+        self.carried: list[tuple[str, bytes]] = []
+        """What left, and by which interface."""
+        self.drops: dict[int, int] = defaultdict(int)
+        self.no_room = 0
+        """How many attempts to send are to find no room in the socket."""
+        self.unreachable: set[tuple[Any, ...]] = set()
+        self.routeless: set[str] = set()
+        self.intruders: list[bytes] = []
+        """Datagrams of strangers that the next reads find."""
+
+    def carry(self, sock: socket.socket, data: bytes) -> bool:
+        index = self.bound(sock)
+        assert index is not None, "a datagram left unbound"
+        if self.no_room:
+            self.no_room -= 1
+            raise BlockingIOError(errno.EAGAIN, "no room")
+        interface = self._network.interfaces.get(index)
+        if interface is None or not interface.up or sock.getpeername() in self.unreachable:
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        if not interface.running:
+            self.drops[index] += 1
+            return False
+        self.carried.append((interface.name, data))
+        return True
+
+    def has_route(self, interface: Interface, destination: Any) -> bool:
+        return interface.name not in self.routeless and super().has_route(interface, destination)
+
+    def dropped(self, interface: Interface) -> int | None:
+        return self.drops[interface.index]
+
+
+class ScriptedSocket(socket.socket):
+    """Asks the kernel of the script before it sends."""
+
+    kernel: ScriptedKernel
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        return super().send(data, flags) if self.kernel.carry(self, bytes(data)) else len(data)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        if self.kernel.intruders:
+            return self.kernel.intruders.pop(), ("127.0.0.66", 6666)
+        return super().recvfrom(bufsize, flags)
+
+
+@dataclass(frozen=True)
+class FarEndpoint(SocketSpec):
+    """An endpoint that is connected to loopback, and whose sockets obey the script."""
+
+    kernel: ScriptedKernel | None = None
+
+    def make(self) -> socket.socket:
+        sock = ScriptedSocket(self.family, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        assert self.kernel is not None
+        sock.kernel = self.kernel
+        return sock
+
+
+class Recorder(asyncio.DatagramProtocol):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.errors: list[Exception] = []
+        self.ends: list[Exception | None] = []
+        self.flow: list[str] = []
+        self.made = 0
+        self.obstinate = False
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made += 1
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        if self.obstinate:
+            raise ZeroDivisionError
+        self.received.append(data)
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(exc)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ends.append(exc)
+
+    def pause_writing(self) -> None:
+        self.flow.append("pause")
+
+    def resume_writing(self) -> None:
+        self.flow.append("resume")
+
+
+class Scene:
+    """A watcher on a scripted network, and a peer on loopback that pretends to be far away."""
+
+    def __init__(self, initial: Network = BOTH, preferences: Preferences | None = None) -> None:
+        self.kernel = ScriptedKernel(initial)
+        self.loop = asyncio.get_running_loop()
+        self.watcher = Watcher(self.kernel, preferences or Preferences(), driver=AsyncioDriver(self.loop))
+        self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.peer.bind(("127.0.0.1", 0))
+        self.peer.setblocking(False)
+        self.transports: list[DatagramTransport] = []
+
+    @property
+    def statistics(self) -> Any:
+        return self.watcher.statistics
+
+    def open(
+        self, *, overlap: float = 60.0, pin: str | None = None, local: tuple[str, int] | None = None
+    ) -> tuple[Any, Recorder]:
+        """What ``open_datagram`` does for a remote address that is not on loopback."""
+        self.watcher._start()
+        decider = self.watcher.decider(interface=pin)
+        endpoint = FarEndpoint(socket.AF_INET, 0, local, self.peer.getsockname(), kernel=self.kernel)
+        wish = Requirement((FAR,), endpoint.address)
+        place = wish.first_place(decider)
+        assert place.path is not None
+        sock = endpoint.make()
+        endpoint.bind_and_connect(sock, self.kernel, decider.network.interfaces[place.path.index])
+        mover = DatagramMover(self.watcher, self.loop, sock, wish, place, endpoint=endpoint, pin=pin, overlap=overlap)
+        protocol = Recorder()
+        transport = DatagramTransport(self.loop, protocol, mover, self.statistics, remote=endpoint.remote)
+        mover.start(transport, decider)
+        self.transports.append(transport)
+        return transport, protocol
+
+    async def change(self, new: Network) -> None:
+        """Let the network change, and everything see it."""
+        readings = self.kernel.readings
+        self.kernel.change(new)
+        await self.until(lambda: self.kernel.readings > readings)
+        await turn()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = self.loop.time() + PATIENCE
+        while not condition():
+            assert self.loop.time() < deadline, "it did not come to that"
+            await asyncio.sleep(0.001)
+
+    def arrived(self) -> list[bytes]:
+        """What the peer has received since this was asked last."""
+        received = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received.append(self.peer.recv(65536))
+        return received
+
+    async def close(self) -> None:
+        for transport in self.transports:
+            transport.abort()
+        await turn()
+        self.peer.close()
+        assert self.statistics.tracked == 0
+        assert not self.watcher.running
+        assert self.kernel.open_sources == 0
+
+
+async def turn(times: int = 5) -> None:
+    """Let everything that is due run."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+@pytest_asyncio.fixture
+async def nothing_left() -> AsyncIterator[None]:
+    """Compares descriptors and tasks before and after, inside the loop: uvloop has descriptors of its own while it runs."""
+    await turn()
+    gc.collect()
+    before = set(os.listdir("/dev/fd"))
+    yield
+    await turn()
+    gc.collect()
+    assert set(os.listdir("/dev/fd")) <= before
+    assert asyncio.all_tasks() <= {asyncio.current_task()}
+
+
+@pytest_asyncio.fixture
+async def scene(nothing_left: None) -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    await scene.close()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "FIRST_RETRY", 0.001)
+
+
+# One transport
+
+
+async def test_it_is_a_datagram_transport_to_its_protocol(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    transport.sendto(b"there")
+    await turn()
+    assert (protocol.made, protocol.transport) == (1, transport)
+    assert scene.arrived() == [b"there"]
+    scene.peer.sendto(b"back", transport.get_extra_info("sockname"))
+    await scene.until(lambda: protocol.received == [b"back"])
+    assert isinstance(transport, asyncio.DatagramTransport)
+    assert transport.get_protocol() is protocol
+    other = Recorder()
+    transport.set_protocol(other)
+    scene.peer.sendto(b"again", transport.get_extra_info("sockname"))
+    await scene.until(lambda: other.received == [b"again"])
+
+
+async def test_extra_information_is_read_live(scene: Scene) -> None:
+    transport, _ = scene.open()
+    before = transport.get_extra_info("socket").fileno()
+    assert transport.get_extra_info("interface") == "wifi0"
+    assert transport.get_extra_info("peername") == scene.peer.getsockname()
+    assert transport.get_extra_info("sockname")[0] == "127.0.0.1"
+    assert transport.get_extra_info("compression", "none") == "none"
+    await scene.change(ETHERNET_BETTER)
+    after = transport.get_extra_info("socket")
+    assert after.fileno() != before
+    assert transport.get_extra_info("sockname") == after.getsockname()
+    assert transport.get_extra_info("interface") == "eth0"
+
+
+async def test_sendto_accepts_what_asyncios_does(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    peer = scene.peer.getsockname()
+    for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"view"), b""):
+        transport.sendto(data)
+    transport.sendto(b"named", peer)
+    assert scene.arrived() == [b"bytes", b"bytearray", b"view", b"", b"named"]
+    with pytest.raises(TypeError, match="bytes-like"):
+        transport.sendto("text")
+    with pytest.raises(ValueError, match="Invalid address"):
+        transport.sendto(b"elsewhere", ("127.0.0.1", peer[1] + 1))
+    assert not protocol.errors
+
+
+async def test_closing_ends_it_once(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await turn()
+    transport.close()
+    transport.close()
+    assert transport.is_closing()
+    assert protocol.ends == []
+    await turn()
+    transport.abort()
+    await turn()
+    assert protocol.ends == [None]
+    assert transport.get_extra_info("socket").fileno() == -1
+    assert transport.get_extra_info("peername") == scene.peer.getsockname()
+    transport.sendto(b"too late")
+    assert scene.arrived() == []
+
+
+async def test_an_exception_of_the_protocol_is_the_loops_business(scene: Scene) -> None:
+    told: list[Any] = []
+    scene.loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    transport, protocol = scene.open()
+    protocol.obstinate = True
+    await turn()
+    scene.peer.sendto(b"x", transport.get_extra_info("sockname"))
+    await scene.until(lambda: told)
+    assert isinstance(told[0], ZeroDivisionError)
+    protocol.obstinate = False
+    scene.peer.sendto(b"y", transport.get_extra_info("sockname"))
+    await scene.until(lambda: protocol.received == [b"y"])
+
+
+async def test_an_unclosed_transport_warns_and_leaves_no_descriptor(nothing_left: None) -> None:
+    scene = Scene()
+    transport, protocol = scene.open()
+    await turn()
+    gone = weakref.ref(transport)
+    scene.watcher.forget_followers()
+    transport._mover.stop()
+    scene.transports.clear()
+    scene.peer.close()
+    del transport, protocol
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert gone() is None
+    assert any("unclosed transport" in str(warning.message) for warning in caught)
+
+
+def test_a_loop_that_is_closed_by_hand_leaves_nothing(
+    descriptors: Any, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    loop = loop_factory()
+
+    async def program() -> None:
+        scene = Scene()
+        scene.open()
+        await turn()
+        scene.peer.close()
+
+    loop.run_until_complete(program())
+    loop.close()
+    gone = weakref.ref(loop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del loop
+        gc.collect()
+    assert gone() is None
+
+
+# Moving
+
+
+async def test_a_move_before_the_protocol_is_told_loses_no_replies_either(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    old = transport.get_extra_info("sockname")
+    scene.kernel.silent = True
+    scene.kernel.change(ETHERNET_BETTER)
+    scene.watcher.recheck()
+    assert transport.get_extra_info("interface") == "eth0"
+    assert protocol.made == 0
+    scene.peer.sendto(b"early", old)
+    await scene.until(lambda: protocol.received == [b"early"])
+
+
+async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    old = transport.get_extra_info("sockname")
+    transport.sendto(b"before")
+    await scene.change(ETHERNET_BETTER)
+    transport.sendto(b"after")
+    assert scene.kernel.carried == [("wifi0", b"before"), ("eth0", b"after")]
+    new = transport.get_extra_info("sockname")
+    assert new != old
+    scene.peer.sendto(b"to the old", old)
+    scene.peer.sendto(b"to the new", new)
+    await scene.until(lambda: len(protocol.received) == 2)
+    assert set(protocol.received) == {b"to the old", b"to the new"}
+    assert scene.statistics.rebinds == 1
+
+
+async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the_last(scene: Scene) -> None:
+    transport, protocol = scene.open(overlap=0.0)
+    await turn()
+    old = transport._mover.sock
+    scene.peer.sendto(b"last words", transport.get_extra_info("sockname"))
+    await scene.change(ETHERNET_BETTER)
+    await scene.until(lambda: old.fileno() == -1)
+    assert protocol.received == [b"last words"]
+
+
+async def test_the_old_socket_is_closed_when_its_interface_is_gone(scene: Scene) -> None:
+    transport, _ = scene.open()
+    await turn()
+    old = transport._mover.sock
+    await scene.change(ETHERNET_BETTER)
+    assert old.fileno() != -1
+    await scene.change(ETHERNET_ONLY)
+    assert old.fileno() == -1
+
+
+async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await turn()
+    first = transport._mover.sock
+    await scene.change(ETHERNET_BETTER)
+    second = transport._mover.sock
+    binds = list(scene.kernel.binds)
+    await scene.change(BOTH)
+    assert transport._mover.sock is first
+    await scene.change(ETHERNET_BETTER)
+    assert transport._mover.sock is second
+    assert scene.kernel.binds == binds
+    assert scene.statistics.rebinds == 3
+    scene.peer.sendto(b"x", first.getsockname())
+    await scene.until(lambda: protocol.received == [b"x"])
+
+
+async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "MAX_OLD", 2)
+    transport, _ = scene.open()
+    used = [transport._mover.sock]
+    for index in range(10, 14):
+        parts = [interface(f"usb{i}", i, "127.0.0.1/8") for i in range(10, index + 1)]
+        best = route("0.0.0.0/0", index, "127.0.0.254", metric=50 - index)
+        await scene.change(network(WIFI, BY_WIFI, *parts, best))
+        used.append(transport._mover.sock)
+    assert [sock.fileno() != -1 for sock in used] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("dead", [ETHERNET_ONLY, UNPLUGGED, network(ETHERNET, BY_ETHERNET)], ids=["down", "unplugged", "deleted"])
+async def test_from_a_dead_interface_it_moves_in_place(scene: Scene, dead: Network) -> None:
+    transport, protocol = scene.open()
+    await turn()
+    before = transport._mover.sock, transport.get_extra_info("sockname")
+    await scene.change(dead)
+    assert (transport._mover.sock, transport.get_extra_info("sockname")) == before
+    assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "eth0")]
+    transport.sendto(b"on")
+    assert scene.kernel.carried == [("eth0", b"on")]
+    assert scene.statistics.rebinds == 1
+    assert not protocol.errors
+
+
+@pytest.mark.parametrize("what", CHANGES_NOTHING)
+async def test_it_stays_where_its_address_is(scene: Scene, what: str) -> None:
+    transport, _ = scene.open()
+    await scene.change(CHANGES_NOTHING[what])
+    transport.sendto(b"x")
+    assert scene.kernel.binds == [("bind", "wifi0")]
+    assert scene.kernel.carried == [("wifi0", b"x")]
+    assert scene.statistics.rebinds == 0
+
+
+async def test_a_renumbered_interface_needs_a_new_source(scene: Scene) -> None:
+    scene.open()
+    await scene.change(network(WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET))
+    assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
+
+
+async def test_an_interface_that_was_created_again_is_another_one(scene: Scene) -> None:
+    transport, _ = scene.open()
+    await scene.change(network(WIFI_AGAIN, route("0.0.0.0/0", 7, "127.0.0.254")))
+    assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
+    assert scene.kernel.bound(transport._mover.sock) == 7
+
+
+async def test_where_binding_does_not_filter_a_socket_without_a_peer_moves_in_place(scene: Scene) -> None:
+    scene.kernel.binding_filters_ingress = False
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+    scene.transports.append(transport)
+    await scene.change(ETHERNET_BETTER)
+    assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "eth0")]
+
+
+async def test_a_pin_stays_and_follows_its_name(scene: Scene) -> None:
+    transport, _ = scene.open(pin="wifi0")
+    await scene.change(ETHERNET_BETTER)
+    assert transport.get_extra_info("interface") == "wifi0"
+    await scene.change(ETHERNET_ONLY)
+    transport.sendto(b"held")
+    assert scene.kernel.carried == []
+    await scene.change(network(WIFI_AGAIN, ETHERNET, route("0.0.0.0/0", 7, "127.0.0.254"), BY_ETHERNET_FIRST))
+    assert scene.kernel.carried == [("wifi0", b"held")]
+
+
+async def test_options_and_the_port_go_along(scene: Scene) -> None:
+    free = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+    free.close()
+    transport, _ = scene.open(local=("0.0.0.0", port))
+    sock = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x10)
+    size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    # On loopback both sockets are on one device, so that the port is taken: it moves in place, rather than to another port.
+    await scene.change(ETHERNET_BETTER)
+    assert scene.kernel.binds[-1] == ("rebind", "eth0")
+    assert transport.get_extra_info("sockname")[1] == port
+    again = transport._mover._endpoint.duplicate_on(transport._mover.sock, scene.kernel, ETHERNET, [0])
+    assert again.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
+    assert again.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0x10
+    again.close()
+
+
+async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: Scene) -> None:
+    transport, protocol = scene.open(local=("127.0.0.1", 0))
+    await scene.change(ETHERNET_BETTER)
+    assert transport.get_extra_info("interface") == "wifi0"
+    moved = interface("wifi0", 2, "203.0.113.9/24")
+    await scene.change(network(moved, BY_WIFI))
+    (end,) = protocol.ends
+    assert isinstance(end, InterfaceChanged)
+    assert "127.0.0.1 is gone" in str(end)
+    assert end.interface == "wifi0"
+
+
+# What is sent while there is no path
+
+
+async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    scene.kernel.silent = True
+    scene.kernel.change(ETHERNET_ONLY)
+    for number in range(5):
+        transport.sendto(b"%d" % number)
+    assert transport.get_write_buffer_size() == 5
+    # No event tells: the refusal itself makes the watcher look.
+    await scene.until(lambda: scene.statistics.rebinds == 1)
+    transport.sendto(b"5")
+    assert scene.kernel.carried == [("eth0", b"%d" % number) for number in range(6)]
+    assert (scene.statistics.held, scene.statistics.lost) == (5, 0)
+    assert not protocol.errors
+
+
+async def test_without_any_interface_sends_wait_for_one(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await scene.change(NOTHING)
+    transport.sendto(b"patience")
+    assert scene.kernel.carried == []
+    await scene.change(BOTH)
+    assert scene.kernel.carried == [("wifi0", b"patience")]
+    assert scene.kernel.binds == [("bind", "wifi0")]
+    assert not protocol.errors
+
+
+async def test_what_waits_too_long_is_lost_and_told_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "HELD_FOR", 0.01)
+    transport, protocol = scene.open()
+    await scene.change(NOTHING)
+    transport.sendto(b"a")
+    transport.sendto(b"b")
+    await scene.until(lambda: scene.statistics.lost == 2)
+    transport.sendto(b"c")
+    await scene.until(lambda: scene.statistics.lost == 3)
+    (error,) = protocol.errors
+    assert isinstance(error, InterfaceChanged)
+    assert error.interface == "wifi0"
+    assert not transport.is_closing()
+    await scene.change(BOTH)
+    transport.sendto(b"d")
+    assert scene.kernel.carried == [("wifi0", b"d")]
+
+
+async def test_what_is_held_is_bounded_and_the_oldest_goes_first(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "MAX_HELD", 3)
+    transport, _ = scene.open()
+    await scene.change(NOTHING)
+    for number in range(5):
+        transport.sendto(b"%d" % number)
+    assert scene.statistics.lost == 2
+    await scene.change(BOTH)
+    assert [data for _, data in scene.kernel.carried] == [b"2", b"3", b"4"]
+
+
+async def test_a_refusal_on_an_intact_path_is_told_as_asyncio_tells_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "DOUBTED_FOR", 0.01)
+    transport, protocol = scene.open()
+    scene.kernel.unreachable.add(scene.peer.getsockname())
+    transport.sendto(b"first")
+    assert protocol.errors == []
+    await scene.until(lambda: protocol.errors)
+    transport.sendto(b"second")
+    assert [error.errno for error in protocol.errors] == [errno.ENETUNREACH] * 2  # type: ignore[attr-defined]
+    assert transport.get_write_buffer_size() == 0
+    scene.kernel.unreachable.clear()
+    transport.sendto(b"third")
+    assert scene.arrived() == [b"third"]
+
+
+async def test_a_peers_refusal_is_told_and_does_not_cost_a_datagram(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await turn()
+    peer = scene.peer.getsockname()
+    scene.peer.close()
+    transport.sendto(b"into the void")
+    await scene.until(lambda: protocol.errors)
+    assert isinstance(protocol.errors[0], ConnectionRefusedError)
+    scene.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    scene.peer.bind(peer)
+    scene.peer.setblocking(False)
+    transport.sendto(b"heard")
+    assert scene.arrived() == [b"heard"]
+    assert (scene.statistics.held, scene.statistics.lost) == (0, 0)
+
+
+async def test_closing_sends_what_waits_first(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await scene.change(NOTHING)
+    transport.sendto(b"the will")
+    transport.close()
+    await turn()
+    assert protocol.ends == []
+    await scene.change(ETHERNET_ONLY)
+    assert scene.kernel.carried == [("eth0", b"the will")]
+    await turn()
+    assert protocol.ends == [None]
+
+
+async def test_aborting_loses_what_waits(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await scene.change(NOTHING)
+    transport.sendto(b"x")
+    transport.abort()
+    await turn()
+    assert protocol.ends == [None]
+    assert scene.statistics.lost == 1
+
+
+async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: Scene) -> None:
+    transport, _ = scene.open()
+    for _ in range(4):
+        transport.sendto(b"arrives")
+    scene.kernel.silent = True
+    scene.kernel.change(UNPLUGGED)
+    for _ in range(3):
+        transport.sendto(b"vanishes")
+    scene.kernel.signal()
+    await scene.until(lambda: scene.statistics.rebinds == 1)
+    transport.sendto(b"arrives")
+    assert len(scene.arrived()) == 5
+    assert scene.statistics.lost_on_device == 3
+
+
+async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene) -> None:
+    transport, _ = scene.open()
+    other, _ = scene.open()
+    silent, _ = scene.open()
+    scene.kernel.silent = True
+    scene.kernel.change(UNPLUGGED)
+    transport.sendto(b"1")
+    other.sendto(b"2")
+    other.sendto(b"3")
+    scene.kernel.drops[WIFI.index] += 10
+    del silent
+    scene.kernel.signal()
+    await scene.until(lambda: scene.statistics.rebinds == 3)
+    assert scene.statistics.lost_on_device == 3
+
+
+# Failure
+
+
+async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    scene.kernel.refuse = {"eth0"}
+    await scene.change(ETHERNET_ONLY)
+    transport.sendto(b"waits")
+    await scene.until(lambda: scene.statistics.rebinds_failed >= 3)
+    assert scene.kernel.carried == []
+    scene.kernel.refuse = set()
+    await scene.until(lambda: scene.kernel.carried)
+    assert scene.kernel.carried == [("eth0", b"waits")]
+    assert scene.statistics.rebinds == 1
+    assert not protocol.errors
+
+
+async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    monkeypatch.setattr(moving, "FIRST_RETRY", 1.0)
+    transport, _ = scene.open()
+    scene.kernel.refuse = {"eth0"}
+    scene.kernel.silent = True
+    scene.kernel.change(ETHERNET_ONLY)
+    scene.watcher.recheck()
+    delays = []
+    for _ in range(5):
+        delays.append(round(transport._mover._retry.when() - scene.loop.time()))
+        transport._mover._look()
+    assert delays == [1, 2, 4, 5, 5]
+    assert scene.statistics.rebinds_failed == 6
+
+
+async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene: Scene) -> None:
+    transport, _ = scene.open()
+    scene.kernel.refuse = {"eth0"}
+    await scene.change(ETHERNET_BETTER)
+    await scene.until(lambda: scene.statistics.rebinds_failed >= 2)
+    transport.sendto(b"x")
+    assert scene.kernel.carried == [("wifi0", b"x")]
+    scene.kernel.refuse = set()
+    await scene.until(lambda: scene.statistics.rebinds == 1)
+    assert transport.get_extra_info("interface") == "eth0"
+
+
+async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: Scene) -> None:
+    transport, _ = scene.open()
+    await turn()
+    first = transport._mover.sock
+    await scene.change(ETHERNET_BETTER)
+    scene.kernel.refuse = {"usb0"}
+    usb = interface("usb0", 4, "127.0.0.1/8")
+    by_usb = route("0.0.0.0/0", 4, "127.0.0.254", metric=50)
+    await scene.change(network(WIFI, usb, BY_WIFI, by_usb))
+    assert scene.statistics.rebinds_failed >= 1
+    await scene.change(network(WIFI, BY_WIFI))
+    assert transport._mover.sock is first
+    binds = list(scene.kernel.binds)
+    await scene.change(CHANGES_NOTHING["another gateway"])
+    transport.sendto(b"x")
+    assert scene.kernel.binds == binds
+    assert scene.kernel.carried == [("wifi0", b"x")]
+
+
+async def test_an_interface_without_a_route_to_the_peer_is_not_moved_to(scene: Scene) -> None:
+    transport, _ = scene.open()
+    scene.kernel.routeless = {"eth0"}
+    await scene.change(ETHERNET_ONLY)
+    transport.sendto(b"x")
+    assert scene.statistics.rebinds_failed >= 1
+    assert scene.kernel.carried == []
+    scene.kernel.routeless = set()
+    await scene.until(lambda: scene.kernel.carried == [("eth0", b"x")])
+
+
+async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    await turn()
+    scene.kernel.intruders = [b"spoofed"]
+    scene.peer.sendto(b"genuine", transport.get_extra_info("sockname"))
+    await scene.until(lambda: protocol.received)
+    assert protocol.received == [b"genuine"]
+    assert scene.statistics.foreign == 1
+
+
+# Flow control
+
+
+async def test_a_full_socket_buffers_pauses_and_resumes_in_order(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    transport.set_write_buffer_limits(high=10, low=2)
+    assert transport.get_write_buffer_limits() == (2, 10)
+    scene.kernel.no_room = 1
+    sent = [b"%04d" % number for number in range(6)]
+    for data in sent:
+        transport.sendto(data)
+    assert transport.get_write_buffer_size() == 24
+    assert protocol.flow == ["pause"]
+    await scene.until(lambda: protocol.flow == ["pause", "resume"])
+    assert scene.arrived() == sent
+    assert (transport.get_write_buffer_size(), scene.statistics.held) == (0, 0)
+    with pytest.raises(ValueError, match="low"):
+        transport.set_write_buffer_limits(high=1, low=2)
+
+
+@pytest.mark.parametrize("new", [ETHERNET_BETTER, ETHERNET_ONLY], ids=["overlap", "in place"])
+async def test_what_is_buffered_leaves_by_the_new_interface(scene: Scene, new: Network) -> None:
+    transport, _ = scene.open()
+    scene.kernel.no_room = 10**6
+    transport.sendto(b"1")
+    transport.sendto(b"2")
+    scene.kernel.silent = True
+    scene.kernel.change(new)
+    scene.kernel.no_room = 0
+    scene.watcher.recheck()
+    assert scene.kernel.carried == [("eth0", b"1"), ("eth0", b"2")]
+
+
+# Opening
+
+
+async def test_a_loopback_endpoint_is_a_plain_one(scene: Scene) -> None:
+    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, remote_addr=scene.peer.getsockname())
+    local, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("127.0.0.1", 0))
+    transport.sendto(b"x")
+    assert scene.arrived() == [b"x"]
+    local.sendto(b"y", scene.peer.getsockname())
+    assert scene.arrived() == [b"y"]
+    assert scene.kernel.binds == []
+    assert transport.get_extra_info("interface") is None
+    assert scene.statistics.tracked == 0
+    transport.close()
+    local.close()
+    await turn()
+    assert protocol.ends == [None]
+
+
+async def test_an_endpoint_without_a_peer_is_bound_by_family(scene: Scene) -> None:
+    transport, protocol = await open_datagram(
+        scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0), reuse_port=True, allow_broadcast=True
+    )
+    scene.transports.append(transport)
+    assert protocol.made == 1
+    sock = transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST)
+    assert scene.kernel.binds == [("bind", "wifi0")]
+    port = transport.get_extra_info("sockname")[1]
+    scene.peer.sendto(b"in", ("127.0.0.1", port))
+    await scene.until(lambda: protocol.received == [b"in"])
+    with pytest.raises(ValueError, match="destination"):
+        transport.sendto(b"x")
+    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+        with pytest.raises(NoRoute, match=f"{host} is this host"):
+            transport.sendto(b"lost", (host, 9))
+
+
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "nothing": ({}, ValueError, "unexpected address family"),
+    "no tuple": ({"local_addr": "127.0.0.1"}, TypeError, "2-tuple"),
+    "four": ({"remote_addr": ("::1", 9, 0, 0)}, TypeError, "2-tuple"),
+    "families that do not meet": (
+        {"local_addr": ("127.0.0.1", 0), "remote_addr": ("::1", 9)},
+        ValueError,
+        "can not get address information",
+    ),
+    "unix": ({"family": socket.AF_UNIX, "local_addr": "/nowhere"}, ValueError, "AF_INET"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARGUMENTS)
+async def test_arguments_are_checked_as_asyncio_checks_them(scene: Scene, what: str) -> None:
+    options, error, words = BAD_ARGUMENTS[what]
+    with pytest.raises(error, match=words):
+        await open_datagram(scene.watcher, scene.loop, Recorder, **options)
+
+
+async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: Scene) -> None:
+    def broken() -> Recorder:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await open_datagram(scene.watcher, scene.loop, broken, family=socket.AF_INET)
+
+
+async def test_a_local_address_of_another_interface_is_refused(scene: Scene) -> None:
+    elsewhere = interface("eth0", 3, "203.0.113.5/24")
+    scene.kernel.change(network(WIFI_RENUMBERED, elsewhere, BY_WIFI, BY_ETHERNET))
+    with pytest.raises(BindFailed, match=r"203\.0\.113\.5 is not one of wifi0's") as refusal:
+        await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("203.0.113.5", 0))
+    assert refusal.value.errno == errno.EADDRNOTAVAIL
+
+
+async def test_without_an_interface_opening_fails(scene: Scene) -> None:
+    scene.kernel.change(NOTHING)
+    with pytest.raises(NoEffectiveInterface, match="wifi0"):
+        await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+
+
+async def test_without_a_route_to_the_peer_opening_fails_and_names_the_cure(scene: Scene) -> None:
+    scene.kernel.routeless = {"wifi0"}
+    with pytest.raises(NoRoute, match=r"give wifi0 a route to 198\.51\.100\.7"):
+        await open_datagram(scene.watcher, scene.loop, Recorder, remote_addr=(str(FAR), 9))
+
+
+async def test_a_bind_that_fails_leaves_nothing(scene: Scene) -> None:
+    scene.kernel.refuse = {"wifi0"}
+    with pytest.raises(BindFailed):
+        await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+
+
+async def test_opening_waits_for_an_interface_if_that_is_preferred(nothing_left: None) -> None:
+    scene = Scene(NOTHING, Preferences(on_no_interface="wait"))
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET))
+    await turn()
+    assert not opening.done()
+    scene.kernel.change(BOTH)
+    transport, _ = await asyncio.wait_for(opening, PATIENCE)
+    assert transport.get_extra_info("interface") == "wifi0"
+    scene.transports.append(transport)
+    await scene.close()
+
+
+async def test_unbound_if_that_is_preferred_and_bound_when_there_is_an_interface(nothing_left: None) -> None:
+    scene = Scene(NOTHING, Preferences(on_no_interface="unbound"))
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+    scene.transports.append(transport)
+    assert transport.get_extra_info("interface") is None
+    transport.sendto(b"unbound", scene.peer.getsockname())
+    assert scene.arrived() == [b"unbound"]
+    await scene.change(BOTH)
+    assert transport.get_extra_info("interface") == "wifi0"
+    await scene.change(NOTHING)
+    assert transport.get_extra_info("interface") is None
+    assert scene.kernel.binds == [("rebind", "wifi0"), ("unbind", "")]
+    await scene.close()
+
+
+async def test_cancelling_while_a_name_is_resolved_leaves_nothing(scene: Scene) -> None:
+    asked = asyncio.Event()
+
+    async def never(*args: Any, **options: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    opening = asyncio.ensure_future(
+        open_datagram(scene.watcher, scene.loop, Recorder, remote_addr=("name.test", 9), resolve=never)
+    )
+    await asked.wait()
+    assert scene.watcher.running
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert not scene.watcher.running
+
+
+async def test_cancelling_while_it_waits_for_an_interface_leaves_nothing(nothing_left: None) -> None:
+    scene = Scene(NOTHING, Preferences(on_no_interface="wait"))
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    several: tuple[dict[str, Any], ...] = ({"family": socket.AF_INET}, {"sock": sock})
+    for options in several:
+        opening = asyncio.ensure_future(open_datagram(scene.watcher, scene.loop, Recorder, **options))
+        await turn()
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    assert sock.fileno() == -1
+    await scene.close()
+
+
+async def test_cancelling_before_the_protocol_is_told_closes_the_transport(scene: Scene) -> None:
+    protocol = Recorder()
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, scene.loop, lambda: protocol, family=socket.AF_INET))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await turn()
+    assert protocol.ends == [None]
+
+
+@pytest.fixture
+def both_families() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no sockets for both families here")
+
+
+SPLIT = network(
+    interface("wifi0", 2, "203.0.113.2/24", "2001:db8:2::2/64"),
+    interface("eth0", 3, "203.0.113.3/24", "2001:db8:3::2/64"),
+    route("0.0.0.0/0", 2, "203.0.113.1"),
+    route("::/0", 3, "2001:db8:3::1"),
+)
+TOGETHER = network(
+    interface("eth0", 3, "203.0.113.3/24", "2001:db8:3::2/64"),
+    route("0.0.0.0/0", 3, "203.0.113.1"),
+    route("::/0", 3, "2001:db8:3::1"),
+)
+IPV4_ONLY = network(interface("eth0", 3, "203.0.113.3/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
+
+
+@pytest.mark.usefixtures("both_families")
+async def test_a_socket_for_both_families_needs_them_on_one_interface(scene: Scene) -> None:
+    scene.kernel.change(SPLIT)
+    with pytest.raises(ValueError, match="eth0 and wifi0: give family="):
+        await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("::", 0))
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("::", 0), family=socket.AF_INET6)
+    scene.transports.append(transport)
+    assert transport.get_extra_info("interface") == "eth0"
+
+
+@pytest.mark.usefixtures("both_families")
+async def test_a_socket_for_both_families_follows_ipv6_or_else_ipv4(scene: Scene) -> None:
+    scene.kernel.change(TOGETHER)
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("::", 0))
+    scene.transports.append(transport)
+    await scene.change(IPV4_ONLY)
+    assert transport.get_extra_info("interface") == "eth0"
+    await scene.change(SPLIT)
+    assert transport.get_extra_info("interface") == "eth0"
+    with pytest.raises(NoRoute):
+        transport.sendto(b"x", ("::ffff:127.0.0.1", 9))
+
+
+# Somebody else's socket
+
+
+async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: Scene) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("", 0))
+    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    scene.transports.append(transport)
+    assert sock.getblocking() is False
+    await scene.change(ETHERNET_BETTER)
+    assert scene.kernel.binds == [("rebind", "wifi0"), ("rebind", "eth0")]
+    assert transport.get_extra_info("socket").fileno() == sock.fileno()
+    scene.peer.sendto(b"x", ("127.0.0.1", sock.getsockname()[1]))
+    await scene.until(lambda: protocol.received == [b"x"])
+    transport.close()
+    await turn()
+    assert sock.fileno() == -1
+
+
+async def test_a_socket_that_is_bound_already_is_left_alone(scene: Scene) -> None:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    scene.kernel.bind(bound, ETHERNET)
+    addressed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    addressed.bind(("127.0.0.1", 0))
+    connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    connected.connect(scene.peer.getsockname())
+    names = []
+    for sock in (bound, addressed, connected):
+        transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+        scene.transports.append(transport)
+        names.append(transport.get_extra_info("interface"))
+    with scene.watcher.hold():
+        await scene.change(ETHERNET_ONLY)
+    assert names == ["eth0", None, None]
+    assert scene.kernel.binds == [("bind", "eth0")]
+    assert scene.statistics.tracked == 0
+
+
+async def test_a_connected_socket_of_ones_own_ignores_the_destination_as_asyncio_does(scene: Scene) -> None:
+    connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    connected.connect(scene.peer.getsockname())
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=connected)
+    scene.transports.append(transport)
+    transport.sendto(b"x", ("192.0.2.1", 1))
+    assert scene.arrived() == [b"x"]
+
+
+async def test_a_socket_that_cannot_be_bound_is_closed(scene: Scene) -> None:
+    scene.kernel.refuse = {"wifi0"}
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with pytest.raises(BindFailed):
+        await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    assert sock.fileno() == -1
+
+
+async def test_a_socket_must_be_one_for_datagrams_and_comes_alone(scene: Scene) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream, pytest.raises(ValueError, match="UDP Socket was expected"):
+        await open_datagram(scene.watcher, scene.loop, Recorder, sock=stream)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix, pytest.raises(ValueError, match="only IPv4 and IPv6"):
+        await open_datagram(scene.watcher, scene.loop, Recorder, sock=unix)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        pytest.raises(ValueError, match=r"socket modifier keyword arguments .*family=2"),
+    ):
+        await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock, family=socket.AF_INET)

@@ -1,0 +1,179 @@
+"""Datagram sockets that somebody else made: bound once, and moved in place."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from bindsock import NoEffectiveInterface, Preferences, TransportFactory
+from bindsock.datagram.in_place import follow_datagrams
+from bindsock.model.network import InterfaceKind
+from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+
+LOOPBACK = interface("lo0", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
+WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
+WIRED = interface("en1", 3, "198.51.100.5/24", "2001:db8:3::5/64", kind=InterfaceKind.WIRED)
+ON_WIFI = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
+ON_WIRED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), route("::/0", 3, "2001:db8:3::1"))
+MIXED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 3, "2001:db8:3::1"))
+NOWHERE = network(LOOPBACK, WIFI)
+
+
+@pytest.fixture
+def kernel() -> SimulatedKernel:
+    return SimulatedKernel(ON_WIFI)
+
+
+@pytest.fixture
+async def factory(kernel: SimulatedKernel) -> AsyncIterator[TransportFactory]:
+    async with TransportFactory(kernel=kernel) as factory:
+        yield factory
+
+
+def datagrams(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    return sock
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_tracked_socket_is_bound_and_moved(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        assert kernel.bound(sock) == 2
+        kernel.change(ON_WIRED)
+        await until(lambda: kernel.bound(sock) == 3)
+        assert kernel.binds == [("rebind", "en0"), ("rebind", "en1")]
+        assert factory.statistics().rebinds == 1
+
+
+async def test_while_there_is_no_path_it_stays_where_it_is(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        readings = kernel.readings
+        kernel.change(NOWHERE)
+        await until(lambda: kernel.readings > readings)
+        assert kernel.bound(sock) == 2
+        kernel.change(ON_WIRED)
+        await until(lambda: kernel.bound(sock) == 3)
+
+
+async def test_a_move_that_fails_is_tried_again_until_it_succeeds(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        kernel.refuse = {"en1"}
+        kernel.change(ON_WIRED)
+        await until(lambda: factory.statistics().rebinds_failed >= 3)
+        assert kernel.bound(sock) == 2
+        kernel.refuse = set()
+        await until(lambda: kernel.bound(sock) == 3)
+
+
+async def test_a_retry_that_has_been_overtaken_does_nothing(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        kernel.refuse = {"en1"}
+        kernel.change(ON_WIRED)
+        await until(lambda: factory.statistics().rebinds_failed >= 1)
+        kernel.change(ON_WIFI)
+        await until(lambda: factory.decide(socket.AF_INET).interface == WIFI)
+        kernel.binds.clear()
+        kernel.refuse = set()
+        await asyncio.sleep(0.15)
+        assert kernel.bound(sock) == 2
+        assert ("rebind", "en1") not in kernel.binds
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten", "detached"])
+async def test_following_ends_with_the_socket(kernel: SimulatedKernel, how: str) -> None:
+    factory = TransportFactory(kernel=kernel)
+    sock = datagrams()
+    factory.track(sock)
+    assert factory.statistics().tracked == 1
+    if how == "closed":
+        sock.close()
+        kernel.change(ON_WIRED)
+    elif how == "detached":
+        other = socket.socket(fileno=sock.detach())
+        kernel.change(ON_WIRED)
+    else:
+        sock.close()
+        del sock
+        gc.collect()
+    await until(lambda: factory.statistics().tracked == 0)
+    assert kernel.open_sources == 0
+    if how == "detached":
+        other.close()
+
+
+async def test_a_socket_that_is_bound_already_is_left_alone(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as by_interface, datagrams() as by_address, datagrams() as to_this_host:
+        kernel.bind(by_interface, WIRED)
+        by_address.bind(("127.0.0.1", 0))
+        to_this_host.connect(("127.0.0.1", 9))
+        kernel.binds.clear()
+        for sock in (by_interface, by_address, to_this_host):
+            factory.track(sock)
+        assert kernel.binds == []
+        assert factory.statistics().tracked == 0
+
+
+async def test_a_socket_for_both_families_follows_ipv6_or_else_ipv4(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    def both() -> socket.socket:
+        sock = datagrams(socket.AF_INET6)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        return sock
+
+    with both() as sock, both() as late:
+        factory.track(sock)
+        assert kernel.bound(sock) == 2
+        kernel.change(MIXED)
+        await until(lambda: kernel.bound(sock) == 3)
+        with pytest.raises(ValueError, match="give family="):
+            factory.track(late)
+        kernel.change(network(LOOPBACK, WIFI, route("0.0.0.0/0", 2, "192.0.2.1")))
+        await until(lambda: kernel.bound(sock) == 2)
+
+
+async def test_without_an_interface_the_socket_is_closed_unless_that_is_preferred_otherwise(kernel: SimulatedKernel) -> None:
+    kernel.change(NOWHERE)
+    async with TransportFactory(kernel=kernel) as factory:
+        sock = datagrams()
+        with pytest.raises(NoEffectiveInterface, match="the datagram socket"):
+            factory.track(sock)
+        assert sock.fileno() == -1
+    async with TransportFactory(Preferences(on_no_interface="unbound"), kernel=kernel) as factory:
+        with datagrams() as sock:
+            factory.track(sock)
+            assert kernel.bound(sock) is None
+
+
+async def test_another_address_of_the_same_interface_is_no_reason_to_move(
+    kernel: SimulatedKernel, factory: TransportFactory
+) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        kernel.binds.clear()
+        readings = kernel.readings
+        more = interface("en0", 2, "192.0.2.5/24", "192.0.2.6/24")
+        kernel.change(network(LOOPBACK, more, route("0.0.0.0/0", 2, "192.0.2.1")))
+        await until(lambda: kernel.readings > readings)
+        assert kernel.binds == []
+
+
+async def test_a_pin_of_its_own_counts(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        guard = follow_datagrams(factory.watcher, sock, interface="en1", loop=asyncio.get_running_loop())
+        assert guard is not None
+        assert guard.interface == "en1"
+        assert kernel.bound(sock) == 3
+        guard.close()

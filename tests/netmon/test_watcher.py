@@ -1,0 +1,482 @@
+"""The watcher: what it reads, whom it moves, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Self
+
+import pytest
+
+from bindsock.errors import KernelError
+from bindsock.model.change import Cause, Change
+from bindsock.netmon.announcing import GRACE
+from bindsock.netmon.coalescing import QUIET, RECONCILE
+from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.listening import ChangeListener
+from bindsock.netmon.watcher import Watcher
+from bindsock.routing.effective import Decider, Preferences
+from bindsock.testing import SimulatedEvents, SimulatedKernel, interface, network, route
+
+WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
+ETHERNET = network(interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
+WIFI_AND_CONTAINER = network(interface("wifi0", 2, "192.0.2.5/24"), interface("veth7", 9), route("0.0.0.0/0", 2, "192.0.2.1"))
+
+
+class ManualDriver:
+    """A driver that a test turns by hand."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def start(self, watcher: Watcher) -> None:
+        self.started = True
+
+    def rearm(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self.started = False
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Recorder:
+    """A follower that notes the IPv4 interface it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str | None, Cause]] = []
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        chosen = decider.decide(socket.AF_INET).interface
+        self.seen.append((chosen.name if chosen else None, cause))
+
+
+class Scene:
+    """A watcher on a simulated kernel, with a clock that only the test moves."""
+
+    def __init__(self, interface: str | None = None) -> None:
+        self.kernel = SimulatedKernel(WIFI)
+        self.clock = Clock()
+        self.driver = ManualDriver()
+        self.watcher = Watcher(self.kernel, Preferences(), driver=self.driver, interface=interface, clock=self.clock)
+        self.follower = Recorder()
+
+    def __enter__(self) -> Self:
+        self.watcher.follow(self.follower)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.watcher.stop()
+
+    def deliver(self) -> None:
+        self.watcher.refresh()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with the timers that are due."""
+        end = self.clock.now + seconds
+        for _ in range(1000):
+            deadline = self.watcher.deadline()
+            if deadline > end:
+                break
+            self.clock.now = max(self.clock.now, deadline)
+            self.watcher.timer()
+        else:
+            pytest.fail("the timers never rest")
+        self.clock.now = end
+
+
+def test_a_change_moves_the_followers_at_once() -> None:
+    with Scene() as scene:
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+def test_events_that_change_nothing_that_matters_move_nobody() -> None:
+    with Scene() as scene:
+        scene.kernel.change(WIFI_AND_CONTAINER)
+        scene.deliver()
+        scene.wait(10.0)
+        assert scene.follower.seen == []
+        assert scene.watcher.statistics.events == 1
+        assert scene.watcher.statistics.changes == 0
+
+
+def test_what_is_not_urgent_waits_for_a_complete_reading() -> None:
+    with Scene() as scene:
+        (source,) = scene.watcher.sources
+        source.urgent = False
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.follower.seen == []
+        scene.wait(QUIET)
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+BOTH = network(
+    interface("wifi0", 2, "192.0.2.5/24"),
+    interface("eth0", 3, "203.0.113.5/24", "2001:db8::5/64"),
+    route("0.0.0.0/0", 2, "192.0.2.1"),
+    route("0.0.0.0/0", 3, "203.0.113.1", metric=100),
+    route("198.51.100.0/24", 3),
+)
+
+
+@pytest.mark.parametrize("pin", [None, "eth0"])
+@pytest.mark.parametrize("index", [2, 3])
+def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | None) -> None:
+    targets = [socket.AF_INET, ip_address("198.51.100.7"), ip_address("8.8.8.8"), ip_address("203.0.113.5")]
+    with Scene(pin) as scene:
+        scene.kernel.change(BOTH)
+        scene.deliver()
+        for target in targets:
+            scene.watcher.decider().decide(target)
+        scene.wait(QUIET)
+        gone = BOTH.taken_down(frozenset({index}))
+        before = scene.watcher._prefetched[:]
+        scene.kernel.change(gone)
+        scene.deliver()
+        decider = scene.watcher.decider()
+        assert decider in before
+        assert set(targets) <= set(decider.targets())
+        for target in targets:
+            assert decider.decide(target) == Decider(gone, Preferences(), interface=pin).decide(target)
+        assert decider.pin == pin
+
+
+def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
+    with Scene() as scene:
+        scene.kernel.change(BOTH)
+        scene.deliver()
+        scene.wait(QUIET)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.watcher.decider().network is ETHERNET
+        scene.wait(QUIET)
+        assert [ahead.network for ahead in scene.watcher._prefetched] == [ETHERNET.taken_down(frozenset({3}))]
+
+
+def test_nothing_is_decided_ahead_where_there_are_thousands_of_routes() -> None:
+    many = [route(f"10.{n // 256}.{n % 256}.0/24", 2, "192.0.2.1") for n in range(1100)]
+    with Scene() as scene:
+        scene.kernel.change(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"), *many))
+        scene.deliver()
+        scene.wait(10 * QUIET)
+        assert scene.watcher._prefetched == []
+
+
+def test_an_interface_goes_down_with_its_routes_and_ipv6_addresses() -> None:
+    gone = BOTH.taken_down(frozenset({3}))
+    assert gone.interfaces[2] is BOTH.interfaces[2]
+    eth0 = gone.interfaces[3]
+    assert (eth0.up, eth0.running, [str(a.address) for a in eth0.addresses]) == (False, False, ["203.0.113.5"])
+    assert gone.routes == BOTH.routes[:1]
+    assert gone.reachable == frozenset({(2, socket.AF_INET)})
+    assert gone is BOTH.taken_down(frozenset({3}))
+    assert gone.taken_down(frozenset({2})).routes == ()
+
+
+def test_an_interface_that_is_down_already_takes_nothing_along() -> None:
+    gone = BOTH.taken_down(frozenset({3}))
+    assert gone.taken_down(frozenset({3})) is gone
+    assert BOTH.taken_down(frozenset({99})) is BOTH
+
+
+class Poking(Recorder):
+    """A follower that finds out, while it moves, that the network is another already."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self.scene = scene
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        super().network_changed(decider, cause)
+        if len(self.seen) == 1:
+            self.scene.kernel.change(WIFI)
+            self.scene.watcher.recheck()
+
+
+def test_nobody_is_shown_an_older_reading_after_a_newer_one() -> None:
+    with Scene() as scene:
+        scene.watcher.unfollow(scene.follower)
+        first, second = Poking(scene), Recorder()
+        scene.watcher.follow(first)
+        scene.watcher.follow(second)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert [name for name, _ in first.seen] == ["eth0", "wifi0"]
+        assert [name for name, _ in second.seen] == ["wifi0"]
+
+
+def test_a_reading_that_ends_the_watching_is_followed_by_one_made_now() -> None:
+    scene = Scene()
+
+    class Leaving(Recorder):
+        def network_changed(self, decider: Decider, cause: Cause) -> None:
+            scene.watcher.unfollow(self)
+
+    scene.watcher.follow(Leaving())
+    second = SimulatedEvents()
+    scene.watcher.sources.append(second)
+    second.signal()
+    scene.kernel.change(ETHERNET)
+    decision = scene.watcher.decider().decide(socket.AF_INET)
+    assert decision.interface is not None
+    assert decision.interface.name == "eth0"
+    assert not scene.watcher.running
+    assert second.fileno() == -1
+    assert scene.watcher.statistics.events == 1
+
+
+def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_later() -> None:
+    with Scene() as scene:
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.watcher.deadline() > scene.clock.now
+        late = ChangeListener(lambda: None)
+        scene.watcher.listen(late)
+        scene.wait(10.0)
+        assert late.take() is None
+        assert scene.watcher.statistics.changes == 1
+        scene.kernel.change(WIFI)
+        scene.deliver()
+        assert scene.watcher.deadline() == scene.clock.now
+        scene.watcher.timer()
+        assert late.take() is not None
+
+
+def test_a_silent_change_is_found_by_the_reconcile() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.wait(RECONCILE - 1.0)
+        assert scene.follower.seen == []
+        scene.wait(2.0)
+        assert scene.follower.seen == [("eth0", Cause.RECONCILE)]
+
+
+def test_a_wake_is_seen_from_the_two_clocks() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.kernel.sleep(3600.0)
+        scene.kernel.signal()
+        scene.deliver()
+        assert scene.follower.seen == [("eth0", Cause.WAKE)]
+
+
+def test_a_refused_send_makes_it_look() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.watcher.recheck()
+        assert scene.follower.seen == [("eth0", Cause.SEND_ERROR)]
+
+
+def test_refused_sends_without_end_cause_few_readings() -> None:
+    with Scene() as scene:
+        before = scene.kernel.readings
+        for _ in range(10_000):
+            scene.watcher.recheck()
+        assert scene.kernel.readings - before < 10
+
+
+def test_lost_events_are_counted_and_read_over() -> None:
+    with Scene() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        source = scene.watcher.sources[0]
+        source.overruns += 1
+        before = source.overruns
+        scene.kernel.overrun()
+        scene.deliver()
+        assert source.overruns == before + 1
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+def test_the_network_being_gone_is_announced_after_the_grace_only() -> None:
+    with Scene() as scene:
+        listener = ChangeListener(lambda: None)
+        scene.watcher.listen(listener)
+        scene.kernel.change(network())
+        scene.deliver()
+        scene.wait(GRACE - 0.1)
+        assert listener.take() is None
+        scene.wait(0.2)
+        change = listener.take()
+        assert change is not None
+        assert change.ipv4.new_path is None
+
+
+def test_a_reading_that_fails_leaves_the_last_one_standing_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Scene() as scene:
+        real = scene.kernel.network
+        monkeypatch.setattr(scene.kernel, "network", _raise)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.follower.seen == []
+        monkeypatch.setattr(scene.kernel, "network", real)
+        scene.wait(QUIET * 2)
+        assert [name for name, _ in scene.follower.seen] == ["eth0"]
+
+
+def _raise(*, partial: bool = False) -> None:
+    raise KernelError("the kernel answers in riddles")
+
+
+def test_a_follower_that_fails_does_not_keep_the_others_from_moving() -> None:
+    class Failing:
+        def network_changed(self, decider: Decider, cause: Cause) -> None:
+            raise RuntimeError("no")
+
+    with Scene() as scene:
+        failing, other = Failing(), Recorder()
+        scene.watcher.follow(failing)
+        scene.watcher.follow(other)
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert [name for name, _ in other.seen] == ["eth0"]
+
+
+def test_it_watches_only_while_somebody_needs_it() -> None:
+    scene = Scene()
+    assert scene.kernel.open_sources == 0
+    scene.watcher.follow(scene.follower)
+    with scene.watcher.hold():
+        assert scene.kernel.open_sources == 1
+        scene.watcher.unfollow(scene.follower)
+        assert scene.watcher.running
+    assert not scene.watcher.running
+    assert scene.kernel.open_sources == 0
+    assert not scene.driver.started
+
+
+def test_a_kernel_without_event_sources_is_reconciled_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+
+    def denied() -> list[object]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(scene.kernel, "events", denied)
+    with scene:
+        scene.kernel.change(ETHERNET)
+        scene.wait(RECONCILE)
+        assert scene.follower.seen == [("eth0", Cause.RECONCILE)]
+
+
+def test_a_source_that_breaks_is_closed_and_the_rest_goes_on() -> None:
+    with Scene() as scene:
+        source = scene.watcher.sources[0]
+        source.drain = _broken  # type: ignore[method-assign]
+        scene.kernel.change(ETHERNET)
+        scene.deliver()
+        assert scene.watcher.sources == []
+        assert scene.kernel.open_sources == 0
+        assert [name for name, _ in scene.follower.seen] == ["eth0"]
+
+
+def _broken() -> bool:
+    raise OSError(9, "Bad file descriptor")
+
+
+def test_a_pin_replaces_the_watchers_own() -> None:
+    with Scene() as scene:
+        import socket
+
+        assert scene.watcher.decider(interface="eth9").decide(socket.AF_INET).interface is None
+        assert scene.watcher.decider().decide(socket.AF_INET).interface is not None
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5.0):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_the_event_loop_delivers() -> None:
+    kernel = SimulatedKernel(WIFI)
+    watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+    follower = Recorder()
+    tasks = asyncio.all_tasks()
+    descriptors = len(os.listdir("/dev/fd"))
+    watcher.follow(follower)
+    kernel.change(ETHERNET)
+    await _until(lambda: bool(follower.seen))
+    assert follower.seen == [("eth0", Cause.EVENTS)]
+    assert asyncio.all_tasks() == tasks
+    watcher.unfollow(follower)
+    assert kernel.open_sources == 0
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_asyncio_run_ends_the_watcher(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    kernel = SimulatedKernel(WIFI)
+    ended: list[bool] = []
+
+    async def main() -> Watcher:
+        watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+        watcher.follow(Recorder())
+        listener = ChangeListener(lambda: ended.append(True))
+        watcher.listen(listener)
+        return watcher
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        watcher = runner.run(main())
+        assert watcher.running
+    assert not watcher.running
+    assert ended == [True]
+    assert kernel.open_sources == 0
+
+
+def test_a_loop_that_is_closed_by_hand_leaves_no_descriptor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    kernel = SimulatedKernel(WIFI)
+
+    async def main() -> None:
+        Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop())).follow(Recorder())
+
+    loop = loop_factory()
+    loop.run_until_complete(main())
+    assert kernel.open_sources == 1
+    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del loop
+        gc.collect()
+    assert kernel.open_sources == 0
+
+
+async def test_changes_are_merged_for_a_slow_reader() -> None:
+    kernel = SimulatedKernel(WIFI)
+    watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+    listener = ChangeListener(lambda: None)
+    watcher.listen(listener)
+    try:
+        for reading in (ETHERNET, WIFI, ETHERNET):
+            kernel.change(reading)
+            watcher.refresh()
+        await asyncio.sleep(0.01)
+        change: Change | None = listener.take()
+        assert change is not None
+        assert change.number == 3
+        assert change.ipv4.old_path is not None
+        assert change.ipv4.new_path is not None
+        assert (change.ipv4.old_path.interface, change.ipv4.new_path.interface) == ("wifi0", "eth0")
+        assert listener.take() is None
+    finally:
+        watcher.unlisten(listener)
+    assert kernel.open_sources == 0

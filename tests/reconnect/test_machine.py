@@ -1,0 +1,162 @@
+"""The life of a replaced connection, as a table."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bindsock.reconnect.machine import TABLE, Action, Event, Machine, State, pause
+
+A, E, S = Action, Event, State
+
+
+def walk(*events: Event) -> tuple[State, list[Action]]:
+    machine = Machine()
+    done = [action for event in events for action in machine.feed(event)]
+    return machine.state, done
+
+
+def test_every_event_is_answered_in_every_state() -> None:
+    assert set(TABLE) == set(itertools.product(State, Event))
+
+
+def test_a_dead_path_is_cut_at_once() -> None:
+    state, done = walk(E.LOST)
+    assert state is S.RECONNECTING
+    assert done.index(A.CUT) < done.index(A.DIAL)
+
+
+def test_a_better_path_is_made_before_the_old_one_is_touched() -> None:
+    state, done = walk(E.BETTER)
+    assert (state, A.CUT in done) == (S.DIALLING, False)
+    state, done = walk(E.BETTER, E.DIALLED)
+    assert state is S.DRAINING
+    assert done.index(A.DIAL) < done.index(A.CUT) < done.index(A.DRAIN)
+
+
+@pytest.mark.parametrize("end", [E.STAYS, E.EXPIRED])
+def test_a_better_path_that_comes_to_nothing_leaves_the_old_one_untouched(end: Event) -> None:
+    state, done = walk(E.BETTER, E.DIAL_FAILED, E.RETRY, E.DIAL_FAILED, end)
+    assert state is S.LIVE
+    assert not {A.CUT, A.DRAIN, A.DROP, A.GIVE_UP} & set(done)
+    assert done[-2:] == [A.STOP_CLOCK, A.STOP_DIALLING]
+
+
+def test_the_whole_way() -> None:
+    state, done = walk(E.BETTER, E.DIALLED, E.DRAINED, E.RESUMED)
+    assert state is S.LIVE
+    assert done == [A.START_CLOCK, A.DIAL, A.CUT, A.DRAIN, A.DROP, A.RUN_HOOK, A.STOP_CLOCK, A.GO_ON, A.LOOK]
+
+
+def test_a_dial_that_is_under_way_when_the_old_path_dies_goes_on() -> None:
+    state, done = walk(E.BETTER, E.LOST)
+    assert (state, done.count(A.DIAL)) == (S.RECONNECTING, 1)
+    assert A.CUT in done
+
+
+@pytest.mark.parametrize("way", [(E.LOST, E.DIALLED), (E.BETTER, E.DIALLED), (E.BETTER, E.DIALLED, E.DRAINED)])
+def test_a_second_change_during_a_replacement_starts_over(way: tuple[Event, ...]) -> None:
+    machine = Machine()
+    for event in way:
+        machine.feed(event)
+    done = machine.feed(E.NEW_LOST)
+    assert machine.state is S.RECONNECTING
+    assert A.DROP_NEW in done
+    assert A.START_CLOCK not in done, "a replacement could be started over for ever"
+
+
+@pytest.mark.parametrize("event", [E.FINISHED, E.CLOSE])
+def test_nothing_is_replaced_once_one_side_has_finished(event: Event) -> None:
+    assert walk(event, E.BETTER)[0] is S.FINISHING
+    state, done = walk(event, E.LOST)
+    assert state is S.CLOSED
+    assert done[-1] is A.GIVE_UP
+
+
+def test_a_hook_that_fails_ends_it() -> None:
+    state, done = walk(E.LOST, E.DIALLED, E.HOOK_FAILED)
+    assert state is S.CLOSED
+    assert A.DROP_NEW in done
+    assert done[-1] is A.GIVE_UP
+
+
+def test_a_new_network_ends_the_pause() -> None:
+    assert A.HURRY in walk(E.LOST, E.DIAL_FAILED, E.USABLE)[1]
+
+
+# The ends are rare, so that the walks are long.
+events = st.lists(
+    st.one_of(
+        st.sampled_from([e for e in Event if e not in (E.CLOSE, E.ABORT, E.ENDED, E.FINISHED, E.EXPIRED)]),
+        st.sampled_from([E.LOST, E.BETTER, E.DIALLED, E.DRAINED, E.RESUMED]),
+        st.sampled_from(Event),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=500)
+@given(events)
+def test_whatever_happens_nothing_is_left_running_behind(happened: list[Event]) -> None:
+    machine = Machine()
+    clock = dialling = hook = cut = False
+    new = False
+    for event in happened:
+        if event is E.DIALLED and machine.state in (S.DIALLING, S.RECONNECTING):
+            dialling, new = False, True
+        for action in machine.feed(event):
+            match action:
+                case A.START_CLOCK:
+                    clock = True
+                case A.STOP_CLOCK:
+                    clock = False
+                case A.DIAL | A.PAUSE:
+                    dialling = True
+                case A.STOP_DIALLING:
+                    dialling = False
+                case A.RUN_HOOK:
+                    assert new
+                    assert cut
+                    hook = True
+                case A.STOP_HOOK:
+                    hook = False
+                case A.DROP_NEW:
+                    new = False
+                case A.CUT:
+                    assert not cut
+                    cut = True
+                case A.GO_ON:
+                    assert cut
+                    hook = new = cut = False
+                case _:
+                    pass
+        state = machine.state
+        assert clock == (state in (S.DIALLING, S.DRAINING, S.RECONNECTING, S.RESUMING))
+        assert dialling == (state in (S.DIALLING, S.RECONNECTING))
+        assert hook == (state is S.RESUMING)
+        assert new == (state in (S.DRAINING, S.RESUMING))
+        assert cut == (state in (S.DRAINING, S.RECONNECTING, S.RESUMING)) or state is S.CLOSED
+
+
+@settings(max_examples=500)
+@given(events)
+def test_the_application_is_told_of_the_end_once(happened: list[Event]) -> None:
+    state, done = walk(*happened)
+    assert sum(done.count(a) for a in (A.TELL_ENDED, A.TELL_CLOSED, A.GIVE_UP)) == (state is S.CLOSED)
+
+
+@pytest.mark.parametrize("state", [s for s in State if s is not S.CLOSED])
+def test_an_abort_ends_everything_in_every_state(state: State) -> None:
+    after, actions = TABLE[state, E.ABORT]
+    assert after is S.CLOSED
+    assert actions[-1] is A.TELL_CLOSED
+
+
+def test_pauses_grow_and_differ() -> None:
+    assert pause(0, 0.5) == 0.0
+    assert [pause(n, 0.0) for n in (1, 2, 3)] == [0.1, 0.2, 0.4]
+    assert pause(1000, 0.0) == 5.0
+    assert pause(1, 1.0) == 0.05

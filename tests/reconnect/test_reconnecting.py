@@ -1,0 +1,943 @@
+"""Connections that are replaced: real transports over loopback, a scripted network, each interface with an address of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import socket
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.errors import InterfaceChanged
+from bindsock.model.decision import Path
+from bindsock.model.network import InterfaceKind, IPAddress, Network
+from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.watcher import Watcher
+from bindsock.reconnect import controller as replacing
+from bindsock.reconnect.controller import Controller
+from bindsock.reconnect.machine import State
+from bindsock.reconnect.open import create_replaceable, open_replaceable
+from bindsock.reconnect.transport import ReplaceableTransport
+from bindsock.routing.effective import Preferences
+from bindsock.testing import SimulatedKernel, interface, network, route
+from tests.stream.test_guard import tls_client_context, tls_server_context, until
+
+PEER = ip_address("198.51.100.7")
+ADDRESSES = {"wifi0": "127.0.0.1", "eth0": "127.0.0.2", "wwan0": "127.0.0.3"}
+NAMES = {address: name for name, address in ADDRESSES.items()}
+
+
+def reading(*names: str) -> Network:
+    """A network with these interfaces up, best first."""
+    parts: list[Any] = []
+    for index, (name, address) in enumerate(ADDRESSES.items(), 2):
+        up = name in names
+        addresses = [f"{address}/8"] if up else []
+        parts.append(interface(name, index, *addresses, kind=InterfaceKind.WIRED, up=up, running=up))
+        if up:
+            parts.append(route("0.0.0.0/0", index, "127.0.0.254", metric=names.index(name)))
+    return network(*parts)
+
+
+@dataclass
+class Dialled:
+    sock: socket.socket
+    address: IPAddress
+    path: Path | None
+
+
+class Session:
+    """One connection at the server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.interface = NAMES[writer.get_extra_info("peername")[0]]
+        self.lines: list[bytes] = []
+        self.finished = asyncio.Event()
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+        self.error: Exception | None = None
+
+    async def run(self, answer: Answer) -> None:
+        try:
+            while line := await self.reader.readline():
+                self.lines.append(line)
+                await answer(self, line)
+        except OSError as error:
+            self.error = error
+        finally:
+            self.finished.set()
+            await self.may_close.wait()
+            self.writer.close()
+
+    def say(self, line: bytes) -> None:
+        self.writer.write(line)
+
+
+Answer = Callable[[Session, bytes], Awaitable[None]]
+
+
+async def echo(session: Session, line: bytes) -> None:
+    session.say(session.interface.encode() + b":" + line)
+
+
+class Scene:
+    """A scripted network, and a server on loopback that remembers each connection."""
+
+    def __init__(self, tls: bool) -> None:
+        self.tls = tls
+        self.kernel = SimulatedKernel(reading("wifi0", "eth0"))
+        self.loop = asyncio.get_running_loop()
+        self.watcher = Watcher(self.kernel, Preferences(), driver=AsyncioDriver(self.loop))
+        self.sessions: list[Session] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.answer: Answer = echo
+        self.refuse_dials = 0
+        self.dials = 0
+        self.open: list[asyncio.Transport] = []
+        self.server: asyncio.Server
+
+    def change(self, network: Network) -> None:
+        """The network changes, and is looked at before the next line of the test."""
+        self.kernel.change(network)
+        self.watcher.refresh()
+
+    async def listen(self) -> None:
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            session = Session(reader, writer)
+            self.sessions.append(session)
+            await session.run(self.answer)
+
+        self.server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls_server_context() if self.tls else None)
+
+    async def dial(self) -> Dialled:
+        self.dials += 1
+        if self.refuse_dials:
+            self.refuse_dials -= 1
+            raise ConnectionRefusedError("refused by the test")
+        decider = self.watcher.decider()
+        path = decider.path(PEER)
+        if path is None:
+            raise OSError("no interface")
+        sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.bind((ADDRESSES[path.interface], 0))
+            await self.loop.sock_connect(sock, self.server.sockets[0].getsockname())
+        except BaseException:
+            sock.close()
+            raise
+        return Dialled(sock, PEER, path)
+
+    async def attach(self, protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
+        options: dict[str, Any] = {"ssl": tls_client_context(), "server_hostname": "localhost"} if self.tls else {}
+        try:
+            transport, _ = await self.loop.create_connection(lambda: protocol, sock=sock, **options)
+        except BaseException:
+            sock.close()
+            raise
+        return transport
+
+    async def streams(self, on_reconnect: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0, "handshake": self.tls} | options
+        before = len(self.sessions)
+        reader, writer = await open_replaceable(self.watcher, self.loop, on_reconnect, self.dial, self.attach, **options)
+        self.open.append(cast(asyncio.Transport, writer.transport))
+        await until(lambda: len(self.sessions) > before)
+        self.kept = (reader, writer)
+        return reader, writer
+
+    async def protocol(self, factory: Callable[[], Any], **options: Any) -> tuple[ReplaceableTransport, Any]:
+        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0, "handshake": self.tls} | options
+        before = len(self.sessions)
+        transport, protocol = await create_replaceable(self.watcher, self.loop, factory, self.dial, self.attach, **options)
+        self.open.append(transport)
+        await until(lambda: len(self.sessions) > before)
+        return transport, protocol
+
+    async def close(self) -> None:
+        for transport in self.open:
+            transport.abort()
+        self.server.close()
+        await asyncio.sleep(0.02)
+        for session in self.sessions:
+            session.writer.transport.abort()
+        self.watcher.forget_followers()
+        await asyncio.sleep(0.02)
+
+
+def has_addresses() -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((ADDRESSES["wwan0"], 0))
+        except OSError:
+            return False
+        return True
+
+
+pytestmark = pytest.mark.skipif(not has_addresses(), reason="127.0.0.3 is no address of this system")
+
+
+@pytest_asyncio.fixture(params=["plain", "tls"])
+async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
+    made = Scene(request.param == "tls")
+    await made.listen()
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture
+async def plain() -> AsyncIterator[Scene]:
+    made = Scene(False)
+    await made.listen()
+    yield made
+    await made.close()
+
+
+async def line(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(5):
+        return await reader.readline()
+
+
+def state_of(writer: asyncio.StreamWriter) -> State:
+    return cast(Controller, cast(Any, writer.transport)._owner).state
+
+
+class Log:
+    """An on_reconnect that greets, and remembers what it was told."""
+
+    def __init__(self, returned: bytes | None = None) -> None:
+        self.unread: list[bytes] = []
+        self.answers: list[bytes] = []
+        self.returned = returned
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> bytes | None:
+        self.unread.append(unread)
+        writer.write(b"again\n")
+        answer = await reader.readline()
+        if not answer:
+            raise EOFError
+        self.answers.append(answer)
+        return self.returned
+
+
+async def test_a_pending_readline_returns_the_new_connections_line(scene: Scene) -> None:
+    hook = Log()
+    reader, writer = await scene.streams(hook)
+    writer.write(b"one\n")
+    assert await line(reader) == b"wifi0:one\n"
+    pending = asyncio.ensure_future(line(reader))
+    await asyncio.sleep(0)
+    scene.change(reading("eth0"))
+    await until(lambda: len(hook.answers) == 1)
+    writer.write(b"two\n")
+    assert await pending == b"eth0:two\n"
+    assert hook.answers == [b"eth0:again\n"]
+    assert hook.unread == [b""]
+    assert scene.watcher.statistics.reconnected == 1
+    assert writer.get_extra_info("interface") == "eth0"
+    assert writer.get_extra_info("sockname")[0] == ADDRESSES["eth0"]
+
+
+async def test_a_path_that_goes_while_the_transport_is_made_is_noticed_though_the_hook_waits(
+    plain: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = 0
+    attach = plain.attach
+
+    async def attach_and_lose(protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
+        nonlocal attached
+        attached += 1
+        transport = await attach(protocol, sock)
+        if attached == 2:
+            plain.change(reading("wwan0"))
+        return transport
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        if writer.get_extra_info("sockname")[0] == ADDRESSES["eth0"]:
+            await reader.readline()  # nobody will say anything there
+
+    monkeypatch.setattr(plain, "attach", attach_and_lose)
+    reader, writer = await plain.streams(hook)
+    plain.change(reading("eth0", "wwan0"))
+    await until(lambda: plain.watcher.statistics.reconnected == 1)
+    writer.write(b"one\n")
+    assert await line(reader) == b"wwan0:one\n"
+    assert [session.interface for session in plain.sessions] == ["wifi0", "eth0", "wwan0"]
+
+
+async def test_bytes_of_the_two_streams_are_not_joined(scene: Scene) -> None:
+    hook = Log()
+    reader, _writer = await scene.streams(hook)
+    scene.sessions[0].say(b"half a li")
+    pending = asyncio.ensure_future(line(reader))
+    await asyncio.sleep(0.05)
+    scene.change(reading("eth0"))
+    await until(lambda: len(hook.answers) == 1)
+    scene.sessions[1].say(b"a whole one\n")
+    assert await pending == b"a whole one\n"
+    assert hook.unread == [b"half a li"]
+
+
+async def test_the_hook_may_join_them(scene: Scene) -> None:
+    hook = Log(b"half a li")
+    reader, _writer = await scene.streams(hook)
+    scene.sessions[0].say(b"half a li")
+    pending = asyncio.ensure_future(line(reader))
+    await asyncio.sleep(0.05)
+    scene.change(reading("eth0"))
+    await until(lambda: len(hook.answers) == 1)
+    scene.sessions[1].say(b"ne\n")
+    assert await pending == b"half a line\n"
+
+
+async def test_what_the_hook_left_unread_is_the_applications(scene: Scene) -> None:
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        writer.write(b"first\nsecond\n")
+        assert await reader.readline() == b"eth0:first\n"
+        await asyncio.sleep(0.02)
+
+    reader, _writer = await scene.streams(hook)
+    scene.change(reading("eth0"))
+    assert await line(reader) == b"eth0:second\n"
+
+
+async def test_writes_made_meanwhile_wait_in_order_and_never_reach_the_old_connection(scene: Scene) -> None:
+    release = asyncio.Event()
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        writer.write(b"login\n")
+        await release.wait()
+        writer.write(b"ready\n")
+
+    reader, writer = await scene.streams(hook)
+    writer.write(b"before\n")
+    assert await line(reader) == b"wifi0:before\n"
+    scene.change(reading("eth0"))
+    for number in range(100):
+        writer.write(b"%d\n" % number)
+    await until(lambda: len(scene.sessions) == 2)
+    writer.writelines([b"and ", b"more\n"])
+    await asyncio.sleep(0.02)
+    release.set()
+    await until(lambda: scene.sessions[1].lines[-1:] == [b"and more\n"])
+    assert scene.sessions[0].lines == [b"before\n"]
+    assert scene.sessions[1].lines == [b"login\n", b"ready\n", *(b"%d\n" % n for n in range(100)), b"and more\n"]
+
+
+async def test_drain_blocks_while_there_is_no_connection(scene: Scene) -> None:
+    release = asyncio.Event()
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        await release.wait()
+
+    _reader, writer = await scene.streams(hook)
+    writer.transport.set_write_buffer_limits(1000)
+    scene.change(reading("eth0"))
+    writer.write(bytes(999) + b"\n")
+    await writer.drain()
+    writer.write(b"one too many\n")
+    drain = asyncio.ensure_future(writer.drain())
+    await asyncio.sleep(0.05)
+    assert not drain.done()
+    assert writer.transport.get_write_buffer_size() == 1013
+    release.set()
+    async with asyncio.timeout(5):
+        await drain
+    await until(lambda: scene.sessions[1].lines[-1:] == [b"one too many\n"])
+
+
+async def test_a_better_path_is_taken_when_it_stands_and_nothing_on_its_way_is_lost(scene: Scene) -> None:
+    release = asyncio.Event()
+
+    async def slowly(session: Session, request: bytes) -> None:
+        await release.wait()
+        await echo(session, request)
+
+    scene.answer = slowly
+    reader, writer = await scene.streams(Log())
+    writer.write(b"request\n")
+    await until(lambda: bool(scene.sessions[0].lines))
+    scene.change(reading("eth0", "wifi0"))
+    await until(lambda: state_of(writer) is State.DRAINING)
+    release.set()
+    assert await line(reader) == b"wifi0:request\n", "the answer that was on its way"
+    writer.write(b"next\n")
+    assert await line(reader) == b"eth0:next\n"
+    assert scene.sessions[0].error is None, "the server sees a farewell, not a reset"
+
+
+async def test_a_better_path_that_does_not_answer_leaves_the_connection_untouched(scene: Scene) -> None:
+    hook = Log()
+    reader, writer = await scene.streams(hook)
+    scene.refuse_dials = 1000
+    scene.change(reading("eth0", "wifi0"))
+    await until(lambda: scene.dials > 2)
+    writer.write(b"still here\n")
+    assert await line(reader) == b"wifi0:still here\n"
+    scene.change(reading("wifi0", "eth0"))
+    await asyncio.sleep(0.02)
+    dials = scene.dials
+    await asyncio.sleep(0.3)
+    assert scene.dials == dials, "what is no better any more is not dialled"
+    assert hook.unread == []
+
+
+async def test_a_better_path_is_left_alone_if_told_so(plain: Scene) -> None:
+    reader, writer = await plain.streams(Log(), better_path="keep")
+    plain.change(reading("eth0", "wifi0"))
+    await asyncio.sleep(0.1)
+    assert plain.dials == 1
+    plain.change(reading("eth0"))
+    writer.write(b"x\n")
+    assert await line(reader) == b"eth0:x\n"
+
+
+async def test_dials_are_tried_again(scene: Scene) -> None:
+    hook = Log()
+    reader, writer = await scene.streams(hook)
+    scene.refuse_dials = 2
+    scene.change(reading("eth0"))
+    writer.write(b"x\n")
+    assert await line(reader) == b"eth0:x\n"
+    assert scene.dials == 4
+
+
+async def test_it_gives_up_with_the_last_cause(scene: Scene) -> None:
+    reader, writer = await scene.streams(Log(), reconnect_timeout=0.3)
+    scene.refuse_dials = 1000
+    pending = asyncio.ensure_future(line(reader))
+    await asyncio.sleep(0)
+    scene.change(reading("eth0"))
+    with pytest.raises(InterfaceChanged) as caught:
+        await pending
+    assert caught.value.interface == "wifi0"
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    dials = scene.dials
+    await asyncio.sleep(0.3)
+    assert scene.dials == dials
+    with pytest.raises(InterfaceChanged):
+        await writer.wait_closed()
+
+
+async def test_a_hook_that_raises_ends_the_connection_with_that_cause(scene: Scene) -> None:
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        raise PermissionError("the session is over")
+
+    reader, _ = await scene.streams(hook)
+    scene.change(reading("eth0"))
+    with pytest.raises(InterfaceChanged) as caught:
+        await line(reader)
+    assert isinstance(caught.value.__cause__, PermissionError)
+    await until(lambda: all(session.finished.is_set() for session in scene.sessions))
+
+
+async def test_kept_while_nothing_else_is_usable(scene: Scene) -> None:
+    reader, writer = await scene.streams(Log())
+    scene.change(reading())
+    await asyncio.sleep(0.05)
+    writer.write(b"x\n")
+    assert await line(reader) == b"wifi0:x\n"
+    scene.change(reading("eth0"))
+    writer.write(b"y\n")
+    assert await line(reader) == b"eth0:y\n"
+
+
+async def test_a_second_change_while_the_hook_runs_starts_over(scene: Scene) -> None:
+    calls: list[bytes] = []
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        calls.append(unread)
+        if len(calls) == 1:
+            await asyncio.Event().wait()
+        writer.write(b"again\n")
+        await reader.readline()
+
+    reader, writer = await scene.streams(hook)
+    scene.sessions[0].say(b"half")
+    await asyncio.sleep(0.02)
+    scene.change(reading("eth0", "wwan0"))
+    await until(lambda: len(calls) == 1)
+    writer.write(b"held\n")
+    scene.change(reading("wwan0"))
+    assert await line(reader) == b"wwan0:held\n"
+    assert calls == [b"half", b"half"], "the second hook is told what the first was"
+    await until(lambda: scene.sessions[1].finished.is_set())
+
+
+async def test_a_server_that_fails_while_the_hook_runs_is_dialled_again(scene: Scene) -> None:
+    async def rude(session: Session, request: bytes) -> None:
+        if len(scene.sessions) == 2:
+            session.writer.transport.abort()
+        else:
+            await echo(session, request)
+
+    scene.answer = rude
+    hook = Log()
+    reader, writer = await scene.streams(hook)
+    scene.change(reading("eth0"))
+    writer.write(b"x\n")
+    pending = asyncio.ensure_future(line(reader))
+    await until(lambda: len(scene.sessions) >= 3)
+    assert await pending == b"eth0:x\n"
+
+
+async def test_the_end_of_the_stream_is_the_applications_affair(scene: Scene) -> None:
+    reader, _writer = await scene.streams(Log())
+    scene.sessions[0].say(b"bye\n")
+    scene.sessions[0].writer.close()
+    assert await line(reader) == b"bye\n"
+    assert await line(reader) == b""
+    scene.change(reading("eth0"))
+    await asyncio.sleep(0.05)
+    assert scene.dials == 1
+
+
+async def test_a_reset_is_the_applications_affair(plain: Scene) -> None:
+    reader, _ = await plain.streams(Log())
+    sock = plain.sessions[0].writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    plain.sessions[0].writer.transport.abort()
+    with pytest.raises(ConnectionResetError):
+        await line(reader)
+    assert plain.dials == 1
+
+
+async def test_a_silent_death_is_a_loss_of_the_path(plain: Scene) -> None:
+    """TCP_USER_TIMEOUT ends a connection with ETIMEDOUT, and no event of the network tells why."""
+    reader, writer = await plain.streams(Log())
+    transport = cast(Any, writer.transport)
+    leg = transport._leg
+    leg.transport.abort()
+    leg.connection_lost(TimeoutError(110, "timed out"))
+    writer.write(b"x\n")
+    assert await line(reader) == b"wifi0:x\n"
+    assert plain.dials == 2
+
+
+async def test_close_while_it_is_replaced_ends_it_at_once(scene: Scene) -> None:
+    _, writer = await scene.streams(Log())
+    scene.refuse_dials = 1000
+    scene.change(reading("eth0"))
+    await until(lambda: scene.dials > 1)
+    writer.close()
+    async with asyncio.timeout(5):
+        await writer.wait_closed()
+    await until(lambda: scene.watcher.statistics.tracked == 0)
+    assert not scene.watcher.running
+
+
+async def test_close_with_something_held_delivers_it_first(scene: Scene) -> None:
+    async def answer(session: Session, request: bytes) -> None:
+        if request == b"again\n":
+            await echo(session, request)
+
+    scene.answer = answer
+    _reader, writer = await scene.streams(Log())
+    scene.change(reading("eth0"))
+    writer.write(b"last words\n")
+    writer.close()
+    async with asyncio.timeout(5):
+        await writer.wait_closed()
+    await until(lambda: len(scene.sessions) == 2 and scene.sessions[1].finished.is_set())
+    assert scene.sessions[1].lines == [b"again\n", b"last words\n"]
+
+
+async def test_half_closed_by_the_application_it_is_half_closed_again(plain: Scene) -> None:
+    reader, writer = await plain.streams(Log())
+    plain.change(reading("eth0"))
+    writer.write(b"request\n")
+    writer.write_eof()
+    assert await line(reader) == b"eth0:request\n"
+    assert await line(reader) == b""
+
+
+class Lines(asyncio.Protocol):
+    """Collects what comes; says again what it is told to."""
+
+    def __init__(self, hook: str = "sync") -> None:
+        self.hook = hook
+        self.received = b""
+        self.events: list[str] = []
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.transport: Any = None
+        self.stable: Any = None
+        self.unread: bytes | None = None
+        self.arrived = asyncio.Event()
+        if hook == "coroutine":
+            self.connection_replaced = self.replaced_slowly  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = self.stable = transport
+        self.events.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self.arrived.set()
+
+    def connection_replaced(self, transport: asyncio.Transport, unread: bytes) -> Any:
+        self.events.append("replaced")
+        self.transport, self.unread = transport, unread
+        transport.write(b"login\n")
+
+    async def replaced_slowly(self, transport: asyncio.Transport, unread: bytes) -> None:
+        self.events.append("replaced")
+        self.transport, self.unread = transport, unread
+        self.received = b""
+        self.arrived.clear()
+        transport.write(b"login\n")
+        await self.arrived.wait()
+        self.events.append("logged in")
+
+    def pause_writing(self) -> None:
+        self.events.append("pause")
+
+    def resume_writing(self) -> None:
+        self.events.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+@pytest.mark.parametrize("hook", ["sync", "coroutine"])
+async def test_a_protocol_goes_on_with_its_stable_transport(scene: Scene, hook: str) -> None:
+    transport, protocol = await scene.protocol(lambda: Lines(hook))
+    transport.write(b"one\n")
+    await until(lambda: protocol.received == b"wifi0:one\n")
+    scene.change(reading("eth0"))
+    transport.write(b"held\n")
+    await until(lambda: b"held" in protocol.received)
+    assert scene.sessions[1].lines == [b"login\n", b"held\n"]
+    assert protocol.unread == b""
+    # What it was given in the hook is the stable transport from then on.
+    scene.change(reading("wwan0"))
+    await until(lambda: len(scene.sessions) == 3)
+    protocol.transport.write(b"to the third\n")
+    await until(lambda: scene.sessions[2].lines == [b"login\n", b"to the third\n"])
+    assert protocol.events.count("made") == 1
+    assert not protocol.lost.done()
+
+
+async def test_a_protocol_is_paused_by_what_is_held_and_resumed(scene: Scene) -> None:
+    transport, protocol = await scene.protocol(lambda: Lines())
+    transport.set_write_buffer_limits(100, 50)
+    scene.refuse_dials = 1
+    scene.change(reading("eth0"))
+    transport.write(bytes(100))
+    assert "pause" not in protocol.events
+    transport.write(b"\n")
+    assert protocol.events[-1] == "pause"
+    await until(lambda: "resume" in protocol.events)
+    await until(lambda: len(scene.sessions[1].lines) == 2)
+    assert protocol.events.count("pause") == protocol.events.count("resume")
+
+
+async def test_a_buffered_protocol_goes_on(scene: Scene) -> None:
+    class Buffered(asyncio.BufferedProtocol):
+        def __init__(self) -> None:
+            self.buffer = bytearray(3)
+            self.received = b""
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.buffer
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.received += self.buffer[:nbytes]
+
+        def connection_replaced(self, transport: asyncio.Transport, unread: bytes) -> None:
+            transport.write(b"again\n")
+
+    transport, protocol = await scene.protocol(Buffered)
+    transport.write(b"one\n")
+    await until(lambda: protocol.received == b"wifi0:one\n")
+    scene.change(reading("eth0"))
+    await until(lambda: protocol.received == b"wifi0:one\neth0:again\n")
+
+
+async def test_what_a_paused_protocol_has_not_read_is_told(plain: Scene) -> None:
+    transport, protocol = await plain.protocol(lambda: Lines())
+    transport.pause_reading()
+    plain.sessions[0].say(b"nobody reads this\n")
+    await asyncio.sleep(0.05)
+    plain.change(reading("eth0"))
+    await until(lambda: protocol.unread is not None)
+    assert protocol.unread == b"nobody reads this\n"
+    await asyncio.sleep(0.05)
+    assert protocol.received == b"", "it is still paused"
+    transport.resume_reading()
+    await until(lambda: protocol.received == b"eth0:login\n")
+
+
+async def test_a_protocol_that_raises_ends_its_connection(scene: Scene) -> None:
+    class Broken(Lines):
+        def data_received(self, data: bytes) -> None:
+            raise LookupError
+
+    errors: list[dict[str, Any]] = []
+    scene.loop.set_exception_handler(lambda loop, context: errors.append(context))
+    _transport, protocol = await scene.protocol(Broken)
+    scene.change(reading("eth0"))
+    async with asyncio.timeout(5):
+        assert isinstance(await protocol.lost, LookupError)
+    assert errors
+    await until(lambda: scene.watcher.statistics.tracked == 0)
+
+
+async def test_abort_in_every_state_leaves_nothing_open(scene: Scene, descriptors: None) -> None:
+    blocked = asyncio.Event()
+    entered: list[State] = []
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        await blocked.wait()
+
+    for wanted in (State.LIVE, State.DIALLING, State.DRAINING, State.RECONNECTING, State.RESUMING, State.FINISHING):
+        scene.change(reading("wifi0", "eth0"))
+        scene.refuse_dials = 0
+        _, writer = await scene.streams(hook)
+        session = scene.sessions[-1]
+        session.may_close.clear()
+        scene.refuse_dials = 1000 if wanted in (State.DIALLING, State.RECONNECTING) else 0
+        if wanted in (State.DIALLING, State.DRAINING):
+            scene.change(reading("eth0", "wifi0"))
+        elif wanted in (State.RECONNECTING, State.RESUMING):
+            scene.change(reading("eth0"))
+        elif wanted is State.FINISHING:
+            writer.write(bytes(1 << 20))
+            writer.close()
+        await until(lambda writer=writer, wanted=wanted: state_of(writer) is wanted)  # type: ignore[misc]
+        entered.append(state_of(writer))
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(5):
+                await writer.wait_closed()
+        session.may_close.set()
+    assert len(entered) == 6
+    await until(lambda: scene.watcher.statistics.tracked == 0)
+    for session in scene.sessions:
+        async with asyncio.timeout(5):
+            await session.finished.wait()
+        session.writer.close()
+        with contextlib.suppress(OSError):
+            await session.writer.wait_closed()
+    own = asyncio.current_task()
+    await until(lambda: not [t for t in asyncio.all_tasks() if t is not own and t.get_name().startswith("bindsock")])
+    scene.sessions.clear()
+    scene.open.clear()
+
+
+async def test_many_are_replaced_a_few_at_a_time(plain: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replacing, "MAX_CONCURRENT_REDIALS", 4)
+    replacing._all_slots.pop(plain.loop, None)
+    now, most = 0, 0
+    dial = plain.dial
+
+    async def counted() -> Dialled:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            await asyncio.sleep(0.001)
+            return await dial()
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(plain, "dial", counted)
+    connections = [await plain.streams(Log()) for _ in range(40)]
+    most = 0
+    plain.change(reading("eth0"))
+    for number, (_, writer) in enumerate(connections):
+        writer.write(b"%d\n" % number)
+    for number, (reader, _) in enumerate(connections):
+        assert await line(reader) == b"eth0:%d\n" % number
+    assert most == 4
+    for _, writer in connections:
+        writer.close()
+
+
+async def test_a_forgotten_connection_is_not_kept_by_the_watcher(plain: Scene) -> None:
+    transport, protocol = await plain.protocol(lambda: Lines())
+    replacer = weakref.ref(cast(Any, transport)._owner)
+    transport.abort()
+    await protocol.lost
+    plain.open.clear()
+    protocol.transport = protocol.stable = None
+    del transport, protocol
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert replacer() is None
+
+
+async def test_the_application_starts_tls_itself(plain: Scene) -> None:
+    """STARTTLS: the hook does it anew on each connection, with asyncio's own means."""
+    tls = tls_client_context()
+
+    async def upgrade(session: Session, request: bytes) -> None:
+        if request == b"starttls\n":
+            session.say(b"go ahead\n")
+            await session.writer.start_tls(tls_server_context())
+        else:
+            await echo(session, request)
+
+    plain.answer = upgrade
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        writer.write(b"starttls\n")
+        assert await reader.readline() == b"go ahead\n"
+        await asyncio.sleep(0.02)  # what comes before the server has called start_tls() is lost (asyncio)
+        await writer.start_tls(tls, server_hostname="localhost")
+        writer.write(b"again\n")
+        assert await reader.readline() == b"eth0:again\n"
+
+    reader, writer = await plain.streams(hook)
+    writer.write(b"starttls\n")
+    assert await line(reader) == b"go ahead\n"
+    await asyncio.sleep(0.02)
+    await writer.start_tls(tls, server_hostname="localhost")
+    writer.write(b"secret\n")
+    assert await line(reader) == b"wifi0:secret\n"
+    assert writer.get_extra_info("ssl_object") is not None
+    plain.change(reading("eth0"))
+    writer.write(b"more\n")
+    assert await line(reader) == b"eth0:more\n"
+    assert writer.get_extra_info("ssl_object") is not None
+
+
+async def test_tls_that_is_ready_after_the_cut_lets_nothing_go_to_the_old_connection(plain: Scene) -> None:
+    ready = asyncio.Event()
+
+    async def start_tls(transport: asyncio.Transport, protocol: asyncio.Protocol, *_: Any) -> asyncio.Transport:
+        await ready.wait()
+        return transport
+
+    hook = Log()
+    reader, writer = await plain.streams(hook)
+    transport = cast(ReplaceableTransport, writer.transport)
+    starting = asyncio.ensure_future(transport.start_tls(start_tls, tls_client_context()))
+    await asyncio.sleep(0)
+    plain.refuse_dials = 1
+    plain.change(reading("eth0"))
+    writer.write(b"held\n")
+    ready.set()
+    with pytest.raises(InterfaceChanged, match="TLS"):
+        await starting
+    assert await line(reader) == b"eth0:held\n"
+    assert plain.sessions[0].lines == []
+    assert plain.sessions[1].lines == [b"again\n", b"held\n"]
+
+
+@pytest.mark.parametrize("end", ["abort", "close"])
+async def test_nothing_is_sent_on_a_new_connection_that_was_given_up_in_the_hook(scene: Scene, end: str) -> None:
+    class GivingUp(Lines):
+        def connection_replaced(self, transport: asyncio.Transport, unread: bytes) -> None:
+            getattr(transport, end)()
+            transport.write(b"after the end\n")
+
+    _, protocol = await scene.protocol(GivingUp)
+    scene.change(reading("eth0"))
+    assert await protocol.lost is None
+    await asyncio.sleep(0.1)  # to the server the new one may have ended in the middle of the handshake
+    assert all(session.finished.is_set() and not session.lines for session in scene.sessions[1:])
+
+
+async def test_a_hook_that_will_not_end_keeps_the_next_one_waiting(plain: Scene) -> None:
+    let_go = asyncio.Event()
+    running = most = 0
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        running -= 1
+
+    reader, writer = await plain.streams(hook)
+    for sessions, name in ((2, "eth0"), (3, "wwan0"), (4, "wifi0")):
+        plain.change(reading(name))
+        await until(lambda sessions=sessions: len(plain.sessions) == sessions)  # type: ignore[misc]
+        await asyncio.sleep(0.02)
+    let_go.set()
+    await until(lambda: state_of(writer) is State.LIVE)
+    writer.write(b"one\n")
+    assert await line(reader) == b"wifi0:one\n"
+    assert most == 1
+
+
+async def test_a_connection_that_cannot_be_followed_is_replaced(plain: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand, calls = Controller._stand, 0
+
+    def refusing(self: Controller, leg: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.ENOMEM, "refused by the test")
+        stand(self, leg)
+
+    reader, writer = await plain.streams(Log())
+    monkeypatch.setattr(Controller, "_stand", refusing)
+    plain.change(reading("eth0", "wwan0"))
+    await until(lambda: plain.watcher.statistics.reconnected == 1)
+    writer.write(b"one\n")
+    assert await line(reader) == b"eth0:one\n"
+    assert len(plain.sessions) == 3
+    plain.change(reading("wwan0"))
+    writer.write(b"two\n")
+    assert await line(reader) == b"wwan0:two\n"
+
+
+async def test_sendfile(scene: Scene, tmp_path: Any) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(b"%06d\n" % n for n in range(50000)))
+
+    async def swallow(session: Session, request: bytes) -> None:
+        pass
+
+    scene.answer = swallow
+    _reader, writer = await scene.streams(Log())
+    transport = cast(ReplaceableTransport, writer.transport)
+    with path.open("rb") as file:
+        assert await transport.sendfile(scene.loop.sendfile, file, 7, 7 * 40000) == 7 * 40000
+    await until(lambda: len(scene.sessions[0].lines) == 40000)
+    assert scene.sessions[0].lines[0] == b"000001\n"
+    assert scene.sessions[0].lines[-1] == b"040000\n"
+
+
+async def test_sendfile_that_is_under_way_puts_a_better_path_off_and_ends_with_the_path(plain: Scene, tmp_path: Any) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(32 << 20))
+    reader, writer = await plain.streams(Log())
+    plain.sessions[0].writer.transport.pause_reading()  # type: ignore[attr-defined]
+    transport = cast(ReplaceableTransport, writer.transport)
+    with path.open("rb") as file:
+        sending = asyncio.ensure_future(transport.sendfile(plain.loop.sendfile, file))
+        await asyncio.sleep(0.05)
+        plain.change(reading("eth0", "wifi0"))
+        await asyncio.sleep(0.05)
+        assert plain.dials == 1
+        plain.change(reading("eth0"))
+        done, _ = await asyncio.wait([sending], timeout=5)
+        assert done
+        assert isinstance(sending.exception(), OSError)
+    writer.write(b"x\n")
+    assert await line(reader) == b"eth0:x\n"
+
+
+async def test_nothing_is_left_of_a_first_dial_that_fails(scene: Scene) -> None:
+    before = len(os.listdir("/dev/fd"))
+    scene.refuse_dials = 1
+    with pytest.raises(ConnectionRefusedError):
+        await scene.streams(Log())
+    assert len(os.listdir("/dev/fd")) == before
+    assert scene.watcher.statistics.tracked == 0

@@ -1,0 +1,402 @@
+"""Where the subflows of a multipath connection may be, and what is ordered when they are not: on a scripted network."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+import pytest_asyncio
+
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.model.decision import Path
+from bindsock.model.network import InterfaceKind, Network
+from bindsock.model.subflows import Endpoints, Multipath, Subflow
+from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.watcher import Watcher
+from bindsock.routing.effective import Preferences
+from bindsock.routing.multipath import multipath_obstacle
+from bindsock.stream import viability
+from bindsock.stream.guard import BetterPath, StreamGuard, follow_stream
+from bindsock.stream.multipath import manager as multipath
+from bindsock.stream.multipath.manager import situation
+from bindsock.stream.viability import Location
+from bindsock.testing import SimulatedKernel, SimulatedPathManager, interface, network, route
+
+PEER = ip_address("198.51.100.7")
+HERE = ip_address("127.0.0.1")
+THERE = ip_address("203.0.113.5")
+ELSEWHERE = ip_address("203.0.114.5")
+
+WIFI = interface("wifi0", 2, "127.0.0.1/8")
+ETHERNET = interface("eth0", 3, "203.0.113.5/24", kind=InterfaceKind.WIRED)
+USB = interface("usb0", 4, "203.0.114.5/24", kind=InterfaceKind.WIRED)
+TUNNEL = interface("tun0", 9, "10.66.0.2/24", kind=InterfaceKind.TUNNEL)
+INSIDE = ip_address("10.66.0.2")
+
+BY_WIFI = route("0.0.0.0/0", 2, "127.0.0.254", metric=600)
+BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
+BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
+BY_USB = route("0.0.0.0/0", 4, "203.0.114.1", metric=800)
+
+ON_WIFI = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET)
+WIFI_LOST = network(interface("wifi0", 2, up=False, running=False), ETHERNET, BY_ETHERNET)
+ETHERNET_LOST = network(WIFI, interface("eth0", 3, up=False, running=False), BY_WIFI)
+WIFI_UNPLUGGED = network(interface("wifi0", 2, "127.0.0.1/8", running=False), ETHERNET, BY_WIFI, BY_ETHERNET)
+ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
+NOWHERE = network(interface("wifi0", 2, up=False, running=False))
+ONLY_USB = network(interface("wifi0", 2, up=False, running=False), USB, BY_USB)
+
+
+class Scene:
+    """A socket that is taken for a multipath connection, and what follows it."""
+
+    def __init__(self) -> None:
+        self.kernel = SimulatedKernel(ON_WIFI)
+        self.paths = self.kernel.multipath = SimulatedPathManager()
+        self.loop = asyncio.get_running_loop()
+        self.watcher = Watcher(self.kernel, Preferences(), driver=AsyncioDriver(self.loop))
+        self.sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.sock.connect(self.listener.getsockname())
+        self.sock.setblocking(False)
+        self.paths.connections[self.sock] = [Subflow(HERE, 40000, PEER, 443)]
+        self.guard: StreamGuard
+
+    def follow(self, better_path: BetterPath = "auto", *, pin: str | None = None, dead_after: float | None = None) -> StreamGuard:
+        path = Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None)
+        self.guard = follow_stream(
+            self.watcher,
+            self.sock,
+            PEER,
+            better_path=better_path,
+            interface=pin,
+            dead_after=dead_after,
+            path=path,
+            loop=self.loop,
+        )
+        return self.guard
+
+    def systems(self, *addresses: str) -> None:
+        """The system has made subflows from these addresses by itself."""
+        for address in map(ip_address, addresses):
+            self.paths.systems.add(address)
+            self.paths.establish(self.sock, address)
+
+    @property
+    def addresses(self) -> list[str]:
+        return [str(subflow.local) for subflow in self.paths.connections[self.sock]]
+
+    async def change(self, network: Network) -> None:
+        self.kernel.change(network)
+        await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        self.sock.close()
+        self.listener.close()
+
+
+@pytest_asyncio.fixture
+async def scene() -> AsyncIterator[Scene]:
+    made = Scene()
+    yield made
+    made.close()
+
+
+async def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: Scene) -> None:
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    assert scene.paths.orders == [("add", "eth0"), ("arrived", str(THERE)), ("remove", str(HERE))]
+    assert scene.addresses == [str(THERE)]
+    assert scene.guard.interface == "eth0"
+    assert scene.guard.error is None
+    assert scene.watcher.statistics.rebinds == 1
+
+
+async def test_carrier_that_is_lost_is_not_waited_for(scene: Scene) -> None:
+    scene.follow()
+    await scene.change(WIFI_UNPLUGGED)
+    assert scene.addresses == [str(THERE)]
+
+
+async def test_a_better_path_is_followed(scene: Scene) -> None:
+    scene.follow()
+    await scene.change(ETHERNET_BETTER)
+    assert scene.addresses == [str(THERE)]
+    assert scene.guard.interface == "eth0"
+
+
+async def test_keep_stays_on_what_works(scene: Scene) -> None:
+    scene.follow("keep")
+    await scene.change(ETHERNET_BETTER)
+    assert scene.paths.orders == []
+    await scene.change(WIFI_LOST)
+    assert scene.guard.interface == "eth0"
+
+
+async def test_what_is_in_the_middle_of_moving_is_not_ended(scene: Scene) -> None:
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    await scene.change(WIFI_LOST)
+    assert scene.paths.orders == [("add", "eth0")]
+    assert scene.guard.error is None
+    scene.paths.establish(scene.sock, THERE)
+    await asyncio.sleep(0.1)
+    assert scene.guard.interface == "eth0"
+
+
+async def test_a_move_that_is_not_wanted_any_more_is_taken_back(scene: Scene) -> None:
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(ETHERNET_BETTER)
+    await scene.change(ON_WIFI)
+    assert scene.paths.orders == [("add", "eth0"), ("remove", str(THERE))]
+    assert scene.guard.interface == "wifi0"
+
+
+async def test_a_change_in_the_middle_of_a_move_begins_another(scene: Scene) -> None:
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    scene.paths.joins = True
+    await scene.change(ONLY_USB)
+    assert [order for order in scene.paths.orders if order[0] == "add"] == [("add", "eth0"), ("add", "usb0")]
+    assert ("remove", str(THERE)) in scene.paths.orders, "the peer is told once there is a way to it"
+    assert scene.guard.interface == "usb0"
+
+
+async def test_what_was_ordered_is_not_taken_back_while_nobody_can_be_told(scene: Scene) -> None:
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    await scene.change(NOWHERE)
+    assert scene.paths.orders == [("add", "eth0")]
+    await scene.change(ON_WIFI)
+    assert scene.paths.orders == [("add", "eth0"), ("remove", str(THERE))]
+    assert scene.guard.interface == "wifi0"
+
+
+async def test_it_is_ended_if_the_new_subflow_does_not_join(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multipath, "JOINING", 0.02)
+    monkeypatch.setattr(viability, "STALL_GRACE", 0.1)
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    await asyncio.sleep(0.05)
+    assert scene.guard.error is None, "the next reading may tell why"
+    await asyncio.sleep(0.2)
+    assert scene.guard.error is not None
+    assert scene.guard.error.new_interface == "eth0"
+
+
+async def test_a_better_path_that_refuses_is_tried_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multipath, "JOINING", 0.01)
+    monkeypatch.setattr(multipath, "_FIRST_RETRY", 0.05)
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(ETHERNET_BETTER)
+    await asyncio.sleep(0.02)
+    assert scene.guard.interface == "wifi0"
+    scene.paths.joins = True
+    await asyncio.sleep(0.2)
+    assert scene.guard.interface == "eth0"
+
+
+async def test_it_is_kept_while_there_is_nothing_and_moves_when_there_is(scene: Scene) -> None:
+    scene.follow()
+    await scene.change(NOWHERE)
+    assert (scene.guard.error, scene.paths.orders) == (None, [])
+    await scene.change(WIFI_LOST)
+    assert scene.guard.interface == "eth0"
+
+
+async def test_back_on_an_interface_whose_subflow_was_ended_another_is_made(scene: Scene) -> None:
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    await scene.change(ETHERNET_LOST)
+    assert [order for order in scene.paths.orders if order[0] == "add"] == [("add", "eth0"), ("add", "wifi0")]
+    assert scene.addresses == [str(HERE)]
+
+
+async def test_without_privilege_it_is_ended_as_plain_tcp_is(scene: Scene) -> None:
+    scene.paths.privileged = False
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    assert scene.guard.error is not None
+    assert "wifi0 is down" in str(scene.guard.error)
+
+
+async def test_without_privilege_the_systems_subflows_serve(scene: Scene) -> None:
+    scene.paths.privileged = False
+    scene.systems(str(THERE))
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    assert scene.guard.error is None
+    assert scene.guard.interface == "eth0"
+
+
+async def test_without_privilege_and_carrier_there_is_the_usual_patience(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viability, "STALL_GRACE", 0.1)
+    scene.paths.privileged = False
+    scene.follow()
+    await scene.change(WIFI_UNPLUGGED)
+    assert scene.guard.error is None
+    await asyncio.sleep(0.15)
+    assert scene.guard.error is not None
+
+
+async def test_the_systems_subflows_that_work_are_left_to_it(scene: Scene) -> None:
+    scene.systems(str(HERE), str(THERE))
+    scene.follow()
+    await scene.change(ETHERNET_BETTER)
+    assert scene.guard.interface == "eth0"
+    assert ("remove", str(HERE)) not in scene.paths.orders
+    assert str(HERE) in scene.addresses
+
+
+async def test_a_subflow_that_the_system_adds_in_a_tunnel_is_ended(scene: Scene) -> None:
+    scene.follow()
+    scene.systems(str(INSIDE))
+    await scene.change(network(WIFI, TUNNEL, BY_WIFI))
+    assert scene.addresses == [str(HERE)]
+    assert scene.guard.error is None
+
+
+async def test_a_subflow_in_a_tunnel_that_cannot_be_ended_ends_the_connection(scene: Scene) -> None:
+    scene.paths.privileged = False
+    scene.follow()
+    scene.systems(str(INSIDE))
+    await scene.change(network(WIFI, TUNNEL, BY_WIFI))
+    assert scene.guard.error is not None
+    assert "tun0" in str(scene.guard.error)
+
+
+async def test_a_pinned_connection_is_nowhere_else(scene: Scene) -> None:
+    scene.follow(pin="wifi0")
+    scene.systems(str(THERE))
+    await scene.change(network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST))
+    assert scene.addresses == [str(HERE)]
+    await scene.change(WIFI_LOST)
+    assert scene.guard.error is None, "there is nothing else for it"
+    assert ("add", "eth0") not in scene.paths.orders
+
+
+async def test_one_that_falls_back_to_tcp_is_followed_as_tcp(scene: Scene) -> None:
+    scene.follow()
+    del scene.paths.connections[scene.sock]
+    await scene.change(WIFI_LOST)
+    assert scene.guard.error is not None
+
+
+async def test_a_closed_socket_is_released_and_ordered_nothing(scene: Scene) -> None:
+    scene.paths.joins = False
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    scene.sock.close()
+    await asyncio.sleep(0.02)
+    assert scene.paths.orders == [("add", "eth0"), ("release", "")]
+
+
+async def test_what_is_left_of_many_connections_is_swept_up_together(scene: Scene) -> None:
+    scene.paths.needed = True
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(10):
+            sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.connect(listener.getsockname())
+            scene.paths.connections[sock] = [Subflow(HERE, 40000, PEER, 443)]
+            follow_stream(
+                scene.watcher, sock, PEER, path=Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None), loop=scene.loop
+            )
+            sock.close()
+    await asyncio.sleep(0.08)
+    assert scene.paths.orders.count(("release", "")) == 10
+    assert scene.paths.orders.count(("sweep", "")) == 1
+    scene.paths.needed = False
+    await asyncio.sleep(0.15)
+    assert scene.paths.orders.count(("sweep", "")) == 2
+
+
+async def test_the_end_of_the_following_leaves_it_as_it_is(scene: Scene) -> None:
+    scene.follow()
+    await scene.change(WIFI_LOST)
+    scene.guard.close()
+    assert scene.addresses == [str(THERE)]
+    assert ("release", "") not in scene.paths.orders
+
+
+async def test_a_peer_that_keeps_it_waiting_is_dead(scene: Scene) -> None:
+    scene.follow(dead_after=0.1)
+    await asyncio.sleep(0.15)
+    scene.paths.silences[scene.sock] = 3600.0  # the last answer was long ago, but the question is new
+    await asyncio.sleep(0.05)
+    assert scene.guard.error is None
+    await asyncio.sleep(0.15)
+    assert scene.guard.error is not None
+    assert "0.1 seconds" in str(scene.guard.error)
+
+
+async def test_a_peer_that_answers_is_not_dead(scene: Scene) -> None:
+    scene.follow(dead_after=0.05)
+    scene.paths.silences[scene.sock] = 0.01
+    await asyncio.sleep(0.2)
+    assert scene.guard.error is None
+
+
+def test_where_the_subflows_are() -> None:
+    subflows = [Subflow(local, 1, PEER, 2) for local in (HERE, THERE, INSIDE, ELSEWHERE)]
+    seen = network(replace(WIFI, running=False), ETHERNET, TUNNEL)
+    found = situation(seen, subflows, ETHERNET, None)
+    assert found.working == (Location("eth0", 3, THERE, 3),)
+    assert found.lost == (HERE, ELSEWHERE)
+    assert found.forbidden == ((INSIDE, "tun0"),)
+    assert situation(network(WIFI, ETHERNET), subflows[:2], WIFI, "wifi0").forbidden == ((THERE, "eth0"),)
+    assert situation(network(TUNNEL), subflows[2:3], TUNNEL, "tun0").working == (Location("tun0", 9, INSIDE, 9),)
+
+
+def test_without_a_chosen_interface_a_tunnel_is_none_and_a_pin_is_a_pin() -> None:
+    subflows = [Subflow(local, 1, PEER, 2) for local in (THERE, INSIDE)]
+    seen = network(ETHERNET, TUNNEL)
+    assert situation(seen, subflows, None, None).forbidden == ((INSIDE, "tun0"),)
+    assert situation(seen, subflows, None, "wifi0").forbidden == ((THERE, "eth0"), (INSIDE, "tun0"))
+
+
+ALL = network(WIFI, ETHERNET, TUNNEL)
+NO_TUNNEL = network(WIFI, ETHERNET)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "seen", "pinned", "culprit"),
+    [
+        (Endpoints(), ALL, False, None),
+        (Endpoints((THERE,)), ALL, False, None),
+        (Endpoints((HERE,)), ALL, True, None),
+        (Endpoints((THERE,)), ALL, True, "eth0"),
+        (Endpoints((THERE, INSIDE)), ALL, False, "tun0"),
+        (Endpoints((ip_address("2001:db8::1"),)), ALL, True, None),
+        (Endpoints((ELSEWHERE,)), ALL, True, None),
+        (Endpoints((THERE,), unbound=(THERE,)), NO_TUNNEL, False, "without an interface"),
+        (Endpoints(unbound=(ip_address("2001:db8::1"),)), ALL, False, None),
+        (Endpoints(follows_peer=True), NO_TUNNEL, False, "announces"),
+        (Endpoints(follows_peer=True), ALL, False, "announces"),
+        (Endpoints(follows_peer=True), NO_TUNNEL, True, "announces"),
+    ],
+)
+def test_what_speaks_against_multipath(endpoints: Endpoints, seen: Network, pinned: bool, culprit: str | None) -> None:
+    found = multipath_obstacle(endpoints, seen, WIFI, 4, "wifi0" if pinned else None)
+    assert found is None if culprit is None else culprit in (found or "")
+
+
+def test_the_other_familys_endpoints_do_no_harm() -> None:
+    six = network(WIFI, interface("tun0", 9, "2001:db8::1/64", kind=InterfaceKind.TUNNEL))
+    endpoints = Endpoints((ip_address("2001:db8::1"),))
+    assert multipath_obstacle(endpoints, six, WIFI, 4, None) is None
+    assert multipath_obstacle(endpoints, six, WIFI, 6, None) is not None
+
+
+def test_multipath_is_true_if_it_is_real() -> None:
+    assert Multipath(True)
+    assert not Multipath(False)
