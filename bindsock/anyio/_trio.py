@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
+
+from bindsock.netmon.runtime import Runtime, find_runtime
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,15 +29,15 @@ logger = logging.getLogger("bindsock")
 class TrioLoop:
     """The few methods of an asyncio event loop by which watchers, guards and datagram transports live, for one trio run."""
 
-    def __init__(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self._token = weakref.ref(token)
         self._readers: dict[int, _Registration] = {}
         self._writers: dict[int, _Registration] = {}
 
     def is_closed(self) -> bool:
         """Whether the run is over, or another one than this."""
         try:
-            return trio.lowlevel.current_trio_token() is not self._token
+            return trio.lowlevel.current_trio_token() is not self._token()
         except RuntimeError:
             return True
 
@@ -42,7 +45,7 @@ class TrioLoop:
         return trio.current_time()
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        self._token.run_sync_soon(_safely, callback, *args)
+        trio.lowlevel.current_trio_token().run_sync_soon(_safely, callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> TrioTimer:
         return self.call_at(trio.current_time() + delay, callback, *args)
@@ -104,6 +107,17 @@ class TrioLoop:
                 continue
             if registry.get(fd) is registration:
                 _safely(registration.call)
+
+
+def trio_runtime() -> Runtime:
+    """The runtime of the trio run that this is called in."""
+    token = trio.lowlevel.current_trio_token()
+
+    def make() -> Runtime:
+        loop = TrioLoop(token)
+        return Runtime(lambda: loop, trio.current_time)
+
+    return find_runtime(token, make)
 
 
 @dataclass(slots=True, eq=False)

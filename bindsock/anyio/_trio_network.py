@@ -44,7 +44,7 @@ class TrioNetwork:
         resolve: Resolve | None,
     ) -> None:
         self.token = trio.lowlevel.current_trio_token()
-        self._loop = TrioLoop()
+        self._loop = TrioLoop(self.token)
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else _trio_dialing.resolve
         self.watcher = Watcher(kernel, preferences, interface=interface, driver=TrioDriver(self._loop), clock=trio.current_time)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from bindsock.netmon.runtime import runtime_of
+
+if TYPE_CHECKING:
+    from bindsock.netmon.loop import Loop
+    from bindsock.netmon.runtime import Runtime
 
 logger = logging.getLogger("bindsock")
 
@@ -18,12 +23,12 @@ BUDGET = 0.01
 class CallbackBudget:
     """Does work at once, or, when much of it comes in one turn of the loop, in the turns after, in order.
 
-    :param loop: the event loop; held weakly
+    :param runtime: the event loop
     :param clock: seconds
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._loop = weakref.ref(loop)
+    def __init__(self, runtime: Runtime, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._runtime = runtime
         self._clock = clock
         self._queue: deque[Callable[[], object]] = deque()
         self._spent = 0.0
@@ -47,10 +52,9 @@ class CallbackBudget:
             self._spent += self._clock() - begun
 
     def _schedule(self) -> None:
-        loop = self._loop()
-        if not self._scheduled and loop is not None and not loop.is_closed():
+        if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._turn)
+            self._runtime.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False
@@ -60,12 +64,6 @@ class CallbackBudget:
             self._schedule()
 
 
-_pacers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, CallbackBudget] = weakref.WeakKeyDictionary()
-
-
-def callback_budget(loop: asyncio.AbstractEventLoop) -> CallbackBudget:
-    """The loop's own pacer."""
-    pacer = _pacers.get(loop)
-    if pacer is None:
-        pacer = _pacers[loop] = CallbackBudget(loop)
-    return pacer
+def callback_budget(loop: Loop) -> CallbackBudget:
+    """The loop's own budget."""
+    return runtime_of(loop).shared(CallbackBudget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from bindsock.netmon.runtime import Runtime, runtime_of
 from bindsock.netmon.turns import BUDGET, CallbackBudget
 
 
@@ -15,9 +16,13 @@ class Clock:
         return self.now
 
 
+def running() -> Runtime:
+    return runtime_of(asyncio.get_running_loop())
+
+
 async def test_a_little_work_is_done_at_once() -> None:
     done: list[int] = []
-    pacer = CallbackBudget(asyncio.get_running_loop(), clock=Clock())
+    pacer = CallbackBudget(running(), clock=Clock())
     for number in range(10):
         pacer.do(lambda number=number: done.append(number))  # type: ignore[misc]
     assert done == list(range(10))
@@ -27,8 +32,7 @@ async def test_much_work_leaves_the_loop_its_turns() -> None:
     clock = Clock()
     turns: list[int] = []
     turn = 0
-    loop = asyncio.get_running_loop()
-    pacer = CallbackBudget(loop, clock=clock)
+    pacer = CallbackBudget(running(), clock=clock)
 
     def work() -> None:
         clock.now += 2 * BUDGET
@@ -46,7 +50,7 @@ async def test_much_work_leaves_the_loop_its_turns() -> None:
 
 async def test_work_that_makes_work_is_done_in_order() -> None:
     done: list[str] = []
-    pacer = CallbackBudget(asyncio.get_running_loop(), clock=Clock())
+    pacer = CallbackBudget(running(), clock=Clock())
 
     def first() -> None:
         pacer.do(lambda: done.append("second"))

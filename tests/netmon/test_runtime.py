@@ -1,0 +1,120 @@
+"""One runtime for each event loop: its clock, its timers, and what all share on it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import time
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+from bindsock.netmon.runtime import Runtime, runtime_of
+from tests.virtual_loop import VirtualLoop
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+class Counter:
+    """Something that all share on a loop."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+
+def test_a_loop_has_one_runtime_and_another_loop_another(loop_factory: LoopFactory) -> None:
+    first, second = loop_factory(), loop_factory()
+    try:
+        assert runtime_of(first) is runtime_of(first)
+        assert runtime_of(first) is not runtime_of(second)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_what_is_shared_on_a_loop_is_made_once(loop_factory: LoopFactory) -> None:
+    loop = loop_factory()
+    try:
+        runtime = runtime_of(loop)
+        assert runtime.shared(Counter) is runtime.shared(Counter)
+        assert runtime.shared(Counter).runtime is runtime
+    finally:
+        loop.close()
+
+
+def test_a_runtime_does_not_keep_its_loop_alive(loop_factory: LoopFactory) -> None:
+    loop = loop_factory()
+    runtime = runtime_of(loop)
+    runtime.shared(Counter)
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
+    assert runtime.closed
+
+
+def test_what_is_asked_of_a_closed_loop_does_nothing(loop_factory: LoopFactory) -> None:
+    loop = loop_factory()
+    runtime = runtime_of(loop)
+    assert not runtime.closed
+    loop.close()
+    assert runtime.closed
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        runtime.call_soon(pytest.fail)
+        runtime.call_later(0.0, pytest.fail).cancel()
+        runtime.call_at(runtime.time(), pytest.fail).cancel()
+        runtime.add_reader(sock, pytest.fail)
+        runtime.remove_reader(sock)
+        runtime.add_writer(sock, pytest.fail)
+        runtime.remove_writer(sock)
+        runtime.call_exception_handler({"message": "nobody hears this"})
+        with pytest.raises(RuntimeError, match="closed"):
+            runtime.create_future()
+
+
+async def test_a_closed_socket_can_be_unregistered() -> None:
+    runtime = runtime_of(asyncio.get_running_loop())
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.close()
+    runtime.remove_reader(sock)
+    runtime.remove_writer(sock)
+
+
+async def test_the_clock_is_the_monotonic_one_to_the_microsecond() -> None:
+    clock = runtime_of(asyncio.get_running_loop()).time
+    before = time.monotonic()
+    now = clock()
+    assert before <= now <= time.monotonic()
+
+
+async def test_calls_come_at_their_time() -> None:
+    runtime = runtime_of(asyncio.get_running_loop())
+    called = asyncio.get_running_loop().create_future()
+    due = runtime.time() + 0.02
+    runtime.call_at(due, lambda: called.set_result(runtime.time()))
+    assert await called >= due - 0.002  # libuv counts milliseconds
+
+
+def test_a_loop_with_a_clock_of_its_own_is_asked_for_the_time() -> None:
+    class Slow(asyncio.SelectorEventLoop):
+        def time(self) -> float:
+            return 5.0
+
+    loop = Slow()
+    try:
+        assert runtime_of(loop).time() == 5.0
+    finally:
+        loop.close()
+
+
+def test_a_virtual_loop_calls_each_timer_at_its_time() -> None:
+    loop = VirtualLoop()
+    called: list[float] = []
+    loop.runtime.call_later(2.0, lambda: called.append(loop.now))
+    loop.runtime.call_at(1001.0, lambda: called.append(loop.now))
+    loop.runtime.call_later(1.5, pytest.fail).cancel()
+    loop.advance(3.0)
+    assert called == [1001.0, 1002.0]

@@ -1,0 +1,119 @@
+"""An event loop whose time passes only when the test says so."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Generator
+from typing import Any
+
+from bindsock.netmon.runtime import Runtime
+
+
+class VirtualLoop:
+    """A :class:`bindsock.netmon.loop.Loop` that a test turns by hand.
+
+    :ivar now: the time, in seconds
+    :ivar readers: what to call for each descriptor that is watched for something to read
+    :ivar writers: the same for each that is watched for room
+    :ivar errors: what was given to :meth:`call_exception_handler`
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.readers: dict[int, Callable[[], object]] = {}
+        self.writers: dict[int, Callable[[], object]] = {}
+        self.errors: list[dict[str, Any]] = []
+        self.runtime = Runtime(lambda: self, self.time, random=lambda: 0.0)
+        self._closed = False
+        self._order = itertools.count()
+        self._timers: list[tuple[float, int, VirtualTimer]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        self._closed = True
+        self._timers.clear()
+
+    def call_soon(self, callback: Callable[..., object], /, *args: Any) -> VirtualTimer:
+        return self.call_later(0.0, callback, *args)
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> VirtualTimer:
+        timer = VirtualTimer(lambda: callback(*args))
+        heapq.heappush(self._timers, (self.now + delay, next(self._order), timer))
+        return timer
+
+    def create_future(self) -> VirtualFuture:
+        return VirtualFuture()
+
+    def add_reader(self, fd: int, callback: Callable[..., object], /, *args: Any) -> None:
+        self.readers[fd] = lambda: callback(*args)
+
+    def remove_reader(self, fd: int, /) -> bool:
+        return self.readers.pop(fd, None) is not None
+
+    def add_writer(self, fd: int, callback: Callable[..., object], /, *args: Any) -> None:
+        self.writers[fd] = lambda: callback(*args)
+
+    def remove_writer(self, fd: int, /) -> bool:
+        return self.writers.pop(fd, None) is not None
+
+    def call_exception_handler(self, context: dict[str, Any], /) -> None:
+        self.errors.append(context)
+
+    @property
+    def timers(self) -> list[float]:
+        """When the timers are due, the next one first."""
+        return sorted(when for when, _, timer in self._timers if not timer.cancelled)
+
+    def turn(self) -> None:
+        """Call what is due now."""
+        self.advance(0.0)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and call each timer at its time."""
+        end = self.now + seconds
+        for _ in range(10_000):
+            if not self._timers or self._timers[0][0] > end:
+                self.now = end
+                return
+            when, _, timer = heapq.heappop(self._timers)
+            self.now = max(self.now, when)
+            timer.run()
+        raise AssertionError("the timers never rest")
+
+
+class VirtualTimer:
+    """A call that is scheduled on a :class:`VirtualLoop`."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.cancelled = False
+        self._call = call
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def run(self) -> None:
+        if not self.cancelled:
+            self._call()
+
+
+class VirtualFuture:
+    """A result that a test sets before it is awaited."""
+
+    def __init__(self) -> None:
+        self._done = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        while not self._done:
+            yield self
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: None, /) -> None:
+        self._done = True
