@@ -149,25 +149,6 @@ class Network:
     reachable: frozenset[tuple[int, socket.AddressFamily]] = frozenset()
     """The (index, family) pairs by which the kernel itself confirmed a default route. Policy rules are not modelled: the
     kernel is asked."""
-    _taken_down: dict[frozenset[int], Network] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def taken_down(self, down: frozenset[int]) -> Network:
-        """The network once these interfaces have gone down, the same object each time; this one if nothing goes with them.
-
-        That is without what Linux takes away with an interface: its routes, and its IPv6 addresses unless
-        ``net.ipv6.conf.*.keep_addr_on_down`` is set.
-        """
-        network = self._taken_down.get(down)
-        if network is None:
-            network = Network(
-                {index: _taken_down(interface) if index in down else interface for index, interface in self.interfaces.items()},
-                tuple(route for route in self.routes if route.interface not in down or route.kind is not RouteKind.UNICAST),
-                frozenset(pair for pair in self.reachable if pair[0] not in down),
-            )
-            if network == self:
-                return self
-            self._taken_down[down] = network
-        return network
 
     def named(self, name: str) -> Interface | None:
         """The interface of that name, if there is one now."""
@@ -178,7 +159,21 @@ class Network:
         return next((interface for interface in self.interfaces.values() if interface.has(address)), None)
 
 
-def _taken_down(interface: Interface) -> Interface:
+def taken_down(network: Network, down: frozenset[int]) -> Network:
+    """The network once these interfaces have gone down; the same object if nothing goes with them.
+
+    That is without what Linux takes away with an interface: its routes, and its IPv6 addresses unless
+    ``net.ipv6.conf.*.keep_addr_on_down`` is set.
+    """
+    without = Network(
+        {index: _down(interface) if index in down else interface for index, interface in network.interfaces.items()},
+        tuple(route for route in network.routes if route.interface not in down or route.kind is not RouteKind.UNICAST),
+        frozenset(pair for pair in network.reachable if pair[0] not in down),
+    )
+    return network if without == network else without
+
+
+def _down(interface: Interface) -> Interface:
     addresses = tuple(a for a in interface.addresses if a.family == socket.AF_INET)
     return dataclasses.replace(interface, up=False, running=False, addresses=addresses)
 

@@ -15,10 +15,12 @@ import pytest
 
 from bindsock.errors import KernelError
 from bindsock.model.change import Cause, Change
+from bindsock.model.network import taken_down
 from bindsock.netmon.announcing import GRACE
 from bindsock.netmon.coalescing import QUIET, RECONCILE
 from bindsock.netmon.drivers import AsyncioDriver
 from bindsock.netmon.listening import ChangeListener
+from bindsock.netmon.prefetch import DecisionsAhead
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedEvents, SimulatedKernel, interface, network, route
@@ -147,12 +149,10 @@ def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | N
         for target in targets:
             scene.watcher.decider().decide(target)
         scene.wait(QUIET)
-        gone = BOTH.taken_down(frozenset({index}))
-        before = scene.watcher._prefetched[:]
+        gone = taken_down(BOTH, frozenset({index}))
         scene.kernel.change(gone)
         scene.deliver()
         decider = scene.watcher.decider()
-        assert decider in before
         assert set(targets) <= set(decider.targets())
         for target in targets:
             assert decider.decide(target) == Decider(gone, Preferences(), interface=pin).decide(target)
@@ -167,34 +167,41 @@ def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
         scene.kernel.change(ETHERNET)
         scene.deliver()
         assert scene.watcher.decider().network is ETHERNET
-        scene.wait(QUIET)
-        assert [ahead.network for ahead in scene.watcher._prefetched] == [ETHERNET.taken_down(frozenset({3}))]
+
+
+def test_what_was_decided_ahead_is_found_by_equality() -> None:
+    ahead, present = DecisionsAhead(), Decider(BOTH, Preferences())
+    ahead.prepare(present)
+    assert ahead.networks == (taken_down(BOTH, frozenset({2})), taken_down(BOTH, frozenset({3})))
+    found = ahead.find(taken_down(BOTH, frozenset({3})))
+    assert found is not None
+    assert found.network == taken_down(BOTH, frozenset({3}))
+    assert ahead.find(WIFI) is None
+    ahead.clear()
+    assert ahead.find(taken_down(BOTH, frozenset({3}))) is None
 
 
 def test_nothing_is_decided_ahead_where_there_are_thousands_of_routes() -> None:
     many = [route(f"10.{n // 256}.{n % 256}.0/24", 2, "192.0.2.1") for n in range(1100)]
-    with Scene() as scene:
-        scene.kernel.change(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"), *many))
-        scene.deliver()
-        scene.wait(10 * QUIET)
-        assert scene.watcher._prefetched == []
+    ahead = DecisionsAhead()
+    ahead.prepare(Decider(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"), *many)))
+    assert ahead.networks == ()
 
 
 def test_an_interface_goes_down_with_its_routes_and_ipv6_addresses() -> None:
-    gone = BOTH.taken_down(frozenset({3}))
+    gone = taken_down(BOTH, frozenset({3}))
     assert gone.interfaces[2] is BOTH.interfaces[2]
     eth0 = gone.interfaces[3]
     assert (eth0.up, eth0.running, [str(a.address) for a in eth0.addresses]) == (False, False, ["203.0.113.5"])
     assert gone.routes == BOTH.routes[:1]
     assert gone.reachable == frozenset({(2, socket.AF_INET)})
-    assert gone is BOTH.taken_down(frozenset({3}))
-    assert gone.taken_down(frozenset({2})).routes == ()
+    assert taken_down(gone, frozenset({2})).routes == ()
 
 
 def test_an_interface_that_is_down_already_takes_nothing_along() -> None:
-    gone = BOTH.taken_down(frozenset({3}))
-    assert gone.taken_down(frozenset({3})) is gone
-    assert BOTH.taken_down(frozenset({99})) is BOTH
+    gone = taken_down(BOTH, frozenset({3}))
+    assert taken_down(gone, frozenset({3})) is gone
+    assert taken_down(BOTH, frozenset({99})) is BOTH
 
 
 class Poking(Recorder):

@@ -23,6 +23,7 @@ from bindsock.model.network import (
     IPAddress,
     Network,
     Route,
+    taken_down,
     unmapped,
 )
 
@@ -89,7 +90,7 @@ class Reader:
         if self._last is None or not self._tables.keeps(partial=True):
             return self.network(partial=True)
         self._tables.take_down(down)
-        self._last = self._last.taken_down(down)
+        self._last = taken_down(self._last, down)
         return self._last
 
     def _interfaces(self) -> Mapping[int, Interface]:
