@@ -1,4 +1,4 @@
-"""How many datagrams a device took to its grave.
+"""Counts the datagrams that a device accepted and then dropped.
 
 When the carrier goes, ``send()`` still succeeds until the kernel has noticed, up to a second later
 (``linux net/core/link_watch.c``), and what it took meanwhile is dropped without a word to anybody. A device only counts what it
@@ -130,6 +130,10 @@ class DropCounter:
         interface, sock = self._interface, self._sock
         if interface is None or sock is None or not self._notes:
             return 0
+        if not self._sent:
+            # Whoever sends by the socket does not tell. What has not left yet never will.
+            self.start(None, None)
+            return self._devices.unsent(sock)
         self._forget(self._devices.clock())
         before = self._notes[0]
         sent = self._sent - before.sent

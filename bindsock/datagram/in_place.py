@@ -1,38 +1,137 @@
-"""Datagram sockets that somebody else made: bound to the effective interface, and moved in place beneath whoever uses them.
+"""The one in-place move of a datagram socket: same descriptor, same port, same registration with the event loop.
 
-Nothing is put in between: same descriptor, same port, same registration with the event loop. What that cannot do, and
-:mod:`bindsock.datagram.open` does, is to receive by the old interface and send by the new one for a while, and to hold what
-is sent while there is no path.
+:class:`InPlace` makes the move, for whoever follows the socket: :class:`bindsock.datagram.mover.DatagramMover` beneath a
+transport, and :class:`InPlaceMover` beneath a program that uses the socket itself. What an in-place move cannot do is to receive
+by the old interface and send by the new one for a while.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
-import socket
-import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.datagram.drop_counter import DropCounter, device_drops
+from bindsock.datagram.plan import UNBOUND, Facts, Placement, Requirement, Step, plan
+from bindsock.datagram.retry import Retry
+from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
-from bindsock.errors import BindFailed
+from bindsock.dial.unmanaged import families_of, peer_of
+from bindsock.errors import NoRoute
 from bindsock.model.change import Cause
-from bindsock.model.decision import Decision, Path, path_of
-from bindsock.model.network import Target, unmapped, without_scope
+from bindsock.model.network import unmapped
 from bindsock.netmon.no_interface import no_effective_interface
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
+    import weakref
 
+    from bindsock.dial.resolving import SockAddr
+    from bindsock.model.decision import Path
+    from bindsock.model.network import IPAddress, Network, Target
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
 
-_FIRST_RETRY = 0.05
-_LAST_RETRY = 5.0
-"""Seconds between attempts to move a socket that the system does not let move."""
+
+class InPlace:
+    """Where one datagram socket is, and the moves that it makes in place.
+
+    :param watcher: whose kernel and statistics count
+    :param requirement: what decides the placement of the socket
+    :param placement: where it is
+    :param local: its local address
+    """
+
+    __slots__ = ("_local", "_port", "_watcher", "broken", "drops", "placement", "requirement")
+
+    def __init__(self, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr) -> None:
+        self._watcher = watcher
+        self._local = local
+        self._port: int = local[1]
+        self.requirement = requirement
+        self.placement = placement
+        self.broken = False
+        """A move failed half-way: the socket must be bound anew before it sends."""
+        self.drops = DropCounter(device_drops(watcher.kernel))
+        """What the device by which the socket sends has dropped of it."""
+
+    def begin(self, sock: socket.socket, network: Network) -> None:
+        """From now on the socket sends by the device of its placement."""
+        path = self.placement.path
+        self.drops.start(network.interfaces.get(path.index) if path is not None else None, sock)
+
+    def local_address(self, sock: socket.socket) -> SockAddr:
+        """The local address as it is now, or was last."""
+        with contextlib.suppress(OSError):
+            self._local = sock.getsockname()
+        return self._local
+
+    def port(self, sock: socket.socket) -> int:
+        """The local port; 0 if there has been none yet. A socket that failed to move may have lost its own."""
+        self._port = self.local_address(sock)[1] or self._port
+        return self._port
+
+    def source(self, sock: socket.socket, peer: SockAddr | None) -> IPAddress | None:
+        """The address that everything the socket sends has as its source, if it has one."""
+        if self.requirement is not None and self.requirement.address is not None:
+            return self.requirement.address
+        if peer is None:
+            return None
+        address = unmapped(address_of(sock.getsockname()))
+        return None if address.is_unspecified else address
+
+    def check_route(self, placement: Placement, network: Network) -> None:
+        """Without a real route, IPv4 asks the link for the destination and hangs (linux net/ipv4/route.c).
+
+        :raises NoRoute: no route to the one destination leaves by the interface
+        """
+        destination = self.requirement.destination if self.requirement is not None else None
+        if destination is None or placement.path is None:
+            return
+        interface = network.interfaces[placement.path.index]
+        if not self._watcher.kernel.has_route(interface, destination):
+            raise NoRoute(self._watcher.kernel.cure(interface, destination), interface=interface.name)
+
+    def move(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:
+        """Bind the socket to the interface of another placement, or to none.
+
+        The kernel goes through it so that there is no moment at which the socket could send unbound (see ``Kernel.rebind``).
+
+        :param peer: what the socket is connected to
+        :raises NoRoute: no route to the destination leaves by the interface; nothing has been done
+        :raises BindFailed: the system refused
+        """
+        self.check_route(placement, network)
+        self.broken = True
+        if placement.path is None:
+            self._watcher.kernel.unbind(sock)
+        else:
+            self._watcher.kernel.rebind(sock, network.interfaces[placement.path.index], peer=peer, port=self.port(sock) or None)
+        self.moved(sock, placement, network)
+
+    def moved(self, sock: socket.socket, placement: Placement, network: Network) -> None:
+        """The socket is where it belongs."""
+        self.broken = False
+        self.placement = placement
+        self._watcher.statistics.rebinds += 1
+        self.begin(sock, network)
+
+    def count_drops(self) -> None:
+        """The device is dead: count what it had taken and not sent."""
+        self._watcher.statistics.lost_on_device += self.drops.lost()
+
+    def failed(self, error: OSError, placement: Placement, delay: float | None) -> None:
+        """A move failed.
+
+        :param delay: the seconds until it is tried again
+        """
+        self._watcher.statistics.rebinds_failed += 1
+        name = placement.path.interface if placement.path is not None else "no interface"
+        again = f"again in {delay:.2f} s" if delay is not None else "for good"
+        logger.info("a datagram socket is not moved to %s, %s: %s", name, again, error)
 
 
 def follow_datagrams(
@@ -52,14 +151,18 @@ def follow_datagrams(
     :param loop: the event loop on which the watcher runs
     :return: what follows it, ``None`` if it is left alone
     :raises NoEffectiveInterface: no interface may be used
+    :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
     :raises ValueError: a socket for both families, whose effective interfaces differ
     """
-    peer = _peer_of(sock)
-    if watcher.kernel.bound(sock) is not None or (peer is None and _has_certain_address(sock)):
+    peer = peer_of(sock)
+    if watcher.kernel.bound(sock) is not None or (peer is None and not address_of(sock.getsockname()).is_unspecified):
         return None
-    guard = InPlaceMover(watcher, sock, peer, unmapped(address_of(peer)) if peer is not None else target, interface, loop)
-    return guard if guard.start(sock) else None
+    if peer is not None:
+        target = unmapped(address_of(peer))
+    requirement = Requirement((target,) if target is not None else families_of(sock))
+    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, loop)
+    return follower if follower.bind(sock) else None
 
 
 def watch_datagrams(
@@ -72,177 +175,122 @@ def watch_datagrams(
     """
     if path is None:
         return None
-    guard = InPlaceMover(watcher, sock, _peer_of(sock), target, None, loop)
-    guard.watch(sock, path)
-    return guard
+    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), None, loop)
+    follower.start(sock)
+    return follower
 
 
 class InPlaceMover:
-    """Follows one datagram socket. The watcher holds it; it holds the socket weakly."""
+    """Follows a datagram socket that its program uses itself. The watcher holds it; it holds the socket weakly.
+
+    There is nobody to hold what is sent while there is no path: the socket then stays where it is, and the system refuses.
+    """
 
     def __init__(
         self,
         watcher: Watcher,
         sock: socket.socket,
-        peer: tuple[Any, ...] | None,
-        target: Target | None,
+        requirement: Requirement,
+        placement: Placement,
         pin: str | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._watcher = watcher
-        self._sock: weakref.ref[socket.socket] | None = weakref.ref(sock)
-        self._peer = peer
-        self._port: int | None = None
-        self._targets = (target,) if target is not None else _families(sock)
+        self._peer = peer_of(sock)
+        self._in_place = InPlace(watcher, requirement, placement, sock.getsockname())
         self._pin = pin
-        self._path: Path | None = None
-        self._loop = weakref.ref(loop)
-        self._retry: asyncio.TimerHandle | None = None
-        self._delay = _FIRST_RETRY
-        self._complained = False
+        self._retry = Retry(loop)
+        self._sock: weakref.ref[socket.socket] | None = watch_end(sock, self.close)
 
     @property
     def interface(self) -> str | None:
         """The name of the interface that the socket is bound to."""
-        return self._path.interface if self._path is not None else None
+        path = self._in_place.placement.path
+        return path.interface if path is not None else None
 
-    def start(self, sock: socket.socket) -> bool:
+    def bind(self, sock: socket.socket) -> bool:
         """Bind the socket and begin to follow it.
 
         :return: false if it is to be left alone
         :raises OSError: it cannot be bound
         """
-        watcher = self._watcher
-        watcher.follow(self)
+        self._watcher.follow(self)
         try:
-            decider = watcher.decider().with_pin(self._pin)
-            decisions = [decider.decide(target) for target in self._targets]
+            decider = self._watcher.decider().with_pin(self._pin)
+            requirement = self._in_place.requirement
+            assert requirement is not None
+            decisions = requirement.decisions(decider)
             if len({d.interface.index for d in decisions if d.interface is not None}) > 1:
                 raise ValueError("the socket is for both families, whose effective interfaces differ: give family=")
-            decision = _first(decisions)
-            if decision.interface is None:
+            placement = requirement.first_placement(decider)
+            if placement.path is None:
+                if not placement.unbound:
+                    raise no_effective_interface("the datagram socket", decisions, self._watcher.kernel, decider.network)
                 self.close()
-                if decision.unbound or decider.preferences.on_no_interface == "unbound":
-                    return False
-                raise no_effective_interface("the datagram socket", tuple(decisions), watcher.kernel, decider.network)
-            watcher.kernel.rebind(sock, decision.interface, peer=self._peer)
-            self._begin(sock, path_of(decision))
+                return False
+            self._in_place.check_route(placement, decider.network)
+            interface = decider.network.interfaces[placement.path.index]
+            self._watcher.kernel.rebind(sock, interface, peer=self._peer)
+            self._in_place.placement = placement
+            self._in_place.begin(sock, decider.network)
         except BaseException:
             self.close()
             raise
         return True
 
-    def watch(self, sock: socket.socket, path: Path) -> None:
+    def start(self, sock: socket.socket) -> None:
         """Begin to follow a socket that is bound and connected already.
 
         :raises OSError: the socket is closed
         """
         self._watcher.follow(self)
         try:
-            self._begin(sock, path)
-            # What happened since then raises no further event.
-            self.network_changed(self._watcher.decider(), Cause.STARTED)
+            decider = self._watcher.decider()
+            self._in_place.begin(sock, decider.network)
+            # What happened since it was bound raises no further event.
+            self.network_changed(decider, Cause.STARTED)
         except BaseException:
             self.close()
             raise
-
-    def _begin(self, sock: socket.socket, path: Path | None) -> None:
-        self._path = path
-        self._port = sock.getsockname()[1] or None
-        if isinstance(sock, FollowedSocket):
-            sock.on_close(self.close)
-        else:
-            forgotten = weakref.WeakMethod(self.close)
-            self._sock = weakref.ref(sock, lambda _: _call(forgotten))
 
     def close(self) -> None:
         """Stop following. The socket stays open, and bound where it is."""
         self._watcher.unfollow(self)
         self._sock = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        self._retry.cancel()
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Move the socket if the path is another one. While there is none it stays where it is."""
+        """Move the socket to where it belongs now."""
         sock = self._sock() if self._sock is not None else None
         if sock is None or sock.fileno() == -1:
             self.close()
             return
+        self._retry.cancel()
         decider = decider.with_pin(self._pin)
-        decisions = [decider.decide(target) for target in self._targets]
-        decision = _first(decisions)
-        path = path_of(decision)
-        if decision.interface is None or path is None or path == self._path:
+        in_place = self._in_place
+        assert in_place.requirement is not None
+        peer = self._peer if self._peer is not None else peer_of(sock)
+        facts = Facts(
+            decider.network,
+            in_place.placement,
+            in_place.requirement.placement(decider),
+            in_place.source(sock, peer),
+            in_place.broken,
+        )
+        orders = plan(facts)
+        if orders.count_drops:
+            in_place.count_drops()
+        if orders.step is Step.STAY:
+            in_place.placement = orders.placement
+        if orders.step not in (Step.IN_PLACE, Step.UNBIND):
             return
-        if not self._complained and len({d.interface.index for d in decisions if d.interface is not None}) > 1:
-            self._complained = True
-            logger.warning("a socket is for both families, whose effective interfaces differ now: it follows IPv6's")
-        if self._path is not None and path.index == self._path.index and _keeps_source(sock, path):
-            self._path = path
-            return
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        peer = self._peer if self._peer is not None else _peer_of(sock)
         try:
-            self._watcher.kernel.rebind(sock, decision.interface, peer=peer, port=self._port)
-        except BindFailed as error:
-            self._watcher.statistics.rebinds_failed += 1
-            logger.info("a datagram socket is not moved to %s yet, again in %g s: %s", path.interface, self._delay, error)
-            self._try_again()
-            return
-        self._path = path
-        self._port = sock.getsockname()[1] or self._port
-        self._delay = _FIRST_RETRY
-        self._watcher.statistics.rebinds += 1
+            in_place.move(sock, peer, orders.placement, decider.network)
+        except OSError as error:
+            in_place.failed(error, orders.placement, self._retry.later(self._look))
+        else:
+            self._retry.reset()
 
-    def _try_again(self) -> None:
-        loop = self._loop()
-        if loop is not None and not loop.is_closed():
-            self._retry = loop.call_later(self._delay, self._retry_now)
-            self._delay = min(self._delay * 2, _LAST_RETRY)
-
-    def _retry_now(self) -> None:
-        self._retry = None
+    def _look(self) -> None:
         if self._watcher.follows(self):
             self.network_changed(self._watcher.decider(), Cause.EVENTS)
-
-
-def _peer_of(sock: socket.socket) -> tuple[Any, ...] | None:
-    try:
-        peer: tuple[Any, ...] = sock.getpeername()
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        return None
-    return peer
-
-
-def _keeps_source(sock: socket.socket, path: Path) -> bool:
-    """Whether the address that the socket has as its own, if it has one, is still there."""
-    local = unmapped(address_of(sock.getsockname()))
-    return local.is_unspecified or without_scope(local) in path.addresses
-
-
-def _has_certain_address(sock: socket.socket) -> bool:
-    return not address_of(sock.getsockname()).is_unspecified
-
-
-def _families(sock: socket.socket) -> tuple[socket.AddressFamily, ...]:
-    """The families that an unconnected socket is for, the one to follow first."""
-    family = socket.AddressFamily(sock.family)
-    if family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-        return (socket.AF_INET6, socket.AF_INET)
-    return (family,)
-
-
-def _first(decisions: list[Decision]) -> Decision:
-    """The first one that has an interface, else the first."""
-    return next((d for d in decisions if d.interface is not None), decisions[0])
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    bound = method()
-    if bound is not None:
-        bound()

@@ -1,4 +1,4 @@
-"""Opening a datagram endpoint beneath the tunnels: ``loop.create_datagram_endpoint``, and where it belongs.
+"""Opening a datagram endpoint over the effective interface: ``loop.create_datagram_endpoint``, and where it belongs.
 
 The order of the calls matters: a socket is bound to its interface before it has an address or a peer, so that the system chooses
 the source address and the route of that interface, and not one datagram leaves by another.
@@ -6,17 +6,17 @@ the source address and the route of that interface, and not one datagram leaves 
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from bindsock.datagram.mover import DatagramMover
+from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement, owns
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
+from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoEffectiveInterface, NoRoute
 from bindsock.model.decision import Path
 from bindsock.model.network import FAMILIES, Interface, Network, family_of, unmapped
@@ -83,11 +83,11 @@ async def open_datagram(
             opened = await opening.adopt(sock)
         else:
             pairs = await _address_pairs(local_addr, remote_addr, family, proto, flags, resolve)
-            endpoints = [
+            specs = [
                 SocketSpec(socket.AddressFamily(f), p, local, remote, bool(reuse_port), bool(allow_broadcast))
                 for (f, p), (local, remote) in pairs
             ]
-            opened = await opening.open(endpoints, both_families=family == 0)
+            opened = await opening.open(specs, both_families=family == 0)
         mover, decider, remote = opened
         try:
             protocol = protocol_factory()
@@ -169,7 +169,7 @@ _Opened = tuple[DatagramMover, "Decider", SockAddr | None]
 
 
 class _Opening:
-    """Finds the place of a new endpoint, and waits for one if that is preferred."""
+    """Finds the placement of a new endpoint, and waits for one if that is preferred."""
 
     def __init__(self, watcher: Watcher, loop: asyncio.AbstractEventLoop, pin: str | None, overlap: float) -> None:
         self._watcher = watcher
@@ -178,7 +178,7 @@ class _Opening:
         self._pin = pin
         self._overlap = overlap
 
-    async def open(self, endpoints: list[SocketSpec], *, both_families: bool) -> _Opened:
+    async def open(self, specs: list[SocketSpec], *, both_families: bool) -> _Opened:
         """Make the first of the endpoints that can be made.
 
         :param both_families: the caller has not chosen one
@@ -186,9 +186,9 @@ class _Opening:
         while True:
             decider = self._watcher.decider().with_pin(self._pin)
             errors: list[OSError] = []
-            for endpoint in endpoints:
+            for spec in specs:
                 try:
-                    return self._make(endpoint, decider, both_families), decider, endpoint.remote
+                    return self._make(spec, decider, both_families), decider, spec.remote
                 except OSError as error:
                     errors.append(error)
             nowhere = [e for e in errors if isinstance(e, NoEffectiveInterface)]
@@ -204,7 +204,7 @@ class _Opening:
             while True:
                 decider = self._watcher.decider().with_pin(self._pin)
                 try:
-                    mover = self._place(sock, decider)
+                    mover = self._adopted(sock, decider)
                 except NoEffectiveInterface:
                     if decider.preferences.on_no_interface != "wait":
                         raise
@@ -215,32 +215,32 @@ class _Opening:
             sock.close()
             raise
 
-    def _make(self, endpoint: SocketSpec, decider: Decider, both_families: bool) -> DatagramMover:
-        sock = endpoint.make()
+    def _make(self, spec: SocketSpec, decider: Decider, both_families: bool) -> DatagramMover:
+        sock = spec.make()
         try:
-            wish = self._wish(sock, endpoint, strict=both_families, decider=decider)
-            if wish is None:
-                place = UNBOUND
+            requirement = self._requirement(sock, spec, strict=both_families, decider=decider)
+            if requirement is None:
+                placement = UNBOUND
             else:
-                place = self._first_place(wish, decider)
-                if place.unbound and wish.address is not None:
-                    wish = None
-            interface = decider.network.interfaces[place.path.index] if place.path is not None else None
-            if interface is not None and wish is not None:
-                self._check_route(wish, interface)
-            endpoint.bind_and_connect(sock, self._kernel, interface)
+                placement = self._first_placement(requirement, decider)
+                if placement.unbound and requirement.address is not None:
+                    requirement = None
+            interface = decider.network.interfaces[placement.path.index] if placement.path is not None else None
+            if interface is not None and requirement is not None:
+                self._check_route(requirement, interface)
+            spec.bind_and_connect(sock, self._kernel, interface)
         except BaseException:
             sock.close()
             raise
-        return self._mover(sock, wish, place, endpoint)
+        return self._mover(sock, requirement, placement, spec)
 
-    def _wish(self, sock: socket.socket, endpoint: SocketSpec, *, strict: bool, decider: Decider) -> Requirement | None:
-        """What the endpoint follows, ``None`` if it never leaves this host."""
-        local = endpoint.address
+    def _requirement(self, sock: socket.socket, spec: SocketSpec, *, strict: bool, decider: Decider) -> Requirement | None:
+        """What decides the placement of the endpoint, ``None`` if it never leaves this host."""
+        local = spec.address
         if local is not None and local.is_loopback:
             return None
-        if endpoint.remote is not None:
-            remote = unmapped(address_of(endpoint.remote))
+        if spec.remote is not None:
+            remote = unmapped(address_of(spec.remote))
             if remote.is_loopback or remote.is_unspecified:
                 return None
             if str(remote) == "255.255.255.255":
@@ -250,56 +250,49 @@ class _Opening:
             return Requirement((family_of(local),), local)
         return Requirement(_families(sock, decider, strict=strict))
 
-    def _first_place(self, wish: Requirement, decider: Decider) -> Placement:
-        place = wish.first_place(decider)
-        if place == NOWHERE:
-            what = str(wish.destination or "the default route")
-            raise no_effective_interface(what, wish.decisions(decider), self._kernel, decider.network)
-        return place
+    def _first_placement(self, requirement: Requirement, decider: Decider) -> Placement:
+        placement = requirement.first_placement(decider)
+        if placement == NOWHERE:
+            what = str(requirement.destination or "the default route")
+            raise no_effective_interface(what, requirement.decisions(decider), self._kernel, decider.network)
+        return placement
 
-    def _check_route(self, wish: Requirement, interface: Interface) -> None:
-        if wish.destination is not None and not self._kernel.has_route(interface, wish.destination):
-            raise NoRoute(self._kernel.cure(interface, wish.destination), interface=interface.name)
+    def _check_route(self, requirement: Requirement, interface: Interface) -> None:
+        if requirement.destination is not None and not self._kernel.has_route(interface, requirement.destination):
+            raise NoRoute(self._kernel.cure(interface, requirement.destination), interface=interface.name)
 
     def _mover(
-        self, sock: socket.socket, wish: Requirement | None, place: Placement, endpoint: SocketSpec | None
+        self, sock: socket.socket, requirement: Requirement | None, placement: Placement, spec: SocketSpec | None
     ) -> DatagramMover:
-        return DatagramMover(
-            self._watcher, self._loop, sock, wish, place, endpoint=endpoint, pin=self._pin, overlap=self._overlap
-        )
+        endpoint = Endpoint(requirement, spec, self._pin, self._overlap)
+        return DatagramMover(self._watcher, self._loop, endpoint, sock, placement)
 
-    # Somebody else's socket
-
-    def _place(self, sock: socket.socket, decider: Decider) -> DatagramMover:
+    def _adopted(self, sock: socket.socket, decider: Decider) -> DatagramMover:
+        """Bind a socket that somebody else made, unless it is to be left alone."""
         index = self._kernel.bound(sock)
         if index is not None:
-            return self._mover(sock, None, _place_of(index, sock, decider.network), None)
+            return self._mover(sock, None, _bound_placement(index, sock, decider.network), None)
         local = unmapped(address_of(sock.getsockname()))
-        try:
-            peer: SockAddr | None = sock.getpeername()
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
-            peer = None
+        peer = peer_of(sock)
         if peer is not None:
             remote = unmapped(address_of(peer))
-            wish = None if remote.is_loopback or local.is_loopback else Requirement((remote,))
+            requirement = None if remote.is_loopback or local.is_loopback else Requirement((remote,))
         else:
-            wish = Requirement(_families(sock, decider, strict=True)) if local.is_unspecified else None
-        if wish is None:
+            requirement = Requirement(_families(sock, decider, strict=True)) if local.is_unspecified else None
+        if requirement is None:
             return self._mover(sock, None, UNBOUND, None)
-        place = self._first_place(wish, decider)
-        if place.path is None:
-            return self._mover(sock, wish, place, None)
-        interface = decider.network.interfaces[place.path.index]
-        self._check_route(wish, interface)
+        placement = self._first_placement(requirement, decider)
+        if placement.path is None:
+            return self._mover(sock, requirement, placement, None)
+        interface = decider.network.interfaces[placement.path.index]
+        self._check_route(requirement, interface)
         self._kernel.rebind(sock, interface, peer=peer)
         if peer is not None and not owns(interface, unmapped(address_of(sock.getsockname()))):
             # It was bound to that address before it was connected: only now, disconnected for a moment, it tells.
             logger.info("a socket that was bound to %s by somebody else is left alone", sock.getsockname()[0])
             self._kernel.unbind(sock)
             return self._mover(sock, None, UNBOUND, None)
-        return self._mover(sock, wish, place, None)
+        return self._mover(sock, requirement, placement, None)
 
 
 def _families(sock: socket.socket, decider: Decider, *, strict: bool) -> tuple[socket.AddressFamily, ...]:
@@ -307,20 +300,19 @@ def _families(sock: socket.socket, decider: Decider, *, strict: bool) -> tuple[s
 
     :raises ValueError: they have different interfaces, and the caller has not said which counts
     """
-    if sock.family != socket.AF_INET6 or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-        return (socket.AddressFamily(sock.family),)
-    interfaces = [decider.decide(f).interface for f in (socket.AF_INET6, socket.AF_INET)]
+    families = families_of(sock)
+    interfaces = [decider.decide(family).interface for family in families]
     names = {i.name for i in interfaces if i is not None}
     if strict and len(names) > 1:
         raise ValueError(
             f"the socket is for both IPv6 and IPv4, which leave by {' and '.join(i.name for i in interfaces if i is not None)}: "
             "give family=, or make one for each"
         )
-    return (socket.AF_INET6, socket.AF_INET)
+    return families
 
 
-def _place_of(index: int, sock: socket.socket, network: Network) -> Placement:
-    """The place of a socket that is bound already."""
+def _bound_placement(index: int, sock: socket.socket, network: Network) -> Placement:
+    """The placement of a socket that is bound already."""
     family = socket.AddressFamily(sock.family)
     interface = network.interfaces.get(index)
     if interface is None:

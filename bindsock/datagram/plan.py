@@ -1,8 +1,9 @@
-"""Where a datagram socket belongs, and how it gets there: values and pure functions.
+"""Where a datagram socket belongs, and what leads there: values and pure functions.
 
-A socket has a :class:`Placement`: on a path, deliberately unbound, or nowhere (no interface may be used, so sends are held).
-A new reading of the network gives the placement that it should have, and :func:`step` says what leads from one to the other. Only
-a different *path* counts; even then a socket whose own source address is still there need not be touched.
+A socket has a :class:`Placement`: on a path, deliberately unbound, or nowhere (no interface may be used, so what is sent is
+held). A :class:`Requirement` gives the placement that it should have in a reading of the network, and :func:`plan` turns the
+difference into :class:`Orders`, which :mod:`bindsock.datagram.mover` and :mod:`bindsock.datagram.in_place` carry out. Only a
+different *path* counts; even then a socket whose own source address is still there need not be touched.
 """
 
 from __future__ import annotations
@@ -25,19 +26,18 @@ class Placement(NamedTuple):
     path: Path | None
     unbound: bool = False
     """It must not be bound: its destination is this host, or a split tunnel's own, or the preferences say so."""
+    gone: bool = False
+    """The local address that was asked for is no longer there."""
 
 
 NOWHERE = Placement(None)
 UNBOUND = Placement(None, unbound=True)
-
-
-class LocalAddressGone(Exception):
-    """The address that the socket was to have as its own is no longer there."""
+GONE = Placement(None, gone=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What decides the place of a socket."""
+    """What decides the placement of a socket."""
 
     targets: tuple[Target, ...]
     """The destination; or the families, the one that counts first."""
@@ -54,7 +54,7 @@ class Requirement:
         """The decisions for the targets, the one that counts first."""
         return tuple(decider.decide(target) for target in self.targets)
 
-    def first_place(self, decider: Decider) -> Placement:
+    def first_placement(self, decider: Decider) -> Placement:
         """Where a new socket belongs, whatever address it was asked to have."""
         for target in self.targets:
             decision = decider.decide(target)
@@ -64,53 +64,95 @@ class Requirement:
                 return UNBOUND
         return UNBOUND if decider.preferences.on_no_interface == "unbound" else NOWHERE
 
-    def place(self, decider: Decider) -> Placement:
-        """Where the socket belongs now.
-
-        :raises LocalAddressGone: the local address that was asked for is gone
-        """
+    def placement(self, decider: Decider) -> Placement:
+        """Where the socket belongs now."""
         if self.address is None:
-            return self.first_place(decider)
+            return self.first_placement(decider)
         owner = decider.network.owner_of(self.address)
         if owner is None:
-            raise LocalAddressGone
+            return GONE
         if not (owner.up and owner.running):
             return NOWHERE
         family = family_of(self.address)
         return Placement(Path(family, owner.name, owner.index, frozenset(owner.usable_addresses(family)), None))
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan is made from."""
+
+    network: Network
+    placement: Placement
+    """Where the socket is."""
+    wanted: Placement
+    """Where it belongs in this network."""
+    source: IPAddress | None = None
+    """The local address of the socket, if it has one of its own."""
+    broken: bool = False
+    """An earlier move failed half-way: the socket must be bound anew whatever else is true."""
+    may_overlap: bool = False
+    """A second socket may take over while the first still receives."""
+    held: frozenset[int] = frozenset()
+    """Indices of the interfaces on which the endpoint has other sockets that work."""
+
+
 class Step(enum.Enum):
-    """What leads from one place to another."""
+    """What to do with the socket."""
 
     STAY = enum.auto()
-    """Nothing but to remember the new place."""
-    WAIT = enum.auto()
-    """Hold what is sent."""
+    """Nothing but to remember the new placement."""
+    HOLD = enum.auto()
+    """Leave it, and hold what is sent."""
     IN_PLACE = enum.auto()
-    """The same socket is bound anew."""
+    """Bind the same socket anew."""
     OVERLAP = enum.auto()
-    """A second socket takes over; the first still receives."""
+    """Let a second socket take over; the first still receives."""
+    TAKE_BACK = enum.auto()
+    """Let a socket take over that is on the interface already."""
     UNBIND = enum.auto()
+    END = enum.auto()
+    """There will never be a path again."""
 
 
-def step(old: Placement, new: Placement, source: IPAddress | None, network: Network) -> Step:
-    """How a socket gets from one place to another.
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What to do, in this order: count what the dead device dropped, take the step."""
 
-    :param source: the local address of the socket, if it has one of its own
-    :param network: the reading in which the new place is right
-    """
-    if new == old:
+    step: Step
+    placement: Placement
+    """Where the socket is once the step is taken."""
+    count_drops: bool = False
+    """The device by which the socket sent is dead."""
+    gap: bool = False
+    """The old path is dead, so what is sent is held until the step succeeds."""
+
+
+def plan(facts: Facts) -> Orders:
+    """How a socket gets to where it belongs."""
+    path, wanted = facts.placement.path, facts.wanted
+    count_drops = path is not None and not device_alive(facts.network, path)
+    step = _step(facts)
+    gap = facts.broken or path is None or not alive(facts.network, path, facts.source)
+    return Orders(step, wanted, count_drops, gap)
+
+
+def _step(facts: Facts) -> Step:
+    path, wanted = facts.placement.path, facts.wanted
+    if wanted.gone:
+        return Step.END
+    if wanted == NOWHERE:
+        return Step.HOLD
+    if wanted == facts.placement and not facts.broken:
         return Step.STAY
-    if new == NOWHERE:
-        return Step.WAIT
-    if new.path is None:
+    if wanted.path is None:
         return Step.UNBIND
-    if old.path is None:
+    if path is not None and path.index == wanted.path.index and not facts.broken:
+        return Step.STAY if facts.source is None or alive(facts.network, path, facts.source) else Step.IN_PLACE
+    if wanted.path.index in facts.held:
+        return Step.TAKE_BACK
+    if path is None or facts.broken or not facts.may_overlap:
         return Step.IN_PLACE
-    if old.path.index == new.path.index:
-        return Step.STAY if source is None or alive(network, old.path, source) else Step.IN_PLACE
-    return Step.OVERLAP if alive(network, old.path, source) else Step.IN_PLACE
+    return Step.OVERLAP if alive(facts.network, path, facts.source) else Step.IN_PLACE
 
 
 def alive(network: Network, path: Path, source: IPAddress | None) -> bool:
@@ -121,6 +163,12 @@ def alive(network: Network, path: Path, source: IPAddress | None) -> bool:
     if source is None:
         return bool(interface.usable_addresses(path.family))
     return owns(interface, source)
+
+
+def device_alive(network: Network, path: Path) -> bool:
+    """Whether the path's device sends what it is given."""
+    interface = network.interfaces.get(path.index)
+    return interface is not None and interface.up and interface.running
 
 
 def owns(interface: Interface, address: IPAddress) -> bool:

@@ -124,8 +124,6 @@ class Sender:
             self._timer = None
         self._statistics.lost += self.backlog.clear()
 
-    # One datagram
-
     def _transmit(self, data: Data, addr: Any) -> None:
         mover = self._mover
         if mover.peer is not None:
@@ -135,9 +133,9 @@ class Sender:
             mover.sock.sendto(data, destination)
 
     def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
-        record = self._mover.record
-        if now >= record.due:
-            record.look(now)
+        drops = self._mover.in_place.drops
+        if now >= drops.due:
+            drops.look(now)
         try:
             self._transmit(data, addr)
         except (BlockingIOError, InterruptedError):
@@ -149,7 +147,7 @@ class Sender:
         except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
             self._owner.broken(exc)
             return Outcome.FAILED
-        record.sent()
+        drops.sent()
         return Outcome.SENT
 
     def _refused(self, exc: OSError, data: Data, addr: Any) -> Outcome:
@@ -166,12 +164,10 @@ class Sender:
                 exc = again
             else:
                 self.errors.append(exc)
-                self._mover.record.sent()
+                self._mover.in_place.drops.sent()
                 return Outcome.SENT
         self.errors.append(exc)
         return Outcome.FAILED
-
-    # Those that wait
 
     def _wait(self, data: Data, addr: object, now: float, *, held: bool) -> None:
         self._statistics.lost += self.backlog.add(bytes(data), addr, now, held=held)
@@ -210,8 +206,6 @@ class Sender:
         if self.backlog.holds:
             self._arm()
         self._owner.settled()
-
-    # Without a path
 
     def _poke_soon(self) -> None:
         """Have the network read, but not inside the program's call of sendto()."""
@@ -254,8 +248,6 @@ class Sender:
         interface = self._mover.interface
         text = f"no interface has taken over from {interface}" if interface is not None else "no interface may be used"
         self.errors.append(self._refusal or InterfaceChanged(f"{text}, {len(expired)} datagrams are lost", interface=interface))
-
-    # Without room
 
     def _writable(self) -> None:
         # Begun anew each time: where there is an error to be read, libuv stops watching (src/unix/poll.c, uv__poll_io).

@@ -85,8 +85,6 @@ class DatagramTransport(asyncio.DatagramTransport):
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
             mover.close()
 
-    # What asyncio's transports have
-
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """``"socket"``, ``"sockname"`` and ``"peername"`` as they are now, and ``"interface"``, the name of the one in use.
 
@@ -163,14 +161,12 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._lost += 1
             return
         mover = self._mover
-        if addr is not None and mover.place.path is not None and self._is_local(addr):
+        if addr is not None and mover.in_place.placement.path is not None and self._is_local(addr):
             raise NoRoute(
                 f"{addr[0]} is this host, which a socket bound to {mover.interface} cannot reach: use another endpoint for it",
                 interface=mover.interface,
             )
         self._sender.send(data, addr)
-
-    # What the mover calls
 
     def readable(self, sock: socket.socket) -> None:
         """Read some."""
@@ -193,8 +189,6 @@ class DatagramTransport(asyncio.DatagramTransport):
         """End with an error."""
         self._end(error)
 
-    # What the sender calls
-
     def settled(self) -> None:
         """See to flow control, to what the protocol is to be told, and to an end that was waited for."""
         if self._lost:
@@ -208,8 +202,6 @@ class DatagramTransport(asyncio.DatagramTransport):
         """End, as asyncio does whatever it was."""
         self._call_exception_handler(exc, "Fatal write error on datagram transport")
         self._end(exc)
-
-    # Receiving
 
     def _read(self, sock: socket.socket) -> bool:
         """Read a batch.
@@ -239,8 +231,6 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._protocol.datagram_received(data, addr)
         return True
 
-    # What is this host's own
-
     def _is_local(self, addr: Any) -> bool:
         """Whether the destination is this host. Asked for each datagram, so the answers are kept."""
         decider = self._mover.decider
@@ -258,8 +248,6 @@ class DatagramTransport(asyncio.DatagramTransport):
                 local = addr[0] in ("", "localhost")
             self._is_local_to[key] = local
         return local
-
-    # Flow control, the end, and what the protocol is told
 
     def _pause_or_resume(self) -> None:
         if not self._paused and self._sender.backlog.size > self._high_water:

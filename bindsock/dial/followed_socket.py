@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -68,3 +69,22 @@ class FollowedSocket(socket.socket):
         self.transport = None
         for callback in callbacks or ():
             callback()
+
+
+def watch_end(sock: socket.socket, method: Callable[[], object]) -> weakref.ref[socket.socket]:
+    """Call a method once, when the socket is closed or detached, as far as its class tells, or else when it is forgotten.
+
+    :param method: a bound method; its object is not kept alive by this
+    :return: the socket, which is not kept alive either
+    """
+    if isinstance(sock, FollowedSocket):
+        sock.on_close(method)
+        return weakref.ref(sock)
+    weak = weakref.WeakMethod(method)
+
+    def forgotten(_: object) -> None:
+        alive = weak()
+        if alive is not None:
+            alive()
+
+    return weakref.ref(sock, forgotten)

@@ -6,7 +6,7 @@ import errno
 import socket
 
 from bindsock.dial.followed_socket import FollowedSocket
-from bindsock.dial.resolving import address_of
+from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.model.network import FAMILIES
 
 _FIRST_AUTOMATIC_PORT = 32768
@@ -32,10 +32,25 @@ def is_client(sock: socket.socket) -> bool:
 
 def is_connected(sock: socket.socket) -> bool:
     """Whether the socket has a peer."""
+    return peer_of(sock) is not None
+
+
+def peer_of(sock: socket.socket) -> SockAddr | None:
+    """What the socket is connected to.
+
+    :raises OSError: the socket is closed
+    """
     try:
-        sock.getpeername()
+        peer: SockAddr = sock.getpeername()
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise
-        return False
-    return True
+        return None
+    return peer
+
+
+def families_of(sock: socket.socket) -> tuple[socket.AddressFamily, ...]:
+    """The families that a socket on the wildcard address is for, the one to follow first."""
+    if sock.family != socket.AF_INET6 or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return (socket.AddressFamily(sock.family),)
+    return (socket.AF_INET6, socket.AF_INET)

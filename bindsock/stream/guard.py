@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.followed_socket import FollowedSocket, watch_end
 from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.decision import Path
@@ -131,11 +131,7 @@ class StreamGuard:
                 stays=self._better_path == "keep",
                 dead_after=self._dead_after,
             )
-            if isinstance(sock, FollowedSocket):
-                sock.on_close(self.close)
-            else:
-                forgotten = weakref.WeakMethod(self.close)
-                self._sock = weakref.ref(sock, lambda _: _call(forgotten))
+            self._sock = watch_end(sock, self.close)
             # What happened between the dial and now raises no further event.
             self._look()
         except BaseException:
@@ -281,9 +277,3 @@ class _Ending(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(self._error)
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    bound = method()
-    if bound is not None:
-        bound()

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bindsock.datagram import backlog
-from bindsock.datagram import mover as moving
+from bindsock.datagram import backlog, held_sockets, retry
 from bindsock.datagram import sender as sending
-from bindsock.datagram.mover import DatagramMover
+from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.datagram.plan import Requirement
 from bindsock.datagram.socket_spec import SocketSpec
@@ -180,15 +179,15 @@ class Scene:
         """What ``open_datagram`` does for a remote address that is not on loopback."""
         self.watcher._start()
         decider = self.watcher.decider(interface=pin)
-        endpoint = FarEndpoint(socket.AF_INET, 0, local, self.peer.getsockname(), kernel=self.kernel)
-        wish = Requirement((FAR,), endpoint.address)
-        place = wish.first_place(decider)
-        assert place.path is not None
-        sock = endpoint.make()
-        endpoint.bind_and_connect(sock, self.kernel, decider.network.interfaces[place.path.index])
-        mover = DatagramMover(self.watcher, self.loop, sock, wish, place, endpoint=endpoint, pin=pin, overlap=overlap)
+        spec = FarEndpoint(socket.AF_INET, 0, local, self.peer.getsockname(), kernel=self.kernel)
+        requirement = Requirement((FAR,), spec.address)
+        placement = requirement.first_placement(decider)
+        assert placement.path is not None
+        sock = spec.make()
+        spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
+        mover = DatagramMover(self.watcher, self.loop, Endpoint(requirement, spec, pin, overlap), sock, placement)
         protocol = Recorder()
-        transport = DatagramTransport(self.loop, protocol, mover, self.statistics, remote=endpoint.remote)
+        transport = DatagramTransport(self.loop, protocol, mover, self.statistics, remote=spec.remote)
         mover.start(transport, decider)
         self.transports.append(transport)
         return transport, protocol
@@ -252,7 +251,7 @@ async def scene(nothing_left: None) -> AsyncIterator[Scene]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "FIRST_RETRY", 0.001)
+    monkeypatch.setattr(retry, "FIRST_RETRY", 0.001)
 
 
 # One transport
@@ -440,7 +439,7 @@ async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: 
 
 
 async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "MAX_OLD", 2)
+    monkeypatch.setattr(held_sockets, "MAX_HELD_SOCKETS", 2)
     transport, _ = scene.open()
     used = [transport._mover.sock]
     for index in range(10, 14):
@@ -521,7 +520,7 @@ async def test_options_and_the_port_go_along(scene: Scene) -> None:
     await scene.change(ETHERNET_BETTER)
     assert scene.kernel.binds[-1] == ("rebind", "eth0")
     assert transport.get_extra_info("sockname")[1] == port
-    again = transport._mover._endpoint.duplicate_on(transport._mover.sock, scene.kernel, ETHERNET, [0])
+    again = transport._mover._endpoint.spec.duplicate_on(transport._mover.sock, scene.kernel, ETHERNET, [0])
     assert again.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
     assert again.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0x10
     again.close()
@@ -701,7 +700,7 @@ async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Sc
 
 async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    monkeypatch.setattr(moving, "FIRST_RETRY", 1.0)
+    monkeypatch.setattr(retry, "FIRST_RETRY", 1.0)
     transport, _ = scene.open()
     scene.kernel.refuse = {"eth0"}
     scene.kernel.silent = True
@@ -709,7 +708,7 @@ async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatc
     scene.watcher.recheck()
     delays = []
     for _ in range(5):
-        delays.append(round(transport._mover._retry.when() - scene.loop.time()))
+        delays.append(round(transport._mover._retry._timer.when() - scene.loop.time()))
         transport._mover._look()
     assert delays == [1, 2, 4, 5, 5]
     assert scene.statistics.rebinds_failed == 6

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
 
 import pytest
 
 from bindsock import NoEffectiveInterface, Preferences, TransportFactory
-from bindsock.datagram.in_place import follow_datagrams
-from bindsock.model.network import InterfaceKind
+from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
+from bindsock.model.decision import path_of
+from bindsock.model.network import Interface, InterfaceKind, IPAddress
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 
 LOOPBACK = interface("lo0", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
@@ -23,9 +25,18 @@ MIXED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route
 NOWHERE = network(LOOPBACK, WIFI)
 
 
+class PickyKernel(SimulatedKernel):
+    """Has no route by some interfaces."""
+
+    routeless: frozenset[str] | set[str] = frozenset()
+
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        return interface.name not in self.routeless and super().has_route(interface, destination)
+
+
 @pytest.fixture
-def kernel() -> SimulatedKernel:
-    return SimulatedKernel(ON_WIFI)
+def kernel() -> PickyKernel:
+    return PickyKernel(ON_WIFI)
 
 
 @pytest.fixture
@@ -46,7 +57,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_tracked_socket_is_bound_and_moved(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+async def test_a_tracked_socket_is_bound_and_moved(kernel: PickyKernel, factory: TransportFactory) -> None:
     with datagrams() as sock:
         factory.track(sock)
         assert kernel.bound(sock) == 2
@@ -65,6 +76,35 @@ async def test_while_there_is_no_path_it_stays_where_it_is(kernel: SimulatedKern
         assert kernel.bound(sock) == 2
         kernel.change(ON_WIRED)
         await until(lambda: kernel.bound(sock) == 3)
+
+
+async def test_a_socket_without_a_route_to_its_peer_is_not_moved(kernel: PickyKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        sock.connect(("127.0.0.1", 9))
+        far = ip_address("203.0.113.9")
+        decision = factory.decide(far)
+        watch_datagrams(factory.watcher, sock, far, path_of(decision), loop=asyncio.get_running_loop())
+        kernel.routeless = {"en1"}
+        kernel.change(ON_WIRED)
+        await until(lambda: factory.statistics().rebinds_failed >= 1)
+        assert kernel.binds == []
+        kernel.routeless = set()
+        await until(lambda: kernel.bound(sock) == 3)
+
+
+async def test_a_socket_whose_destination_becomes_a_split_tunnels_own_is_unbound_and_bound_again(kernel: SimulatedKernel) -> None:
+    tunnel = interface("utun0", 9, "10.8.0.2/24", kind=InterfaceKind.TUNNEL)
+    inside = route("203.0.113.0/24", 9)
+    defaults = (route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
+    async with TransportFactory(Preferences(tunnels="split"), kernel=kernel) as factory:
+        with datagrams() as sock:
+            assert factory.follow_datagrams(sock, ip_address("203.0.113.9"))
+            assert kernel.bound(sock) == 2
+            kernel.change(network(LOOPBACK, WIFI, WIRED, tunnel, inside, *defaults))
+            await until(lambda: kernel.bound(sock) is None)
+            kernel.change(ON_WIFI)
+            await until(lambda: kernel.bound(sock) == 2)
+            assert kernel.binds == [("rebind", "en0"), ("unbind", ""), ("rebind", "en0")]
 
 
 async def test_a_move_that_fails_is_tried_again_until_it_succeeds(kernel: SimulatedKernel, factory: TransportFactory) -> None:

@@ -1,4 +1,4 @@
-"""The pure parts of the datagram transport: where a socket belongs, what waits, what a device took to its grave."""
+"""The pure parts of the datagram transport: where a socket belongs, what waits, what a device dropped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from bindsock.datagram import backlog
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
-from bindsock.datagram.plan import NOWHERE, UNBOUND, LocalAddressGone, Placement, Requirement, Step, step
+from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
 from bindsock.model.decision import path_of
-from bindsock.model.network import Interface
+from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import interface, network, route
 
@@ -34,48 +34,94 @@ def place_on(used: Interface) -> Placement:
 
 ON_WIFI, ON_ETHERNET = place_on(WIFI), place_on(ETHERNET)
 
+BOTH = network(WIFI, ETHERNET)
+
+
+def facts(
+    network: Network,
+    wanted: Placement,
+    *,
+    placement: Placement = ON_WIFI,
+    source: IPAddress | None = HERE,
+    broken: bool = False,
+    may_overlap: bool = True,
+    held: frozenset[int] = frozenset(),
+) -> Facts:
+    return Facts(network, placement, wanted, source, broken, may_overlap, held)
+
+
 STEPS = {
-    "nothing has changed": (ON_WIFI, ON_WIFI, HERE, network(WIFI), Step.STAY),
-    "the address is still there": (ON_WIFI, place_on(WIFI_MORE), HERE, network(WIFI_MORE), Step.STAY),
-    "renumbered": (ON_WIFI, place_on(WIFI_OTHER), HERE, network(WIFI_OTHER), Step.IN_PLACE),
-    "renumbered, without a source of its own": (ON_WIFI, place_on(WIFI_OTHER), None, network(WIFI_OTHER), Step.STAY),
-    "a better path": (ON_WIFI, ON_ETHERNET, HERE, network(WIFI, ETHERNET), Step.OVERLAP),
-    "a better path, without a source of its own": (ON_WIFI, ON_ETHERNET, None, network(WIFI, ETHERNET), Step.OVERLAP),
-    "the old one is down": (ON_WIFI, ON_ETHERNET, HERE, network(WIFI_DOWN, ETHERNET), Step.IN_PLACE),
-    "the old one has no carrier": (ON_WIFI, ON_ETHERNET, HERE, network(WIFI_UNPLUGGED, ETHERNET), Step.IN_PLACE),
-    "the old one is gone": (ON_WIFI, ON_ETHERNET, HERE, network(ETHERNET), Step.IN_PLACE),
-    "the old one lost the address": (ON_WIFI, ON_ETHERNET, HERE, network(WIFI_OTHER, ETHERNET), Step.IN_PLACE),
-    "the old one lost all addresses": (ON_WIFI, ON_ETHERNET, None, network(WIFI_BARE, ETHERNET), Step.IN_PLACE),
-    "nothing is left": (ON_WIFI, NOWHERE, HERE, network(WIFI_DOWN), Step.WAIT),
-    "to be unbound": (ON_WIFI, UNBOUND, HERE, network(WIFI), Step.UNBIND),
-    "to be bound": (UNBOUND, ON_WIFI, None, network(WIFI), Step.IN_PLACE),
+    "nothing has changed": (facts(network(WIFI), ON_WIFI), Step.STAY),
+    "the address is still there": (facts(network(WIFI_MORE), place_on(WIFI_MORE)), Step.STAY),
+    "renumbered": (facts(network(WIFI_OTHER), place_on(WIFI_OTHER)), Step.IN_PLACE),
+    "renumbered, without a source of its own": (facts(network(WIFI_OTHER), place_on(WIFI_OTHER), source=None), Step.STAY),
+    "a better path": (facts(BOTH, ON_ETHERNET), Step.OVERLAP),
+    "a better path, without a source of its own": (facts(BOTH, ON_ETHERNET, source=None), Step.OVERLAP),
+    "a better path for a socket of the program's own": (facts(BOTH, ON_ETHERNET, may_overlap=False), Step.IN_PLACE),
+    "a better path on which a socket was left": (facts(BOTH, ON_ETHERNET, held=frozenset({3})), Step.TAKE_BACK),
+    "a better path beside one on which a socket was left": (facts(BOTH, ON_ETHERNET, held=frozenset({4})), Step.OVERLAP),
+    "the old one is down": (facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET), Step.IN_PLACE),
+    "the old one is down, a socket was left on the new": (
+        facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET, held=frozenset({3})),
+        Step.TAKE_BACK,
+    ),
+    "the old one has no carrier": (facts(network(WIFI_UNPLUGGED, ETHERNET), ON_ETHERNET), Step.IN_PLACE),
+    "the old one is gone": (facts(network(ETHERNET), ON_ETHERNET), Step.IN_PLACE),
+    "the old one lost the address": (facts(network(WIFI_OTHER, ETHERNET), ON_ETHERNET), Step.IN_PLACE),
+    "the old one lost all addresses": (facts(network(WIFI_BARE, ETHERNET), ON_ETHERNET, source=None), Step.IN_PLACE),
+    "nothing is left": (facts(network(WIFI_DOWN), NOWHERE), Step.HOLD),
+    "nothing is left for a broken one": (facts(network(WIFI_DOWN), NOWHERE, broken=True), Step.HOLD),
+    "to be unbound": (facts(network(WIFI), UNBOUND), Step.UNBIND),
+    "to be bound": (facts(network(WIFI), ON_WIFI, placement=UNBOUND, source=None), Step.IN_PLACE),
+    "broken, and the same path": (facts(network(WIFI), ON_WIFI, broken=True), Step.IN_PLACE),
+    "broken, and a better path": (facts(BOTH, ON_ETHERNET, broken=True), Step.IN_PLACE),
+    "broken, and to be unbound": (facts(BOTH, UNBOUND, broken=True), Step.UNBIND),
+    "broken, and unbound as it should be": (facts(BOTH, UNBOUND, placement=UNBOUND, broken=True), Step.UNBIND),
+    "its own local address is gone": (facts(network(ETHERNET), GONE), Step.END),
 }
 
 
 @pytest.mark.parametrize("what", STEPS)
-def test_the_step_from_one_place_to_another(what: str) -> None:
-    old, new, source, reading, expected = STEPS[what]
-    assert step(old, new, source, reading) is expected
+def test_the_step_from_one_placement_to_another(what: str) -> None:
+    known, expected = STEPS[what]
+    orders = plan(known)
+    assert (orders.step, orders.placement) == (expected, known.wanted)
+
+
+@pytest.mark.parametrize(
+    ("reading", "gap", "drops"),
+    [
+        (BOTH, False, False),
+        (network(WIFI_OTHER, ETHERNET), True, False),
+        (network(WIFI_UNPLUGGED, ETHERNET), True, True),
+        (network(ETHERNET), True, True),
+    ],
+    ids=["alive", "without its address", "without carrier", "deleted"],
+)
+def test_what_is_sent_waits_for_a_step_if_the_old_path_is_dead_and_a_dead_device_is_asked_what_it_dropped(
+    reading: Network, gap: bool, drops: bool
+) -> None:
+    orders = plan(facts(reading, ON_ETHERNET))
+    assert (orders.gap, orders.count_drops) == (gap, drops)
 
 
 def decider(*parts: Interface, preferences: Preferences | None = None) -> Decider:
     return Decider(network(*parts, *DEFAULTS), preferences or Preferences())
 
 
-def test_a_wish_is_granted_by_its_first_target_that_has_an_interface() -> None:
-    wish = Requirement((socket.AF_INET6, socket.AF_INET))
-    assert wish.place(decider(WIFI)).path == decider(WIFI).path(socket.AF_INET)
-    assert wish.place(decider(WIFI_DOWN)) == NOWHERE
-    assert wish.place(decider(WIFI_DOWN, preferences=Preferences(on_no_interface="unbound"))) == UNBOUND
-    assert Requirement((HERE,)).place(decider(WIFI)) == UNBOUND
+def test_a_requirement_is_met_by_its_first_target_that_has_an_interface() -> None:
+    requirement = Requirement((socket.AF_INET6, socket.AF_INET))
+    assert requirement.placement(decider(WIFI)).path == decider(WIFI).path(socket.AF_INET)
+    assert requirement.placement(decider(WIFI_DOWN)) == NOWHERE
+    assert requirement.placement(decider(WIFI_DOWN, preferences=Preferences(on_no_interface="unbound"))) == UNBOUND
+    assert Requirement((HERE,)).placement(decider(WIFI)) == UNBOUND
 
 
-def test_a_wish_for_an_address_goes_wherever_the_address_is() -> None:
-    wish = Requirement((THERE,), HERE)
-    assert wish.place(decider(WIFI, ETHERNET)).path is not None
-    assert wish.place(decider(WIFI_UNPLUGGED, ETHERNET)) == NOWHERE
-    with pytest.raises(LocalAddressGone):
-        wish.place(decider(WIFI_OTHER, ETHERNET))
+def test_a_requirement_of_an_address_goes_wherever_the_address_is() -> None:
+    requirement = Requirement((THERE,), HERE)
+    assert requirement.placement(decider(WIFI, ETHERNET)).path is not None
+    assert requirement.placement(decider(WIFI_UNPLUGGED, ETHERNET)) == NOWHERE
+    assert requirement.placement(decider(WIFI_OTHER, ETHERNET)) == GONE
 
 
 class Wire:
@@ -253,6 +299,16 @@ def test_what_left_in_time_is_not_lost(counting: Counting, devices: DeviceDrops)
     send(record, counting, 1)
     counting.queued = 1
     assert record.lost() == 1
+
+
+def test_where_the_program_does_not_tell_what_it_sends_what_has_not_left_yet_counts(
+    counting: Counting, devices: DeviceDrops
+) -> None:
+    record = DropCounter(devices)
+    record.start(WIFI, SOCK)
+    counting.queued = 3
+    counting.count = 7
+    assert record.lost() == 3
 
 
 def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, devices: DeviceDrops) -> None:
