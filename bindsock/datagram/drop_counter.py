@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import math
 import socket
-import time
-import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface
+    from bindsock.netmon.runtime import Runtime
 
 LOOK = 0.02
 """Seconds between two looks at what has not been sent yet."""
@@ -47,55 +45,43 @@ class _Note(NamedTuple):
 
 
 class DeviceDrops:
-    """What the devices have dropped and nobody has accounted for, shared by all sockets of one kernel.
+    """What the devices have dropped and nobody has accounted for, shared by all sockets on one event loop."""
 
-    :param kernel: what to ask
-    :param clock: monotonic seconds
-    """
+    __slots__ = ("_claimed", "_latest", "time")
 
-    def __init__(self, kernel: Kernel, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self._kernel = kernel
+    def __init__(self, runtime: Runtime) -> None:
+        self.time = runtime.time
         self._claimed: dict[int, int] = {}
         self._latest: dict[int, tuple[float, int]] = {}
 
-    def dropped(self, interface: Interface, not_before: float) -> int | None:
+    def dropped(self, kernel: Kernel, interface: Interface, not_before: float) -> int | None:
         """The count, as it was no earlier than a time (infinity: asks at all events); ``None`` where it is unknown."""
         latest = self._latest.get(interface.index)
         if latest is None or latest[0] < not_before:
-            count = self._kernel.dropped(interface)
+            count = kernel.dropped(interface)
             if count is None:
                 return None
-            latest = self._latest[interface.index] = (self.clock(), count)
+            latest = self._latest[interface.index] = (self.time(), count)
         return latest[1] - self._claimed.get(interface.index, 0)
 
     def claim(self, interface: Interface, count: int) -> None:
         """Account for drops."""
         self._claimed[interface.index] = self._claimed.get(interface.index, 0) + count
 
-    def unsent(self, sock: socket.socket) -> int:
-        """How many datagrams, at the most, the socket's device has taken and not sent yet."""
-        return self._kernel.unsent(sock)
-
-
-_devices: weakref.WeakKeyDictionary[Kernel, DeviceDrops] = weakref.WeakKeyDictionary()
-
-
-def device_drops(kernel: Kernel) -> DeviceDrops:
-    """The one of a kernel."""
-    devices = _devices.get(kernel)
-    if devices is None:
-        devices = _devices[kernel] = DeviceDrops(weakref.proxy(kernel))
-    return devices
-
 
 class DropCounter:
-    """What one socket has lately sent by its device."""
+    """What one socket has lately sent by its device.
 
-    def __init__(self, devices: DeviceDrops) -> None:
+    :param kernel: what to ask
+    :param devices: what all sockets share
+    """
+
+    __slots__ = ("_devices", "_interface", "_kernel", "_note_due", "_notes", "_sent", "_sent_then", "_unsent", "due")
+
+    def __init__(self, kernel: Kernel, devices: DeviceDrops) -> None:
+        self._kernel = kernel
         self._devices = devices
         self._interface: Interface | None = None
-        self._sock: socket.socket | None = None
         self._notes: deque[_Note] = deque()
         self._sent = 0
         self._note_due = _NEVER
@@ -104,49 +90,48 @@ class DropCounter:
         self.due = _NEVER
         """When :meth:`look` is due, before the next datagram is sent."""
 
-    def start(self, interface: Interface | None, sock: socket.socket | None) -> None:
+    def start(self, interface: Interface | None) -> None:
         """From now on the socket sends by that interface."""
-        self._interface, self._sock = interface, sock
+        self._interface = interface
         self._notes.clear()
         self._sent = self._unsent = self._sent_then = 0
         self.due = self._note_due = _NEVER
         if interface is not None:
-            self._note(self._devices.clock())
+            self._note(self._devices.time())
 
     def sent(self) -> None:
         """The device has taken a datagram."""
         self._sent += 1
 
-    def look(self, now: float) -> None:
+    def look(self, now: float, sock: socket.socket) -> None:
         """Write down how things stand."""
-        assert self._sock is not None
         self.due = now + LOOK
-        self._unsent, self._sent_then = self._devices.unsent(self._sock), self._sent
+        self._unsent, self._sent_then = self._kernel.unsent(sock), self._sent
         if now >= self._note_due:
             self._note(now)
 
-    def lost(self) -> int:
+    def lost(self, sock: socket.socket) -> int:
         """The device is dead: how many of the socket's datagrams it had taken and not sent. They are not counted again."""
-        interface, sock = self._interface, self._sock
-        if interface is None or sock is None or not self._notes:
+        interface = self._interface
+        if interface is None or not self._notes:
             return 0
         if not self._sent:
             # Whoever sends by the socket does not tell. What has not left yet never will.
-            self.start(None, None)
-            return self._devices.unsent(sock)
-        self._forget(self._devices.clock())
+            self.start(None)
+            return self._kernel.unsent(sock)
+        self._forget(self._devices.time())
         before = self._notes[0]
         sent = self._sent - before.sent
-        dropped = self._devices.dropped(interface, math.inf) if sent else None
+        dropped = self._devices.dropped(self._kernel, interface, math.inf) if sent else None
         dropped = 0 if dropped is None else max(0, min(sent, dropped - before.dropped))
         self._devices.claim(interface, dropped)
-        waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._devices.unsent(sock)
-        self.start(None, None)
+        waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
+        self.start(None)
         return min(sent, dropped + waiting)
 
     def _note(self, now: float) -> None:
         assert self._interface is not None
-        dropped = self._devices.dropped(self._interface, now - INTERVAL / 2)
+        dropped = self._devices.dropped(self._kernel, self._interface, now - INTERVAL / 2)
         if dropped is None:
             return
         self.due, self._note_due = now + LOOK, now + INTERVAL

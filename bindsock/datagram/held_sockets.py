@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bindsock.datagram.plan import alive
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Callable
 
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress, Network
+    from bindsock.netmon.loop import Timer
+    from bindsock.netmon.runtime import Runtime
 
 MAX_HELD_SOCKETS = 4
 """Sockets that one endpoint keeps besides the current one."""
@@ -27,21 +27,21 @@ class HeldSocket:
     sock: socket.socket
     path: Path
     source: IPAddress | None
-    timer: asyncio.TimerHandle | None = None
+    timer: Timer | None = None
 
 
 class HeldSockets:
     """Keeps sockets that were left for ``overlap`` seconds, or until their interface is gone.
 
-    :param loop: the event loop; held weakly
+    :param runtime: the event loop
     :param overlap: seconds
     :param discard: closes a socket, after it has been read to the last if the second argument is true
     """
 
-    __slots__ = ("_discard", "_held", "_loop", "_overlap")
+    __slots__ = ("_discard", "_held", "_overlap", "_runtime")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, overlap: float, discard: Callable[[socket.socket, bool], None]) -> None:
-        self._loop = weakref.ref(loop)
+    def __init__(self, runtime: Runtime, overlap: float, discard: Callable[[socket.socket, bool], None]) -> None:
+        self._runtime = runtime
         self._overlap = overlap
         self._discard = discard
         self._held: list[HeldSocket] = []
@@ -58,12 +58,11 @@ class HeldSockets:
 
     def keep(self, sock: socket.socket, path: Path, source: IPAddress | None) -> None:
         """Let a socket receive for a while."""
-        loop = self._loop()
-        if loop is None or loop.is_closed():
+        if self._runtime.closed:
             self._discard(sock, True)
             return
         held = HeldSocket(sock, path, source)
-        held.timer = loop.call_later(self._overlap, self._end, held)
+        held.timer = self._runtime.call_later(self._overlap, self._end, held)
         self._held.append(held)
         if len(self._held) > MAX_HELD_SOCKETS:
             self._end(self._held[0])

@@ -11,34 +11,41 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from bindsock.datagram.drop_counter import DropCounter, device_drops
+from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.plan import UNBOUND, Facts, Placement, Requirement, Step, plan
-from bindsock.datagram.retry import Retry
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoRoute
 from bindsock.model.change import Cause
 from bindsock.model.network import unmapped
+from bindsock.netmon.backoff import Retry
 from bindsock.netmon.no_interface import no_effective_interface
+from bindsock.netmon.runtime import runtime_of
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     import weakref
 
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress, Network, Target
+    from bindsock.netmon.loop import Loop
+    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
 
+FIRST_RETRY = 0.05
+LAST_RETRY = 5.0
+"""Seconds between two attempts to move a socket, doubling, with jitter."""
+
 
 class InPlace:
     """Where one datagram socket is, and the moves that it makes in place.
 
+    :param runtime: the event loop
     :param watcher: whose kernel and statistics count
     :param requirement: what decides the placement of the socket
     :param placement: where it is
@@ -47,7 +54,9 @@ class InPlace:
 
     __slots__ = ("_local", "_port", "_watcher", "broken", "drops", "placement", "requirement")
 
-    def __init__(self, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr) -> None:
+    def __init__(
+        self, runtime: Runtime, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr
+    ) -> None:
         self._watcher = watcher
         self._local = local
         self._port: int = local[1]
@@ -55,13 +64,13 @@ class InPlace:
         self.placement = placement
         self.broken = False
         """A move failed half-way: the socket must be bound anew before it sends."""
-        self.drops = DropCounter(device_drops(watcher.kernel))
+        self.drops = DropCounter(watcher.kernel, runtime.shared(DeviceDrops))
         """What the device by which the socket sends has dropped of it."""
 
-    def begin(self, sock: socket.socket, network: Network) -> None:
+    def begin(self, network: Network) -> None:
         """From now on the socket sends by the device of its placement."""
         path = self.placement.path
-        self.drops.start(network.interfaces.get(path.index) if path is not None else None, sock)
+        self.drops.start(network.interfaces.get(path.index) if path is not None else None)
 
     def local_address(self, sock: socket.socket) -> SockAddr:
         """The local address as it is now, or was last."""
@@ -110,28 +119,27 @@ class InPlace:
             self._watcher.kernel.unbind(sock)
         else:
             self._watcher.kernel.rebind(sock, network.interfaces[placement.path.index], peer=peer, port=self.port(sock) or None)
-        self.moved(sock, placement, network)
+        self.moved(placement, network)
 
-    def moved(self, sock: socket.socket, placement: Placement, network: Network) -> None:
-        """The socket is where it belongs."""
+    def moved(self, placement: Placement, network: Network) -> None:
+        """The socket, or the one that has taken over from it, is where it belongs."""
         self.broken = False
         self.placement = placement
         self._watcher.statistics.rebinds += 1
-        self.begin(sock, network)
+        self.begin(network)
 
-    def count_drops(self) -> None:
+    def count_drops(self, sock: socket.socket) -> None:
         """The device is dead: count what it had taken and not sent."""
-        self._watcher.statistics.lost_on_device += self.drops.lost()
+        self._watcher.statistics.lost_on_device += self.drops.lost(sock)
 
-    def failed(self, error: OSError, placement: Placement, delay: float | None) -> None:
+    def failed(self, error: OSError, placement: Placement, delay: float) -> None:
         """A move failed.
 
         :param delay: the seconds until it is tried again
         """
         self._watcher.statistics.rebinds_failed += 1
         name = placement.path.interface if placement.path is not None else "no interface"
-        again = f"again in {delay:.2f} s" if delay is not None else "for good"
-        logger.info("a datagram socket is not moved to %s, %s: %s", name, again, error)
+        logger.info("a datagram socket is not moved to %s yet, again in %.2f s: %s", name, delay, error)
 
 
 def follow_datagrams(
@@ -140,7 +148,7 @@ def follow_datagrams(
     *,
     target: Target | None = None,
     interface: str | None = None,
-    loop: asyncio.AbstractEventLoop,
+    loop: Loop,
 ) -> InPlaceMover | None:
     """Bind a datagram socket to the effective interface, and move it along until it is closed or forgotten.
 
@@ -161,12 +169,12 @@ def follow_datagrams(
     if peer is not None:
         target = unmapped(address_of(peer))
     requirement = Requirement((target,) if target is not None else families_of(sock))
-    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, loop)
+    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, runtime_of(loop))
     return follower if follower.bind(sock) else None
 
 
 def watch_datagrams(
-    watcher: Watcher, sock: socket.socket, target: Target, path: Path | None, *, loop: asyncio.AbstractEventLoop
+    watcher: Watcher, sock: socket.socket, target: Target, path: Path | None, *, loop: Loop
 ) -> InPlaceMover | None:
     """Move a datagram socket along that has just been bound and connected.
 
@@ -175,7 +183,7 @@ def watch_datagrams(
     """
     if path is None:
         return None
-    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), None, loop)
+    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), None, runtime_of(loop))
     follower.start(sock)
     return follower
 
@@ -193,13 +201,13 @@ class InPlaceMover:
         requirement: Requirement,
         placement: Placement,
         pin: str | None,
-        loop: asyncio.AbstractEventLoop,
+        runtime: Runtime,
     ) -> None:
         self._watcher = watcher
         self._peer = peer_of(sock)
-        self._in_place = InPlace(watcher, requirement, placement, sock.getsockname())
+        self._in_place = InPlace(runtime, watcher, requirement, placement, sock.getsockname())
         self._pin = pin
-        self._retry = Retry(loop)
+        self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._sock: weakref.ref[socket.socket] | None = watch_end(sock, self.close)
 
     @property
@@ -232,7 +240,7 @@ class InPlaceMover:
             interface = decider.network.interfaces[placement.path.index]
             self._watcher.kernel.rebind(sock, interface, peer=self._peer)
             self._in_place.placement = placement
-            self._in_place.begin(sock, decider.network)
+            self._in_place.begin(decider.network)
         except BaseException:
             self.close()
             raise
@@ -246,7 +254,7 @@ class InPlaceMover:
         self._watcher.follow(self)
         try:
             decider = self._watcher.decider()
-            self._in_place.begin(sock, decider.network)
+            self._in_place.begin(decider.network)
             # What happened since it was bound raises no further event.
             self.network_changed(decider, Cause.STARTED)
         except BaseException:
@@ -279,7 +287,7 @@ class InPlaceMover:
         )
         orders = plan(facts)
         if orders.count_drops:
-            in_place.count_drops()
+            in_place.count_drops(sock)
         if orders.step is Step.STAY:
             in_place.placement = orders.placement
         if orders.step not in (Step.IN_PLACE, Step.UNBIND):
@@ -287,7 +295,7 @@ class InPlaceMover:
         try:
             in_place.move(sock, peer, orders.placement, decider.network)
         except OSError as error:
-            in_place.failed(error, orders.placement, self._retry.later(self._look))
+            in_place.failed(error, orders.placement, self._retry.schedule())
         else:
             self._retry.reset()
 

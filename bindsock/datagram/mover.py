@@ -15,24 +15,22 @@ import enum
 import errno
 import logging
 import socket
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bindsock.datagram.held_sockets import HeldSockets
-from bindsock.datagram.in_place import InPlace
+from bindsock.datagram.in_place import FIRST_RETRY, LAST_RETRY, InPlace
 from bindsock.datagram.plan import Facts, Orders, Placement, Requirement, Step, alive, plan
-from bindsock.datagram.retry import Retry
 from bindsock.dial.unmanaged import peer_of
 from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
+from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
-    import asyncio
-
     from bindsock.datagram.socket_spec import SocketSpec
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.network import Network
+    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -83,7 +81,7 @@ class _State(enum.IntEnum):
 class DatagramMover:
     """Follows the network with one socket, and for a while with its predecessors.
 
-    :param loop: the event loop, which is held weakly: whoever forgets a closed loop must not be kept from it by an open socket
+    :param runtime: the event loop
     :param endpoint: what the sockets are for
     :param sock: the socket, bound and connected as it is to be in ``placement``
     :param placement: where it is
@@ -92,7 +90,7 @@ class DatagramMover:
     def __init__(
         self,
         watcher: Watcher,
-        loop: asyncio.AbstractEventLoop,
+        runtime: Runtime,
         endpoint: Endpoint,
         sock: socket.socket,
         placement: Placement,
@@ -105,12 +103,12 @@ class DatagramMover:
         """Somebody was given the socket, and may have set options on it."""
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
-        self.in_place = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
+        self.in_place = InPlace(runtime, watcher, endpoint.requirement, placement, sock.getsockname())
         self._watcher = watcher
-        self._loop = weakref.ref(loop)
+        self._runtime = runtime
         self._endpoint = endpoint
-        self._held = HeldSockets(loop, endpoint.overlap, self._discard)
-        self._retry = Retry(loop)
+        self._held = HeldSockets(runtime, endpoint.overlap, self._discard)
+        self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._user: MoverUser | None = None
         self._state = _State.NEW
 
@@ -140,7 +138,7 @@ class DatagramMover:
         self._user = user
         self.decider = decider.with_pin(self._endpoint.pin)
         if self._endpoint.requirement is not None:
-            self.in_place.begin(self.sock, decider.network)
+            self.in_place.begin(decider.network)
             self._watcher.follow(self)
 
     def start_reading(self) -> None:
@@ -154,14 +152,14 @@ class DatagramMover:
         """Go on receiving after an error, or after nothing: libuv stops watching a descriptor for which the system reports an
         error, such as a peer's ICMP, whoever picks that up (src/unix/poll.c, uv__poll_io)."""
         if self._state is _State.READING:
-            self._remove_reader(sock)
+            self._runtime.remove_reader(sock)
             self._add_reader(sock)
 
     def stop_reading(self) -> None:
         """Receive no more, for good. Sending goes on."""
         self._state = max(self._state, _State.DEAF)
         self._held.end_all()
-        self._remove_reader(self.sock)
+        self._runtime.remove_reader(self.sock)
 
     def stop(self) -> None:
         """Follow and receive no more. The socket stays open."""
@@ -208,7 +206,7 @@ class DatagramMover:
             )
         )
         if orders.count_drops:
-            in_place.count_drops()
+            in_place.count_drops(self.sock)
         if orders.step is Step.END:
             self._end(requirement, decider)
         elif orders.step is Step.HOLD:
@@ -216,7 +214,7 @@ class DatagramMover:
         elif orders.step is Step.STAY:
             in_place.placement = orders.placement
             if self.no_path:
-                in_place.begin(self.sock, decider.network)
+                in_place.begin(decider.network)
                 self._resume()
         else:
             self._move(orders, decider.network)
@@ -297,7 +295,7 @@ class DatagramMover:
         path, source, broken = in_place.placement.path, in_place.source(sock, self.peer), in_place.broken
         self.sock = fresh
         self.peer = peer_of(fresh)
-        in_place.moved(fresh, placement, network)
+        in_place.moved(placement, network)
         if self._state is _State.READING:
             self._add_reader(fresh)
         if broken or path is None or not alive(network, path, source):
@@ -308,7 +306,7 @@ class DatagramMover:
     def _discard(self, sock: socket.socket, drain: bool) -> None:
         if drain and self._state is _State.READING and self._user is not None:
             self._user.drain(sock)
-        self._remove_reader(sock)
+        self._runtime.remove_reader(sock)
         sock.close()
 
     def _failed(self, error: OSError, orders: Orders) -> None:
@@ -316,8 +314,8 @@ class DatagramMover:
         self.no_path = orders.gap or in_place.broken
         if in_place.broken and self._state is _State.READING:
             # A silenced socket is for ever readable, with nothing to read.
-            self._remove_reader(self.sock)
-        in_place.failed(error, orders.placement, self._retry.later(self._look))
+            self._runtime.remove_reader(self.sock)
+        in_place.failed(error, orders.placement, self._retry.schedule())
 
     def _look(self) -> None:
         """Compare again, though nothing has been announced."""
@@ -325,7 +323,7 @@ class DatagramMover:
         try:
             decider = self._watcher.decider()
         except OSError as error:
-            self.in_place.failed(error, self.in_place.placement, self._retry.later(self._look))
+            self.in_place.failed(error, self.in_place.placement, self._retry.schedule())
             return
         self.network_changed(decider, Cause.RECONCILE)
 
@@ -341,11 +339,5 @@ class DatagramMover:
             self._user.fail(error)
 
     def _add_reader(self, sock: socket.socket) -> None:
-        loop = self._loop()
-        if loop is not None and not loop.is_closed() and self._user is not None:
-            loop.add_reader(sock, self._user.readable, sock)
-
-    def _remove_reader(self, sock: socket.socket) -> None:
-        loop = self._loop()
-        if loop is not None and not loop.is_closed() and sock.fileno() != -1:
-            loop.remove_reader(sock)
+        if self._user is not None:
+            self._runtime.add_reader(sock, self._user.readable, sock)

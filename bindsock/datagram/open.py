@@ -21,10 +21,13 @@ from bindsock.errors import NoEffectiveInterface, NoRoute
 from bindsock.model.decision import Path
 from bindsock.model.network import FAMILIES, Interface, Network, family_of, unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
+from bindsock.netmon.runtime import runtime_of
 
 if TYPE_CHECKING:
     import asyncio
 
+    from bindsock.netmon.loop import Loop
+    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -39,7 +42,7 @@ OVERLAP = 2.0
 
 async def open_datagram(
     watcher: Watcher,
-    loop: asyncio.AbstractEventLoop,
+    loop: Loop,
     protocol_factory: Callable[[], D],
     local_addr: tuple[str, int] | None = None,
     remote_addr: tuple[str, int] | None = None,
@@ -67,7 +70,8 @@ async def open_datagram(
     :raises BindFailed: the system refused to bind, or the local address is another interface's
     :raises ValueError: the arguments contradict each other; or a socket for both families, whose effective interfaces differ
     """
-    opening = _Opening(watcher, loop, interface, overlap)
+    runtime = runtime_of(loop)
+    opening = _Opening(watcher, runtime, interface, overlap)
     with watcher.hold():
         if sock is not None:
             modifiers: dict[str, object] = {
@@ -91,9 +95,9 @@ async def open_datagram(
         mover, decider, remote = opened
         try:
             protocol = protocol_factory()
-            waiter = loop.create_future()
+            waiter = runtime.create_future()
             transport = DatagramTransport(
-                loop, protocol, mover, watcher.statistics, remote=remote, strict=sock is None, waiter=waiter
+                runtime, protocol, mover, watcher.statistics, remote=remote, strict=sock is None, waiter=waiter
             )
         except BaseException:
             mover.close()
@@ -171,10 +175,10 @@ _Opened = tuple[DatagramMover, "Decider", SockAddr | None]
 class _Opening:
     """Finds the placement of a new endpoint, and waits for one if that is preferred."""
 
-    def __init__(self, watcher: Watcher, loop: asyncio.AbstractEventLoop, pin: str | None, overlap: float) -> None:
+    def __init__(self, watcher: Watcher, runtime: Runtime, pin: str | None, overlap: float) -> None:
         self._watcher = watcher
         self._kernel = watcher.kernel
-        self._loop = loop
+        self._runtime = runtime
         self._pin = pin
         self._overlap = overlap
 
@@ -265,7 +269,7 @@ class _Opening:
         self, sock: socket.socket, requirement: Requirement | None, placement: Placement, spec: SocketSpec | None
     ) -> DatagramMover:
         endpoint = Endpoint(requirement, spec, self._pin, self._overlap)
-        return DatagramMover(self._watcher, self._loop, endpoint, sock, placement)
+        return DatagramMover(self._watcher, self._runtime, endpoint, sock, placement)
 
     def _adopted(self, sock: socket.socket, decider: Decider) -> DatagramMover:
         """Bind a socket that somebody else made, unless it is to be left alone."""

@@ -7,12 +7,9 @@ is an error to be told to the protocol, as asyncio does.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import socket
-import time
-import weakref
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
@@ -22,6 +19,8 @@ if TYPE_CHECKING:
     from bindsock.datagram.mover import DatagramMover
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.statistics import Statistics
+    from bindsock.netmon.loop import Timer
+    from bindsock.netmon.runtime import Runtime
 
 logger = logging.getLogger("bindsock")
 
@@ -62,7 +61,7 @@ class Sender:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        runtime: Runtime,
         mover: DatagramMover,
         statistics: Statistics,
         owner: Owner,
@@ -71,16 +70,16 @@ class Sender:
         self.backlog = Backlog()
         self.errors: list[OSError] = []
         """What the protocol is still to be told."""
-        self._loop = weakref.ref(loop)
+        self._runtime = runtime
         self._mover = mover
         self._statistics = statistics
         self._owner = owner
         self._remote = remote
         self._writing: socket.socket | None = None
         self._full = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._delay = _FIRST_TICK
-        self._poking = False
+        self._recheck_due = False
         self._refusal: OSError | None = None
         self._complained = False
         self._unreachable: set[object] = set()
@@ -91,7 +90,7 @@ class Sender:
 
         :param addr: ``None`` for the only destination there is
         """
-        now = time.monotonic()
+        now = self._runtime.time()
         if self._mover.no_path or self._writing is not None or self.backlog.waits_for(addr):
             self._wait(data, addr, now, held=self._mover.no_path or self._writing is None)
             return
@@ -101,7 +100,7 @@ class Sender:
             self._wait(data, addr, now, held=False)
         elif outcome is Outcome.REFUSED:
             self._wait(data, addr, now, held=True)
-            self._poke_soon()
+            self._recheck_soon()
         elif self.errors:
             self._owner.settled()
 
@@ -135,7 +134,7 @@ class Sender:
     def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
         drops = self._mover.in_place.drops
         if now >= drops.due:
-            drops.look(now)
+            drops.look(now, self._mover.sock)
         try:
             self._transmit(data, addr)
         except (BlockingIOError, InterruptedError):
@@ -182,7 +181,7 @@ class Sender:
     def _send_waiting(self) -> None:
         if not self.backlog or self._mover.no_path:
             return
-        now = time.monotonic()
+        now = self._runtime.time()
         self._full = False
         self.backlog.send(lambda waiting: self._attempt_waiting(waiting, now), now)
         if self._full:
@@ -207,22 +206,20 @@ class Sender:
             self._arm()
         self._owner.settled()
 
-    def _poke_soon(self) -> None:
+    def _recheck_soon(self) -> None:
         """Have the network read, but not inside the program's call of sendto()."""
-        loop = self._loop()
-        if not self._poking and loop is not None:
-            self._poking = True
-            loop.call_soon(self._poke)
+        if not self._recheck_due:
+            self._recheck_due = True
+            self._runtime.call_soon(self._recheck)
 
-    def _poke(self) -> None:
-        self._poking = False
+    def _recheck(self) -> None:
+        self._recheck_due = False
         if not self._stopped:
             self._mover.recheck()
 
     def _arm(self) -> None:
-        loop = self._loop()
-        if self._timer is None and loop is not None:
-            self._timer = loop.call_later(self._delay, self._tick)
+        if self._timer is None:
+            self._timer = self._runtime.call_later(self._delay, self._tick)
             self._delay = min(2 * self._delay, _LAST_TICK)
 
     def _tick(self) -> None:
@@ -235,7 +232,7 @@ class Sender:
 
     def _expire(self) -> None:
         no_path = self._mover.no_path
-        expired = self.backlog.expire(time.monotonic() - (HELD_FOR if no_path else DOUBTED_FOR))
+        expired = self.backlog.expire(self._runtime.time() - (HELD_FOR if no_path else DOUBTED_FOR))
         if not expired:
             return
         self._statistics.lost += len(expired)
@@ -255,14 +252,11 @@ class Sender:
         self._flush()
 
     def _add_writer(self) -> None:
-        loop = self._loop()
-        if self._writing is None and loop is not None:
+        if self._writing is None:
             self._writing = self._mover.sock
-            loop.add_writer(self._writing, self._writable)
+            self._runtime.add_writer(self._writing, self._writable)
 
     def _remove_writer(self) -> None:
-        loop = self._loop()
         if self._writing is not None:
-            if loop is not None and not loop.is_closed() and self._writing.fileno() != -1:
-                loop.remove_writer(self._writing)
+            self._runtime.remove_writer(self._writing)
             self._writing = None

@@ -12,7 +12,6 @@ import asyncio.trsock
 import logging
 import socket
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from bindsock.datagram.sender import Data, Sender
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from bindsock.datagram.mover import DatagramMover
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.statistics import Statistics
+    from bindsock.netmon.loop import Future
+    from bindsock.netmon.runtime import Runtime
     from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
@@ -41,14 +42,14 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        runtime: Runtime,
         protocol: asyncio.DatagramProtocol,
         mover: DatagramMover,
         statistics: Statistics,
         *,
         remote: SockAddr | None = None,
         strict: bool = True,
-        waiter: asyncio.Future[None] | None = None,
+        waiter: Future | None = None,
     ) -> None:
         """
         :param remote: the only destination there is
@@ -56,13 +57,13 @@ class DatagramTransport(asyncio.DatagramTransport):
         :param waiter: gets a result when the protocol knows its transport
         """
         super().__init__()
-        self._loop = weakref.ref(loop)
+        self._runtime = runtime
         self._protocol: asyncio.DatagramProtocol | None = protocol
         self._mover = mover
         self._statistics = statistics
         self._remote = remote
         self._strict = strict
-        self._sender = Sender(loop, mover, statistics, self, remote)
+        self._sender = Sender(runtime, mover, statistics, self, remote)
         self._is_local_to: dict[object, bool] = {}
         self._local_by: Decider | None = None
         self._high_water = self._low_water = 0
@@ -70,10 +71,10 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._closing = False
         self._lost = 0
         self.set_write_buffer_limits()
-        loop.call_soon(protocol.connection_made, self)
-        loop.call_soon(mover.start_reading)
+        runtime.call_soon(protocol.connection_made, self)
+        runtime.call_soon(mover.start_reading)
         if waiter is not None:
-            loop.call_soon(_fulfil, waiter)
+            runtime.call_soon(_fulfil, waiter)
 
     def __repr__(self) -> str:
         state = "closed" if self._lost else "closing" if self._closing else "waiting" if self._mover.no_path else "open"
@@ -264,11 +265,10 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._closing = True
         self._sender.stop()
         self._mover.stop()
-        loop = self._loop()
-        if loop is not None:
-            loop.call_soon(self._connection_lost, exc)
-        else:
+        if self._runtime.closed:
             self._mover.close()
+        else:
+            self._runtime.call_soon(self._connection_lost, exc)
 
     def _connection_lost(self, exc: BaseException | None) -> None:
         try:
@@ -290,10 +290,8 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._call_exception_handler(exc, f"protocol.{name}() failed")
 
     def _call_exception_handler(self, exc: BaseException, message: str) -> None:
-        loop = self._loop()
-        if loop is not None:
-            context = {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
-            loop.call_exception_handler(context)
+        context = {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+        self._runtime.call_exception_handler(context)
 
 
 def _is_stranger(addr: Any, peer: SockAddr) -> bool:
@@ -301,6 +299,6 @@ def _is_stranger(addr: Any, peer: SockAddr) -> bool:
     return (addr[0].partition("%")[0], addr[1]) != (peer[0].partition("%")[0], peer[1])
 
 
-def _fulfil(waiter: asyncio.Future[None]) -> None:
+def _fulfil(waiter: Future) -> None:
     if not waiter.done():
         waiter.set_result(None)

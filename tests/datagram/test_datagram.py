@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bindsock.datagram import backlog, held_sockets, retry
+from bindsock.datagram import backlog, held_sockets
+from bindsock.datagram import mover as moving
 from bindsock.datagram import sender as sending
 from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.open import DatagramTransport, open_datagram
@@ -28,6 +29,7 @@ from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.errors import BindFailed, InterfaceChanged, NoEffectiveInterface, NoRoute
 from bindsock.model.network import Interface, Network
 from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Preferences
 from bindsock.testing import SimulatedKernel, interface, network, route
@@ -185,9 +187,9 @@ class Scene:
         assert placement.path is not None
         sock = spec.make()
         spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
-        mover = DatagramMover(self.watcher, self.loop, Endpoint(requirement, spec, pin, overlap), sock, placement)
+        mover = DatagramMover(self.watcher, runtime_of(self.loop), Endpoint(requirement, spec, pin, overlap), sock, placement)
         protocol = Recorder()
-        transport = DatagramTransport(self.loop, protocol, mover, self.statistics, remote=spec.remote)
+        transport = DatagramTransport(runtime_of(self.loop), protocol, mover, self.statistics, remote=spec.remote)
         mover.start(transport, decider)
         self.transports.append(transport)
         return transport, protocol
@@ -251,7 +253,7 @@ async def scene(nothing_left: None) -> AsyncIterator[Scene]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_RETRY", 0.001)
+    monkeypatch.setattr(moving, "FIRST_RETRY", 0.001)
 
 
 # One transport
@@ -699,8 +701,8 @@ async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Sc
 
 
 async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.uniform", lambda low, high: high)
-    monkeypatch.setattr(retry, "FIRST_RETRY", 1.0)
+    monkeypatch.setattr(moving, "FIRST_RETRY", 1.0)
+    runtime_of(scene.loop).random = lambda: 0.0
     transport, _ = scene.open()
     scene.kernel.refuse = {"eth0"}
     scene.kernel.silent = True

@@ -219,7 +219,7 @@ class Counting:
         self.asked += 1
         return self.count
 
-    def clock(self) -> float:
+    def time(self) -> float:
         return self.now
 
 
@@ -230,90 +230,94 @@ def counting() -> Counting:
 
 @pytest.fixture
 def devices(counting: Counting) -> DeviceDrops:
-    return DeviceDrops(counting, counting.clock)  # type: ignore[arg-type]
+    return DeviceDrops(counting)  # type: ignore[arg-type]
 
 
-def send(record: DropCounter, counting: Counting, times: int) -> None:
+def counter(counting: Counting, devices: DeviceDrops) -> DropCounter:
+    return DropCounter(counting, devices)  # type: ignore[arg-type]
+
+
+def send(drops: DropCounter, counting: Counting, times: int) -> None:
     for _ in range(times):
-        if counting.now >= record.due:
-            record.look(counting.now)
-        record.sent()
+        if counting.now >= drops.due:
+            drops.look(counting.now, SOCK)
+        drops.sent()
 
 
 def test_only_drops_of_the_last_seconds_count(counting: Counting, devices: DeviceDrops) -> None:
-    record = DropCounter(devices)
-    record.start(WIFI, SOCK)
+    drops = counter(counting, devices)
+    drops.start(WIFI)
     assert counting.count is not None
     for _ in range(10):
         counting.now += 1.0
         counting.count += 1
-        send(record, counting, 1)
+        send(drops, counting, 1)
     counting.count += 5
-    send(record, counting, 9)
+    send(drops, counting, 9)
     # The ten that were sent since two seconds ago are at most seven: the two drops in that time, and the five at the end.
-    assert record.lost() == 7
+    assert drops.lost(SOCK) == 7
 
 
 def test_a_drop_is_accounted_for_once(counting: Counting, devices: DeviceDrops) -> None:
-    records = [DropCounter(devices) for _ in range(3)]
-    for record in records:
-        record.start(WIFI, SOCK)
-        send(record, counting, 4)
+    several = [counter(counting, devices) for _ in range(3)]
+    for drops in several:
+        drops.start(WIFI)
+        send(drops, counting, 4)
     counting.now += 0.4
     counting.count = 6
-    assert [record.lost() for record in records] == [4, 2, 0]
-    assert [record.lost() for record in records] == [0, 0, 0]
+    assert [drops.lost(SOCK) for drops in several] == [4, 2, 0]
+    assert [drops.lost(SOCK) for drops in several] == [0, 0, 0]
 
 
 def test_the_device_is_asked_twice_a_second_for_all_sockets_together(counting: Counting, devices: DeviceDrops) -> None:
-    records = [DropCounter(devices) for _ in range(50)]
-    for record in records:
-        record.start(WIFI, SOCK)
+    several = [counter(counting, devices) for _ in range(50)]
+    for drops in several:
+        drops.start(WIFI)
     assert counting.asked == 1
     for _ in range(100):
         counting.now += 0.01
-        for record in records:
-            send(record, counting, 1)
+        for drops in several:
+            send(drops, counting, 1)
     assert counting.asked <= 3
 
 
 def test_what_waited_for_the_gateway_is_lost_with_the_device_uncounted_by_it(counting: Counting, devices: DeviceDrops) -> None:
-    record = DropCounter(devices)
-    record.start(WIFI, SOCK)
-    send(record, counting, 5)
+    drops = counter(counting, devices)
+    drops.start(WIFI)
+    send(drops, counting, 5)
     counting.queued = 3
     counting.now += 0.03
-    send(record, counting, 4)
+    send(drops, counting, 4)
     counting.queued = 0
-    assert record.lost() == 3 + 4
+    assert drops.lost(SOCK) == 3 + 4
 
 
 def test_what_left_in_time_is_not_lost(counting: Counting, devices: DeviceDrops) -> None:
-    record = DropCounter(devices)
-    record.start(WIFI, SOCK)
+    drops = counter(counting, devices)
+    drops.start(WIFI)
     counting.queued = 3
     counting.now += 0.03
-    send(record, counting, 5)
+    send(drops, counting, 5)
     counting.queued = 0
     counting.now += 0.03
-    send(record, counting, 1)
+    send(drops, counting, 1)
     counting.queued = 1
-    assert record.lost() == 1
+    assert drops.lost(SOCK) == 1
 
 
 def test_where_the_program_does_not_tell_what_it_sends_what_has_not_left_yet_counts(
     counting: Counting, devices: DeviceDrops
 ) -> None:
-    record = DropCounter(devices)
-    record.start(WIFI, SOCK)
+    drops = counter(counting, devices)
+    drops.start(WIFI)
     counting.queued = 3
     counting.count = 7
-    assert record.lost() == 3
+    assert drops.lost(SOCK) == 3
 
 
 def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, devices: DeviceDrops) -> None:
     counting.count = None
-    record = DropCounter(devices)
-    record.start(WIFI, SOCK)
-    send(record, counting, 3)
-    assert record.lost() == 0
+    drops = counter(counting, devices)
+    drops.start(WIFI)
+    send(drops, counting, 3)
+    assert drops.lost(SOCK) == 0
