@@ -1,4 +1,4 @@
-"""A reading made in a hurry leads to the decisions of a complete one."""
+"""A partial reading leads to the decisions of a complete one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def happenings(lab: Lab, mode: VpnMode | None) -> list[Callable[[], object]]:
     ]
 
 
-def test_it_decides_as_a_complete_one_does(lab: Lab, mode: VpnMode | None) -> None:
+def test_a_partial_reading_decides_as_a_complete_one_does(lab: Lab, mode: VpnMode | None) -> None:
     if mode is not None:
         lab.vpn_up(mode)
     kernel = LinuxKernel()
@@ -68,7 +68,7 @@ def test_it_decides_as_a_complete_one_does(lab: Lab, mode: VpnMode | None) -> No
         kernel.close()
 
 
-def test_it_is_equal_where_nothing_has_changed(lab: Lab, mode: VpnMode | None) -> None:
+def test_a_partial_reading_is_equal_where_nothing_has_changed(lab: Lab, mode: VpnMode | None) -> None:
     if mode is not None:
         lab.vpn_up(mode)
     kernel = LinuxKernel()
