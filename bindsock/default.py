@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import socket
 import weakref
 from collections.abc import Callable
-from typing import TypeVar, Unpack
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from bindsock import kernel as kernels
-from bindsock.datagram.open import DatagramTransport
 from bindsock.dial.resolving import AddrInfo
-from bindsock.factory import Changes, ConnectOptions, TransportFactory
+from bindsock.factory import TransportFactory
 from bindsock.kernel import Kernel
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Target
 from bindsock.model.statistics import Statistics
 from bindsock.model.subflows import Multipath
-from bindsock.reconnect.hooks import OnReconnect
+from bindsock.options import known_keywords_only
 from bindsock.routing.effective import Preferences
-from bindsock.stream.guard import BetterPath
 
-P = TypeVar("P", bound=asyncio.BaseProtocol)
-D = TypeVar("D", bound=asyncio.DatagramProtocol)
+A = ParamSpec("A")
+R = TypeVar("R")
 
 _factories: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TransportFactory] = weakref.WeakKeyDictionary()
 
@@ -45,98 +45,27 @@ def set_factory(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> N
     _factories[loop] = factory
 
 
-async def create_connection(
-    protocol_factory: Callable[[], P],
-    host: str | None = None,
-    port: int | str | None = None,
-    **options: Unpack[ConnectOptions],
-) -> tuple[asyncio.Transport, P]:
-    """``loop.create_connection``, beneath the tunnels: see :meth:`TransportFactory.create_connection`."""
-    return await running_factory().create_connection(protocol_factory, host, port, **options)
+def _by_running_factory(method: Callable[Concatenate[TransportFactory, A], R]) -> Callable[A, R]:
+    """A function that calls the method of the running loop's factory: same keywords, same docstring."""
+
+    inner = inspect.unwrap(method)
+
+    @functools.wraps(method)
+    def function(*args: A.args, **kwargs: A.kwargs) -> R:
+        return cast("R", inner(running_factory(), *args, **kwargs))
+
+    signature = inspect.signature(method)
+    function.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    function.__module__, function.__qualname__ = __name__, method.__name__
+    return known_keywords_only(function)
 
 
-async def open_connection(
-    host: str | None = None,
-    port: int | str | None = None,
-    *,
-    limit: int = 2**16,
-    on_reconnect: OnReconnect | None = None,
-    **options: Unpack[ConnectOptions],
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """``asyncio.open_connection``, beneath the tunnels: see :meth:`TransportFactory.open_connection`."""
-    return await running_factory().open_connection(host, port, limit=limit, on_reconnect=on_reconnect, **options)
-
-
-async def connect(
-    host: str,
-    port: int | str,
-    *,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    local_addr: tuple[str, int] | None = None,
-    happy_eyeballs_delay: float | None = 0.25,
-    interleave: int | None = None,
-    all_errors: bool = False,
-    interface: str | None = None,
-    better_path: BetterPath | None = None,
-    dead_after: float | None = None,
-    multipath: bool = False,
-) -> socket.socket:
-    """A connected socket for libraries that take ``sock=``: see :meth:`TransportFactory.connect`."""
-    return await running_factory().connect(
-        host,
-        port,
-        family=family,
-        proto=proto,
-        flags=flags,
-        local_addr=local_addr,
-        happy_eyeballs_delay=happy_eyeballs_delay,
-        interleave=interleave,
-        all_errors=all_errors,
-        interface=interface,
-        better_path=better_path,
-        dead_after=dead_after,
-        multipath=multipath,
-    )
-
-
-async def create_datagram_endpoint(
-    protocol_factory: Callable[[], D],
-    local_addr: tuple[str, int] | None = None,
-    remote_addr: tuple[str, int] | None = None,
-    *,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    reuse_port: bool | None = None,
-    allow_broadcast: bool | None = None,
-    sock: socket.socket | None = None,
-    interface: str | None = None,
-) -> tuple[DatagramTransport, D]:
-    """``loop.create_datagram_endpoint``, beneath the tunnels: see :meth:`TransportFactory.create_datagram_endpoint`."""
-    return await running_factory().create_datagram_endpoint(
-        protocol_factory,
-        local_addr,
-        remote_addr,
-        family=family,
-        proto=proto,
-        flags=flags,
-        reuse_port=reuse_port,
-        allow_broadcast=allow_broadcast,
-        sock=sock,
-        interface=interface,
-    )
-
-
-def track(sock: socket.socket, *, better_path: BetterPath | None = None) -> None:
-    """Follow a socket that bindsock did not make: see :meth:`TransportFactory.track`."""
-    running_factory().track(sock, better_path=better_path)
-
-
-def changes() -> Changes:
-    """The changes of path from now on: see :meth:`TransportFactory.changes`."""
-    return running_factory().changes()
+create_connection = _by_running_factory(TransportFactory.create_connection)
+open_connection = _by_running_factory(TransportFactory.open_connection)
+connect = _by_running_factory(TransportFactory.connect)
+create_datagram_endpoint = _by_running_factory(TransportFactory.create_datagram_endpoint)
+track = _by_running_factory(TransportFactory.track)
+changes = _by_running_factory(TransportFactory.changes)
 
 
 def statistics() -> Statistics:
@@ -144,6 +73,7 @@ def statistics() -> Statistics:
     return running_factory().statistics()
 
 
+@known_keywords_only
 def socket_factory(addr_info: AddrInfo) -> socket.socket:
     """A fresh, bound socket for one address: see :meth:`TransportFactory.socket_factory`.
 
@@ -152,6 +82,7 @@ def socket_factory(addr_info: AddrInfo) -> socket.socket:
     return _here().socket_factory(addr_info)
 
 
+@known_keywords_only
 def bind(
     sock: socket.socket,
     destination: str | IPAddress | None = None,
@@ -172,6 +103,7 @@ def bind(
     return TransportFactory(preferences, interface=interface, kernel=kernel).bind(sock, destination)
 
 
+@known_keywords_only
 def effective_interface(
     family: int = socket.AF_UNSPEC,
     *,
@@ -188,6 +120,7 @@ def effective_interface(
     return TransportFactory(preferences, interface=interface, kernel=kernel).effective_interface(family)
 
 
+@known_keywords_only
 def explain(
     destination: Target | str,
     *,
@@ -218,7 +151,7 @@ def interface_of(
 def multipath_of(
     connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
 ) -> Multipath:
-    """Whether a connection is multipath in truth, and over which subflows.
+    """Whether multipath was negotiated for a connection, and over which subflows it goes.
 
     :param connection: a transport of any library, a stream writer, or a socket
     """

@@ -13,16 +13,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl as ssl_module
 import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bindsock.connector import is_attaching
 from bindsock.default import set_factory
 from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.dial.unmanaged import is_client
-from bindsock.factory import TransportFactory, is_attaching
+from bindsock.factory import TransportFactory, connector_of
 from bindsock.model.decision import path_of
 from bindsock.model.network import FAMILIES
+from bindsock.options import (
+    DRAIN_TIMEOUT,
+    RECONNECT_TIMEOUT,
+    BetterPath,
+    ConnectOptions,
+    check_better_path,
+    check_interface,
+    known_keywords_only,
+)
 from bindsock.reconnect.hooks import HookTransport
 from bindsock.reconnect.transport import ReplaceableTransport
 
@@ -34,7 +45,6 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.resolvers import InterfaceResolver
     from bindsock.routing.effective import Preferences
-    from bindsock.stream.guard import BetterPath
 
     _Base = asyncio.BaseEventLoop
 else:
@@ -60,6 +70,7 @@ class BoundLoop(_Base):
         except BaseException:
             super().close()
             raise
+        self._connector = connector_of(self.transport_factory)
         self._bound_datagrams: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         set_factory(self, self.transport_factory)
 
@@ -73,7 +84,7 @@ class BoundLoop(_Base):
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> list[Any]:
         """By the factory's resolver, if it was given one, so that libraries that resolve names themselves use it as well."""
-        if self.transport_factory.resolves_itself and isinstance(host, str | None) and not _resolving.get():
+        if self._connector.has_own_resolver and isinstance(host, str | None) and not _resolving.get():
             # A resolver leaves to the system what is no name, and asks the loop for that.
             token = _resolving.set(True)
             try:
@@ -84,15 +95,62 @@ class BoundLoop(_Base):
 
     # Streams
 
+    @known_keywords_only
     async def create_connection(
-        self, protocol_factory: Callable[[], P], host: Any = None, port: Any = None, **options: Any
+        self,
+        protocol_factory: Callable[[], P],
+        host: Any = None,
+        port: Any = None,
+        *,
+        ssl: ssl_module.SSLContext | bool | None = None,
+        family: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        sock: socket.socket | None = None,
+        local_addr: tuple[str, int] | None = None,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        happy_eyeballs_delay: float | None = None,
+        interleave: int | None = None,
+        all_errors: bool = False,
+        interface: str | None = None,
+        better_path: BetterPath | None = None,
+        dead_after: float | None = None,
+        multipath: bool = False,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        reconnect_timeout: float | None = RECONNECT_TIMEOUT,
     ) -> tuple[asyncio.Transport, P]:
-        """Dialled by the factory, with happy eyeballs' options on uvloop, too. A connected ``sock=`` is followed."""
-        sock: socket.socket | None = options.get("sock")
+        """Dialled by the factory, with happy eyeballs' options on uvloop, too. A connected ``sock=`` is followed.
+
+        The keywords are those of :meth:`bindsock.TransportFactory.create_connection`.
+        """
+        options = ConnectOptions(
+            ssl=ssl,
+            family=family,
+            proto=proto,
+            flags=flags,
+            sock=sock,
+            local_addr=local_addr,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interleave=interleave,
+            all_errors=all_errors,
+            interface=interface,
+            better_path=better_path,
+            dead_after=dead_after,
+            multipath=multipath,
+            drain_timeout=drain_timeout,
+            reconnect_timeout=reconnect_timeout,
+        )
         if sock is not None and (sock.family not in FAMILIES or is_attaching(sock)):
-            made: tuple[asyncio.Transport, P] = await super().create_connection(protocol_factory, host, port, **options)
+            made: tuple[asyncio.Transport, P] = await super().create_connection(
+                protocol_factory, host, port, sock=sock, **options.tls(host)
+            )
             return made
-        return await self.transport_factory.create_connection(protocol_factory, host, port, **options)
+        return await self._connector.create_connection(protocol_factory, host, port, options)
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Bind the socket to the interface for this address, connect it, and follow it."""
@@ -104,24 +162,45 @@ class BoundLoop(_Base):
         decision = self.transport_factory.bind(sock, destination)
         await super().sock_connect(sock, address)
         if decision.interface is not None:
-            self.transport_factory.follow(sock, destination, path_of(decision))
+            self._connector.follow(sock, destination, path_of(decision))
 
-    async def start_tls(self, transport: Any, protocol: Any, sslcontext: Any, **options: Any) -> Any:
+    @known_keywords_only
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: Any,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
         """TLS over a transport of bindsock's own, too; that one stays the application's."""
+        options: dict[str, Any] = {
+            "server_side": server_side,
+            "server_hostname": server_hostname,
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
         if isinstance(transport, ReplaceableTransport | HookTransport):
             transport.set_protocol(protocol)
             await transport.start_tls(super().start_tls, sslcontext, **options)
             return transport
         return await super().start_tls(transport, protocol, sslcontext, **options)
 
-    async def sendfile(self, transport: Any, file: Any, *args: Any, **options: Any) -> Any:
+    @known_keywords_only
+    async def sendfile(
+        self, transport: Any, file: Any, offset: int = 0, count: int | None = None, *, fallback: bool = True
+    ) -> Any:
         """Over a transport of bindsock's own, too."""
         if isinstance(transport, ReplaceableTransport | HookTransport):
-            return await transport.sendfile(super().sendfile, file, *args, **options)
-        return await super().sendfile(transport, file, *args, **options)
+            return await transport.sendfile(super().sendfile, file, offset, count, fallback=fallback)
+        return await super().sendfile(transport, file, offset, count, fallback=fallback)
 
     # Datagrams
 
+    @known_keywords_only
     async def create_datagram_endpoint(  # type: ignore[override]
         self,
         protocol_factory: Callable[[], D],
@@ -166,17 +245,15 @@ class BoundLoop(_Base):
         """Bind a client's socket to the interface for the first address beyond this host that it sends to, and follow it."""
         if sock not in self._bound_datagrams and self._is_client(sock):
             address = await self._resolved(sock, address)
-            if self.transport_factory.follow_datagrams(sock, address_of(address)):
+            if self._connector.follow_datagrams(sock, address_of(address)):
                 self._bound_datagrams.add(sock)
         return await super().sock_sendto(sock, data, address)
 
     def close(self) -> None:
         """Close the loop, and what its factory has open."""
         if not self.is_closed() and not self.is_running():
-            self.transport_factory.stop_following()
+            self._connector.stop_following()
         super().close()
-
-    # The inside
 
     def _is_client(self, sock: socket.socket) -> bool:
         return not is_attaching(sock) and is_client(sock)
@@ -204,6 +281,7 @@ class EventLoop(BoundLoop, asyncio.SelectorEventLoop):
     """
 
 
+@known_keywords_only
 def loop_factory(
     base: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop,
     preferences: Preferences | None = None,
@@ -219,6 +297,9 @@ def loop_factory(
     :param preferences: these and the rest as :class:`~bindsock.factory.TransportFactory` has them
     :return: for ``asyncio.Runner(loop_factory=...)``
     """
+
+    check_interface(interface)
+    check_better_path(better_path)
 
     def make_factory() -> TransportFactory:
         return TransportFactory(preferences, interface=interface, kernel=kernel, better_path=better_path, resolver=resolver)

@@ -18,9 +18,11 @@ from bindsock import kernel as kernels
 from bindsock.anyio._datagrams import FollowedConnectedUDPSocket, FollowedUDPSocket, open_queue
 from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
 from bindsock.anyio._streams import FollowedStream
+from bindsock.connector import guard_of
 from bindsock.default import running_factory, set_factory
 from bindsock.factory import TransportFactory as AsyncioFactory
-from bindsock.factory import guard_of
+from bindsock.factory import connector_of
+from bindsock.options import RECONNECT_TIMEOUT, ConnectOptions, check_better_path, check_interface, known_keywords_only
 from bindsock.routing.effective import Preferences
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from bindsock.anyio._trio_network import TrioNetwork
     from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
-    from bindsock.stream.guard import BetterPath, StreamGuard
+    from bindsock.options import BetterPath
+    from bindsock.stream.guard import StreamGuard
 
 IPAddressType: TypeAlias = str | IPv4Address | IPv6Address
 _Family: TypeAlias = Literal[AddressFamily.AF_UNSPEC, AddressFamily.AF_INET, AddressFamily.AF_INET6]
@@ -47,6 +50,7 @@ class TransportFactory:
     :param resolver: names to addresses; the system's resolver unless given. It must be one for the event loop in use.
     """
 
+    @known_keywords_only
     def __init__(
         self,
         preferences: Preferences | None = None,
@@ -56,6 +60,8 @@ class TransportFactory:
         better_path: BetterPath = "auto",
         resolver: Resolve | None = None,
     ) -> None:
+        check_interface(interface)
+        check_better_path(better_path)
         self._preferences = preferences if preferences is not None else Preferences()
         self._interface = interface
         self._kernel = kernel if kernel is not None else kernels.current()
@@ -75,6 +81,8 @@ class TransportFactory:
         happy_eyeballs_delay: float = ...,
         interface: str | None = ...,
         better_path: BetterPath | None = ...,
+        dead_after: float | None = ...,
+        multipath: bool = ...,
     ) -> SocketStream: ...
 
     @overload
@@ -92,6 +100,8 @@ class TransportFactory:
         happy_eyeballs_delay: float = ...,
         interface: str | None = ...,
         better_path: BetterPath | None = ...,
+        dead_after: float | None = ...,
+        multipath: bool = ...,
         on_reconnect: OnReconnect,
         reconnect_timeout: float = ...,
     ) -> ReconnectingStream: ...
@@ -111,6 +121,8 @@ class TransportFactory:
         happy_eyeballs_delay: float = ...,
         interface: str | None = ...,
         better_path: BetterPath | None = ...,
+        dead_after: float | None = ...,
+        multipath: bool = ...,
     ) -> TLSStream: ...
 
     @overload
@@ -128,10 +140,13 @@ class TransportFactory:
         happy_eyeballs_delay: float = ...,
         interface: str | None = ...,
         better_path: BetterPath | None = ...,
+        dead_after: float | None = ...,
+        multipath: bool = ...,
         on_reconnect: OnReconnect | None = ...,
         reconnect_timeout: float = ...,
     ) -> SocketStream | TLSStream | ReconnectingStream: ...
 
+    @known_keywords_only
     async def connect_tcp(
         self,
         remote_host: IPAddressType,
@@ -146,8 +161,10 @@ class TransportFactory:
         happy_eyeballs_delay: float = 0.25,
         interface: str | None = None,
         better_path: BetterPath | None = None,
+        dead_after: float | None = None,
+        multipath: bool = False,
         on_reconnect: OnReconnect | None = None,
-        reconnect_timeout: float = 30.0,
+        reconnect_timeout: float = RECONNECT_TIMEOUT,
     ) -> SocketStream | TLSStream | ReconnectingStream:
         """:func:`anyio.connect_tcp`, beneath the tunnels.
 
@@ -156,22 +173,27 @@ class TransportFactory:
 
         :param interface: the name of the one interface to use instead of the factory's
         :param better_path: instead of the factory's
+        :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
+        :param multipath: use multipath TCP where system and peer speak it; plain TCP elsewhere
         :param on_reconnect: called with each new connection, see :class:`ReconnectingStream`
         :param reconnect_timeout: seconds within which there must be a new connection
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises OSError: names or connections failed
         """
-        local_addr = (str(local_host), local_port or 0) if local_host is not None else None
+        options = ConnectOptions(
+            local_addr=(str(local_host), local_port or 0) if local_host is not None else None,
+            happy_eyeballs_delay=happy_eyeballs_delay,
+            interface=interface,
+            better_path=better_path,
+            dead_after=dead_after,
+            multipath=multipath,
+            reconnect_timeout=reconnect_timeout,
+        )
+        if on_reconnect is None and options.concerns_replacement:
+            raise ValueError("reconnect_timeout needs on_reconnect")
 
         async def connect() -> tuple[SocketStream | TLSStream, StreamGuard | None]:
-            sock, guard = await self._connect(
-                str(remote_host),
-                remote_port,
-                local_addr=local_addr,
-                happy_eyeballs_delay=happy_eyeballs_delay,
-                interface=interface,
-                better_path=better_path,
-            )
+            sock, guard = await self._connect(str(remote_host), remote_port, options)
             try:
                 stream = FollowedStream(await SocketStream.from_socket(sock), guard)
             except ValueError as error:
@@ -204,6 +226,7 @@ class TransportFactory:
         stream, _ = await connect()
         return stream
 
+    @known_keywords_only
     async def create_udp_socket(
         self,
         family: _Family = AddressFamily.AF_UNSPEC,
@@ -233,6 +256,7 @@ class TransportFactory:
         )
         return FollowedUDPSocket(queue)
 
+    @known_keywords_only
     async def create_connected_udp_socket(
         self,
         remote_host: IPAddressType,
@@ -263,12 +287,10 @@ class TransportFactory:
         )
         return FollowedConnectedUDPSocket(queue)
 
-    # The inside
-
-    async def _connect(self, host: str, port: int, **options: Any) -> tuple[socket.socket, StreamGuard | None]:
+    async def _connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
         if on_trio():
-            return await self._trio_network().connect(host, port, **options)
-        sock = await self._asyncio_factory().connect(host, port, **options)
+            return await self._trio_network().connect(host, port, options)
+        sock = await connector_of(self._asyncio_factory()).connect(host, port, options)
         return sock, guard_of(sock)
 
     def _open_datagram(self) -> Any:

@@ -46,10 +46,9 @@ async def dial(dialer: Dialer) -> Dialled:
     watcher = dialer.watcher
     with watcher.hold():
         for redials in range(MAX_REDIALS + 1):
-            infos = await dialer.resolve(dialer.host, dialer.port, family=dialer.family, type=socket.SOCK_STREAM)
-            local_infos = None
-            if dialer.local_addr is not None:
-                local_infos = await dialer.resolve(*dialer.local_addr, family=dialer.family, type=socket.SOCK_STREAM)
+            infos = await dialer.resolved(dialer.host, dialer.port)
+            local_addr = dialer.options.local_addr
+            local_infos = await dialer.resolved(*local_addr) if local_addr is not None else None
             race = TrioRace(dialer, await dialer.decisions(infos), local_infos)
             with _interrupted_by_change(watcher, race, last=redials == MAX_REDIALS):
                 return await race.run()
@@ -77,7 +76,7 @@ class TrioRace(Race):
                 winner = sock
             nursery.cancel_scope.cancel()
 
-        delay = self._dialer.happy_eyeballs_delay
+        delay = self._dialer.options.happy_eyeballs_delay
         try:
             async with trio.open_nursery() as nursery:
                 for info in _interleaved([info for info, _, _ in self._decisions.values()]):

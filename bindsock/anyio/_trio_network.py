@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from typing import TYPE_CHECKING, cast
 
@@ -15,6 +16,7 @@ from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import Dialer
 from bindsock.netmon.watcher import Watcher
+from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Preferences
 from bindsock.stream.guard import StreamGuard, follow_stream
 
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.decision import Decision, Path
     from bindsock.model.network import IPAddress
-    from bindsock.stream.guard import BetterPath
+    from bindsock.options import BetterPath
 
     D = TypeVar("D", bound=asyncio.DatagramProtocol)
+
+
+_NO_OPTIONS = ConnectOptions()
 
 
 class TrioNetwork:
@@ -54,32 +59,17 @@ class TrioNetwork:
         """The loop as those see it who were written for asyncio, and call nothing of it but what trio's has."""
         return cast("asyncio.AbstractEventLoop", self._loop)
 
-    async def connect(
-        self,
-        host: str,
-        port: int,
-        *,
-        local_addr: tuple[str, int] | None,
-        happy_eyeballs_delay: float | None,
-        interface: str | None,
-        better_path: BetterPath | None,
-    ) -> tuple[socket.socket, StreamGuard | None]:
+    async def connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
         """A connected socket, and what follows it."""
-        dialer = Dialer(
-            self.watcher,
-            self._resolve,
-            host,
-            port,
-            local_addr=local_addr,
-            happy_eyeballs_delay=happy_eyeballs_delay,
-            interface=interface,
-            on_no_interface=self.watcher.preferences.on_no_interface,
-        )
+        prepare = None
+        if options.dead_after is not None:
+            prepare = functools.partial(self.watcher.kernel.set_user_timeout, seconds=options.dead_after)
+        dialer = Dialer(self.watcher, self._resolve, host, port, options, prepare=prepare)
         dialled = await _trio_dialing.dial(dialer)
         # trio wants sockets of the standard library's own class.
         sock = _plain(dialled.sock)
         try:
-            return sock, self.follow(sock, dialled.address, dialled.path, interface=interface, better_path=better_path)
+            return sock, self.follow(sock, dialled.address, dialled.path, options)
         except BaseException:
             sock.close()
             raise
@@ -105,13 +95,7 @@ class TrioNetwork:
         return decide_and_bind(self.watcher.kernel, decider, sock, destination)
 
     def follow(
-        self,
-        sock: socket.socket,
-        address: IPAddress,
-        path: Path | None,
-        *,
-        interface: str | None = None,
-        better_path: BetterPath | None = None,
+        self, sock: socket.socket, address: IPAddress, path: Path | None, options: ConnectOptions = _NO_OPTIONS
     ) -> StreamGuard | None:
         """Follow a connected stream socket, unless its peer is this host."""
         if path is None:
@@ -120,8 +104,9 @@ class TrioNetwork:
             self.watcher,
             sock,
             address,
-            better_path=better_path or self._better_path,
-            interface=interface,
+            better_path=options.better_path or self._better_path,
+            interface=options.interface,
+            dead_after=options.dead_after,
             path=path,
             loop=self._asyncio_loop,
         )

@@ -58,7 +58,7 @@ async def _watch(asked: TransportFactory, reporter: JsonReporter | TextReporter,
     async with asked:
         changes = asked.changes()
         async with contextlib.aclosing(changes):
-            reporter.state([asked.decide(family) for family in reporter.families])
+            reporter.state([asked.explain(family) for family in reporter.families])
             seen = 0
             async for change in changes:
                 if any(change.of(family).moved for family in reporter.families):

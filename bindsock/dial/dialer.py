@@ -16,7 +16,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bindsock.dial.race import Dialled, Race
 from bindsock.dial.resolving import AddrInfo, Resolve, SockAddr, address_of
@@ -24,6 +24,7 @@ from bindsock.model.change import Cause
 from bindsock.model.decision import Decision
 from bindsock.model.network import IPAddress
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
+from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Decider
 
 if TYPE_CHECKING:
@@ -44,19 +45,9 @@ class Dialer:
     resolve: Resolve
     host: str | None
     port: int | str | None
-    family: int = 0
-    proto: int = 0
-    flags: int = 0
-    local_addr: tuple[str, int] | None = None
-    happy_eyeballs_delay: float | None = None
-    interleave: int | None = None
-    all_errors: bool = False
-    interface: str | None = None
-    on_no_interface: Literal["error", "wait", "unbound"] = "error"
-    multipath: bool = False
-    """Ask for multipath; where there is none, or the peer does not speak it, the connection is plain TCP."""
+    options: ConnectOptions = field(default_factory=ConnectOptions)
     complaints: set[str] = field(default_factory=set)
-    """Why there was none, so that each reason is logged once."""
+    """Why there was no multipath, so that each reason is logged once."""
     prepare: Callable[[socket.socket], None] | None = None
     """Options to be set on each socket before it connects."""
 
@@ -70,17 +61,11 @@ class Dialer:
         :raises OSError: names or connections failed
         :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
         """
+        options = self.options
         with self.watcher.hold():
             for redials in range(MAX_REDIALS + 1):
-                infos = await self.resolve(
-                    self.host, self.port, family=self.family, type=socket.SOCK_STREAM, proto=self.proto, flags=self.flags
-                )
-                local_infos = None
-                if self.local_addr is not None:
-                    host, port = self.local_addr
-                    local_infos = await self.resolve(
-                        host, port, family=self.family, type=socket.SOCK_STREAM, proto=self.proto, flags=self.flags
-                    )
+                infos = await self.resolved(self.host, self.port)
+                local_infos = await self.resolved(*options.local_addr) if options.local_addr is not None else None
                 decisions = await self.decisions(infos)
                 race = Race(self, decisions, local_infos)
                 if redials == MAX_REDIALS:
@@ -91,22 +76,30 @@ class Dialer:
                 logger.info("the path to %s changed while it was dialled, dialling again", self.host)
         raise AssertionError("the last dial returns or raises")
 
+    async def resolved(self, host: str | None, port: int | str | None) -> Sequence[AddrInfo]:
+        """The addresses of a host, as the options ask for them."""
+        options = self.options
+        return await self.resolve(
+            host, port, family=options.family, type=socket.SOCK_STREAM, proto=options.proto, flags=options.flags
+        )
+
     async def decisions(self, infos: Sequence[AddrInfo]) -> dict[SockAddr, tuple[AddrInfo, IPAddress, Decision]]:
         """The decision for each address that may be dialled, in the resolver's order."""
+        on_no_interface = self.watcher.preferences.on_no_interface
         while True:
-            decider = self.watcher.decider(interface=self.interface)
+            decider = self.watcher.decider(interface=self.options.interface)
             chosen = {}
             refused = []
             for info in infos:
                 address = address_of(info[4])
                 decision = decider.decide(address)
-                if decision.interface is not None or decision.unbound or self.on_no_interface == "unbound":
+                if decision.interface is not None or decision.unbound or on_no_interface == "unbound":
                     chosen[info[4]] = (info, address, decision)
                 else:
                     refused.append(decision)
             if chosen:
                 return chosen
-            if self.on_no_interface == "error":
+            if on_no_interface == "error":
                 raise no_effective_interface(str(self.host), tuple(refused), self.watcher.kernel, decider.network)
             await until_changed(self.watcher)
 

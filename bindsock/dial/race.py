@@ -82,8 +82,8 @@ class Race:
             winner = await aiohappyeyeballs.start_connection(
                 infos,
                 local_addr_infos=self._local_infos,
-                happy_eyeballs_delay=dialer.happy_eyeballs_delay,
-                interleave=dialer.interleave,
+                happy_eyeballs_delay=dialer.options.happy_eyeballs_delay,
+                interleave=dialer.options.interleave,
                 loop=cast(asyncio.AbstractEventLoop, _Connector(loop, self)),
                 socket_factory=self.make,
             )
@@ -140,7 +140,7 @@ class Race:
         """The protocol of a multipath socket, if there is to be one: to a socket that is not bound the system could add subflows
         around the VPN, and to any into it."""
         dialer = self._dialer
-        if not dialer.multipath or decision.interface is None:
+        if not dialer.options.multipath or decision.interface is None:
             return None
         paths = dialer.watcher.kernel.multipath
         protocol = paths.protocol(family) if paths is not None else None
@@ -229,7 +229,7 @@ class Race:
     def raise_errors(self, error: OSError | RuntimeError) -> None:
         """Raise the attempts' own errors as ``loop.create_connection`` would."""
         errors = self._errors or [cast(OSError, error)]
-        if self._dialer.all_errors:
+        if self._dialer.options.all_errors:
             raise ExceptionGroup("create_connection failed", list(errors)) from None
         if len({str(e) for e in errors}) == 1:
             raise errors[0]

@@ -15,6 +15,7 @@ import aiohttp
 import aiohttp.abc
 
 from bindsock.default import running_factory
+from bindsock.factory import connector_of
 from bindsock.model.network import FAMILIES
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class TCPConnector(aiohttp.TCPConnector):
 
     def __init__(self, factory: TransportFactory | None = None, **options: Any) -> None:
         self._transport_factory = factory if factory is not None else running_factory()
-        if self._transport_factory.resolves_itself:
+        connector = connector_of(self._transport_factory)
+        if connector.has_own_resolver:
             options.setdefault("resolver", FactoryResolver(self._transport_factory))
         super().__init__(socket_factory=self._transport_factory.socket_factory, **options)
         self._paths: tuple[Path | None, ...] | None = None
-        self._transport_factory.watcher.follow(self)
+        self._watcher = connector.watcher
+        self._watcher.follow(self)
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """What was resolved on another path may be no longer right."""
@@ -52,7 +55,7 @@ class TCPConnector(aiohttp.TCPConnector):
             self.clear_dns_cache()
 
     def close(self, **options: Any) -> Awaitable[None]:  # type: ignore[override]
-        self._transport_factory.watcher.unfollow(self)
+        self._watcher.unfollow(self)
         return super().close(**options)
 
 

@@ -18,6 +18,7 @@ from aioquic.quic.connection import QuicConnection
 
 from bindsock.default import running_factory
 from bindsock.dial.resolving import address_of
+from bindsock.factory import connector_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -71,16 +72,17 @@ async def connect(
         remote_addr=(address[0], port),
         interface=interface,
     )
-    probe = _PathProbe(protocol, connection, address_of(address), interface, factory.watcher.decider())
+    watcher = connector_of(factory).watcher
+    probe = _PathProbe(protocol, connection, address_of(address), interface, watcher.decider())
     try:
-        factory.watcher.follow(probe)
+        watcher.follow(probe)
         protocol.connect(transport.get_extra_info("peername"), transmit=wait_connected)
         if wait_connected:
             await protocol.wait_connected()
         yield protocol
     finally:
         protocol.close()
-        factory.watcher.unfollow(probe)
+        watcher.unfollow(probe)
         await protocol.wait_closed()
         transport.close()
 

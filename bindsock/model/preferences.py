@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from bindsock.model.network import Interface, InterfaceKind
+from bindsock.options import known_keywords_only
 
 Cost: TypeAlias = Literal["avoid", "cheapest", "ignore", "never"]
 Tunnels: TypeAlias = Literal["bypass", "split"]
@@ -50,6 +51,9 @@ class Preferences:
         _choice("cost", self.cost, get_args(Cost))
         _choice("tunnels", self.tunnels, get_args(Tunnels))
         _choice("on_no_interface", self.on_no_interface, get_args(OnNoInterface))
+
+
+Preferences.__init__ = known_keywords_only(Preferences.__init__)  # type: ignore[method-assign]
 
 
 def is_expensive(interface: Interface, preferences: Preferences) -> bool:

@@ -200,7 +200,7 @@ class Proxy:
         if address_of(writer.get_extra_info("peername")).is_loopback:
             return
         for info in await self._factory.resolve(dial.host, dial.port, family=self._family, type=socket.SOCK_STREAM):
-            if self._factory.decide(address_of(info[4])).basis is Basis.LOCAL:
+            if self._factory.explain(address_of(info[4])).basis is Basis.LOCAL:
                 raise _NotAllowed(f"{dial.host} is the proxy's own machine")
 
     async def _pass_on(

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.errors import InterfaceChanged
 from bindsock.netmon.turns import callback_budget
+from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT, BetterPath
 from bindsock.reconnect.connection import Attach, CloseMode, Connection, Dial
 from bindsock.reconnect.machine import Action, Event, Machine, State, pause
 from bindsock.reconnect.transport import ReplaceableTransport
 from bindsock.stream.follower import PathFollower
 from bindsock.stream.guard import StreamGuard, follow_stream
-from bindsock.stream.viability import BetterPath, Viability
+from bindsock.stream.viability import Viability
 
 if TYPE_CHECKING:
     from bindsock.model.change import Cause
@@ -62,9 +63,9 @@ class Replacing:
     """The name of the interface to which the connection is pinned."""
     better_path: BetterPath = "auto"
     """``"keep"`` leaves a connection that works where it is; otherwise it goes where a new one would."""
-    drain_timeout: float = 1.0
+    drain_timeout: float = DRAIN_TIMEOUT
     """Seconds for which what is on its way over the old connection is waited for."""
-    reconnect_timeout: float | None = 30.0
+    reconnect_timeout: float | None = RECONNECT_TIMEOUT
     """Seconds after which a replacement is given up; ``None`` for never."""
     dead_after: float | None = None
     """Seconds of silence that a multipath connection may keep."""

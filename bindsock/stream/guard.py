@@ -20,16 +20,17 @@ from bindsock.model.change import Cause
 from bindsock.model.decision import Path
 from bindsock.model.network import Target
 from bindsock.netmon.turns import callback_budget
+from bindsock.options import BetterPath
 from bindsock.stream import viability
 from bindsock.stream.follower import PathFollower
-from bindsock.stream.viability import Assessment, BetterPath, Countdown, Viability, leaves
+from bindsock.stream.viability import Assessment, Countdown, Viability, leaves
 
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-__all__ = ["BetterPath", "StreamGuard", "end_transport", "follow_stream"]
+__all__ = ["StreamGuard", "end_transport", "follow_stream"]
 
 logger = logging.getLogger("bindsock")
 

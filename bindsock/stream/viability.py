@@ -9,13 +9,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Network, without_scope
+from bindsock.options import BetterPath
 from bindsock.routing.effective import Preferences, is_expensive
-
-BetterPath: TypeAlias = Literal["auto", "keep", "abort"]
 
 STALL_GRACE = 1.0
 """Seconds for which an interface may be without carrier or route before a connection on it is given up."""

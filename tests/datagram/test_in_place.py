@@ -12,6 +12,7 @@ import pytest
 
 from bindsock import NoEffectiveInterface, Preferences, TransportFactory
 from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
+from bindsock.factory import connector_of
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, InterfaceKind, IPAddress
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
@@ -82,8 +83,8 @@ async def test_a_socket_without_a_route_to_its_peer_is_not_moved(kernel: PickyKe
     with datagrams() as sock:
         sock.connect(("127.0.0.1", 9))
         far = ip_address("203.0.113.9")
-        decision = factory.decide(far)
-        watch_datagrams(factory.watcher, sock, far, path_of(decision), loop=asyncio.get_running_loop())
+        decision = factory.explain(far)
+        watch_datagrams(connector_of(factory).watcher, sock, far, path_of(decision), loop=asyncio.get_running_loop())
         kernel.routeless = {"en1"}
         kernel.change(ON_WIRED)
         await until(lambda: factory.statistics().rebinds_failed >= 1)
@@ -98,7 +99,7 @@ async def test_a_socket_whose_destination_becomes_a_split_tunnels_own_is_unbound
     defaults = (route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
     async with TransportFactory(Preferences(tunnels="split"), kernel=kernel) as factory:
         with datagrams() as sock:
-            assert factory.follow_datagrams(sock, ip_address("203.0.113.9"))
+            assert connector_of(factory).follow_datagrams(sock, ip_address("203.0.113.9"))
             assert kernel.bound(sock) == 2
             kernel.change(network(LOOPBACK, WIFI, WIRED, tunnel, inside, *defaults))
             await until(lambda: kernel.bound(sock) is None)
@@ -125,7 +126,7 @@ async def test_a_retry_that_has_been_overtaken_does_nothing(kernel: SimulatedKer
         kernel.change(ON_WIRED)
         await until(lambda: factory.statistics().rebinds_failed >= 1)
         kernel.change(ON_WIFI)
-        await until(lambda: factory.decide(socket.AF_INET).interface == WIFI)
+        await until(lambda: factory.explain(socket.AF_INET).interface == WIFI)
         kernel.binds.clear()
         kernel.refuse = set()
         await asyncio.sleep(0.15)
@@ -212,7 +213,7 @@ async def test_another_address_of_the_same_interface_is_no_reason_to_move(
 
 async def test_a_pin_of_its_own_counts(kernel: SimulatedKernel, factory: TransportFactory) -> None:
     with datagrams() as sock:
-        guard = follow_datagrams(factory.watcher, sock, interface="en1", loop=asyncio.get_running_loop())
+        guard = follow_datagrams(connector_of(factory).watcher, sock, interface="en1", loop=asyncio.get_running_loop())
         assert guard is not None
         assert guard.interface == "en1"
         assert kernel.bound(sock) == 3

@@ -17,6 +17,7 @@ import bindsock
 from bindsock import kernel as kernels
 from bindsock.default import running_factory
 from bindsock.eventloop import BoundLoop, EventLoop, loop_factory
+from bindsock.factory import connector_of
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 
 from .conftest import running
@@ -172,7 +173,7 @@ def test_preferences_and_the_rest_are_the_factorys(base: type[asyncio.AbstractEv
     factory = loop.transport_factory
     assert (factory.preferences, factory.interface, factory.kernel) == (preferences, "en0", kernel)
     assert factory.better_path == "keep"
-    assert factory.resolves_itself
+    assert connector_of(factory).has_own_resolver
     assert isinstance(loop, base)
     loop.close()
 

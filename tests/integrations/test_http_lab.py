@@ -20,6 +20,7 @@ import bindsock
 import bindsock.anyio
 import bindsock.integrations.aiohttp
 import bindsock.integrations.httpx
+from bindsock.factory import connector_of
 from bindsock.resolvers import InterfaceResolver, ServerLookup
 from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
@@ -262,9 +263,9 @@ def test_a_closed_connector_leaves_the_watcher_alone(lab: Lab) -> None:
     async def main() -> None:
         factory = bindsock.TransportFactory()
         connector = bindsock.integrations.aiohttp.TCPConnector(factory)
-        assert factory.watcher.running
+        assert connector_of(factory).watcher.running
         await connector.close()
-        assert not factory.watcher.running
+        assert not connector_of(factory).watcher.running
 
     asyncio.run(main())
 

@@ -23,6 +23,7 @@ from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, IPAddress, Network
 from bindsock.netmon.drivers import AsyncioDriver
 from bindsock.netmon.watcher import Watcher
+from bindsock.options import LIMIT, ConnectOptions
 from bindsock.reconnect import controller as replacing
 from bindsock.reconnect.controller import Controller
 from bindsock.reconnect.machine import State
@@ -149,19 +150,25 @@ class Scene:
             raise
         return transport
 
+    def options(self, changed: dict[str, Any]) -> ConnectOptions:
+        return ConnectOptions(**({"drain_timeout": 0.2, "reconnect_timeout": 5.0, "ssl": self.tls or None} | changed))
+
     async def streams(self, on_reconnect: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0, "handshake": self.tls} | options
+        limit = options.pop("limit", LIMIT)
+        connect_options = self.options(options)
         before = len(self.sessions)
-        reader, writer = await open_replaceable(self.watcher, self.loop, on_reconnect, self.dial, self.attach, **options)
+        reader, writer = await open_replaceable(
+            self.watcher, self.loop, on_reconnect, self.dial, self.attach, connect_options, limit=limit
+        )
         self.open.append(cast(asyncio.Transport, writer.transport))
         await until(lambda: len(self.sessions) > before)
         self.kept = (reader, writer)
         return reader, writer
 
     async def protocol(self, factory: Callable[[], Any], **options: Any) -> tuple[ReplaceableTransport, Any]:
-        options = {"drain_timeout": 0.2, "reconnect_timeout": 5.0, "handshake": self.tls} | options
+        connect_options = self.options(options)
         before = len(self.sessions)
-        transport, protocol = await create_replaceable(self.watcher, self.loop, factory, self.dial, self.attach, **options)
+        transport, protocol = await create_replaceable(self.watcher, self.loop, factory, self.dial, self.attach, connect_options)
         self.open.append(transport)
         await until(lambda: len(self.sessions) > before)
         return transport, protocol

@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from bindsock import TransportFactory
+from bindsock.factory import connector_of
 from bindsock.model.network import InterfaceKind
 from bindsock.netmon.watcher import Watcher
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
@@ -31,7 +32,7 @@ def kernel() -> SimulatedKernel:
 @pytest.fixture
 async def watcher(kernel: SimulatedKernel) -> AsyncIterator[Watcher]:
     async with TransportFactory(kernel=kernel) as factory:
-        yield factory.watcher
+        yield connector_of(factory).watcher
 
 
 @pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.Loop], ids=["asyncio", "uvloop"])

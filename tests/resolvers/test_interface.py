@@ -11,6 +11,7 @@ from ipaddress import ip_address
 import pytest
 
 from bindsock import NoEffectiveInterface, Preferences, TransportFactory
+from bindsock.factory import connector_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.resolvers import Answer, InterfaceResolver, Lookup, NoResolver
 from bindsock.resolvers.answers import no_such_name
@@ -187,7 +188,7 @@ async def test_without_an_interface_it_waits_if_that_is_preferred(names: Names) 
 
 async def test_a_factory_takes_it_by_name(kernel: SimulatedKernel) -> None:
     async with TransportFactory(kernel=kernel, resolver="interface") as factory:
-        assert factory.resolves_itself
+        assert connector_of(factory).has_own_resolver
         assert await factory.resolve("localhost", 1, family=socket.AF_INET, type=socket.SOCK_STREAM) == [
             (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 1))
         ]

@@ -23,9 +23,10 @@ from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, Network
 from bindsock.netmon.drivers import AsyncioDriver
 from bindsock.netmon.watcher import Watcher
+from bindsock.options import BetterPath
 from bindsock.routing.effective import Preferences
 from bindsock.stream import viability
-from bindsock.stream.guard import BetterPath, StreamGuard, follow_stream
+from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.testing import SimulatedKernel, interface, network, route
 
 PEER = ip_address("198.51.100.7")

@@ -17,10 +17,11 @@ from bindsock.model.network import InterfaceKind, Network
 from bindsock.model.subflows import Endpoints, Multipath, Subflow
 from bindsock.netmon.drivers import AsyncioDriver
 from bindsock.netmon.watcher import Watcher
+from bindsock.options import BetterPath
 from bindsock.routing.effective import Preferences
 from bindsock.routing.multipath import multipath_obstacle
 from bindsock.stream import viability
-from bindsock.stream.guard import BetterPath, StreamGuard, follow_stream
+from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.multipath import manager as multipath
 from bindsock.stream.multipath.manager import situation
 from bindsock.stream.viability import Location

@@ -1,0 +1,410 @@
+"""Dials, opens and follows: what the transport factory, the event loop and the anyio face share.
+
+It takes options that have been checked already, and hands them on as one value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import itertools
+import socket
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
+from bindsock.datagram.open import DatagramTransport, open_datagram
+from bindsock.dial.binding import decide_and_bind
+from bindsock.dial.dialer import MAX_REDIALS, Dialer
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
+from bindsock.model.decision import Decision, Path, path_of
+from bindsock.model.network import FAMILIES, IPAddress, Target, unmapped
+from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.watcher import Watcher
+from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
+from bindsock.reconnect.open import create_replaceable, is_replaceable, open_replaceable
+from bindsock.resolvers import InterfaceResolver
+from bindsock.routing.effective import Decider, Preferences
+from bindsock.stream.guard import StreamGuard, follow_stream
+
+if TYPE_CHECKING:
+    from bindsock.dial.race import Dialled
+    from bindsock.kernel import Kernel
+    from bindsock.reconnect.connection import Attach, Dial
+    from bindsock.reconnect.hooks import OnReconnect
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+D = TypeVar("D", bound=asyncio.DatagramProtocol)
+
+_guards: weakref.WeakKeyDictionary[socket.socket, StreamGuard] = weakref.WeakKeyDictionary()
+"""What follows each stream socket, whichever factory it was that began to."""
+_attaching: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+_NO_OPTIONS = ConnectOptions()
+
+
+class Connector:
+    """Makes and follows the connections of one factory, on one event loop at a time.
+
+    :param kernel: what to ask
+    :param preferences: how to choose among interfaces
+    :param interface: the name of the one interface to use, whatever detection says
+    :param better_path: what happens to streams that still work when another interface is better
+    :param resolver: names to addresses
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        preferences: Preferences,
+        interface: str | None,
+        better_path: BetterPath,
+        resolver: Resolve | InterfaceResolver | Literal["interface"] | None,
+    ) -> None:
+        self.kernel = kernel
+        self.preferences = preferences
+        self.interface = interface
+        self.better_path: BetterPath = better_path
+        self._resolver = InterfaceResolver() if resolver == "interface" else resolver
+        self._resolve: Resolve | None = None
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._watcher: Watcher | None = None
+        self._complaints: set[str] = set()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The running event loop.
+
+        :raises RuntimeError: there is none, or the connector belongs to another one that is still open
+        """
+        loop = asyncio.get_running_loop()
+        mine = self._loop() if self._loop is not None else None
+        if mine is not loop:
+            if mine is not None and not mine.is_closed():
+                raise RuntimeError("this TransportFactory belongs to another event loop")
+            self._loop = weakref.ref(loop)
+            self._watcher = None
+            self._resolve = None
+        return loop
+
+    @property
+    def watcher(self) -> Watcher:
+        """The watcher of the running event loop.
+
+        :raises RuntimeError: as :attr:`loop`
+        """
+        loop = self.loop
+        if self._watcher is None:
+            self._watcher = Watcher(self.kernel, self.preferences, interface=self.interface, driver=AsyncioDriver(loop))
+        return self._watcher
+
+    @property
+    def started_watcher(self) -> Watcher | None:
+        """The watcher, if one has been needed so far; no loop needs to run."""
+        return self._watcher
+
+    # Decisions
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[Decider]:
+        """The newest decider, and the kernel for questions; what that opens is closed again unless the watcher runs.
+
+        :raises OSError: the network could not be read
+        """
+        watched = self._watcher is not None and self._watcher.running
+        try:
+            if self._watcher is not None and watched:
+                yield self._watcher.decider()
+            else:
+                yield Decider(self.kernel.network(), self.preferences, interface=self.interface)
+        finally:
+            if self._watcher is None or not self._watcher.running:
+                self.kernel.close()
+
+    def bind(self, sock: socket.socket, destination: IPAddress | None = None) -> Decision:
+        """Bind a fresh socket, once. It is closed if that fails.
+
+        :raises NoEffectiveInterface: no interface may be used
+        :raises NoRoute: no route to the destination leaves by the interface
+        :raises BindFailed: the system refused
+        """
+        try:
+            with self.asking() as decider:
+                return decide_and_bind(self.kernel, decider, sock, destination)
+        except BaseException:
+            sock.close()
+            raise
+
+    # Names
+
+    @property
+    def has_own_resolver(self) -> bool:
+        """Whether a resolver was given, so that the event loop's is not asked."""
+        return self._resolver is not None
+
+    @property
+    def resolve(self) -> Resolve:
+        """The resolver on the running event loop."""
+        watcher = self.watcher
+        if self._resolve is None:
+            resolver = self._resolver if self._resolver is not None else resolve
+            self._resolve = resolver.on(watcher) if isinstance(resolver, InterfaceResolver) else resolver
+        return self._resolve
+
+    # Streams
+
+    async def create_connection(
+        self, protocol_factory: Callable[[], P], host: str | None, port: int | str | None, options: ConnectOptions
+    ) -> tuple[asyncio.Transport, P]:
+        """See :meth:`bindsock.TransportFactory.create_connection`."""
+        sock = options.sock
+        if sock is None and host is None and port is None:
+            raise ValueError("host and port was not specified and no sock specified")
+        if sock is not None and (host is not None or port is not None):
+            raise ValueError("host/port and sock can not be specified at the same time")
+        tls = options.tls(host)
+        watcher = self.watcher
+        if sock is not None:
+            prepare = self._preparation(options)
+            if prepare is not None:
+                prepare(sock)
+            return await self._attach(self.follow_stream(sock, options), protocol_factory, sock, tls)
+        dialer = self._dialer(host, port, options)
+        once = functools.cache(protocol_factory)
+        with watcher.hold():
+            for redials in itertools.count():
+                dialled = await dialer.dial()
+                if is_replaceable(_made(once, dialled)):
+                    dial, attach = self._replacement(dialer, dialled, tls)
+                    return await create_replaceable(watcher, self.loop, once, dial, attach, self._with_policy(options))
+                if options.concerns_replacement:
+                    dialled.sock.close()
+                    raise ValueError(
+                        "drain_timeout and reconnect_timeout need a protocol with a method connection_replaced(transport, unread)"
+                    )
+                guard = self._follow_dialled(dialled, options)
+                try:
+                    return await self._attach(guard, once, dialled.sock, tls)
+                except OSError:
+                    # The handshake of a connection whose path went away meanwhile is part of the dial.
+                    if guard is None or guard.error is None or redials == MAX_REDIALS:
+                        raise
+                    watcher.statistics.redialled += 1
+        raise AssertionError("the last attempt returns or raises")
+
+    async def open_connection(
+        self, host: str | None, port: int | str | None, options: ConnectOptions, limit: int, on_reconnect: OnReconnect | None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """See :meth:`bindsock.TransportFactory.open_connection`."""
+        loop = self.loop
+        if on_reconnect is not None:
+            if options.sock is not None or (host is None and port is None):
+                raise ValueError("on_reconnect needs a host and a port: a sock cannot be connected anew")
+            dial, attach = self._replacement(self._dialer(host, port, options), None, options.tls(host))
+            watcher = self.watcher
+            with watcher.hold():
+                return await open_replaceable(watcher, loop, on_reconnect, dial, attach, self._with_policy(options), limit=limit)
+        if options.concerns_replacement:
+            raise ValueError("drain_timeout and reconnect_timeout need on_reconnect")
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await self.create_connection(lambda: protocol, host, port, options)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def connect(self, host: str | None, port: int | str | None, options: ConnectOptions) -> socket.socket:
+        """See :meth:`bindsock.TransportFactory.connect`."""
+        dialled = await self._dialer(host, port, options).dial()
+        self._follow_dialled(dialled, options)
+        return dialled.sock
+
+    def socket_factory(self, addr_info: AddrInfo) -> socket.socket:
+        """See :meth:`bindsock.TransportFactory.socket_factory`."""
+        family, type_, proto, _, sockaddr = addr_info
+        sock = FollowedSocket(family, type_, proto)
+        sock.setblocking(False)
+        address = address_of(sockaddr)
+        decision = self.bind(sock, address)
+        if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
+            # Before it connects it has no address, by which to tell whether it can still work.
+            sock.on_connect(lambda sock: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
+        return sock
+
+    # Datagrams
+
+    async def create_datagram_endpoint(
+        self,
+        protocol_factory: Callable[[], D],
+        local_addr: tuple[str, int] | None,
+        remote_addr: tuple[str, int] | None,
+        options: DatagramOptions,
+    ) -> tuple[DatagramTransport, D]:
+        """See :meth:`bindsock.TransportFactory.create_datagram_endpoint`."""
+        return await open_datagram(
+            self.watcher,
+            self.loop,
+            protocol_factory,
+            local_addr,
+            remote_addr,
+            resolve=self.resolve,
+            **options.as_keywords(),
+        )
+
+    # Following
+
+    def follow(self, sock: socket.socket, address: IPAddress, path: Path | None) -> None:
+        """Follow a socket that has just been bound and connected, from the path on which that was done.
+
+        :raises OSError: the socket is closed
+        """
+        if sock.type == socket.SOCK_DGRAM:
+            watch_datagrams(self.watcher, sock, address, path, loop=self.loop)
+        else:
+            self.follow_stream(sock, _NO_OPTIONS, address, path)
+
+    def follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> bool:
+        """Bind and follow a datagram socket without a peer that is about to send to the target.
+
+        :return: whether it is bound and followed; false if it is left alone
+        :raises OSError: it could not be bound; then it is closed
+        """
+        try:
+            return follow_datagrams(self.watcher, sock, target=target, loop=self.loop) is not None
+        except OSError:
+            sock.close()
+            raise
+
+    def follow_stream(
+        self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None
+    ) -> StreamGuard | None:
+        """Follow a connected stream socket, unless its destination is the machine itself, or it is followed already."""
+        watcher = self.watcher
+        guard = _guards.get(sock)
+        if guard is not None and (guard.following or guard.error is not None):
+            return guard
+        if address is None:
+            if sock.family not in FAMILIES:
+                return None
+            address = address_of(sock.getpeername())
+            path = self._path_in_use(sock)
+        if path is None:
+            return None
+        guard = _guards[sock] = follow_stream(
+            watcher,
+            sock,
+            address,
+            better_path=options.better_path or self.better_path,
+            interface=options.interface,
+            dead_after=options.dead_after,
+            path=path,
+            loop=self.loop,
+        )
+        return guard
+
+    def stop_following(self) -> None:
+        """Stop following all sockets and release the watcher. The sockets stay open and bound."""
+        if self._watcher is not None:
+            self._watcher.forget_followers()
+            self._watcher.stop()
+
+    def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
+        try:
+            return self.follow_stream(dialled.sock, options, dialled.address, dialled.path)
+        except BaseException:
+            dialled.sock.close()
+            raise
+
+    def _path_in_use(self, sock: socket.socket) -> Path | None:
+        """The path of a connected socket that somebody else made: by its bound interface, or its own address."""
+        network = self.watcher.decider().network
+        local = unmapped(address_of(sock.getsockname()))
+        index = self.kernel.bound(sock)
+        interface = network.interfaces.get(index) if index is not None else network.owner_of(local)
+        if interface is None or local.is_loopback:
+            return None
+        family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+        return Path(family, interface.name, interface.index, frozenset(interface.usable_addresses(family)), None)
+
+    # Dialling
+
+    def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
+        return Dialer(
+            self.watcher,
+            self.resolve,
+            host,
+            port,
+            options,
+            prepare=self._preparation(options),
+            complaints=self._complaints,
+        )
+
+    def _preparation(self, options: ConnectOptions) -> Callable[[socket.socket], None] | None:
+        if options.dead_after is None:
+            return None
+        return functools.partial(self.kernel.set_user_timeout, seconds=options.dead_after)
+
+    def _with_policy(self, options: ConnectOptions) -> ConnectOptions:
+        """The options of a connection that is replaced, with the better path that applies to it."""
+        return options if options.better_path is not None else dataclasses.replace(options, better_path=self.better_path)
+
+    def _replacement(self, dialer: Dialer, first: Dialled | None, tls: dict[str, Any]) -> tuple[Dial, Attach]:
+        """How a connection that is replaced is made, each time.
+
+        :param first: what has been dialled already
+        """
+        made = [first] if first is not None else []
+
+        async def dial() -> Dialled:
+            return made.pop() if made else await dialer.dial()
+
+        async def attach(protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
+            return (await self._attach(None, lambda: protocol, sock, tls))[0]
+
+        return dial, attach
+
+    async def _attach(
+        self, guard: StreamGuard | None, protocol_factory: Callable[[], P], sock: socket.socket, tls: dict[str, Any]
+    ) -> tuple[asyncio.Transport, P]:
+        """Let the event loop make its own transport of a connected socket."""
+        _attaching.add(sock)
+        try:
+            transport, protocol = await self.loop.create_connection(protocol_factory, sock=sock, **tls)
+        except BaseException:
+            if guard is not None:
+                guard.close()
+            sock.close()
+            raise
+        finally:
+            _attaching.discard(sock)
+        if guard is not None:
+            guard.attach(transport)
+        return transport, protocol
+
+
+def is_attaching(sock: socket.socket) -> bool:
+    """Whether a transport is being made of the socket at this moment: an event loop that binds leaves it alone."""
+    return sock in _attaching
+
+
+def guard_of(sock: socket.socket) -> StreamGuard | None:
+    """What follows a stream socket, or has ended it; ``None`` if nothing does."""
+    return _guards.get(sock)
+
+
+def _made(protocol_factory: Callable[[], P], dialled: Dialled) -> P:
+    try:
+        return protocol_factory()
+    except BaseException:
+        dialled.sock.close()
+        raise
+
+
+def _running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+"""Asks about connections and decisions: which interface, over which subflows, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from bindsock.model.network import FAMILIES
+from bindsock.model.subflows import Multipath
+from bindsock.netmon.no_interface import no_effective_interface
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from bindsock.kernel import Kernel
+    from bindsock.model.decision import Decision
+    from bindsock.model.network import Interface, Target
+    from bindsock.model.subflows import Subflow
+    from bindsock.routing.effective import Decider
+
+
+class Inspector:
+    """Answers questions from the newest reading of the network.
+
+    :param kernel: what to ask about sockets
+    :param asking: gives the newest decider for the length of a block
+    """
+
+    def __init__(self, kernel: Kernel, asking: Callable[[], AbstractContextManager[Decider]]) -> None:
+        self._kernel = kernel
+        self._asking = asking
+
+    def explain(self, destination: Target | str) -> Decision:
+        """The decision for a destination or a family, with the reason for each interface.
+
+        :raises ValueError: the destination is a name, not an address
+        :raises OSError: the network could not be read
+        """
+        target = ip_address(destination) if isinstance(destination, str) else destination
+        with self._asking() as decider:
+            return decider.decide(target)
+
+    def effective_interface(self, family: int) -> Interface:
+        """The effective interface of a family, or of IPv4 before IPv6.
+
+        :raises NoEffectiveInterface: there is none
+        :raises OSError: the network could not be read
+        """
+        families = [f for f in FAMILIES if family in (socket.AF_UNSPEC, f)]
+        with self._asking() as decider:
+            decisions = tuple(decider.decide(f) for f in families)
+            for decision in decisions:
+                if decision.interface is not None:
+                    return decision.interface
+            raise no_effective_interface("the default route", decisions, self._kernel, decider.network)
+
+    def interface_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> str | None:
+        """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed."""
+        sock: Any = connection
+        if not isinstance(connection, socket.socket):
+            name = _extra_info(connection, "interface")
+            if isinstance(name, str):
+                return name
+            sock = _extra_info(connection, "socket")
+        if sock is None or sock.fileno() == -1:
+            return None
+        subflows = self._subflows(sock).subflows
+        if subflows:
+            return self._interface_among(subflows)
+        index = self._kernel.bound(sock)
+        if index is None:
+            return None
+        with self._asking() as decider:
+            interface = decider.network.interfaces.get(index)
+        return interface.name if interface is not None else None
+
+    def multipath_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> Multipath:
+        """Whether multipath was negotiated for a connection, and over which subflows it goes."""
+        return self._subflows(connection if isinstance(connection, socket.socket) else _extra_info(connection, "socket"))
+
+    def _subflows(self, sock: Any) -> Multipath:
+        paths = self._kernel.multipath
+        subflows = paths.subflows(sock) if paths is not None and sock is not None else None
+        if subflows is None:
+            return Multipath(False)
+        with self._asking() as decider:
+            owners = [decider.network.owner_of(subflow.local) for subflow in subflows]
+        names = [owner.name if owner is not None else None for owner in owners]
+        return Multipath(True, tuple(dataclasses.replace(s, interface=n) for s, n in zip(subflows, names, strict=True)))
+
+    def _interface_among(self, subflows: tuple[Subflow, ...]) -> str | None:
+        """A multipath socket stays bound to where it began. It is reported on the effective interface if a subflow is there."""
+        effective = self.explain(subflows[-1].remote).interface
+        names = [subflow.interface for subflow in subflows]
+        return effective.name if effective is not None and effective.name in names else names[-1]
+
+
+def _extra_info(connection: asyncio.BaseTransport | asyncio.StreamWriter, name: str) -> object:
+    try:
+        return connection.get_extra_info(name)
+    except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
+        return None

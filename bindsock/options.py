@@ -1,0 +1,183 @@
+"""Every keyword of the functions that make connections: its default, its check, and what an unknown one is told.
+
+The functions spell their keywords out, so that ``help()`` shows them; a test compares their defaults with those here. The
+keywords of a call become one frozen value, :class:`ConnectOptions` or :class:`DatagramOptions`, which is handed on as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import socket
+import ssl as ssl_module
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+BetterPath: TypeAlias = Literal["auto", "keep", "abort"]
+"""What happens to a stream that still works when the effective interface is another one: see ``TransportFactory``."""
+
+DRAIN_TIMEOUT = 1.0
+"""Seconds to wait for data in flight on a connection that is being replaced."""
+RECONNECT_TIMEOUT = 30.0
+"""Seconds after which a replacement is given up."""
+LIMIT = 2**16
+"""Bytes that a stream reader buffers, as in asyncio."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectOptions:
+    """The keywords of ``loop.create_connection``, and bindsock's own.
+
+    :raises TypeError: a value is of the wrong type
+    :raises ValueError: a value is not one of its choices, or out of its range, or two keywords contradict each other
+    """
+
+    ssl: ssl_module.SSLContext | bool | None = None
+    family: int = 0
+    proto: int = 0
+    flags: int = 0
+    sock: socket.socket | None = None
+    local_addr: tuple[str, int] | None = None
+    server_hostname: str | None = None
+    ssl_handshake_timeout: float | None = None
+    ssl_shutdown_timeout: float | None = None
+    happy_eyeballs_delay: float | None = None
+    interleave: int | None = None
+    all_errors: bool = False
+    interface: str | None = None
+    better_path: BetterPath | None = None
+    dead_after: float | None = None
+    multipath: bool = False
+    drain_timeout: float = DRAIN_TIMEOUT
+    reconnect_timeout: float | None = RECONNECT_TIMEOUT
+
+    def __post_init__(self) -> None:
+        check_interface(self.interface)
+        if self.better_path is not None:
+            check_better_path(self.better_path)
+        _check_seconds("dead_after", self.dead_after)
+        _check_seconds("drain_timeout", self.drain_timeout, zero=True)
+        _check_seconds("reconnect_timeout", self.reconnect_timeout)
+        if not isinstance(self.multipath, bool):
+            raise TypeError(f"multipath must be True or False, not {self.multipath!r}")
+        if self.drain_timeout is None:
+            raise TypeError("drain_timeout must be a number of seconds, not None")
+        if self.sock is not None and self.multipath:
+            raise ValueError("multipath=True cannot be given with sock=: a connected socket cannot become multipath")
+
+    @property
+    def concerns_replacement(self) -> bool:
+        """Whether a keyword is set that only counts for connections that are replaced."""
+        return self.drain_timeout != DRAIN_TIMEOUT or self.reconnect_timeout != RECONNECT_TIMEOUT
+
+    def tls(self, host: str | None) -> dict[str, Any]:
+        """The TLS keywords, checked and completed as ``loop.create_connection`` does it.
+
+        :param host: the name that the server's certificate is checked against, unless ``server_hostname`` is given
+        :raises ValueError: a TLS keyword without ``ssl``, or no name to check the certificate against
+        """
+        given = {
+            name: value
+            for name in ("server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
+            if (value := getattr(self, name)) is not None
+        }
+        if not self.ssl:
+            for name in given:
+                raise ValueError(f"{name} is only meaningful with ssl")
+            return {}
+        if "server_hostname" not in given:
+            if not host:
+                raise ValueError("You must set server_hostname when using ssl without a host")
+            given["server_hostname"] = host
+        return {"ssl": self.ssl, **given}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatagramOptions:
+    """The keywords of ``loop.create_datagram_endpoint``, and bindsock's own.
+
+    :raises TypeError: a value is of the wrong type
+    """
+
+    family: int = 0
+    proto: int = 0
+    flags: int = 0
+    reuse_port: bool | None = None
+    allow_broadcast: bool | None = None
+    sock: socket.socket | None = None
+    interface: str | None = None
+
+    def __post_init__(self) -> None:
+        check_interface(self.interface)
+
+    def as_keywords(self) -> dict[str, Any]:
+        """By name, for a call."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def check_interface(interface: object) -> None:
+    """Check a pin.
+
+    :raises TypeError: it is neither a name nor ``None``
+    :raises ValueError: it is empty
+    """
+    if interface is not None and not isinstance(interface, str):
+        raise TypeError(f"interface must be the name of an interface, not {interface!r}")
+    if interface == "":
+        raise ValueError("interface must be the name of an interface, not an empty string")
+
+
+def check_better_path(choice: object) -> None:
+    """Check a choice of what to do when another interface is better.
+
+    :raises ValueError: it is not one of the choices
+    """
+    choices = get_args(BetterPath)
+    if choice not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"better_path must be {', '.join(others)} or {last}, not {choice!r}")
+
+
+def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if math.isnan(value) or not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} number of seconds, not {value!r}")
+
+
+def known_keywords_only(function: F) -> F:
+    """Make an unknown keyword a :class:`TypeError` that names the nearest known one, on every Python.
+
+    :param function: one that spells its keywords out
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "self")
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not known.issuperset(kwargs):
+            unknown = next(name for name in kwargs if name not in known)
+            raise TypeError(unknown_keyword(function.__qualname__, unknown, known))
+        return function(*args, **kwargs)
+
+    if inspect.iscoroutinefunction(function) and hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(checked)
+    return cast("F", checked)
+
+
+def unknown_keyword(function: str, unknown: str, known: frozenset[str]) -> str:
+    """What an unknown keyword is told.
+
+    :param function: the qualified name of the function that does not know it
+    """
+    message = f"{function}() got an unexpected keyword argument {unknown!r}"
+    nearest = difflib.get_close_matches(unknown, sorted(known), n=1, cutoff=0.5)
+    return f"{message}; did you mean {nearest[0]!r}?" if nearest else message
