@@ -8,12 +8,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The tests wait far more than they compute, so there are many more workers than processors.
+WORKERS ?= 8
 
-.PHONY: help demo test lint abi bench-quick svg docs clean
+.PHONY: help demo test test-long lint abi bench-quick svg docs clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
-	@echo 'make test         run all tests (ARGS="-k watcher" to choose)'
+	@echo 'make test         run the tests, all but the soaks, in parallel (ARGS="-k watcher" to choose, ARGS=-n0 for one by one)'
+	@echo 'make test-long    run all tests, the soaks included'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
 	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
 	@echo 'make bench-quick  the first figures, as ratios, in about a minute'
@@ -33,7 +36,10 @@ demo: $(READY)
 	@$(BIN)/python -m bindsock demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak' $(ARGS)
+
+test-long: $(READY)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

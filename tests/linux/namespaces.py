@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import pickle
+import re
 import select
 import socket
 import struct
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bindsock.kernel.linux import LinuxKernel
+from bindsock.testing.lab._netlink import Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,13 +84,20 @@ def inside(namespace: int) -> Iterator[None]:
 
 
 def ip(*lines: str, tolerant: bool = False) -> None:
-    """Run lines of iproute2 in this thread's namespace; ``-6`` before a line as in the shell."""
+    """Run lines of iproute2 in this thread's namespace; ``-6`` before a line as in the shell.
+
+    An IPv6 address that is added ``nodad`` is local when this returns.
+    """
     for six, group in itertools.groupby(lines, lambda line: line.startswith("-6 ")):
         batch = "\n".join(line.removeprefix("-6 ") for line in group)
         command = ["ip", *(["-6"] if six else []), *(["-force"] if tolerant else []), "-batch", "-"]
         done = subprocess.run(command, input=batch, text=True, capture_output=True, check=False)
         if done.returncode and not tolerant:
             raise AssertionError(f"ip: {done.stderr} in {lines}")
+    with Netlink() as netlink:
+        for line in lines:
+            if match := re.match(r"addr add ([0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad$", line):
+                netlink.wait_until_local(match[1])
 
 
 def sysctl(name: str, value: int) -> None:
