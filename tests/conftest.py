@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,32 @@ __all__ = ["lab"]
 
 with contextlib.suppress(LabUnavailable):
     enter_user_namespace()  # for users who are not root; only a process that has no other threads yet can
+
+
+_IGNORES_INTERRUPTS = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C end the programs that tests start, even where the tests themselves are to ignore it.
+
+    What a shell starts in the background (``nohup make test &``) ignores SIGINT, and whatever it starts inherits that. A signal
+    with a handler has its default again in a program that is started (``execve(2)``), so the tests ignore it by a handler.
+    """
+    inherited: dict[str, bool] = getattr(config, "workerinput", {})  # from the process that pytest-xdist's workers work for
+    ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    config.stash[_IGNORES_INTERRUPTS] = ignores or inherited.get("ignores_interrupts", False)
+    if config.stash[_IGNORES_INTERRUPTS]:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["ignores_interrupts"] = node.config.stash[_IGNORES_INTERRUPTS]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.stash.get(_IGNORES_INTERRUPTS, False):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def pytest_asyncio_loop_factories(

@@ -61,8 +61,6 @@ class Example:
             stderr=subprocess.PIPE,
             bufsize=0,
             env=inherited | environment,
-            # What is started in the background has Ctrl-C ignored, and so have its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._read = b""
         self.errors = ""

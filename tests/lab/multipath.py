@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -120,13 +121,13 @@ async def program(code: str, *arguments: object) -> AsyncIterator[tuple[asyncio.
     """Another Python program, its lines, and its end at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, *map(str, arguments),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(bindsock.__file__).parents[1],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(bindsock.__file__).parents[1], start_new_session=True,
     )  # fmt: skip
     try:
         yield process, Lines(process)
     finally:
-        if process.returncode is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and its forks, which would hold its output open
         await process.wait()
 
 

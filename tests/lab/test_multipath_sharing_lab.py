@@ -123,17 +123,21 @@ async def test_the_end_of_one_program_leaves_another_its_subflow(lab: Lab, sourc
 
 
 FORKER = f"""{MOVING}
-async def main():
-    reader, writer = await moved()
-    child = os.fork()
-    if not child:
-        sys.exit(0)
-    os.waitpid(child, 0)
+async def still(reader, writer):
     writer.write(b"still\\n")
     print((await asyncio.wait_for(reader.readline(), 10)).decode().strip(), flush=True)
     writer.transport.abort()
     await asyncio.sleep(0)
-asyncio.run(main())
+runner = asyncio.Runner()
+connected = runner.run(moved())
+# Not within a coroutine: a fork of that cannot end as programs do, since its loop is not the running one (Python 3.14).
+child = os.fork()
+if not child:
+    runner.close()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+runner.run(still(*connected))
+runner.close()
 """
 
 
