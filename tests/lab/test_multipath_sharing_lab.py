@@ -123,6 +123,8 @@ async def test_the_end_of_one_program_leaves_another_its_subflow(lab: Lab, sourc
 
 
 FORKER = f"""{MOVING}
+def subflows(writer):
+    return [subflow for subflow in bindsock.multipath_of(writer).subflows if subflow.interface == "eth0"]
 async def still(reader, writer):
     writer.write(b"still\\n")
     print((await asyncio.wait_for(reader.readline(), 10)).decode().strip(), flush=True)
@@ -130,12 +132,14 @@ async def still(reader, writer):
     await asyncio.sleep(0)
 runner = asyncio.Runner()
 connected = runner.run(moved())
+before = subflows(connected[1])
 # Not within a coroutine: a fork of that cannot end as programs do, since its loop is not the running one (Python 3.14).
 child = os.fork()
 if not child:
     runner.close()
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
+assert subflows(connected[1]) == before != []
 runner.run(still(*connected))
 runner.close()
 """
