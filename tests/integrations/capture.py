@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import uvloop
@@ -50,10 +50,18 @@ def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:
 def table(results: dict[tuple[str, str], str], probes: Iterable[Probe] = PROBES) -> str:
     """The results as a Markdown table."""
     lines = ["| | " + " | ".join(LOOPS) + " |", "|---" * (len(LOOPS) + 1) + "|"]
-    lines += [f"| {p.name} | " + " | ".join(_cell(results[p.name, loop]) for loop in LOOPS) + " |" for p in probes]
+    lines += [row(p, {loop: results[p.name, loop] for loop in LOOPS}) for p in probes]
     counts = [sum(results[p.name, loop] == "bound" for p in probes) for loop in LOOPS]
     lines.append("| **bound** | " + " | ".join(f"**{count} of {len(PROBES)}**" for count in counts) + " |")
     return "\n".join(lines) + "\n"
+
+
+def row(probe: Probe, results: Mapping[str, str]) -> str:
+    """The table's row of a library.
+
+    :param results: by loop
+    """
+    return f"| {probe.name} | " + " | ".join(_cell(results[loop]) for loop in LOOPS) + " |"
 
 
 def _cell(result: str) -> str:
@@ -63,6 +71,12 @@ def _cell(result: str) -> str:
 def written() -> list[str]:
     """The table as it stands in each place."""
     return [path.read_text().split(BEGIN)[1].split(END)[0] for path in TABLES]
+
+
+def read(text: str) -> dict[tuple[str, str], str]:
+    """The results that a table tells."""
+    rows = [[cell.strip().strip("*") for cell in line.strip("|").split(" | ")] for line in text.splitlines()[2:-1]]
+    return {(name, loop): result for name, *results in rows for loop, result in zip(LOOPS, results, strict=True)}
 
 
 def measure_all() -> dict[tuple[str, str], str]:

@@ -33,6 +33,9 @@ from tests.integrations import servers as ports
 from tests.integrations.servers import NAME, Servers
 
 
+_PATIENCE = 15.0
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """A row of the table."""
@@ -251,39 +254,45 @@ async def quic(servers: Servers) -> None:
 
 @probe("dnspython, `dns.asyncquery.udp`", "dns")
 async def dnspython(servers: Servers) -> None:
-    await dns.asyncquery.udp(dns.message.make_query(NAME, "A"), servers.host, timeout=5)
+    await dns.asyncquery.udp(dns.message.make_query(NAME, "A"), servers.host, timeout=_PATIENCE)
 
 
 @probe("dnspython, `dns.asyncquery.tcp`", "dns")
 async def dnspython_tcp(servers: Servers) -> None:
-    await dns.asyncquery.tcp(dns.message.make_query(NAME, "A"), servers.host, timeout=5)
+    await dns.asyncquery.tcp(dns.message.make_query(NAME, "A"), servers.host, timeout=_PATIENCE)
 
 
 @probe("aiodns (c-ares; its own `local_dev=` binds)", "dns")
 async def c_ares(servers: Servers) -> None:
-    async with aiodns.DNSResolver(nameservers=[servers.host], timeout=5) as resolver:
+    async with aiodns.DNSResolver(nameservers=[servers.host], timeout=_PATIENCE) as resolver:
         await resolver.query_dns(NAME, "A")
 
 
 @probe("aiomqtt, paho (blocking sockets)", "sink")
 async def mqtt(servers: Servers) -> None:
-    with contextlib.suppress(aiomqtt.MqttError):
-        async with aiomqtt.Client(servers.host, ports.SINK, timeout=1):
+    async def connect() -> None:
+        async with aiomqtt.Client(servers.host, ports.SINK, timeout=_PATIENCE):
             raise AssertionError("the server is none of MQTT's")
+
+    connecting = asyncio.create_task(connect())  # which would wait for a greeting
+    await asyncio.to_thread(servers.wait_for, "sink")
+    connecting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await connecting
 
 
 @probe("grpc.aio (an event engine of its own)", "sink")
 async def grpc_aio(servers: Servers) -> None:
     async with grpc.aio.insecure_channel(f"{servers.host}:{ports.SINK}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         with contextlib.suppress(grpc.aio.AioRpcError):
-            await channel.unary_unary("/lab.Service/Method")(b"", timeout=5)
+            await channel.unary_unary("/lab.Service/Method")(b"", timeout=_PATIENCE)
 
 
 @probe("blocking sockets in threads (urllib, requests)", "http")
 async def threads(servers: Servers) -> None:
     def get() -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{servers.host}:{ports.HTTP}/", timeout=5) as response:
+        with opener.open(f"http://{servers.host}:{ports.HTTP}/", timeout=_PATIENCE) as response:
             assert response.status == 200
 
     await asyncio.to_thread(get)
