@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -19,6 +20,10 @@ __all__ = ["lab"]
 with contextlib.suppress(LabUnavailable):
     enter_user_namespace()  # for users who are not root; only a process that has no other threads yet can
 
+
+# How long an example takes tells of the machine, not of the code.
+hypothesis.settings.register_profile("bindsock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("bindsock")
 
 _IGNORES_INTERRUPTS = pytest.StashKey[bool]()
 

@@ -118,7 +118,7 @@ def mutated(draw: st.DrawFn, messages: list[bytes]) -> bytes:
     return bytes(message) + draw(st.binary(max_size=16))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(mutated(ROUTE_MESSAGES), mutated(KERNEL_MESSAGES), st.binary(max_size=64))
 def test_no_message_can_make_the_drain_raise(route: bytes, event: bytes, junk: bytes) -> None:
     assert RouteEvents.matters(route) in (False, True)

@@ -175,7 +175,7 @@ def damaged_dumps(draw: st.DrawFn) -> bytes:
     return bytes(dump)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(damaged_dumps())
 def test_no_dump_can_raise_anything_else(damaged: bytes) -> None:
     with contextlib.suppress(KernelError):
@@ -184,7 +184,7 @@ def test_no_dump_can_raise_anything_else(damaged: bytes) -> None:
         parse_links(damaged)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_no_bytes_can_raise_anything_else(junk: bytes) -> None:
     for parse in (parse_routes, parse_links):
@@ -192,7 +192,7 @@ def test_no_bytes_can_raise_anything_else(junk: bytes) -> None:
             parse(junk)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=40), st.integers(0, 255), st.sampled_from([abi.AF_INET, abi.AF_INET6, None]))
 def test_no_socket_address_can_raise(junk: bytes, announced: int, family: int | None) -> None:
     address_of(junk, family)

@@ -32,7 +32,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from tests.integrations import servers as ports
 from tests.integrations.servers import NAME, Servers
 
-
 _PATIENCE = 15.0
 
 

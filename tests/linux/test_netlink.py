@@ -141,20 +141,20 @@ def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(damaged(EVERY_PAYLOAD))
 def test_a_damaged_payload_raises_kernel_error_alone(payload: bytes) -> None:
     for parse in PARSERS:
         try_to(parse, payload)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(damaged(EVERY_DATAGRAM))
 def test_a_damaged_datagram_raises_kernel_error_alone(datagram: bytes) -> None:
     try_to(read_all, datagram)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_noise_raises_kernel_error_alone(data: bytes) -> None:
     for parse in PARSERS:
@@ -618,7 +618,7 @@ def test_a_channel_that_is_forgotten_closes_its_socket() -> None:
     assert script.closed == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(damaged([b"".join(good(1)), refused(1, errno.ENODEV), *EVERY_DATAGRAM]))
 def test_whatever_the_kernel_answers_a_question_ends(datagram: bytes) -> None:
     script = ScriptedSocket(lambda _: [datagram, datagram])

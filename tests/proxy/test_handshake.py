@@ -166,7 +166,7 @@ SENSIBLE = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.one_of(SENSIBLE, st.binary(max_size=12)), max_size=6), st.booleans())
 def test_whatever_is_said_is_understood_or_refused_however_it_is_cut(parts: list[bytes], closed: bool) -> None:
     data = b"".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bindsock.reconnect.streams import ReplaceableReader
@@ -47,7 +47,6 @@ async def fate(call: Awaitable[bytes]) -> object:
         return type(error)
 
 
-@settings(deadline=None)
 @given(
     pieces=st.lists(st.text("ab\n", max_size=12).map(str.encode), max_size=6),
     calls=st.lists(
