@@ -255,7 +255,7 @@ def test_the_watcher_can_be_stopped_and_started_on_trio() -> None:
             nobody = Nobody()
             watcher.follow(nobody)
             kernel.change(network(WIFI))
-            with trio.fail_after(10):
+            with trio.fail_after(20):
                 while not hasattr(nobody, "cause"):
                     await trio.sleep(0.001)
             kernel.change(ON_WIFI)

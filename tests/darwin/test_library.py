@@ -17,7 +17,7 @@ from bindsock.testing.darwin import SimulatedDarwin
 from tests.darwin.machines import two_uplinks
 
 FAR = "198.51.100.7"
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 class Mac:

@@ -299,7 +299,7 @@ def test_a_watcher_sees_delegates_set_and_changed(tunnel: Tunnel, uplink: Interf
             for delegate in (uplink.name, "lo0", uplink.name):
                 seen = factory.statistics().events
                 tunnel.delegate(delegate)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(20):
                     while factory.statistics().events == seen:
                         await asyncio.sleep(0.01)
 

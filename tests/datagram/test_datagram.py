@@ -57,7 +57,7 @@ CHANGES_NOTHING = {
     "another address beside it": network(WIFI_WITH_ANOTHER, ETHERNET, BY_WIFI, BY_ETHERNET),
     "a worse interface less": network(WIFI, BY_WIFI),
 }
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 
 class ScriptedKernel(SimulatedKernel):

@@ -100,7 +100,7 @@ def test_sock_connect_binds_and_follows(lab: Lab, run: Run[Any]) -> None:
             await loop.sock_connect(sock, (lab.server.ipv4, lab.server.tcp_port))
             assert (await loop.sock_recv(sock, 100)).split()[1].decode() == lab.address("wifi0")
             lab.down("wifi0")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 with pytest.raises(OSError):  # noqa: PT011 - whichever the system chooses
                     assert await loop.sock_recv(sock, 100) != b""
 
@@ -228,7 +228,7 @@ def test_datagram_endpoints_of_clients_move(lab: Lab, run: Run[Any], how: str) -
             options["sock"] = automatic(connect=how == "connected sock")
         transport, answers = await loop.create_datagram_endpoint(Answers, **options)
         to = None if "remote" in how or "connected" in how else target
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             transport.sendto(b"ping", to)
             assert await answers.received.get() == lab.address("wifi0")
             lab.down("wifi0")
@@ -264,7 +264,7 @@ def test_datagram_sockets_without_a_transport_move(
             else:
                 # What goes to this host does not decide by which interface the rest leaves.
                 await loop.sock_sendto(sock, b"to myself", ("127.0.0.1", 9))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 assert await ask() == lab.address("wifi0")
                 port = sock.getsockname()[1]
                 lab.down("wifi0")

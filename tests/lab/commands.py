@@ -67,7 +67,7 @@ class Commands:
 
     async def close(self) -> None:
         self.kill()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while self.open:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.02)

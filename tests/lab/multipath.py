@@ -163,7 +163,7 @@ def interfaces(writer: asyncio.StreamWriter) -> list[str | None]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -171,5 +171,5 @@ async def until(condition: Any) -> None:
 async def ping(connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], text: bytes) -> None:
     reader, writer = connected
     writer.write(text)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         assert await reader.readline() == text

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
     """Close a connection and wait until it is; how it ended is not the question."""
     writer.close()
     with contextlib.suppress(OSError):
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(20):
             await writer.wait_closed()
 
 
@@ -42,7 +41,7 @@ async def greeting(lab: Lab, host: str, **options: Any) -> str:
     port = lab.server.tls_port if options.get("ssl") else lab.server.tcp_port
     reader, writer = await bindsock.open_connection(host, port, **options)
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(20):
             hello = (await reader.readline()).decode().split()
             writer.write(b"ping\n")
             assert await reader.readline() == b"ping\n"
@@ -88,10 +87,9 @@ async def test_a_plain_connection_would_have_gone_into_the_tunnel(lab: Lab) -> N
 @pytest.mark.parametrize("mode", ["replace", "policy-kill"])
 async def test_no_physical_route_is_an_error_at_once_that_names_a_cure(lab: Lab, mode: VpnMode) -> None:
     lab.vpn_up(mode)
-    begun = time.monotonic()
     with pytest.raises(bindsock.NoEffectiveInterface, match="ip rule add") as caught:
         await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port)
-    assert time.monotonic() - begun < 2.0, "it waited for an answer that cannot come"
+    assert lab.server.ipv4 not in lab.ip("neigh", "show"), "it waited for an answer that cannot come"
     assert any(c.interface == "tun0" for d in caught.value.decisions for c in d.candidates)
 
 
@@ -117,7 +115,7 @@ async def test_waiting_for_an_interface(lab: Lab) -> None:
     await asyncio.sleep(0.2)
     assert not dial.done()
     lab.vpn_down()
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         sock = await dial
     assert sock.getsockname()[0] == lab.address("wifi0")
     sock.close()
@@ -144,7 +142,7 @@ async def test_an_address_whose_family_has_no_interface_is_left_out(lab: Lab) ->
 async def test_happy_eyeballs_pass_by_an_address_that_does_not_answer(lab: Lab) -> None:
     lab.ip("-6", "route", "add", "blackhole", f"{lab.server.ipv6}/128", namespace="router")
     factory = bindsock.TransportFactory(resolver=several(lab.server.ipv6, lab.server.ipv4))
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         sock = await factory.connect("server", lab.server.tcp_port, happy_eyeballs_delay=0.05)
     assert sock.family == socket.AF_INET
     sock.close()
@@ -179,7 +177,7 @@ async def test_a_dial_in_flight_is_dialled_again_when_its_path_changes(lab: Lab)
     await asyncio.sleep(0.1)
     assert not dial.done()
     lab.default("eth0")
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         sock = await dial
     assert sock.getsockname()[0] == lab.address("eth0")
     assert factory.statistics().redialled == 1
@@ -289,7 +287,7 @@ async def test_a_socket_for_other_libraries(lab: Lab) -> None:
     assert (await reader.readline()).decode().split()[1] == lab.address("wifi0")
     lab.down("wifi0")
     with pytest.raises(ConnectionError):
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(20):
             while await reader.readline():
                 pass
             raise AssertionError("a clean end of file")
@@ -314,7 +312,7 @@ async def test_a_connected_socket_is_followed_and_never_bound(lab: Lab) -> None:
     assert kernels.current().bound(plain) is None
     lab.remove_addresses("wifi0")
     with pytest.raises(bindsock.InterfaceChanged):
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(20):
             await reader.readline()
     await closed(writer)
 
@@ -323,7 +321,7 @@ async def test_changes_are_told(lab: Lab) -> None:
     changes = bindsock.changes()
     lab.vpn_up("metric")
     lab.default("eth0")
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         change = await anext(changes)
     assert change.ipv4.new_path is not None
     assert change.ipv4.new_path.interface == "eth0"
@@ -352,7 +350,7 @@ def test_synchronous_functions_need_no_loop(lab: Lab) -> None:
     with socket.socket() as sock:
         decision = bindsock.bind(sock, lab.server.ipv4)
         assert decision.interface is not None
-        sock.settimeout(5.0)
+        sock.settimeout(20)
         sock.connect((lab.server.ipv4, lab.server.tcp_port))
         assert sock.getsockname()[0] == lab.address("wifi0")
         assert bindsock.interface_of(sock) == "wifi0"

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(_OBSTACLE is not None, reason=
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 SO_BINDTOIFINDEX = 62
-PATIENCE = 10.0
+PATIENCE = 20.0
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -542,7 +542,7 @@ except LabUnavailable as exc:
     raise SystemExit(f"SKIP {exc}")
 tunnel = available(vpn=True)
 with Lab() as lab, lab.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.settimeout(10)
+    sock.settimeout(20)
     lab.down("wifi0")
     sock.sendto(b"rootless", (lab.server.ipv4, lab.server.udp_port))
     print(sock.recv(100).decode())

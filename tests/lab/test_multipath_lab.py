@@ -178,7 +178,7 @@ async def test_a_peer_without_multipath_gets_plain_tcp(lab: Lab) -> None:
         assert not bindsock.multipath_of(writer).real
         lab.down("wifi0")
         with pytest.raises(bindsock.InterfaceChanged):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await reader.readline()
     await source.close()
 
@@ -467,7 +467,7 @@ async def test_a_program_that_is_interrupted_leaves_no_endpoint(lab: Lab, source
         assert await lines.next() == "moved"
         assert lab.address("eth0") in endpoints(lab)
         process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
     assert endpoints(lab) == ""
 
 

@@ -98,7 +98,7 @@ async def main():
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         writer.write(line.encode())
-        print((await asyncio.wait_for(reader.readline(), 10)).decode().strip(), flush=True)
+        print((await asyncio.wait_for(reader.readline(), 20)).decode().strip(), flush=True)
     writer.close()
     await writer.wait_closed()
 asyncio.run(main())
@@ -127,7 +127,7 @@ def subflows(writer):
     return [subflow for subflow in bindsock.multipath_of(writer).subflows if subflow.interface == "eth0"]
 async def still(reader, writer):
     writer.write(b"still\\n")
-    print((await asyncio.wait_for(reader.readline(), 10)).decode().strip(), flush=True)
+    print((await asyncio.wait_for(reader.readline(), 20)).decode().strip(), flush=True)
     writer.transport.abort()
     await asyncio.sleep(0)
 runner = asyncio.Runner()
@@ -150,7 +150,7 @@ async def test_the_end_of_a_fork_is_not_the_end_of_its_parent(lab: Lab, source: 
         assert await lines.next() == "connected"
         lab.down("wifi0")
         assert await lines.next() == "still"
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
 
 
 async def test_an_endpoint_without_an_interface_speaks_against_multipath(
@@ -175,5 +175,5 @@ async def test_an_address_that_moves_into_a_bridge_ends_the_connection(lab: Lab,
         await ping(connected, b"x\n")
         into_a_bridge(lab)
         with pytest.raises(bindsock.InterfaceChanged):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 await connected[0].readline()

@@ -51,7 +51,7 @@ class Connections:
         opening = factory.open_connection if factory is not None else bindsock.open_connection
         reader, writer = await opening(server.address(family), server.tls_port if tls else server.tcp_port, **options)
         self.writers.append(writer)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             greeting = (await reader.readline()).decode().split()
         assert self.lab.interface_of(greeting[1]) == bindsock.interface_of(writer)
         return reader, writer
@@ -75,7 +75,7 @@ async def connections(lab: Lab) -> AsyncIterator[Connections]:
 
 async def ended(reader: asyncio.StreamReader) -> bindsock.InterfaceChanged:
     with pytest.raises(bindsock.InterfaceChanged) as caught:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await reader.readline()
     return caught.value
 
@@ -83,7 +83,7 @@ async def ended(reader: asyncio.StreamReader) -> bindsock.InterfaceChanged:
 async def works(connected: Connected) -> bool:
     reader, writer = connected
     writer.write(b"ping\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         return await reader.readline() == b"ping\n"
 
 
@@ -162,7 +162,7 @@ async def test_off_an_expensive_uplink_when_idle(lab: Lab, connections: Connecti
     kept = await connections.open(factory=factory, better_path="keep")
     lab.up("eth0")
     read = asyncio.ensure_future(ended(idle[0]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not read.done():
             assert await works(busy)
             await asyncio.sleep(0.01)
@@ -178,7 +178,7 @@ async def test_tls_that_the_application_started_itself_is_told(lab: Lab, connect
     reader, writer = await bindsock.open_connection(server.ipv4, server.tls_port)
     connections.writers.append(writer)
     await writer.start_tls(context, server_hostname=server.name)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await reader.readline()).startswith(b"hello ")
     lab.down("wifi0")
     await ended(reader)
@@ -199,7 +199,7 @@ async def test_a_buffered_protocol_is_told(lab: Lab, connections: Connections) -
 
     await bindsock.create_connection(Buffered, lab.server.ipv6, lab.server.tcp_port)
     lab.down("wifi0")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert isinstance(await lost, bindsock.InterfaceChanged)
 
 
@@ -211,7 +211,7 @@ async def test_a_raw_socket_is_reset(lab: Lab, connections: Connections) -> None
     await asyncio.sleep(0)
     lab.down("wifi0")
     with pytest.raises(ConnectionResetError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await receiving
     sock.close()
 
@@ -228,7 +228,7 @@ async def test_the_peer_does_not_take_an_aborted_stream_for_a_finished_one(lab: 
         peer.setblocking(False)
         lab.default("eth0")
         with pytest.raises(ConnectionResetError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await loop.sock_recv(peer, 1)
 
 

@@ -219,7 +219,7 @@ class World:
         """A socket in the host, closed at the end of the test."""
         sock = socket.socket(family, kind, protocol)
         self.stack.callback(sock.close)
-        sock.settimeout(5)
+        sock.settimeout(20)
         return sock
 
     def server(self, family: int, kind: int = socket.SOCK_DGRAM) -> socket.socket:

@@ -102,7 +102,7 @@ def test_a_bound_stream_connects_by_the_interface(
     def connect() -> str:
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             kernel.bind(sock, eth0)
-            sock.settimeout(5)
+            sock.settimeout(20)
             sock.connect(server.getsockname()[:2])
             return str(sock.getsockname()[0])
 
@@ -183,7 +183,7 @@ def test_a_connected_socket_moves_and_keeps_port_peer_and_queue(
 
     def move() -> list[Any]:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(20)
             kernel.bind(sock, wifi0)
             if explicit:
                 sock.bind(("", port))
@@ -219,7 +219,7 @@ def test_replies_reach_a_socket_that_was_moved(
 
     def exchange() -> bytes:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(20)
             kernel.bind(sock, wifi0)
             sock.connect(server.getsockname()[:2])
             kernel.rebind(sock, eth0)
@@ -541,7 +541,7 @@ def test_a_stream_moves_along_with_its_address(world: World, kernel: LinuxKernel
     accepted, _ = server.accept()
     with accepted:
         sock.send(b"moved")
-        accepted.settimeout(5)
+        accepted.settimeout(20)
         assert accepted.recv(100) == b"moved"
         accepted.send(b"seen")
         assert sock.recv(100) == b"seen"
@@ -554,7 +554,7 @@ def test_activity_differs_after_data_has_moved_and_only_then(world: World, kerne
     sock.connect(server.getsockname())
     accepted, _ = server.accept()
     with accepted:
-        accepted.settimeout(5)
+        accepted.settimeout(20)
         quiet = kernel.activity(sock)
         assert quiet is not None
         assert kernel.activity(sock) == quiet

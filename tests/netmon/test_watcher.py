@@ -410,7 +410,7 @@ def test_a_pin_replaces_the_watchers_own() -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -213,7 +213,7 @@ async def plain() -> AsyncIterator[Scene]:
 
 
 async def line(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return await reader.readline()
 
 
@@ -360,7 +360,7 @@ async def test_drain_blocks_while_there_is_no_connection(scene: Scene) -> None:
     assert not drain.done()
     assert writer.transport.get_write_buffer_size() == 1013
     release.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await drain
     await until(lambda: scene.sessions[1].lines[-1:] == [b"one too many\n"])
 
@@ -539,7 +539,7 @@ async def test_close_while_it_is_replaced_ends_it_at_once(scene: Scene) -> None:
     scene.change(reading("eth0"))
     await until(lambda: scene.dials > 1)
     writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await writer.wait_closed()
     await until(lambda: scene.watcher.statistics.tracked == 0)
     assert not scene.watcher.running
@@ -555,7 +555,7 @@ async def test_close_with_something_held_delivers_it_first(scene: Scene) -> None
     scene.change(reading("eth0"))
     writer.write(b"last words\n")
     writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await writer.wait_closed()
     await until(lambda: len(scene.sessions) == 2 and scene.sessions[1].finished.is_set())
     assert scene.sessions[1].lines == [b"again\n", b"last words\n"]
@@ -695,7 +695,7 @@ async def test_a_protocol_that_raises_ends_its_connection(scene: Scene) -> None:
     scene.loop.set_exception_handler(lambda loop, context: errors.append(context))
     _transport, protocol = await scene.protocol(Broken)
     scene.change(reading("eth0"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert isinstance(await protocol.lost, LookupError)
     assert errors
     await until(lambda: scene.watcher.statistics.tracked == 0)
@@ -726,13 +726,13 @@ async def test_abort_in_every_state_leaves_nothing_open(scene: Scene, descriptor
         entered.append(state_of(writer))
         writer.transport.abort()
         with contextlib.suppress(OSError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await writer.wait_closed()
         session.may_close.set()
     assert len(entered) == 6
     await until(lambda: scene.watcher.statistics.tracked == 0)
     for session in scene.sessions:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await session.finished.wait()
         session.writer.close()
         with contextlib.suppress(OSError):
@@ -934,7 +934,7 @@ async def test_sendfile_that_is_under_way_puts_a_better_path_off_and_ends_with_t
         await asyncio.sleep(0.05)
         assert plain.dials == 1
         plain.change(reading("eth0"))
-        done, _ = await asyncio.wait([sending], timeout=5)
+        done, _ = await asyncio.wait([sending], timeout=20)
         assert done
         assert isinstance(sending.exception(), OSError)
     writer.write(b"x\n")

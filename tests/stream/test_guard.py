@@ -84,7 +84,7 @@ class Scene:
         reader, writer = await asyncio.open_connection(sock=sock, **options)
         guard.attach(writer.transport)
         writer.write(b"hello\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert await reader.readline() == b"hello\n"
         self.exits.callback(writer.close)  # and hold it until then
         return reader, writer
@@ -166,7 +166,7 @@ def partial(monkeypatch: pytest.MonkeyPatch) -> None:
 async def ended(reader: asyncio.StreamReader) -> InterfaceChanged:
     """The error with which a pending read wakes."""
     with pytest.raises(InterfaceChanged) as caught:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await reader.readline()
     return caught.value
 
@@ -174,7 +174,7 @@ async def ended(reader: asyncio.StreamReader) -> InterfaceChanged:
 async def still_works(connected: Connected) -> bool:
     reader, writer = connected
     writer.write(b"ping\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return await reader.readline() == b"ping\n"
 
 
@@ -186,7 +186,7 @@ async def settle() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -221,7 +221,7 @@ async def test_a_pending_drain_wakes_with_the_reason(scene: Scene) -> None:
     assert not drain.done()
     scene.kernel.change(ON_ETHERNET)
     with pytest.raises(InterfaceChanged):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await drain
 
 
@@ -269,7 +269,7 @@ async def test_a_buffered_protocol_is_told(scene: Scene, tls_scene: Scene, tls: 
     transport.write(b"hello\n")
     await until(lambda: protocol.received == b"hello\n")
     here.kernel.change(ON_ETHERNET)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert isinstance(await protocol.lost, InterfaceChanged)
     assert not protocol.end_of_file
     assert sock.fileno() == -1
@@ -279,7 +279,7 @@ async def test_a_raw_socket_fails_whoever_waits_on_it(scene: Scene) -> None:
     sock = await scene.dial()
     scene.follow(sock)
     scene.kernel.change(ON_ETHERNET)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await scene.loop.sock_recv(sock, 1) == b"", "the simulated kernel ends it, the real one resets it"
     assert scene.kernel.binds == [("abort", "")]
     sock.close()
@@ -382,7 +382,7 @@ async def test_off_an_expensive_interface_at_last_though_busy(scene: Scene, part
     scene.kernel.change(CELLULAR_WORKS)
     read = asyncio.ensure_future(ended(reader))
     rounds = 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not read.done():
             scene.kernel.transfer()
             rounds += 1
@@ -519,7 +519,7 @@ async def test_a_connection_that_is_being_closed_is_not_told_of_it(scene: Scene)
     scene.kernel.change(ON_ETHERNET)
     transport.close()
     scene.watcher.refresh()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await protocol.lost is None
 
 
@@ -540,7 +540,7 @@ async def test_an_end_within_the_protocols_own_callback(scene: Scene) -> None:
     transport, protocol = await scene.loop.create_connection(Curious, sock=sock)
     guard.attach(transport)
     transport.write(b"hello\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await protocol.lost is guard.error
 
 
@@ -558,7 +558,7 @@ async def test_sendfile_that_is_under_way_ends(scene: Scene, tmp_path: FilePath)
         if sending.done() and isinstance(sending.exception(), NotImplementedError):
             pytest.skip("this loop has no sendfile")
         scene.kernel.change(ON_ETHERNET)
-        done, _ = await asyncio.wait([sending], timeout=5)
+        done, _ = await asyncio.wait([sending], timeout=20)
         assert done
         assert isinstance(sending.exception(), OSError)
 
@@ -612,7 +612,7 @@ async def test_a_change_that_is_none_of_its_own_is_announced_when_following_begi
         guard = scene.follow(sock)
     assert guard.following
     scene.kernel.change(ON_ETHERNET)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while guard.error is None:
             await asyncio.sleep(0.001)
     sock.close()

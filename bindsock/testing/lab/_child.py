@@ -20,7 +20,7 @@ from ._namespaces import inside
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PATIENCE = 10.0
+_PATIENCE = 20.0
 """Seconds to wait for a child's answer: far more than it takes on a busy machine."""
 
 

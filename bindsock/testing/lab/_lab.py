@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Namespace = Literal["host", "router", "server", "vpn"]
-_PATIENCE = 5.0
+_PATIENCE = 20.0
 
 
 @dataclass(frozen=True, slots=True)

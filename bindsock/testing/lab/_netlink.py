@@ -2,8 +2,8 @@
 
 A request is carried out inside ``sendmsg`` (``linux net/netlink/af_netlink.c``, ``netlink_rcv_skb``), so when a call returns the
 change stands, and its errors are known. That takes about 20 µs where starting ``ip`` takes 1.5 ms. The exception is an IPv6
-address: a work queue makes it local some time later (``linux net/ipv6/addrconf.c``, ``addrconf_dad_completed``), on a busy machine
-50 ms later. What comes in for it until then is dropped, so a call that adds one waits for that.
+address: a work queue makes it local, up to 50 ms later on a busy machine (``linux net/ipv6/addrconf.c``,
+``addrconf_dad_completed``). Packets for it are dropped until then, so a call that adds one waits until it is local.
 
 The socket keeps the namespace in which it was made: it can be used from any thread in any namespace. It shares no code with
 bindsock's own netlink, which it is there to test.
@@ -35,7 +35,7 @@ _NEWRULE, _DELRULE = 32, 33
 _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NESTED = 0x8000
 _LOCAL = 2
-_PATIENCE = 10.0
+_PATIENCE = 20.0
 """Seconds to wait until an IPv6 address is local: far more than it takes on a busy machine."""
 
 IFF_UP = 0x1
@@ -204,7 +204,7 @@ class Netlink:
 
         :param ignore: errno values that are no failure
         :raises OSError: one failed; those after it were not tried
-        :raises TimeoutError: an IPv6 address is not local after 10 s
+        :raises TimeoutError: an IPv6 address is not local after 20 s
         """
         for message in messages:
             for type_, body in self._exchange(message, _ACK):
@@ -219,7 +219,7 @@ class Netlink:
     def wait_until_local(self, address: str) -> None:
         """Wait until packets for an IPv6 address are this host's own.
 
-        :raises TimeoutError: they are not after 10 s
+        :raises TimeoutError: they are not after 20 s
         """
         body = struct.pack("=BBBBBBBBI", socket.AF_INET6, 128, 0, 0, 0, 0, 0, 0, 0) + _attribute(1, ip_address(address).packed)
         deadline = time.monotonic() + _PATIENCE

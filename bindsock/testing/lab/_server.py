@@ -17,6 +17,7 @@ import tempfile
 import time
 from typing import Any
 
+_SO_RCVBUFFORCE = 33
 _SO_RCVBUF_BYTES = 4 << 20
 _BACKLOG = 4096
 """So many may connect at once without that one of them has to try again after a second."""
@@ -36,7 +37,10 @@ class Server:
         for address in addresses:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             sock = socket.socket(family, socket.SOCK_DGRAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_RCVBUF_BYTES)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SO_RCVBUF_BYTES)
+            except PermissionError:  # in a user namespace: as much as net.core.rmem_max allows
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_RCVBUF_BYTES)
             sock.setblocking(False)
             sock.bind((address, udp))
             await self.loop.create_datagram_endpoint(lambda: DatagramEcho(self), sock=sock)
