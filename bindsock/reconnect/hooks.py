@@ -79,6 +79,21 @@ class _HookProtocol(asyncio.StreamReaderProtocol):
 
 
 class _HookWriter(asyncio.StreamWriter):
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        protocol: asyncio.StreamReaderProtocol,
+        reader: ReplaceableReader,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(transport, protocol, reader, loop)
+        self._hook_reader = reader
+
+    async def start_tls(self, sslcontext: ssl.SSLContext, **options: Any) -> None:
+        """Go on over TLS, and let the reader pause the TLS transport from then on."""
+        await super().start_tls(sslcontext, **options)
+        self._hook_reader.set_transport(self.transport)
+
     def __del__(self) -> None:
         """The connection lives on when the hook has let go of the writer; asyncio's would close it."""
 

@@ -56,6 +56,9 @@ class ReplaceableReader(asyncio.StreamReader):
             waiting.set_exception(exc)
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        if self._source is None:
+            # Since Python 3.14 asyncio's start_tls() requires that the base class has a transport (Lib/asyncio/streams.py).
+            super().set_transport(transport)
         self._source = transport
 
     def feed_eof(self) -> None:

@@ -820,6 +820,36 @@ async def test_the_application_starts_tls_itself(plain: Scene) -> None:
     assert writer.get_extra_info("ssl_object") is not None
 
 
+async def test_a_hooks_reader_that_is_full_pauses_the_tls_that_the_hook_started(plain: Scene) -> None:
+    tls = tls_client_context()
+    paused = asyncio.Event()
+
+    async def upgrade(session: Session, request: bytes) -> None:
+        if request == b"starttls\n":
+            session.say(b"go ahead\n")
+            await session.writer.start_tls(tls_server_context())
+        else:
+            session.say(bytes(1 << 20) + b"\n")
+
+    plain.answer = upgrade
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        writer.write(b"starttls\n")
+        assert await reader.readline() == b"go ahead\n"
+        await asyncio.sleep(0.02)  # what comes before the server has called start_tls() is lost (asyncio)
+        await writer.start_tls(tls, server_hostname="localhost")
+        writer.write(b"more\n")
+        await until(lambda: not cast(asyncio.Transport, writer.transport).is_reading())
+        paused.set()
+        assert await reader.readexactly((1 << 20) + 1) == bytes(1 << 20) + b"\n"
+
+    _, writer = await plain.streams(hook)
+    plain.change(reading("eth0"))
+    async with asyncio.timeout(5):
+        await paused.wait()
+    await until(lambda: state_of(writer) is State.LIVE)
+
+
 async def test_tls_that_is_ready_after_the_cut_lets_nothing_go_to_the_old_connection(plain: Scene) -> None:
     ready = asyncio.Event()
 
