@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import hypothesis
 import pytest
@@ -51,17 +52,33 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def pytest_asyncio_loop_factories(
-    config: pytest.Config, item: pytest.Item
-) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
+LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--eager-tasks", action="store_true", help="run asynchronous tests with asyncio.eager_task_factory (Python 3.12)"
+    )
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    if config.getoption("--eager-tasks"):
+        return {name: functools.partial(_eager, factory) for name, factory in LOOP_FACTORIES.items()}
+    return LOOP_FACTORIES
+
+
+def _eager(factory: LoopFactory) -> asyncio.AbstractEventLoop:
+    loop = factory()
+    eager: Any = asyncio.eager_task_factory  # type: ignore[attr-defined]
+    loop.set_task_factory(eager)
+    return loop
+
+
+@pytest.fixture(params=LOOP_FACTORIES)
+def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
     """For tests that run a loop of their own."""
-    factory: Callable[[], asyncio.AbstractEventLoop] = request.param
-    return factory
+    return LOOP_FACTORIES[request.param]
 
 
 @pytest.fixture
