@@ -57,9 +57,7 @@ LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--eager-tasks", action="store_true", help="run asynchronous tests with asyncio.eager_task_factory (Python 3.12)"
-    )
+    parser.addoption("--eager-tasks", action="store_true", help="test with asyncio.eager_task_factory (Python 3.12)")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:

@@ -1,13 +1,18 @@
-"""What importing bindsock brings with it."""
+"""What importing bindsock brings with it, and what every module of it does."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import bindsock
+
 OPTIONAL = ("aiohttp", "aioquic", "anyio", "dns", "httpcore", "httpx", "rich", "trio", "uvloop", "pytest")
+_STARTS_A_TASK = ("create_task", "ensure_future", "Task")
 
 
 def loaded(module: str) -> set[str]:
@@ -31,3 +36,11 @@ def test_an_integration_imports_its_library_and_not_the_others(library: str) -> 
     modules = loaded(f"bindsock.integrations.{library}")
     assert library in modules
     assert modules.isdisjoint({"aiohttp", "aioquic", "httpx"} - {library})
+
+
+@pytest.mark.parametrize("module", sorted(Path(bindsock.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_task_has_a_name(module: Path) -> None:
+    """``asyncio.all_tasks()`` and, since Python 3.14, ``python -m asyncio ps`` then tell a program's tasks from ours."""
+    calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
+    starting = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in _STARTS_A_TASK]
+    assert [ast.unparse(call) for call in starting if not any(keyword.arg == "name" for keyword in call.keywords)] == []

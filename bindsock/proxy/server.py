@@ -134,7 +134,7 @@ class Proxy:
                 logger.warning("%d clients are connected, further ones are turned away", len(self._clients))
             writer.transport.abort()
             return
-        client = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        client = asyncio.get_running_loop().create_task(self._serve(reader, writer), name=f"bindsock proxy {_label(writer)}")
         self._clients.add(client)
         client.add_done_callback(self._gone)
 
@@ -219,8 +219,8 @@ class Proxy:
             upstream[1].write(early)
             up.bytes += len(early)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pump(client[0], upstream[1], up))
-                tasks.create_task(self._pump(upstream[0], client[1], down))
+                tasks.create_task(self._pump(client[0], upstream[1], up), name=f"bindsock proxy {label} up")
+                tasks.create_task(self._pump(upstream[0], client[1], down), name=f"bindsock proxy {label} down")
         except* InterfaceChanged as errors:
             outcome = f"ended, since its path is gone: {errors.exceptions[0]}"
             _reset(client[1])

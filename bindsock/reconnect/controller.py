@@ -238,7 +238,7 @@ class Controller:
         self.transport.cut()
 
     def _dial(self) -> None:
-        self._task = self.loop.create_task(self._dialling(), name="bindsock dial")
+        self._task = _start(self.loop, self._dialling(), f"bindsock dial {self._current.address}")
 
     def _pause(self) -> None:
         self._timer = self.loop.call_later(pause(self._failures, random.random()), self._retry)
@@ -314,7 +314,7 @@ class Controller:
         if self._dialler is not None:
             self._hook, self._resuming_next = self._dialler, resuming
         else:
-            self._hook = self.loop.create_task(resuming, name="bindsock hook")
+            self._hook = _start(self.loop, resuming, _hook_name(self._new))
         self._hooks.add(self._hook)
         self._hook.add_done_callback(self._hooks.discard)
 
@@ -454,6 +454,8 @@ class Controller:
             self.loop.call_soon(self._stand_and_look, leg)
             resuming, self._resuming_next = self._resuming_next, None
             if resuming is not None:
+                if task is not None:
+                    task.set_name(_hook_name(leg))
                 await resuming
             return
         if self._task is task:
@@ -533,6 +535,18 @@ class _Follower:
         replacer = self._replacer()
         if replacer is not None:
             callback_budget(replacer.loop).do(functools.partial(replacer.judge, decider))
+
+
+def _start(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task that begins in a later turn of the loop, when the caller has stored it.
+
+    ``loop.create_task()`` runs the coroutine at once where the program has set ``asyncio.eager_task_factory``.
+    """
+    return asyncio.Task(coroutine, loop=loop, name=name)
+
+
+def _hook_name(leg: Connection) -> str:
+    return f"bindsock hook {leg.address} {leg.interface}"
 
 
 def _of_the_path(error: Exception | None) -> bool:

@@ -119,7 +119,9 @@ class BoundResolver:
             if policy == "error":
                 raise no_effective_interface(f"the name {name}", tuple(decisions.values()), self._watcher.kernel, decider.network)
             await until_changed(self._watcher)
-        results = await asyncio.gather(*(self._of_family(name, f) for f in indexes), return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        asking = [loop.create_task(self._of_family(name, f), name=f"bindsock resolve {name} {f.name}") for f in indexes]
+        results = await asyncio.gather(*asking, return_exceptions=True)
         errors = [r for r in results if isinstance(r, BaseException)]
         for error in errors:
             if not isinstance(error, OSError):
@@ -157,7 +159,9 @@ class BoundResolver:
 
     async def _unless_path_changes(self, name: str, family: socket.AddressFamily, path: Path) -> Answer | None:
         """Ask; ``None`` as soon as the question is on its way by a path that is no longer the one."""
-        asking = asyncio.ensure_future(self._ask(name, family, path.index))
+        asking = asyncio.get_running_loop().create_task(
+            self._ask(name, family, path.index), name=f"bindsock ask {name} {family.name} {path.interface}"
+        )
         interrupter = _Interrupter(asking, path)
         self._watcher.follow(interrupter)
         try:

@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import socket
+import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -646,7 +647,7 @@ async def test_a_protocol_is_paused_by_what_is_held_and_resumed(scene: Scene) ->
     transport.write(b"\n")
     assert protocol.events[-1] == "pause"
     await until(lambda: "resume" in protocol.events)
-    await until(lambda: len(scene.sessions[1].lines) == 2)
+    await until(lambda: len(scene.sessions) == 2 and len(scene.sessions[1].lines) == 2)
     assert protocol.events.count("pause") == protocol.events.count("resume")
 
 
@@ -741,6 +742,68 @@ async def test_abort_in_every_state_leaves_nothing_open(scene: Scene, descriptor
     await until(lambda: not [t for t in asyncio.all_tasks() if t is not own and t.get_name().startswith("bindsock")])
     scene.sessions.clear()
     scene.open.clear()
+
+
+def task_names() -> set[str]:
+    return {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("bindsock")}
+
+
+async def test_a_task_is_named_for_what_it_does_and_for_the_peer(plain: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m asyncio ps`` shows it (Python 3.14)."""
+    dialled, spoken = asyncio.Event(), asyncio.Event()
+    dial = plain.dial
+
+    async def slow() -> Dialled:
+        await dialled.wait()
+        return await dial()
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        await spoken.wait()
+
+    dialled.set()
+    monkeypatch.setattr(plain, "dial", slow)
+    _, writer = await plain.streams(hook)
+    assert task_names() == set()
+    dialled.clear()
+    plain.change(reading("eth0"))
+    await until(lambda: task_names() == {"bindsock dial 198.51.100.7"})
+    dialled.set()
+    await until(lambda: task_names() == {"bindsock hook 198.51.100.7 eth0"})
+    spoken.set()
+    await until(lambda: task_names() == set())
+    assert state_of(writer) is State.LIVE
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks come with Python 3.12")
+async def test_eager_tasks_change_nothing(plain: Scene) -> None:
+    """A dial that fails at once has failed before ``create_task()`` returns, and a hook that is stopped is still waited for."""
+    running, most = 0, 0
+    blocked = asyncio.Event()
+
+    async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            await blocked.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.02)
+            raise
+        finally:
+            running -= 1
+
+    eager: Any = asyncio.eager_task_factory  # type: ignore[attr-defined]
+    plain.loop.set_task_factory(eager)
+    plain.refuse_dials = 0
+    _, writer = await plain.streams(hook)
+    plain.refuse_dials = 2
+    plain.change(reading("eth0"))
+    await until(lambda: running == 1)
+    plain.change(reading("wwan0"))
+    await until(lambda: len(plain.sessions) == 3 and running == 1)
+    blocked.set()
+    await until(lambda: state_of(writer) is State.LIVE)
+    assert most == 1
 
 
 async def test_many_are_replaced_a_few_at_a_time(plain: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,10 @@ class Program:
     async def start(self) -> None:
         host, udp, _ = self._server
         await self._sockets.datagram(lambda: self.telemetry, host, udp)
-        self._tasks = [asyncio.ensure_future(self._send_telemetry()), asyncio.ensure_future(self._report())]
+        self._tasks = [
+            asyncio.create_task(self._send_telemetry(), name="bindsock demo telemetry"),
+            asyncio.create_task(self._report(), name="bindsock demo report"),
+        ]
 
     async def restart(self, sockets: Sockets) -> None:
         """What its operator does: end it and start it again."""
