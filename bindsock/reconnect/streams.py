@@ -195,12 +195,16 @@ class ReplaceableWriter(asyncio.StreamWriter):
         *,
         server_hostname: str | None = None,
         ssl_handshake_timeout: float | None = None,
-        **options: Any,
+        ssl_shutdown_timeout: float | None = None,
     ) -> None:
         """Go on over TLS. When the connection is replaced, the new one is plain: its hook starts TLS itself."""
         await self.drain()
         transport = cast("ReplaceableTransport", self.transport)
         loop = asyncio.get_running_loop()
         await transport.start_tls(
-            loop.start_tls, sslcontext, server_hostname=server_hostname, ssl_handshake_timeout=ssl_handshake_timeout, **options
+            loop.start_tls,
+            sslcontext,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
