@@ -18,7 +18,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, SockAddr, address_of
 from bindsock.errors import BindFailed, EgressMismatch
 from bindsock.model.decision import Basis, Decision, Path, path_of
-from bindsock.model.network import InterfaceKind, IPAddress
+from bindsock.model.network import Interface, InterfaceKind, IPAddress
 from bindsock.routing.effective import Decider
 from bindsock.routing.multipath import multipath_obstacle
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bindsock")
 
 
-_BIND_FAILURES = (errno.ENODEV, errno.ENXIO, errno.ENETUNREACH)
+_NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
+_PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 """What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
 
 
@@ -189,15 +190,28 @@ class Race:
                 # It may be plain TCP after all, to which more can be said.
                 self._dialer.prepare(sock)
         except OSError as error:
-            if interface is not None and error.errno in _BIND_FAILURES:
+            if interface is not None and self._is_gone(interface, error):
                 error = BindFailed(
-                    f"cannot connect to {sockaddr[0]} port {sockaddr[1]}",
+                    f"cannot connect to {sockaddr[0]} port {sockaddr[1]}: the interface is gone",
                     errno=error.errno,
                     interface=interface.name,
                     call="connect",
                 )
             self._errors.append(error)
             raise error from None
+
+    def _is_gone(self, interface: Interface, error: OSError) -> bool:
+        """Whether a connect failed since the interface is no longer there, or is down.
+
+        ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
+        (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
+        """
+        if error.errno in _NO_DEVICE:
+            return True
+        if error.errno not in _PERHAPS_NO_DEVICE:
+            return False
+        now = self._dialer.watcher.decider().network.interfaces.get(interface.index)
+        return now is None or not now.up
 
     def verified(self, sock: FollowedSocket) -> Dialled:
         """The winner, once its local address is known not to be a tunnel's."""
@@ -206,7 +220,7 @@ class Race:
             info_key = next((k for k in self._decisions if k[:2] == peer[:2]), None)
             local = address_of(sock.getsockname())
         except OSError as error:
-            raise BindFailed("the connection ended as soon as it was made", errno=error.errno, call="getpeername") from error
+            raise ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made") from error
         if info_key is None:  # a NAT in the kernel (a transparent proxy) can change what the peer seems to be
             info_key = next(iter(self._decisions))
         _, address, decision = self._decisions[info_key]

@@ -169,6 +169,37 @@ async def test_a_local_address_must_belong_to_the_interface(lab: Lab) -> None:
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
+@pytest.mark.parametrize("host", ["198.18.0.1", "fd99::1"])
+async def test_what_a_router_says_beyond_a_healthy_interface_is_the_plain_error(lab: Lab, host: str) -> None:
+    """The router has no route to the destination, and answers with an ICMP error."""
+    with pytest.raises(OSError, match=host) as caught:
+        await bindsock.open_connection(host, 9)
+    assert not isinstance(caught.value, bindsock.BindsockError)
+    assert caught.value.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+
+
+@pytest.mark.parametrize("host", ["server.ipv4", "server.ipv6"])
+async def test_an_interface_that_goes_while_the_socket_connects_is_no_router(lab: Lab, host: str) -> None:
+    """The kernel refuses to connect by an interface that is gone: that is a binding that failed."""
+    lab.default("wifi0")
+    address = getattr(lab.server, host.removeprefix("server."))
+
+    def gone(sock: socket.socket, interface: Interface) -> None:
+        bind(sock, interface)
+        lab.down("wifi0")
+        lab.down("eth0")
+
+    kernel = kernels.current()
+    bind, has_route = kernel.bind, kernel.has_route
+    kernel.bind = gone  # type: ignore[method-assign]
+    kernel.has_route = lambda interface, destination: True  # type: ignore[method-assign]
+    with pytest.raises(bindsock.BindFailed, match="the interface is gone") as caught:
+        await bindsock.TransportFactory(kernel=kernel).connect(address, lab.server.tcp_port)
+    assert caught.value.interface == "wifi0"
+    assert caught.value.call == "connect"
+    kernel.has_route = has_route  # type: ignore[method-assign]
+
+
 async def test_a_dial_in_flight_is_dialled_again_when_its_path_changes(lab: Lab) -> None:
     lab.vpn_up("metric")
     lab.blackhole("wifi0", True)
