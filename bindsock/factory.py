@@ -422,7 +422,7 @@ class TransportFactory:
     def statistics(self) -> Statistics:
         """What has been counted since the factory was made."""
         watcher = self._connector.started_watcher
-        return copy.copy(watcher.statistics) if watcher is not None else Statistics()
+        return copy.deepcopy(watcher.statistics) if watcher is not None else Statistics()
 
 
 class Changes:

@@ -1,4 +1,4 @@
-"""Datagrams that wait: until the socket takes more, or until there is a path again.
+"""Datagrams that wait: until the socket takes more, until there is a path again, or until it is their turn.
 
 In order for each destination. A destination that is refused does not hold up the others: to a server with a thousand peers, one
 that has become unreachable is no reason to be silent.
@@ -22,8 +22,12 @@ class Outcome(enum.Enum):
     SENT = enum.auto()
     FULL = enum.auto()
     """The socket takes no more for now."""
-    REFUSED = enum.auto()
+    NO_PATH = enum.auto()
     """There is no path for now."""
+    REFUSED = enum.auto()
+    """The system refuses it as if there were no path, though there should be one."""
+    LATER = enum.auto()
+    """It is not its turn yet."""
     FAILED = enum.auto()
     """It can never be sent."""
 
@@ -35,13 +39,17 @@ class Waiting:
     data: bytes
     address: Hashable
     since: float
-    """Monotonic seconds; if held, since when it has been."""
+    """Monotonic seconds since when it has been held, or has waited for room."""
     held: bool
     """There was no path for it, rather than no room."""
+    refused_since: float | None = None
+    """Monotonic seconds since when the system refuses it."""
 
 
 class Backlog:
     """The datagrams of one transport that wait."""
+
+    __slots__ = ("_counts", "_queue", "size")
 
     def __init__(self) -> None:
         self._queue: deque[Waiting] = deque()
@@ -61,60 +69,79 @@ class Backlog:
         """Whether any waits for a path."""
         return any(w.held for w in self._queue)
 
-    def add(self, data: bytes, address: Hashable, now: float, *, held: bool) -> int:
+    def add(self, waiting: Waiting) -> int:
         """Let a datagram wait.
 
         :return: how many others were dropped to make room; only held ones are limited, the rest is for flow control
         """
-        self._put(Waiting(data, address, now, held))
+        self._put(waiting)
         dropped = 0
-        while held and len(self._queue) > 1 and (len(self._queue) > MAX_HELD or self.size > MAX_HELD_BYTES):
+        while waiting.held and len(self._queue) > 1 and (len(self._queue) > MAX_HELD or self.size > MAX_HELD_BYTES):
             self._take()
             dropped += 1
         return dropped
 
-    def send(self, attempt: Callable[[Waiting], Outcome], now: float) -> None:
+    def send(self, attempt: Callable[[Waiting], Outcome], now: float) -> Outcome:
         """Try to send all, the oldest first.
 
         :param attempt: sends one; it must not call back into the backlog
+        :return: why it stopped before the end (``FULL`` or ``LATER``), else ``SENT``
         """
-        refused: deque[Waiting] = deque()
-        blocked: set[Hashable] = set()
+        stays: deque[Waiting] = deque()
+        blocked: dict[Hashable, Outcome] = {}
+        ended = Outcome.SENT
         while self._queue:
             waiting = self._take()
-            outcome = Outcome.REFUSED if waiting.address in blocked else attempt(waiting)
-            if outcome is Outcome.FULL:
+            outcome = blocked.get(waiting.address) or attempt(waiting)
+            if outcome in (Outcome.FULL, Outcome.LATER):
                 self._put_back(waiting)
+                ended = outcome
                 break
-            if outcome is Outcome.REFUSED:
+            if outcome in (Outcome.NO_PATH, Outcome.REFUSED):
                 if not waiting.held:
                     waiting.held, waiting.since = True, now
-                blocked.add(waiting.address)
-                refused.append(waiting)
-        while refused:
-            self._put_back(refused.pop())
+                if outcome is Outcome.NO_PATH:
+                    waiting.refused_since = None
+                elif waiting.refused_since is None:
+                    waiting.refused_since = now
+                blocked[waiting.address] = outcome
+                stays.append(waiting)
+        while stays:
+            self._put_back(stays.pop())
+        return ended
 
-    def expire(self, before: float) -> list[Waiting]:
-        """Give up those that have been held since before a time."""
+    def expire(self, held_before: float, refused_before: float) -> tuple[list[Waiting], list[Waiting]]:
+        """Give up those that have waited for too long.
+
+        :param held_before: monotonic seconds: what has been held since before is too old
+        :param refused_before: monotonic seconds: what the system has refused since before never will be sent
+        :return: the ones and the others
+        """
         kept: list[Waiting] = []
-        expired: list[Waiting] = []
+        old: list[Waiting] = []
+        refused: list[Waiting] = []
         while self._queue:
             waiting = self._take()
-            (expired if waiting.held and waiting.since <= before else kept).append(waiting)
+            if waiting.refused_since is not None and waiting.refused_since <= refused_before:
+                refused.append(waiting)
+            elif waiting.held and waiting.since <= held_before:
+                old.append(waiting)
+            else:
+                kept.append(waiting)
         for waiting in kept:
             self._put(waiting)
-        return expired
+        return old, refused
 
     def clear(self) -> int:
         """Drop all.
 
-        :return: how many of them were held
+        :return: how many there were
         """
-        held = sum(w.held for w in self._queue)
+        count = len(self._queue)
         self._queue.clear()
         self._counts.clear()
         self.size = 0
-        return held
+        return count
 
     def _put(self, waiting: Waiting) -> None:
         self._queue.append(waiting)

@@ -22,6 +22,8 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from bindsock.model.statistics import UNBOUND
+
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface
@@ -74,13 +76,29 @@ class DropCounter:
 
     :param kernel: what to ask
     :param devices: what all sockets share
+    :param tally: how many datagrams were sent, by the name of the interface
     """
 
-    __slots__ = ("_devices", "_interface", "_kernel", "_note_due", "_notes", "_sent", "_sent_then", "_unsent", "due")
+    __slots__ = (
+        "_devices",
+        "_interface",
+        "_kernel",
+        "_name",
+        "_note_due",
+        "_notes",
+        "_sent",
+        "_sent_then",
+        "_tally",
+        "_unsent",
+        "due",
+    )
 
-    def __init__(self, kernel: Kernel, devices: DeviceDrops) -> None:
+    def __init__(self, kernel: Kernel, devices: DeviceDrops, tally: dict[str, int]) -> None:
         self._kernel = kernel
         self._devices = devices
+        self._tally = tally
+        self._name = UNBOUND
+        tally.setdefault(UNBOUND, 0)
         self._interface: Interface | None = None
         self._notes: deque[_Note] = deque()
         self._sent = 0
@@ -91,17 +109,28 @@ class DropCounter:
         """When :meth:`look` is due, before the next datagram is sent."""
 
     def start(self, interface: Interface | None) -> None:
-        """From now on the socket sends by that interface."""
+        """From now on the socket sends by that interface, or is bound to none."""
         self._interface = interface
-        self._notes.clear()
-        self._sent = self._unsent = self._sent_then = 0
-        self.due = self._note_due = _NEVER
+        self._name = UNBOUND if interface is None else interface.name
+        self._tally.setdefault(self._name, 0)
+        self._reset()
         if interface is not None:
             self._note(self._devices.time())
 
+    def _stop(self) -> None:
+        """The device is dead, and what it dropped is counted."""
+        self._interface = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._notes.clear()
+        self._sent = self._unsent = self._sent_then = 0
+        self.due = self._note_due = _NEVER
+
     def sent(self) -> None:
-        """The device has taken a datagram."""
+        """The system has taken a datagram."""
         self._sent += 1
+        self._tally[self._name] += 1
 
     def look(self, now: float, sock: socket.socket) -> None:
         """Write down how things stand."""
@@ -117,7 +146,7 @@ class DropCounter:
             return 0
         if not self._sent:
             # Whoever sends by the socket does not tell. What has not left yet never will.
-            self.start(None)
+            self._stop()
             return self._kernel.unsent(sock)
         self._forget(self._devices.time())
         before = self._notes[0]
@@ -126,7 +155,7 @@ class DropCounter:
         dropped = 0 if dropped is None else max(0, min(sent, dropped - before.dropped))
         self._devices.claim(interface, dropped)
         waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
-        self.start(None)
+        self._stop()
         return min(sent, dropped + waiting)
 
     def _note(self, now: float) -> None:

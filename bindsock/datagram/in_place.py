@@ -64,7 +64,7 @@ class InPlace:
         self.placement = placement
         self.broken = False
         """A move failed half-way: the socket must be bound anew before it sends."""
-        self.drops = DropCounter(watcher.kernel, runtime.shared(DeviceDrops))
+        self.drops = DropCounter(watcher.kernel, runtime.shared(DeviceDrops), watcher.statistics.sent)
         """What the device by which the socket sends has dropped of it."""
 
     def begin(self, network: Network) -> None:
@@ -260,6 +260,13 @@ class InPlaceMover:
         except BaseException:
             self.close()
             raise
+
+    def sent(self, sock: socket.socket) -> None:
+        """The program is about to send a datagram by the socket. It may say so, so that what is sent and lost is counted."""
+        drops, now = self._in_place.drops, self._watcher.clock()
+        if now >= drops.due:
+            drops.look(now, sock)
+        drops.sent()
 
     def close(self) -> None:
         """Stop following. The socket stays open, and bound where it is."""

@@ -1,19 +1,24 @@
 """Sends by the socket that is current, and knows what to do when it is refused.
 
 A send that is refused because the path is gone is held, the network is looked at again, and what is held goes out by the new
-interface, in order. A refusal that has another reason (a peer's ICMP, a destination that is unreachable while the path is not)
-is an error to be told to the protocol, as asyncio does.
+interface: the oldest first, :data:`RATE` a second, since a burst of several seconds' datagrams would overflow the next queue on
+its way. A refusal that has another reason (a peer's ICMP, a destination that is unreachable while the path is not) is an error to
+be told to the protocol, as asyncio does.
+
+Every datagram that is accepted is counted once (see :class:`bindsock.model.statistics.Statistics`): when the system takes it, or
+when it is given up; until then it waits.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
 from bindsock.errors import InterfaceChanged
+from bindsock.model.statistics import Loss
+from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
     from bindsock.datagram.mover import DatagramMover
@@ -22,12 +27,14 @@ if TYPE_CHECKING:
     from bindsock.netmon.loop import Timer
     from bindsock.netmon.runtime import Runtime
 
-logger = logging.getLogger("bindsock")
-
 HELD_FOR = 5.0
 """Seconds for which a datagram waits for a path."""
 DOUBTED_FOR = 0.5
 """Seconds after which a refusal is the destination's fault, if the path still looks intact: the network has been read by then."""
+RATE = 1000.0
+"""Held datagrams that are sent in a second, and one more for each that the program adds meanwhile."""
+TURN = 0.01
+"""Seconds between two turns of sending held datagrams."""
 _FIRST_TICK = 0.05
 _LAST_TICK = 0.5
 
@@ -53,11 +60,48 @@ class Owner(Protocol):
         """The socket raised what no socket should."""
 
 
+class _Trouble:
+    """What is known of refusals since there was a path last."""
+
+    __slots__ = ("complained", "recheck_due", "refusal", "unreachable")
+
+    def __init__(self) -> None:
+        self.refusal: OSError | None = None
+        """The latest one."""
+        self.complained = False
+        """The protocol has been told that there is no path."""
+        self.unreachable: set[object] = set()
+        """Destinations whose refusals are told at once, until something changes."""
+        self.recheck_due = False
+
+    def clear(self) -> None:
+        self.refusal = None
+        self.complained = False
+        self.unreachable.clear()
+
+
 class Sender:
     """The sending half of a datagram transport.
 
     :param remote: the destination of what is sent without one
     """
+
+    __slots__ = (
+        "_allowance",
+        "_counted",
+        "_mover",
+        "_owner",
+        "_remote",
+        "_runtime",
+        "_statistics",
+        "_stopped",
+        "_ticks",
+        "_trouble",
+        "_turn",
+        "_writing",
+        "backlog",
+        "errors",
+    )
 
     def __init__(
         self,
@@ -76,13 +120,14 @@ class Sender:
         self._owner = owner
         self._remote = remote
         self._writing: socket.socket | None = None
-        self._full = False
-        self._timer: Timer | None = None
-        self._delay = _FIRST_TICK
-        self._recheck_due = False
-        self._refusal: OSError | None = None
-        self._complained = False
-        self._unreachable: set[object] = set()
+        """The socket that takes no more for now."""
+        self._ticks: Retry | None = None
+        self._turn: Timer | None = None
+        self._allowance = 0
+        """How many held datagrams may be sent before the next turn."""
+        self._trouble: _Trouble | None = None
+        self._counted = 0
+        """How many of the statistics' waiting datagrams are this one's."""
         self._stopped = False
 
     def send(self, data: Data, addr: Any) -> None:
@@ -91,37 +136,73 @@ class Sender:
         :param addr: ``None`` for the only destination there is
         """
         now = self._runtime.time()
-        if self._mover.no_path or self._writing is not None or self.backlog.waits_for(addr):
-            self._wait(data, addr, now, held=self._mover.no_path or self._writing is None)
+        if self._writing is not None or (self.backlog and self.backlog.waits_for(addr)):
+            self._wait(Waiting(bytes(data), addr, now, held=self._writing is None))
+            if self._turn is not None:
+                self._allowance += 1
+                self._flush()
             return
         outcome = self._attempt(data, addr, now)
-        if outcome is Outcome.FULL:
-            self._add_writer()
-            self._wait(data, addr, now, held=False)
-        elif outcome is Outcome.REFUSED:
-            self._wait(data, addr, now, held=True)
+        if outcome is Outcome.SENT or outcome is Outcome.FAILED:
+            if self.errors:
+                self._owner.settled()
+        elif outcome is Outcome.FULL:
+            self._wait(Waiting(bytes(data), addr, now, held=False))
+        elif outcome is Outcome.NO_PATH:
+            self._wait(Waiting(bytes(data), addr, now, held=True))
+        else:
+            self._wait(Waiting(bytes(data), addr, now, held=True, refused_since=now))
             self._recheck_soon()
-        elif self.errors:
-            self._owner.settled()
 
     def path_found(self) -> None:
         """The current socket may be another one, and can send."""
         if self._writing is not self._mover.sock:
             self._remove_writer()
-        self._unreachable.clear()
-        self._refusal = None
-        self._complained = False
-        self._delay = _FIRST_TICK
-        self._flush()
+        if self._trouble is not None:
+            self._trouble.clear()
+        if self._ticks is not None:
+            self._ticks.reset()
+        if self._turn is None:
+            self._allow()
+            self._flush()
 
     def stop(self) -> None:
         """Send no more. What waits is lost."""
         self._stopped = True
         self._remove_writer()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._statistics.lost += self.backlog.clear()
+        if self._ticks is not None:
+            self._ticks.cancel()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self._statistics.lose(self.backlog.clear(), Loss.CLOSED)
+        self._count_waiting()
+
+    def refuse(self) -> None:
+        """A datagram was accepted after the end."""
+        self._statistics.lose(1, Loss.CLOSED)
+
+    def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
+        mover = self._mover
+        if mover.no_path:
+            return Outcome.NO_PATH
+        drops = mover.in_place.drops
+        if now >= drops.due:
+            drops.look(now, mover.sock)
+        try:
+            self._transmit(data, addr)
+        except (BlockingIOError, InterruptedError):
+            return self._full(mover.sock)
+        except OSError as exc:
+            return self._refused(exc, data, addr)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
+            self._statistics.lose(1, Loss.REFUSED)
+            self._owner.broken(exc)
+            return Outcome.FAILED
+        drops.sent()
+        return Outcome.SENT
 
     def _transmit(self, data: Data, addr: Any) -> None:
         mover = self._mover
@@ -131,34 +212,16 @@ class Sender:
             destination: Any = addr if addr is not None else self._remote
             mover.sock.sendto(data, destination)
 
-    def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
-        drops = self._mover.in_place.drops
-        if now >= drops.due:
-            drops.look(now, self._mover.sock)
-        try:
-            self._transmit(data, addr)
-        except (BlockingIOError, InterruptedError):
-            return Outcome.FULL
-        except OSError as exc:
-            return self._refused(exc, data, addr)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
-            self._owner.broken(exc)
-            return Outcome.FAILED
-        drops.sent()
-        return Outcome.SENT
-
     def _refused(self, exc: OSError, data: Data, addr: Any) -> Outcome:
         if exc.errno in _PENDING:
             try:
                 self._transmit(data, addr)
             except (BlockingIOError, InterruptedError):
                 self.errors.append(exc)
-                return Outcome.FULL
+                return self._full(self._mover.sock)
             except OSError as again:
-                if again.errno in _PATH_GONE and self._mover.followed and addr not in self._unreachable:
-                    self._refusal = again
+                if again.errno in _PATH_GONE and self._mover.followed and not self._is_unreachable(addr):
+                    self._troubled().refusal = again
                     return Outcome.REFUSED
                 exc = again
             else:
@@ -166,95 +229,123 @@ class Sender:
                 self._mover.in_place.drops.sent()
                 return Outcome.SENT
         self.errors.append(exc)
+        self._statistics.lose(1, Loss.REFUSED)
         return Outcome.FAILED
 
-    def _wait(self, data: Data, addr: object, now: float, *, held: bool) -> None:
-        self._statistics.lost += self.backlog.add(bytes(data), addr, now, held=held)
-        if held:
-            self._arm()
+    def _is_unreachable(self, addr: object) -> bool:
+        return self._trouble is not None and addr in self._trouble.unreachable
+
+    def _troubled(self) -> _Trouble:
+        if self._trouble is None:
+            self._trouble = _Trouble()
+        return self._trouble
+
+    def _wait(self, waiting: Waiting) -> None:
+        self._statistics.lose(self.backlog.add(waiting), Loss.TOO_MANY)
+        self._count_waiting()
+        if waiting.held:
+            self._tick_later()
         self._owner.settled()
+
+    def _count_waiting(self) -> None:
+        self._statistics.waiting += len(self.backlog) - self._counted
+        self._counted = len(self.backlog)
 
     def _flush(self) -> None:
         self._send_waiting()
         self._settle()
 
     def _send_waiting(self) -> None:
-        if not self.backlog or self._mover.no_path:
+        if not self.backlog:
             return
         now = self._runtime.time()
-        self._full = False
-        self.backlog.send(lambda waiting: self._attempt_waiting(waiting, now), now)
-        if self._full:
-            self._add_writer()
-        else:
+        ended = self.backlog.send(lambda waiting: self._attempt_waiting(waiting, now), now)
+        if ended is not Outcome.FULL:
             self._remove_writer()
+        if ended is Outcome.LATER and self._turn is None:
+            self._turn = self._runtime.call_later(TURN, self._next_turn)
 
     def _attempt_waiting(self, waiting: Waiting, now: float) -> Outcome:
+        if waiting.held and not self._allowance:
+            return Outcome.LATER
         outcome = self._attempt(waiting.data, waiting.address, now)
-        if outcome is Outcome.FULL:
-            self._full = True
-        elif waiting.held and outcome is Outcome.SENT:
+        if waiting.held and outcome is Outcome.SENT:
+            self._allowance -= 1
             self._statistics.held += 1
-        elif waiting.held and outcome is Outcome.FAILED:
-            self._statistics.lost += 1
         return outcome
+
+    def _allow(self) -> None:
+        self._allowance = int(RATE * TURN)
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._allow()
+        self._expire()
+        self._flush()
 
     def _settle(self) -> None:
         if self._stopped:
             return
+        self._count_waiting()
         if self.backlog.holds:
-            self._arm()
+            self._tick_later()
         self._owner.settled()
 
     def _recheck_soon(self) -> None:
         """Have the network read, but not inside the program's call of sendto()."""
-        if not self._recheck_due:
-            self._recheck_due = True
+        trouble = self._troubled()
+        if not trouble.recheck_due:
+            trouble.recheck_due = True
             self._runtime.call_soon(self._recheck)
 
     def _recheck(self) -> None:
-        self._recheck_due = False
+        self._troubled().recheck_due = False
         if not self._stopped:
             self._mover.recheck()
 
-    def _arm(self) -> None:
-        if self._timer is None:
-            self._timer = self._runtime.call_later(self._delay, self._tick)
-            self._delay = min(2 * self._delay, _LAST_TICK)
+    def _tick_later(self) -> None:
+        if self._ticks is None:
+            self._ticks = Retry(self._runtime, self._tick, _FIRST_TICK, _LAST_TICK, jitter=0.0)
+        if not self._ticks.scheduled:
+            self._ticks.schedule()
 
     def _tick(self) -> None:
-        self._timer = None
-        self._send_waiting()
+        if self._turn is None:
+            self._allow()
+            self._send_waiting()
         self._expire()
         if self.backlog.holds:
             self._mover.recheck()
         self._settle()
 
     def _expire(self) -> None:
-        no_path = self._mover.no_path
-        expired = self.backlog.expire(self._runtime.time() - (HELD_FOR if no_path else DOUBTED_FOR))
-        if not expired:
+        """Give up what has waited for too long."""
+        now, no_path = self._runtime.time(), self._mover.no_path
+        # If the path is intact, it is the destinations of those that are refused.
+        old, refused = self.backlog.expire(now - HELD_FOR, now - (HELD_FOR if no_path else DOUBTED_FOR))
+        self._statistics.lose(len(old), Loss.TOO_OLD)
+        self._statistics.lose(len(refused), Loss.UNREACHABLE)
+        trouble = self._troubled()
+        if refused and not no_path:
+            trouble.unreachable.update(waiting.address for waiting in refused)
+        elif no_path and not trouble.complained and (old or refused):
+            trouble.complained = True
+        else:
             return
-        self._statistics.lost += len(expired)
-        if not no_path:
-            # The path is intact, so it is these destinations: from now on each refusal is told at once, until something changes.
-            self._unreachable.update(waiting.address for waiting in expired)
-        elif self._complained:
-            return
-        self._complained = no_path
-        interface = self._mover.interface
+        interface, lost = self._mover.interface, len(old) + len(refused)
         text = f"no interface has taken over from {interface}" if interface is not None else "no interface may be used"
-        self.errors.append(self._refusal or InterfaceChanged(f"{text}, {len(expired)} datagrams are lost", interface=interface))
+        self.errors.append(trouble.refusal or InterfaceChanged(f"{text}, {lost} datagrams are lost", interface=interface))
+
+    def _full(self, sock: socket.socket) -> Outcome:
+        if self._writing is None:
+            self._writing = sock
+            self._runtime.add_writer(sock, self._writable)
+        return Outcome.FULL
 
     def _writable(self) -> None:
         # Begun anew each time: where there is an error to be read, libuv stops watching (src/unix/poll.c, uv__poll_io).
         self._remove_writer()
         self._flush()
-
-    def _add_writer(self) -> None:
-        if self._writing is None:
-            self._writing = self._mover.sock
-            self._runtime.add_writer(self._writing, self._writable)
 
     def _remove_writer(self) -> None:
         if self._writing is not None:

@@ -160,6 +160,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             if self._lost >= _WARN_AFTER:
                 logger.warning("a datagram was sent by a closed transport")
             self._lost += 1
+            self._sender.refuse()
             return
         mover = self._mover
         if addr is not None and mover.in_place.placement.path is not None and self._is_local(addr):

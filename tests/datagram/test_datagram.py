@@ -72,12 +72,15 @@ class ScriptedKernel(SimulatedKernel):
         """How many attempts to send are to find no room in the socket."""
         self.unreachable: set[tuple[Any, ...]] = set()
         self.routeless: set[str] = set()
+        self.too_long: set[bytes] = set()
         self.intruders: list[bytes] = []
         """Datagrams of strangers that the next reads find."""
 
     def carry(self, sock: socket.socket, data: bytes) -> bool:
         index = self.bound(sock)
         assert index is not None, "a datagram left unbound"
+        if data in self.too_long:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         if self.no_room:
             self.no_room -= 1
             raise BlockingIOError(errno.EAGAIN, "no room")
@@ -683,6 +686,84 @@ async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene
     scene.kernel.signal()
     await scene.until(lambda: scene.statistics.rebinds == 3)
     assert scene.statistics.lost_on_device == 3
+
+
+# What is accepted is answered for
+
+
+def answered_for(scene: Scene) -> int:
+    """How many datagrams the statistics know of."""
+    statistics = scene.statistics
+    assert sum(statistics.lost_by.values()) == statistics.lost
+    assert len(scene.kernel.carried) == sum(statistics.sent.values())
+    return int(sum(statistics.sent.values()) + statistics.waiting + statistics.lost)
+
+
+async def test_every_datagram_is_sent_by_a_named_interface_or_waits_or_is_lost_for_a_reason(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "HELD_FOR", 0.01)
+    transport, _ = scene.open()
+    other, _ = scene.open()
+    transport.sendto(b"by wifi0")
+    await scene.change(ETHERNET_BETTER)
+    transport.sendto(b"by eth0")
+    assert scene.statistics.sent == {"unbound": 0, "wifi0": 1, "eth0": 1}
+    scene.kernel.too_long = {b"far too long"}
+    transport.sendto(b"far too long")
+    assert scene.statistics.lost_by == {"refused": 1}
+    await scene.change(NOTHING)
+    transport.sendto(b"held for too long")
+    other.sendto(b"held until it is closed")
+    assert scene.statistics.waiting == 2
+    other.abort()
+    await scene.until(lambda: scene.statistics.waiting == 0)
+    transport.abort()
+    transport.sendto(b"after the end")
+    assert scene.statistics.lost_by == {"refused": 1, "closed": 2, "too old": 1}
+    assert answered_for(scene) == 6
+
+
+async def test_what_has_no_room_waits_and_is_lost_when_the_transport_is_aborted(scene: Scene) -> None:
+    transport, _ = scene.open()
+    scene.kernel.no_room = 10**6
+    for _ in range(3):
+        transport.sendto(b"x")
+    assert (scene.statistics.waiting, answered_for(scene)) == (3, 3)
+    transport.abort()
+    assert (scene.statistics.waiting, scene.statistics.lost_by) == (0, {"closed": 3})
+
+
+async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[Callable[[], object]] = []
+    runtime = runtime_of(scene.loop)
+    call_later = runtime.call_later
+
+    def by_hand(delay: float, callback: Callable[..., object], *args: Any) -> Any:
+        if delay == sending.TURN:
+            turns.append(callback)
+            return call_later(3600.0, callback)
+        return call_later(delay, callback, *args)
+
+    monkeypatch.setattr(runtime, "call_later", by_hand)
+    transport, _ = scene.open()
+    await scene.change(NOTHING)
+    for number in range(25):
+        transport.sendto(b"%d" % number)
+    await scene.change(ETHERNET_ONLY)
+    assert len(scene.kernel.carried) == sending.RATE * sending.TURN == 10
+    # For each one that the program adds another one may go, or a program that sends faster would wait for ever.
+    for number in range(25, 28):
+        transport.sendto(b"%d" % number)
+    assert len(scene.kernel.carried) == 13
+    turns.pop(0)()
+    assert len(scene.kernel.carried) == 23
+    turns.pop(0)()
+    assert [int(data) for _, data in scene.kernel.carried] == list(range(28))
+    assert turns == []
+    transport.sendto(b"28")
+    assert scene.kernel.carried[-1] == ("eth0", b"28")
+    assert (scene.statistics.held, scene.statistics.waiting, scene.statistics.lost) == (28, 0, 0)
 
 
 # Failure

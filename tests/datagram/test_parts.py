@@ -130,11 +130,17 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.refused: set[object] = set()
+        self.pathless: set[object] = set()
+        self.turns = 100
         self.room = 100
 
     def attempt(self, waiting: Waiting) -> Outcome:
+        if waiting.address in self.pathless:
+            return Outcome.NO_PATH
         if waiting.address in self.refused:
             return Outcome.REFUSED
+        if len(self.sent) == self.turns:
+            return Outcome.LATER
         if len(self.sent) == self.room:
             return Outcome.FULL
         self.sent.append(waiting.data)
@@ -144,7 +150,7 @@ class Wire:
 def test_a_destination_that_is_refused_does_not_hold_up_the_others() -> None:
     waiting, wire = Backlog(), Wire()
     for data, address in ((b"1", "a"), (b"2", "b"), (b"3", "a"), (b"4", "b")):
-        waiting.add(data, address, 0.0, held=True)
+        waiting.add(Waiting(data, address, 0.0, held=True))
     wire.refused = {"a"}
     waiting.send(wire.attempt, 1.0)
     assert wire.sent == [b"2", b"4"]
@@ -158,7 +164,7 @@ def test_a_destination_that_is_refused_does_not_hold_up_the_others() -> None:
 def test_a_full_socket_keeps_the_order() -> None:
     waiting, wire = Backlog(), Wire()
     for data in (b"1", b"22", b"333"):
-        waiting.add(data, None, 0.0, held=False)
+        waiting.add(Waiting(data, None, 0.0, held=False))
     wire.room = 1
     waiting.send(wire.attempt, 1.0)
     assert (wire.sent, len(waiting), waiting.size) == ([b"1"], 2, 5)
@@ -170,7 +176,7 @@ def test_a_full_socket_keeps_the_order() -> None:
 def test_a_destination_that_is_refused_and_a_full_socket_together_keep_the_order() -> None:
     waiting, wire = Backlog(), Wire()
     for data, address in ((b"1", "a"), (b"2", "b"), (b"3", "b"), (b"4", "a")):
-        waiting.add(data, address, 0.0, held=True)
+        waiting.add(Waiting(data, address, 0.0, held=True))
     wire.refused, wire.room = {"a"}, 1
     waiting.send(wire.attempt, 1.0)
     wire.refused, wire.room = set(), 9
@@ -178,25 +184,53 @@ def test_a_destination_that_is_refused_and_a_full_socket_together_keep_the_order
     assert wire.sent == [b"2", b"1", b"3", b"4"]
 
 
+def expired(waiting: Backlog, held_before: float, refused_before: float) -> tuple[list[bytes], list[bytes]]:
+    old, refused = waiting.expire(held_before, refused_before)
+    return [w.data for w in old], [w.data for w in refused]
+
+
 def test_what_is_held_expires_and_what_only_lacks_room_does_not() -> None:
     waiting, wire = Backlog(), Wire()
-    waiting.add(b"old", None, 1.0, held=True)
-    waiting.add(b"buffered", None, 1.0, held=False)
-    waiting.add(b"young", None, 3.0, held=True)
-    assert [w.data for w in waiting.expire(2.0)] == [b"old"]
-    wire.refused = {None}
+    waiting.add(Waiting(b"old", None, 1.0, held=True))
+    waiting.add(Waiting(b"buffered", None, 1.0, held=False))
+    waiting.add(Waiting(b"young", None, 3.0, held=True))
+    assert expired(waiting, 2.0, 2.0) == ([b"old"], [])
+    wire.pathless = {None}
     waiting.send(wire.attempt, 4.0)
     assert waiting.holds
-    assert [w.data for w in waiting.expire(3.0)] == [b"young"], "it is held only since it was refused"
+    assert expired(waiting, 3.0, 3.0) == ([b"young"], []), "what lacked room is held only since it was refused"
     assert waiting.clear() == 1
+
+
+def test_what_is_refused_expires_sooner_unless_the_path_goes_meanwhile() -> None:
+    waiting, wire = Backlog(), Wire()
+    for data, address in ((b"1", "a"), (b"2", "b")):
+        waiting.add(Waiting(data, address, 1.0, held=True))
+    wire.refused = {"a", "b"}
+    waiting.send(wire.attempt, 1.0)
+    wire.refused, wire.pathless = {"a"}, {"b"}
+    waiting.send(wire.attempt, 2.0)
+    assert expired(waiting, 0.0, 1.5) == ([], [b"1"])
+    assert expired(waiting, 1.0, 1.5) == ([b"2"], [])
+
+
+def test_what_has_to_wait_for_its_turn_keeps_the_order() -> None:
+    waiting, wire = Backlog(), Wire()
+    for data, address in ((b"1", "a"), (b"2", "b"), (b"3", "a")):
+        waiting.add(Waiting(data, address, 1.0, held=True))
+    wire.pathless, wire.turns = {"a"}, 0
+    assert waiting.send(wire.attempt, 2.0) is Outcome.LATER
+    wire.pathless, wire.turns = set(), 9
+    assert waiting.send(wire.attempt, 2.0) is Outcome.SENT
+    assert wire.sent == [b"1", b"2", b"3"]
 
 
 def test_only_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "MAX_HELD_BYTES", 10)
     waiting = Backlog()
-    assert sum(waiting.add(b"12345", None, 0.0, held=False) for _ in range(3)) == 0
-    assert waiting.add(b"12345", None, 0.0, held=True) == 2
-    assert waiting.add(b"more than all of it", None, 0.0, held=True) == 2
+    assert sum(waiting.add(Waiting(b"12345", None, 0.0, held=False)) for _ in range(3)) == 0
+    assert waiting.add(Waiting(b"12345", None, 0.0, held=True)) == 2
+    assert waiting.add(Waiting(b"more than all of it", None, 0.0, held=True)) == 2
     assert (len(waiting), waiting.size) == (1, 19)
 
 
@@ -234,7 +268,7 @@ def devices(counting: Counting) -> DeviceDrops:
 
 
 def counter(counting: Counting, devices: DeviceDrops) -> DropCounter:
-    return DropCounter(counting, devices)  # type: ignore[arg-type]
+    return DropCounter(counting, devices, {})  # type: ignore[arg-type]
 
 
 def send(drops: DropCounter, counting: Counting, times: int) -> None:
