@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
+from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.plan import UNBOUND, Facts, Placement, Requirement, Step, plan
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
@@ -26,6 +27,7 @@ from bindsock.netmon.runtime import runtime_of
 if TYPE_CHECKING:
     import socket
     import weakref
+    from collections.abc import Callable
 
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
@@ -52,7 +54,7 @@ class InPlace:
     :param local: its local address
     """
 
-    __slots__ = ("_local", "_port", "_watcher", "broken", "drops", "placement", "requirement")
+    __slots__ = ("_hops", "_local", "_port", "_watcher", "broken", "drops", "placement", "requirement")
 
     def __init__(
         self, runtime: Runtime, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr
@@ -60,6 +62,7 @@ class InPlace:
         self._watcher = watcher
         self._local = local
         self._port: int = local[1]
+        self._hops = runtime.shared(FirstHops)
         self.requirement = requirement
         self.placement = placement
         self.broken = False
@@ -127,6 +130,22 @@ class InPlace:
         self.placement = placement
         self._watcher.statistics.rebinds += 1
         self.begin(network)
+
+    def hop_silent(self, wanted: Placement, network: Network, *, holding: bool) -> bool:
+        """Whether the first hop of another path has not answered yet, and may do so.
+
+        :param holding: ask for the present path as well
+        """
+        if wanted.path is None or (wanted.path == self.placement.path and not holding):
+            return False
+        interface = network.interfaces[wanted.path.index]
+        return self._hops.is_silent(self._watcher.kernel, interface, wanted.path.gateway)
+
+    def when_hop_answers(self, wanted: Placement, network: Network, method: Callable[[], object]) -> None:
+        """Call a method when the first hop that is silent answers, or is waited for no longer."""
+        assert wanted.path is not None
+        assert wanted.path.gateway is not None
+        self._hops.when_answered(network.interfaces[wanted.path.index], wanted.path.gateway, method)
 
     def count_drops(self, sock: socket.socket) -> None:
         """The device is dead: count what it had taken and not sent."""
@@ -285,16 +304,21 @@ class InPlaceMover:
         in_place = self._in_place
         assert in_place.requirement is not None
         peer = self._peer if self._peer is not None else peer_of(sock)
-        facts = Facts(
-            decider.network,
-            in_place.placement,
-            in_place.requirement.placement(decider),
-            in_place.source(sock, peer),
-            in_place.broken,
+        wanted = in_place.requirement.placement(decider)
+        orders = plan(
+            Facts(
+                decider.network,
+                in_place.placement,
+                wanted,
+                in_place.source(sock, peer),
+                in_place.broken,
+                hop_silent=in_place.hop_silent(wanted, decider.network, holding=False),
+            )
         )
-        orders = plan(facts)
         if orders.count_drops:
             in_place.count_drops(sock)
+        if orders.step is Step.AWAIT:
+            in_place.when_hop_answers(wanted, decider.network, self._look)
         if orders.step is Step.STAY:
             in_place.placement = orders.placement
         if orders.step not in (Step.IN_PLACE, Step.UNBIND):

@@ -193,31 +193,35 @@ class DatagramMover:
         self._retry.cancel()
         decider = self.decider = decider.with_pin(self._endpoint.pin)
         self._held.end_dead(decider.network)
-        in_place = self.in_place
+        in_place, network = self.in_place, decider.network
+        wanted = requirement.placement(decider)
         orders = plan(
             Facts(
-                decider.network,
+                network,
                 in_place.placement,
-                requirement.placement(decider),
+                wanted,
                 in_place.source(self.sock, self.peer),
                 in_place.broken,
                 self._may_overlap(),
                 self._held.indices,
+                in_place.hop_silent(wanted, network, holding=self.no_path),
             )
         )
         if orders.count_drops:
             in_place.count_drops(self.sock)
+        if orders.hold or orders.step is Step.AWAIT:
+            in_place.when_hop_answers(wanted, network, self._look)
         if orders.step is Step.END:
             self._end(requirement, decider)
         elif orders.step is Step.HOLD:
             self.no_path = True
         elif orders.step is Step.STAY:
             in_place.placement = orders.placement
-            if self.no_path:
-                in_place.begin(decider.network)
+            if self.no_path and not orders.hold:
+                in_place.begin(network)
                 self._resume()
-        else:
-            self._move(orders, decider.network)
+        elif orders.step is not Step.AWAIT:
+            self._move(orders, network)
 
     def _move(self, orders: Orders, network: Network) -> None:
         before = self.interface
@@ -227,7 +231,11 @@ class DatagramMover:
             self._failed(error, orders)
             return
         logger.debug("a datagram endpoint moved from %s to %s", before, self.interface)
-        self._resume()
+        self._retry.reset()
+        if orders.hold:
+            self.no_path = True
+        else:
+            self._resume()
 
     def _carry_out(self, orders: Orders, network: Network) -> None:
         """Take a step that leads to another placement.
@@ -319,6 +327,8 @@ class DatagramMover:
 
     def _look(self) -> None:
         """Compare again, though nothing has been announced."""
+        if self._state >= _State.STOPPED:
+            return
         self._retry.cancel()
         try:
             decider = self._watcher.decider()

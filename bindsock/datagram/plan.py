@@ -94,6 +94,8 @@ class Facts:
     """A second socket may take over while the first still receives."""
     held: frozenset[int] = frozenset()
     """Indices of the interfaces on which the endpoint has other sockets that work."""
+    hop_silent: bool = False
+    """The first hop of the path where it belongs has not answered yet."""
 
 
 class Step(enum.Enum):
@@ -109,6 +111,8 @@ class Step(enum.Enum):
     """Let a second socket take over; the first still receives."""
     TAKE_BACK = enum.auto()
     """Let a socket take over that is on the interface already."""
+    AWAIT = enum.auto()
+    """Go on by the old path, which works, until the first hop of the new one answers."""
     UNBIND = enum.auto()
     END = enum.auto()
     """There will never be a path again."""
@@ -125,6 +129,8 @@ class Orders:
     """The device by which the socket sent is dead."""
     gap: bool = False
     """The old path is dead, so what is sent is held until the step succeeds."""
+    hold: bool = False
+    """Hold what is sent after the step, too, until the first hop answers."""
 
 
 def plan(facts: Facts) -> Orders:
@@ -133,7 +139,10 @@ def plan(facts: Facts) -> Orders:
     count_drops = path is not None and not device_alive(facts.network, path)
     step = _step(facts)
     gap = facts.broken or path is None or not alive(facts.network, path, facts.source)
-    return Orders(step, wanted, count_drops, gap)
+    if facts.hop_silent and not gap and path is not None and wanted.path is not None and path.index != wanted.path.index:
+        return Orders(Step.AWAIT, facts.placement, count_drops)
+    hold = facts.hop_silent and step in (Step.STAY, Step.IN_PLACE, Step.OVERLAP, Step.TAKE_BACK)
+    return Orders(step, wanted, count_drops, gap, hold)
 
 
 def _step(facts: Facts) -> Step:

@@ -166,6 +166,15 @@ class Kernel(Protocol):
         :return: a count that only grows; ``None`` if it is unknown. Never raises.
         """
 
+    def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
+        """Whether the gateway's link-layer address is known, so that what is sent by it leaves the machine.
+
+        :return: ``None`` if it is unknown. Never raises.
+        """
+
+    def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
+        """Make the system look for the gateway's link-layer address, if it does not know it. Never raises."""
+
     def unsent(self, sock: socket.socket) -> int:
         """How many datagrams, at the most, the socket has handed over that have not left their device yet.
 

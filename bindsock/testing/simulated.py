@@ -96,6 +96,10 @@ class SimulatedKernel:
         """Names of interfaces to which binding fails with EPERM."""
         self.multipath: PathManager | None = None
         """What knows of multipath connections; a :class:`SimulatedPathManager` if the test has them."""
+        self.hops: dict[str, bool] = {}
+        """Whether the gateway of an interface answers, by its name; unknown where it is not among them."""
+        self.asked_hops: list[str] = []
+        """The interfaces whose gateway was to be looked for."""
         self.silent = False
         """While true, changes raise no event."""
 
@@ -177,6 +181,12 @@ class SimulatedKernel:
 
     def dropped(self, interface: Interface) -> int | None:
         return None
+
+    def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
+        return self.hops.get(interface.name)
+
+    def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
+        self.asked_hops.append(interface.name)
 
     def unsent(self, sock: socket.socket) -> int:
         return 0

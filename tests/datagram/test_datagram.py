@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bindsock.datagram import backlog, held_sockets
+from bindsock.datagram import backlog, first_hop, held_sockets
 from bindsock.datagram import mover as moving
 from bindsock.datagram import sender as sending
 from bindsock.datagram.mover import DatagramMover, Endpoint
@@ -543,6 +543,78 @@ async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: Scene) -> No
     assert isinstance(end, InterfaceChanged)
     assert "127.0.0.1 is gone" in str(end)
     assert end.interface == "wifi0"
+
+
+# The first hop
+
+
+async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_the_old_one_is_used(scene: Scene) -> None:
+    transport, _ = scene.open()
+    scene.kernel.hops["eth0"] = False
+    await scene.change(ETHERNET_BETTER)
+    transport.sendto(b"before")
+    assert scene.kernel.asked_hops == ["eth0"]
+    scene.kernel.hops["eth0"] = True
+    await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
+    transport.sendto(b"after")
+    assert scene.kernel.carried == [("wifi0", b"before"), ("eth0", b"after")]
+    assert scene.statistics.rebinds == 1
+
+
+async def test_a_first_hop_that_never_answers_is_waited_for_no_longer_than_stated(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_hop, "PATIENCE", 0.02)
+    transport, _ = scene.open()
+    scene.kernel.hops["eth0"] = False
+    await scene.change(ETHERNET_BETTER)
+    assert transport.get_extra_info("interface") == "wifi0"
+    await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
+
+
+async def test_a_path_that_dies_while_the_better_one_is_waited_for_is_left_at_once(scene: Scene) -> None:
+    transport, _ = scene.open()
+    scene.kernel.hops["eth0"] = False
+    await scene.change(ETHERNET_BETTER)
+    transport.sendto(b"1")
+    await scene.change(ETHERNET_ONLY)
+    assert transport.get_extra_info("interface") == "eth0"
+    transport.sendto(b"2")
+    assert (scene.kernel.carried, scene.statistics.waiting) == ([("wifi0", b"1")], 1)
+    scene.kernel.hops["eth0"] = True
+    await scene.until(lambda: scene.kernel.carried == [("wifi0", b"1"), ("eth0", b"2")])
+
+
+async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scene) -> None:
+    transport, _ = scene.open()
+    await scene.change(NOTHING)
+    transport.sendto(b"x")
+    scene.kernel.hops["wifi0"] = False
+    await scene.change(BOTH)
+    assert scene.kernel.carried == []
+    scene.kernel.hops["wifi0"] = True
+    await scene.until(lambda: scene.kernel.carried == [("wifi0", b"x")])
+
+
+async def test_many_endpoints_ask_for_one_first_hop_together(scene: Scene) -> None:
+    transports = [scene.open()[0] for _ in range(5)]
+    scene.kernel.hops["eth0"] = False
+    await scene.change(ETHERNET_BETTER)
+    assert scene.kernel.asked_hops == ["eth0"]
+    scene.kernel.hops["eth0"] = True
+    await scene.until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
+
+
+async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene: Scene) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    scene.transports.append(transport)
+    scene.kernel.hops["eth0"] = False
+    await scene.change(ETHERNET_BETTER)
+    assert transport.get_extra_info("interface") == "wifi0"
+    scene.kernel.hops["eth0"] = True
+    await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
+    assert transport.get_extra_info("socket").fileno() == sock.fileno()
 
 
 # What is sent while there is no path

@@ -108,6 +108,18 @@ async def test_a_socket_whose_destination_becomes_a_split_tunnels_own_is_unbound
             assert kernel.binds == [("rebind", "en0"), ("unbind", ""), ("rebind", "en0")]
 
 
+async def test_a_better_path_is_taken_when_its_first_hop_answers(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        kernel.hops["en1"] = False
+        readings = kernel.readings
+        kernel.change(ON_WIRED)
+        await until(lambda: kernel.readings > readings)
+        assert (kernel.bound(sock), kernel.asked_hops) == (2, ["en1"])
+        kernel.hops["en1"] = True
+        await until(lambda: kernel.bound(sock) == 3)
+
+
 async def test_a_move_that_fails_is_tried_again_until_it_succeeds(kernel: SimulatedKernel, factory: TransportFactory) -> None:
     with datagrams() as sock:
         factory.track(sock)

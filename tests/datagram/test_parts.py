@@ -46,8 +46,9 @@ def facts(
     broken: bool = False,
     may_overlap: bool = True,
     held: frozenset[int] = frozenset(),
+    hop_silent: bool = False,
 ) -> Facts:
-    return Facts(network, placement, wanted, source, broken, may_overlap, held)
+    return Facts(network, placement, wanted, source, broken, may_overlap, held, hop_silent)
 
 
 STEPS = {
@@ -79,6 +80,34 @@ STEPS = {
     "broken, and unbound as it should be": (facts(BOTH, UNBOUND, placement=UNBOUND, broken=True), Step.UNBIND),
     "its own local address is gone": (facts(network(ETHERNET), GONE), Step.END),
 }
+SILENT = {
+    "a better path waits": (facts(BOTH, ON_ETHERNET, hop_silent=True), Step.AWAIT, ON_WIFI, False),
+    "so does one in place": (facts(BOTH, ON_ETHERNET, may_overlap=False, hop_silent=True), Step.AWAIT, ON_WIFI, False),
+    "and one that is taken back": (facts(BOTH, ON_ETHERNET, held=frozenset({3}), hop_silent=True), Step.AWAIT, ON_WIFI, False),
+    "from a dead path it does not": (
+        facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET, hop_silent=True),
+        Step.IN_PLACE,
+        ON_ETHERNET,
+        True,
+    ),
+    "nor if it is broken": (facts(BOTH, ON_ETHERNET, broken=True, hop_silent=True), Step.IN_PLACE, ON_ETHERNET, True),
+    "nor from none": (facts(BOTH, ON_ETHERNET, placement=UNBOUND, hop_silent=True), Step.IN_PLACE, ON_ETHERNET, True),
+    "nor on the same interface": (
+        facts(network(WIFI_OTHER), place_on(WIFI_OTHER), hop_silent=True),
+        Step.IN_PLACE,
+        place_on(WIFI_OTHER),
+        True,
+    ),
+    "a path that is back": (facts(network(WIFI), ON_WIFI, hop_silent=True), Step.STAY, ON_WIFI, True),
+    "nowhere to go": (facts(network(WIFI_DOWN), NOWHERE, hop_silent=True), Step.HOLD, NOWHERE, False),
+}
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_a_move_by_choice_waits_for_a_silent_first_hop_and_after_another_one_what_is_sent_does(what: str) -> None:
+    known, step, placement, hold = SILENT[what]
+    orders = plan(known)
+    assert (orders.step, orders.placement, orders.hold) == (step, placement, hold)
 
 
 @pytest.mark.parametrize("what", STEPS)

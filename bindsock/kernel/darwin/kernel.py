@@ -142,6 +142,13 @@ class DarwinKernel:
         """Unknown: which of xnu's counters would tell has not been found out."""
         return None
 
+    def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
+        """Unknown: nothing has been measured on a Mac."""
+        return None
+
+    def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
+        """Nothing: whether it answers would not be seen."""
+
     def unsent(self, sock: socket.socket) -> int:
         """Unknown: which call would tell has not been found out."""
         return 0

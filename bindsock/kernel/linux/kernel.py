@@ -13,6 +13,7 @@ from bindsock.kernel.linux import sockets
 from bindsock.kernel.linux import statistics as counters
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.kernel.linux.netlink import Channel
+from bindsock.kernel.linux.rtnetlink import neighbours
 from bindsock.kernel.linux.rtnetlink.events import RouteEvents
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
@@ -140,6 +141,24 @@ class LinuxKernel:
         except OSError as error:
             _logger.debug("%s does not say what it dropped: %s", interface.name, error)
             return None
+
+    def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
+        """By the neighbour's entry, 10 µs; unknown before Linux 5.0."""
+        try:
+            return neighbours.answers(self._channel, interface.index, gateway)
+        except OSError as error:
+            _logger.debug("the neighbour %s on %s is not known: %s", gateway, interface.name, error)
+            return None
+
+    def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
+        """By an empty datagram to the gateway's discard port."""
+        try:
+            with socket.socket(socket.AF_INET if gateway.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sockets.bind(sock, interface)
+                neighbours.ask(sock, interface.index, gateway)
+        except OSError as error:
+            _logger.debug("the neighbour %s on %s is not asked: %s", gateway, interface.name, error)
 
     def unsent(self, sock: socket.socket) -> int:
         """What waits for the device, or for the link-layer address of the next hop, 1 µs."""
