@@ -1,0 +1,127 @@
+"""A better path that passes nothing yet is not used: a switch port that blocks, a router that has to be found."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import bindsock
+from bindsock.kernel.linux import LinuxKernel
+from bindsock.testing.lab import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")]
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
+PATIENCE = 20.0
+
+
+def block(lab: Lab, interface: str, blocked: bool) -> None:
+    """Let the switch port at the router's end of an uplink pass nothing, or everything."""
+    chain = "{{ type filter hook {0} device {1} priority 0; policy drop; }}"
+    rules = "delete table netdev port"
+    if blocked:
+        chains = "; ".join(f"chain {hook}_port {chain.format(hook, interface)}" for hook in ("ingress", "egress"))
+        rules = f"table netdev port {{ {chains}; }}"
+    with lab.inside("router"):
+        subprocess.run(["nft", rules], check=True, capture_output=True)
+
+
+class Numbered(asyncio.DatagramProtocol):
+    """Sends numbered datagrams, one each millisecond, until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.errors: list[Exception] = []
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(exc)
+
+    async def send(self) -> None:
+        while True:
+            self.transport.sendto(b"%d" % self.sent)
+            self.sent += 1
+            await asyncio.sleep(0.001)
+
+    async def sent_by(self, interface: str, count: int = 200) -> None:
+        """Wait until so many more have been sent by the interface."""
+        before = bindsock.statistics().sent.get(interface, 0)
+        async with asyncio.timeout(PATIENCE):
+            while bindsock.statistics().sent.get(interface, 0) < before + count:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def kernel() -> AsyncIterator[LinuxKernel]:
+    kernel = LinuxKernel()
+    yield kernel
+    kernel.close()
+
+
+async def missing(lab: Lab, sent: int) -> set[int]:
+    """Which of the numbered datagrams the server has not got, once no more come."""
+    arrived: set[int] = set()
+    for _ in range(200):
+        arrived |= {int(datagram.payload) for datagram in lab.datagrams() if datagram.payload.isdigit()}
+        if len(arrived) == sent:
+            break
+        await asyncio.sleep(0.01)
+    return set(range(sent)) - arrived
+
+
+@FAMILIES
+async def test_a_port_that_blocks_after_carrier_costs_nothing(lab: Lab, family: socket.AddressFamily) -> None:
+    lab.datagrams()
+    remote = (lab.server.address(family), lab.server.udp_port)
+    transport, protocol = await bindsock.create_datagram_endpoint(Numbered, remote_addr=remote)
+    sending = asyncio.create_task(protocol.send())
+    try:
+        await protocol.sent_by("wifi0")
+        lab.carrier("wifi0", False)
+        await protocol.sent_by("eth0")
+        before = protocol.sent
+        block(lab, "wifi0", True)
+        lab.carrier("wifi0", True)
+        lab.wait_until_running("wifi0")
+        await protocol.sent_by("eth0", 1000)
+        assert transport.get_extra_info("interface") == "eth0"
+        block(lab, "wifi0", False)
+        await protocol.sent_by("wifi0")
+    finally:
+        sending.cancel()
+    lost = await missing(lab, protocol.sent)
+    assert [number for number in lost if number >= before] == []
+    assert not protocol.errors
+    transport.close()
+
+
+@FAMILIES
+async def test_a_gateway_is_known_to_answer_once_it_has_been_asked(
+    lab: Lab, kernel: LinuxKernel, family: socket.AddressFamily
+) -> None:
+    interface = kernel.network().named("eth0")
+    assert interface is not None
+    (route,) = (r for r in kernel.network().routes if r.is_default and r.interface == interface.index and r.family == family)
+    assert route.gateway is not None
+    lab.down("eth0")
+    lab.up("eth0")
+    lab.wait_until_running("eth0")
+    block(lab, "eth0", True)
+    assert kernel.first_hop_answers(interface, route.gateway) is False
+    kernel.ask_first_hop(interface, route.gateway)
+    assert kernel.first_hop_answers(interface, route.gateway) is False
+    block(lab, "eth0", False)
+    async with asyncio.timeout(PATIENCE):
+        while not kernel.first_hop_answers(interface, route.gateway):
+            kernel.ask_first_hop(interface, route.gateway)
+            await asyncio.sleep(0.01)
