@@ -23,7 +23,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.model.decision import Decision, Path, path_of
 from bindsock.model.network import FAMILIES, IPAddress, Target, unmapped
-from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
 from bindsock.reconnect.open import create_replaceable, is_replaceable, open_replaceable
@@ -99,7 +99,7 @@ class Connector:
         """
         loop = self.loop
         if self._watcher is None:
-            self._watcher = Watcher(self.kernel, self.preferences, interface=self.interface, driver=AsyncioDriver(loop))
+            self._watcher = Watcher(self.kernel, self.preferences, interface=self.interface, runtime=runtime_of(loop))
         return self._watcher
 
     @property
@@ -111,19 +111,17 @@ class Connector:
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[Decider]:
-        """The newest decider, and the kernel for questions; what that opens is closed again unless the watcher runs.
+        """The newest decider, and the kernel for questions; what that opens is closed again unless there is a watcher.
 
         :raises OSError: the network could not be read
         """
-        watched = self._watcher is not None and self._watcher.running
+        if self._watcher is not None and (self._watcher.running or self._watcher.resting):
+            yield self._watcher.refresh()
+            return
         try:
-            if self._watcher is not None and watched:
-                yield self._watcher.decider()
-            else:
-                yield Decider(self.kernel.network(), self.preferences, interface=self.interface)
+            yield Decider(self.kernel.network(), self.preferences, interface=self.interface)
         finally:
-            if self._watcher is None or not self._watcher.running:
-                self.kernel.close()
+            self.kernel.close()
 
     def bind(self, sock: socket.socket, destination: IPAddress | None = None) -> Decision:
         """Bind a fresh socket, once. It is closed if that fails.
@@ -319,7 +317,7 @@ class Connector:
 
     def _path_in_use(self, sock: socket.socket) -> Path | None:
         """The path of a connected socket that somebody else made: by its bound interface, or its own address."""
-        network = self.watcher.decider().network
+        network = self.watcher.refresh().network
         local = unmapped(address_of(sock.getsockname()))
         index = self.kernel.bound(sock)
         interface = network.interfaces.get(index) if index is not None else network.owner_of(local)

@@ -114,7 +114,7 @@ class TransportFactory:
     ) -> None:
         held, self._held = self._held, None
         held.__exit__(exc_type, exc, traceback)
-        self._connector.watcher.forget_followers()
+        self._connector.stop_following()
 
     @known_keywords_only
     def explain(self, destination: Target | str) -> Decision:

@@ -1,4 +1,4 @@
-"""What bindsock needs of an event loop, on trio: readers, writers and timers. And the driver that runs a watcher with them.
+"""What bindsock needs of an event loop, on trio: readers, writers and timers.
 
 All of it is done by system tasks, which are nobody's children and end with the run.
 """
@@ -9,19 +9,16 @@ import functools
 import logging
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from bindsock.netmon.runtime import Runtime, find_runtime
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Callable, Generator
 
-    from bindsock.kernel import EventSource
-    from bindsock.netmon.watcher import Watcher
 
 logger = logging.getLogger("bindsock")
 
@@ -48,11 +45,8 @@ class TrioLoop:
         trio.lowlevel.current_trio_token().run_sync_soon(_safely, callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> TrioTimer:
-        return self.call_at(trio.current_time() + delay, callback, *args)
-
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> TrioTimer:
-        timer = TrioTimer(when)
-        trio.lowlevel.spawn_system_task(timer.run, callback, args, name="bindsock timer")
+        timer = TrioTimer()
+        trio.lowlevel.spawn_system_task(timer.run, trio.current_time() + delay, callback, args, name="bindsock timer")
         return timer
 
     def create_future(self) -> TrioFuture:
@@ -115,7 +109,7 @@ def trio_runtime() -> Runtime:
 
     def make() -> Runtime:
         loop = TrioLoop(token)
-        return Runtime(lambda: loop, trio.current_time)
+        return Runtime(lambda: loop, trio.current_time, until_end=_spawn_until_end)
 
     return find_runtime(token, make)
 
@@ -130,24 +124,15 @@ class _Registration:
 class TrioTimer:
     """What ``call_later`` returns."""
 
-    def __init__(self, when: float) -> None:
-        self._when = when
+    def __init__(self) -> None:
         self._scope = trio.CancelScope()
-        self._cancelled = False
-
-    def when(self) -> float:
-        return self._when
-
-    def cancelled(self) -> bool:
-        return self._cancelled
 
     def cancel(self) -> None:
-        self._cancelled = True
         self._scope.cancel()
 
-    async def run(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    async def run(self, when: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         with self._scope:
-            await trio.sleep_until(self._when)
+            await trio.sleep_until(when)
             _safely(callback, *args)
 
 
@@ -170,72 +155,20 @@ class TrioFuture:
         return self._event.wait().__await__()
 
 
-class TrioDriver:
-    """Runs a watcher on trio. A :class:`bindsock.netmon.watcher.Driver`.
-
-    The watcher's clock must be :func:`trio.current_time`, so that it keeps pace with a test's ``MockClock``.
+def _spawn_until_end(callback: Callable[[], None]) -> object:
     """
+    :return: nothing that holds the run, which the runtime must not keep alive
+    """
+    trio.lowlevel.spawn_system_task(_until_end, callback, name="bindsock")
+    return True
 
-    def __init__(self, loop: TrioLoop) -> None:
-        self._loop = loop
-        self._watcher: Watcher | None = None
-        self._reading: dict[int, EventSource] = {}
-        self._timer: TrioTimer | None = None
-        self._sentinel: trio.CancelScope | None = None
 
-    def start(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-        self._sentinel = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(self._until_end, watcher, self._sentinel, name="bindsock watcher")
-        self.rearm()
-
-    def rearm(self) -> None:
-        watcher = self._watcher
-        if watcher is None:
-            return
-        wanted = {source.fileno(): source for source in watcher.sources}
-        for fd in self._reading.keys() - wanted.keys():
-            self._loop.remove_reader(fd)
-            del self._reading[fd]
-        for fd, source in wanted.items():
-            if fd not in self._reading:
-                self._loop.add_reader(fd, watcher.readable, source)
-                self._reading[fd] = source
-        when = self._loop.time() + watcher.deadline() - watcher.clock()
-        # A timer that is due earlier than needed asks again when it comes: cheaper than a new one at each event.
-        if self._timer is None or when < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._fire)
-
-    def stop(self) -> None:
-        self._watcher = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        for fd in self._reading:
-            self._loop.remove_reader(fd)
-        self._reading.clear()
-        if self._sentinel is not None:
-            self._sentinel.cancel()
-            self._sentinel = None
-
-    def create_future(self) -> asyncio.Future[None]:
-        return cast("asyncio.Future[None]", self._loop.create_future())
-
-    def _fire(self) -> None:
-        self._timer = None
-        if self._watcher is not None:
-            self._watcher.timer()
-
-    async def _until_end(self, watcher: Watcher, sentinel: trio.CancelScope) -> None:
-        """System tasks are cancelled when the run ends: the watcher must close its descriptors."""
-        try:
-            with sentinel:
-                await trio.sleep_forever()
-        finally:
-            if self._sentinel is sentinel:
-                watcher.stop()
+async def _until_end(callback: Callable[[], None]) -> None:
+    """System tasks are cancelled when the run ends."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        callback()
 
 
 def _safely(function: Callable[..., object], *args: Any) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from bindsock import kernel as kernels
 from bindsock.anyio import _trio_dialing
-from bindsock.anyio._trio import TrioDriver, TrioLoop
+from bindsock.anyio._trio import TrioLoop, trio_runtime
 from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
@@ -52,7 +52,7 @@ class TrioNetwork:
         self._loop = TrioLoop(self.token)
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else _trio_dialing.resolve
-        self.watcher = Watcher(kernel, preferences, interface=interface, driver=TrioDriver(self._loop), clock=trio.current_time)
+        self.watcher = Watcher(kernel, preferences, interface=interface, runtime=trio_runtime())
 
     @property
     def _asyncio_loop(self) -> asyncio.AbstractEventLoop:
@@ -88,7 +88,7 @@ class TrioNetwork:
         :raises OSError: it cannot be; then it is closed
         """
         try:
-            decider = self.watcher.decider()
+            decider = self.watcher.refresh()
         except BaseException:
             sock.close()
             raise

@@ -243,7 +243,7 @@ class InPlaceMover:
         """
         self._watcher.follow(self)
         try:
-            decider = self._watcher.decider().with_pin(self._pin)
+            decider = self._watcher.refresh().with_pin(self._pin)
             requirement = self._in_place.requirement
             assert requirement is not None
             decisions = requirement.decisions(decider)
@@ -272,7 +272,7 @@ class InPlaceMover:
         """
         self._watcher.follow(self)
         try:
-            decider = self._watcher.decider()
+            decider = self._watcher.refresh()
             self._in_place.begin(decider.network)
             # What happened since it was bound raises no further event.
             self.network_changed(decider, Cause.STARTED)
@@ -282,7 +282,7 @@ class InPlaceMover:
 
     def sent(self, sock: socket.socket) -> None:
         """The program is about to send a datagram by the socket. It may say so, so that what is sent and lost is counted."""
-        drops, now = self._in_place.drops, self._watcher.clock()
+        drops, now = self._in_place.drops, self._watcher.runtime.time()
         if now >= drops.due:
             drops.look(now, sock)
         drops.sent()
@@ -332,4 +332,4 @@ class InPlaceMover:
 
     def _look(self) -> None:
         if self._watcher.follows(self):
-            self.network_changed(self._watcher.decider(), Cause.EVENTS)
+            self.network_changed(self._watcher.refresh(), Cause.EVENTS)

@@ -331,7 +331,7 @@ class DatagramMover:
             return
         self._retry.cancel()
         try:
-            decider = self._watcher.decider()
+            decider = self._watcher.refresh()
         except OSError as error:
             self.in_place.failed(error, self.in_place.placement, self._retry.schedule())
             return

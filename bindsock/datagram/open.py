@@ -188,7 +188,7 @@ class _Opening:
         :param both_families: the caller has not chosen one
         """
         while True:
-            decider = self._watcher.decider().with_pin(self._pin)
+            decider = self._watcher.refresh().with_pin(self._pin)
             errors: list[OSError] = []
             for spec in specs:
                 try:
@@ -206,7 +206,7 @@ class _Opening:
         try:
             sock.setblocking(False)
             while True:
-                decider = self._watcher.decider().with_pin(self._pin)
+                decider = self._watcher.refresh().with_pin(self._pin)
                 try:
                     mover = self._adopted(sock, decider)
                 except NoEffectiveInterface:

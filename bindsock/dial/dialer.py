@@ -87,7 +87,7 @@ class Dialer:
         """The decision for each address that may be dialled, in the resolver's order."""
         on_no_interface = self.watcher.preferences.on_no_interface
         while True:
-            decider = self.watcher.decider(interface=self.options.interface)
+            decider = self.watcher.refresh().with_pin(self.options.interface)
             chosen = {}
             refused = []
             for info in infos:

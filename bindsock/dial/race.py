@@ -154,7 +154,7 @@ class Race:
                 reason = f"the system does not say by which addresses it would add subflows: {error}"
             else:
                 pin = decision.interface.name if decision.basis is Basis.PINNED else None
-                reason = multipath_obstacle(endpoints, dialer.watcher.decider().network, decision.interface, address.version, pin)
+                reason = multipath_obstacle(endpoints, dialer.watcher.refresh().network, decision.interface, address.version, pin)
         if reason is None:
             return protocol
         if reason not in dialer.complaints:
@@ -210,7 +210,7 @@ class Race:
             return True
         if error.errno not in _PERHAPS_NO_DEVICE:
             return False
-        now = self._dialer.watcher.decider().network.interfaces.get(interface.index)
+        now = self._dialer.watcher.refresh().network.interfaces.get(interface.index)
         return now is None or not now.up
 
     def verified(self, sock: FollowedSocket) -> Dialled:
@@ -227,7 +227,7 @@ class Race:
         interface = decision.interface
         if interface is None:
             return Dialled(sock, address, decision, None)
-        network = self._dialer.watcher.decider(fresh=False).network
+        network = self._dialer.watcher.latest.network
         current = network.interfaces.get(interface.index)
         owner = current if current is not None and current.has(local) else network.owner_of(local)
         if owner is not None and owner.index != interface.index:

@@ -73,7 +73,7 @@ async def connect(
         interface=interface,
     )
     watcher = connector_of(factory).watcher
-    probe = _PathProbe(protocol, connection, address_of(address), interface, watcher.decider())
+    probe = _PathProbe(protocol, connection, address_of(address), interface, watcher.refresh())
     try:
         watcher.follow(probe)
         protocol.connect(transport.get_extra_info("peername"), transmit=wait_connected)

@@ -1,12 +1,22 @@
-"""When a change is announced: a gain at once, a loss after a grace. Pure, fed with times."""
+"""When a change is announced: a gain at once, a loss after a grace. And to whom.
+
+:class:`Announcer` is pure and fed with times.
+"""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from bindsock.model.change import Cause, Change, FamilyChange
 from bindsock.model.decision import Decision, Path, path_of
+from bindsock.model.network import FAMILIES
+
+if TYPE_CHECKING:
+    from bindsock.model.statistics import Statistics
+    from bindsock.netmon.listening import ChangeListener
+    from bindsock.routing.effective import Decider
 
 GRACE = 5.0
 
@@ -49,6 +59,73 @@ class Announcer:
     def deadline(self) -> float | None:
         """When a loss that is being held must be announced."""
         return min(self._lost_since.values()) + GRACE if self._lost_since else None
+
+
+class Announcements:
+    """The changes of one watcher, and those who listen to them."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+        self._announcer: Announcer | None = None
+        self._listeners: list[ChangeListener] = []
+        self._postponed: Cause | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._listeners)
+
+    def start(self, decider: Decider) -> None:
+        """Announce what differs from this from now on."""
+        self._announcer = Announcer(_decisions(decider))
+        self._postponed = None
+
+    def add(self, listener: ChangeListener) -> None:
+        """Announce to a listener from now on, but nothing that has happened already. :meth:`catch_up` comes first."""
+        self._listeners.append(listener)
+
+    def remove(self, listener: ChangeListener) -> None:
+        """Announce nothing more to it. Harmless if it does not listen."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def end(self) -> None:
+        """Tell all listeners that nothing more comes."""
+        for listener in list(self._listeners):
+            listener.end()
+
+    def postpone(self, cause: Cause) -> None:
+        """There is something to announce, but whatever sends comes first. :meth:`catch_up` announces it."""
+        self._postponed = cause
+
+    def catch_up(self, now: float, decider: Decider) -> None:
+        """Announce what was postponed."""
+        if self._postponed is not None:
+            self.announce(now, self._postponed, decider)
+
+    def announce(self, now: float, cause: Cause, decider: Decider) -> None:
+        """Announce what a reading has changed, unless it is a loss that may be made good yet.
+
+        :param decider: the reading's
+        """
+        self._postponed = None
+        assert self._announcer is not None
+        change = self._announcer.update(now, cause, _decisions(decider))
+        if change is not None:
+            self._statistics.changes += 1
+            for listener in list(self._listeners):
+                listener.put(change)
+
+    def held_until(self) -> float | None:
+        """When a loss that is being held must be announced."""
+        return self._announcer.deadline() if self._announcer is not None else None
+
+    def deadline(self, now: float) -> float | None:
+        """When there is something to announce."""
+        return now if self._postponed is not None and self._listeners else self.held_until()
+
+
+def _decisions(decider: Decider) -> dict[socket.AddressFamily, Decision]:
+    return {family: decider.decide(family) for family in FAMILIES}
 
 
 def merged(first: Change, second: Change) -> Change | None:

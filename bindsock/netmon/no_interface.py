@@ -10,12 +10,11 @@ from bindsock.errors import NoEffectiveInterface
 from bindsock.model.network import InterfaceKind
 
 if TYPE_CHECKING:
-    import asyncio
-
     from bindsock.kernel import Kernel
     from bindsock.model.change import Cause
     from bindsock.model.decision import Decision
     from bindsock.model.network import IPAddress, Network
+    from bindsock.netmon.loop import Future
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -53,7 +52,7 @@ def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
 
 async def until_changed(watcher: Watcher) -> None:
     """Wait until a reading differs from the one before. The caller holds the watcher."""
-    waiter = _Waiter(watcher.create_future())
+    waiter = _Waiter(watcher.runtime.create_future())
     watcher.follow(waiter)
     try:
         await waiter.changed
@@ -62,7 +61,7 @@ async def until_changed(watcher: Watcher) -> None:
 
 
 class _Waiter:
-    def __init__(self, changed: asyncio.Future[None]) -> None:
+    def __init__(self, changed: Future) -> None:
         self.changed = changed
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:

@@ -11,9 +11,13 @@ _MAX_TARGETS = 64
 
 
 class DecisionsAhead:
-    """Deciders for the networks that may come next. They are found by equality: any kernel may make the network anew."""
+    """Deciders for the networks that may come next. They are found by equality: any kernel may make the network anew.
+
+    :ivar due: when to prepare the next ones, ``None`` if nothing has changed since
+    """
 
     def __init__(self) -> None:
+        self.due: float | None = None
         self._deciders: list[Decider] = []
 
     @property
@@ -26,6 +30,7 @@ class DecisionsAhead:
 
         :param decider: the decider of the present network
         """
+        self.due = None
         network = decider.network
         self._deciders = []
         if len(network.routes) > _MAX_ROUTES:
@@ -42,4 +47,5 @@ class DecisionsAhead:
 
     def clear(self) -> None:
         """Forget everything."""
+        self.due = None
         self._deciders.clear()

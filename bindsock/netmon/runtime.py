@@ -6,6 +6,7 @@ closed or gone, its methods do nothing, so that callers need not check.
 
 from __future__ import annotations
 
+import functools
 import random
 import socket
 import weakref
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bindsock.netmon.loop import Clock, Future, Loop, Timer, clock_of
+from bindsock.netmon.shutdown import call_at_end
 
 T = TypeVar("T")
 
@@ -22,14 +24,25 @@ class Runtime:
 
     :param loop: returns the loop, or ``None`` when there is none any more
     :param clock: monotonic seconds, of the loop's timers
+    :param until_end: calls what it is given when the loop ends, and returns what must be kept until then
     :param random: a number between 0 and 1, for delays that are not to coincide
     """
 
-    def __init__(self, loop: Callable[[], Loop | None], clock: Clock, *, random: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        loop: Callable[[], Loop | None],
+        clock: Clock,
+        *,
+        until_end: Callable[[Callable[[], None]], object] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
         self.time = clock
         """The loop's clock, in seconds. It only ever goes forward."""
         self.random = random
         self._loop = loop
+        self._until_end = until_end
+        self._sentinel: object = None
+        self._at_end: set[weakref.WeakMethod[Callable[[], object]]] = set()
         self._shared: dict[Callable[[Runtime], Any], Any] = {}
 
     @property
@@ -53,6 +66,23 @@ class Runtime:
             found = self._shared[kind] = kind(self)
         return found
 
+    def at_end(self, method: Callable[[], object]) -> None:
+        """Call a method once when the loop ends. It is held weakly, as its object is.
+
+        ``asyncio.run`` ends a loop, a trio run ends by itself, and a loop that is closed by hand ends when it is freed.
+        """
+        if self._sentinel is None and self._until_end is not None:
+            self._sentinel = self._until_end(self._end)
+        self._at_end.add(weakref.WeakMethod(method, self._at_end.discard))
+
+    def _end(self) -> None:
+        at_end, self._at_end = self._at_end, set()
+        for reference in at_end:
+            method = reference()
+            if method is not None:
+                method()
+        self._sentinel = None
+
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call it in the next turn of the loop."""
         loop = self.loop
@@ -65,7 +95,7 @@ class Runtime:
         :return: what cancels it
         """
         loop = self.loop
-        return loop.call_later(delay, callback, *args) if loop is not None else _NEVER
+        return _TimerReference(loop.call_later(delay, callback, *args)) if loop is not None else _NEVER
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call it at a time of :attr:`time`.
@@ -115,6 +145,17 @@ class Runtime:
             loop.call_exception_handler(context)
 
 
+class _TimerReference(weakref.ref[Timer]):
+    """A timer of a loop, which holds it until it is due. asyncio's timers hold their loop, so they are held weakly."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        timer = self()
+        if timer is not None:
+            timer.cancel()
+
+
 class _Never:
     """The timer of a loop that is closed."""
 
@@ -135,7 +176,12 @@ _runtimes: weakref.WeakKeyDictionary[object, Runtime] = weakref.WeakKeyDictionar
 
 def runtime_of(loop: Loop) -> Runtime:
     """The runtime of an event loop, made when it is first asked for."""
-    return find_runtime(loop, lambda: Runtime(weakref.ref(loop), clock_of(loop)))
+
+    def make() -> Runtime:
+        held = weakref.ref(loop)
+        return Runtime(held, clock_of(loop), until_end=functools.partial(call_at_end, held))
+
+    return find_runtime(loop, make)
 
 
 def find_runtime(run: object, make: Callable[[], Runtime]) -> Runtime:

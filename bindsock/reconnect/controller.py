@@ -145,7 +145,7 @@ class Controller:
     def look(self) -> None:
         """Compare with the newest reading of the network."""
         if self._watcher.follows(self._follower):
-            self.judge(self._watcher.decider())
+            self.judge(self._watcher.refresh())
 
     # What the watcher calls
 

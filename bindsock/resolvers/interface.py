@@ -108,7 +108,7 @@ class BoundResolver:
     async def _look_up(self, name: str, families: Sequence[socket.AddressFamily]) -> list[IPAddress] | None:
         """The addresses, IPv6 first; ``None`` if the system's resolver is to be asked instead."""
         while True:
-            decider = self._watcher.decider()
+            decider = self._watcher.refresh()
             decisions = {f: decider.decide(f) for f in families}
             indexes = {f: d.interface.index for f, d in decisions.items() if d.interface is not None}
             if indexes:
@@ -135,7 +135,7 @@ class BoundResolver:
         while True:
             path = self._path(family)
             kept = self._cache.get((name, family))
-            if kept is not None and kept.until > self._watcher.clock():
+            if kept is not None and kept.until > self._watcher.runtime.time():
                 return kept.answer
             if path is None:
                 return Answer(())
@@ -145,12 +145,12 @@ class BoundResolver:
             if answer.ttl and self._path(family) == path:
                 if len(self._cache) >= _CACHED:
                     self._cache.clear()
-                self._cache[name, family] = _Kept(answer, self._watcher.clock() + min(answer.ttl, _LONGEST))
+                self._cache[name, family] = _Kept(answer, self._watcher.runtime.time() + min(answer.ttl, _LONGEST))
             return answer
 
     def _path(self, family: socket.AddressFamily) -> Path | None:
         """The path now. What was learnt on another one is forgotten."""
-        path = path_of(self._watcher.decider().decide(family))
+        path = path_of(self._watcher.refresh().decide(family))
         if path != self._paths.get(family):
             self._paths[family] = path
             for key in [key for key in self._cache if key[1] == family]:

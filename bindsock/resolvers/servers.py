@@ -103,7 +103,7 @@ class ServerLookup:
 
 
 async def _connected(watcher: Watcher, server: IPAddress, port: int, kind: socket.SocketKind) -> socket.socket:
-    decider = watcher.decider()
+    decider = watcher.refresh()
     decision = decider.decide(server)
     if decision.interface is None and not decision.unbound:
         raise no_effective_interface(f"the name server {server}", (decision,), watcher.kernel, decider.network)

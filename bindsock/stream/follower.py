@@ -72,7 +72,7 @@ class PathFollower:
             if dead_after is not None:
                 self._silence = UserTimeout(watcher, paths, sock, loop, dead_after, self._fell_silent)
         local = unmapped(address_of(sock.getsockname()))
-        self.place = location_of(watcher.decider(fresh=False).network, path.interface, path.index, local)
+        self.place = location_of(watcher.latest.network, path.interface, path.index, local)
 
     def judge(self, sock: socket.socket, decider: Decider) -> Assessment:
         """What a reading says of the connection. What is stalled for too long counts as dead.

@@ -186,22 +186,22 @@ class StreamGuard:
         elif self._better_path == "abort":
             self._end(sock, found)
         elif self._countdown is None:
-            self._countdown = Countdown(self._watcher.clock(), self._watcher.kernel.activity(sock))
+            self._countdown = Countdown(self._watcher.runtime.time(), self._watcher.kernel.activity(sock))
             self._sample_timer = self._call_later(viability.SAMPLE, self._sample)
 
     def _look(self) -> None:
         if self._watcher.follows(self):
-            self.network_changed(self._watcher.decider(), Cause.EVENTS)
+            self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
     def _sample(self) -> None:
         self._sample_timer = None
         sock = self._socket()
         if sock is None or self._countdown is None or not self._watcher.follows(self):
             return
-        if not self._countdown.due(self._watcher.clock(), self._watcher.kernel.activity(sock)):
+        if not self._countdown.due(self._watcher.runtime.time(), self._watcher.kernel.activity(sock)):
             self._sample_timer = self._call_later(viability.SAMPLE, self._sample)
             return
-        decider = self._watcher.decider()
+        decider = self._watcher.refresh()
         # The newest reading may have ended it already, or made it stay.
         if self._countdown is not None and self._standing is not None:
             self._end(sock, self._standing.judge(sock, decider))

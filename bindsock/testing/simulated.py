@@ -125,9 +125,14 @@ class SimulatedKernel:
         self._suspended += seconds
 
     @property
+    def sources(self) -> list[SimulatedEvents]:
+        """The event sources that are open."""
+        return [source for source in self._sources if source.fileno() != -1]
+
+    @property
     def open_sources(self) -> int:
         """How many event sources have been opened and not closed."""
-        return sum(source.fileno() != -1 for source in self._sources)
+        return len(self.sources)
 
     def network(self, *, partial: bool = False) -> Network:
         self.readings += 1

@@ -261,6 +261,7 @@ def test_the_watcher_can_be_stopped_and_started_on_trio() -> None:
             kernel.change(ON_WIFI)
             watcher.unfollow(nobody)
             assert not watcher.running
+            watcher.stop()
             assert kernel.open_sources == 0
 
     gc.collect()

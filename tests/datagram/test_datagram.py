@@ -28,7 +28,6 @@ from bindsock.datagram.plan import Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.errors import BindFailed, InterfaceChanged, NoEffectiveInterface, NoRoute
 from bindsock.model.network import Interface, Network
-from bindsock.netmon.drivers import AsyncioDriver
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Preferences
@@ -168,7 +167,7 @@ class Scene:
     def __init__(self, initial: Network = BOTH, preferences: Preferences | None = None) -> None:
         self.kernel = ScriptedKernel(initial)
         self.loop = asyncio.get_running_loop()
-        self.watcher = Watcher(self.kernel, preferences or Preferences(), driver=AsyncioDriver(self.loop))
+        self.watcher = Watcher(self.kernel, preferences or Preferences(), runtime=runtime_of(self.loop))
         self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.peer.bind(("127.0.0.1", 0))
         self.peer.setblocking(False)
@@ -182,8 +181,7 @@ class Scene:
         self, *, overlap: float = 60.0, pin: str | None = None, local: tuple[str, int] | None = None
     ) -> tuple[Any, Recorder]:
         """What ``open_datagram`` does for a remote address that is not on loopback."""
-        self.watcher._start()
-        decider = self.watcher.decider(interface=pin)
+        decider = self.watcher.refresh().with_pin(pin)
         spec = FarEndpoint(socket.AF_INET, 0, local, self.peer.getsockname(), kernel=self.kernel)
         requirement = Requirement((FAR,), spec.address)
         placement = requirement.first_placement(decider)
@@ -225,6 +223,7 @@ class Scene:
         self.peer.close()
         assert self.statistics.tracked == 0
         assert not self.watcher.running
+        self.watcher.stop()
         assert self.kernel.open_sources == 0
 
 
@@ -865,7 +864,7 @@ async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatc
     scene.watcher.recheck()
     delays = []
     for _ in range(5):
-        delays.append(round(transport._mover._retry._timer.when() - scene.loop.time()))
+        delays.append(round(transport._mover._retry._timer().when() - scene.loop.time()))
         transport._mover._look()
     assert delays == [1, 2, 4, 5, 5]
     assert scene.statistics.rebinds_failed == 6

@@ -96,8 +96,9 @@ async def test_no_physical_route_is_an_error_at_once_that_names_a_cure(lab: Lab,
 async def test_a_pinned_interface_without_a_route_is_an_error_that_names_a_cure(lab: Lab) -> None:
     lab.vpn_up("replace")
     before = descriptors()
-    with pytest.raises(bindsock.NoRoute, match="ip rule add") as caught:
-        await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port, interface="eth0")
+    async with bindsock.TransportFactory() as factory:
+        with pytest.raises(bindsock.NoRoute, match="ip rule add") as caught:
+            await factory.open_connection(lab.server.ipv4, lab.server.tcp_port, interface="eth0")
     assert caught.value.interface == "eth0"
     assert descriptors() == before
 
@@ -239,16 +240,16 @@ async def test_cancelling_leaves_nothing_open(lab: Lab, delay: float, tls: bool)
     if delay >= 0.05:
         lab.blackhole("wifi0", True)
     port = lab.server.tls_port if tls else lab.server.tcp_port
-    factory = bindsock.TransportFactory(resolver=several(lab.server.ipv4, lab.server.ipv6))
-    dial = asyncio.ensure_future(factory.open_connection(lab.server.name, port, happy_eyeballs_delay=0.01, ssl=context))
-    await asyncio.sleep(delay)
-    dial.cancel()
-    try:
-        _, writer = await dial
-    except asyncio.CancelledError:
-        pass
-    else:
-        writer.transport.abort()
+    async with bindsock.TransportFactory(resolver=several(lab.server.ipv4, lab.server.ipv6)) as factory:
+        dial = asyncio.ensure_future(factory.open_connection(lab.server.name, port, happy_eyeballs_delay=0.01, ssl=context))
+        await asyncio.sleep(delay)
+        dial.cancel()
+        try:
+            _, writer = await dial
+        except asyncio.CancelledError:
+            pass
+        else:
+            writer.transport.abort()
     await asyncio.sleep(0.1)
     assert descriptors() == before
     assert asyncio.all_tasks() == tasks
@@ -280,10 +281,10 @@ async def test_an_egress_through_the_tunnel_is_noticed(lab: Lab) -> None:
         def bind(self, sock: socket.socket, interface: Interface) -> None:
             pass
 
-    factory = bindsock.TransportFactory(kernel=Forgetful())
     before = descriptors()
-    with pytest.raises(bindsock.EgressMismatch, match="tun0"):
-        await factory.connect(lab.server.ipv4, lab.server.tcp_port)
+    async with bindsock.TransportFactory(kernel=Forgetful()) as factory:
+        with pytest.raises(bindsock.EgressMismatch, match="tun0"):
+            await factory.connect(lab.server.ipv4, lab.server.tcp_port)
     assert descriptors() == before
 
 

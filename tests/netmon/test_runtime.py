@@ -118,3 +118,61 @@ def test_a_virtual_loop_calls_each_timer_at_its_time() -> None:
     loop.runtime.call_later(1.5, pytest.fail).cancel()
     loop.advance(3.0)
     assert called == [1001.0, 1002.0]
+
+
+class Ending:
+    """Counts how often it was told that the loop ends."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_the_end_of_a_loop_is_told_before_it_is_closed(loop_factory: LoopFactory) -> None:
+    ending = Ending()
+
+    async def main() -> None:
+        runtime_of(asyncio.get_running_loop()).at_end(ending.end)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+        assert ending.ended == 0
+    assert ending.ended == 1
+
+
+def test_the_end_of_a_loop_that_is_closed_by_hand_is_told_when_it_is_freed(loop_factory: LoopFactory) -> None:
+    ending = Ending()
+
+    async def main() -> None:
+        runtime_of(asyncio.get_running_loop()).at_end(ending.end)
+
+    loop = loop_factory()
+    loop.run_until_complete(main())
+    loop.close()
+    del loop
+    gc.collect()
+    assert ending.ended == 1
+
+
+def test_waiting_for_the_end_of_a_loop_takes_no_task(loop_factory: LoopFactory) -> None:
+    ending = Ending()
+
+    async def main() -> set[asyncio.Task[object]]:
+        runtime_of(asyncio.get_running_loop()).at_end(ending.end)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) == set()
+
+
+def test_a_timer_that_is_kept_does_not_keep_its_loop_alive(loop_factory: LoopFactory) -> None:
+    loop = loop_factory()
+    timer = runtime_of(loop).call_later(60.0, pytest.fail)
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
+    timer.cancel()

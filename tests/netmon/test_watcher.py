@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Self
 
@@ -18,43 +19,17 @@ from bindsock.model.change import Cause, Change
 from bindsock.model.network import taken_down
 from bindsock.netmon.announcing import GRACE
 from bindsock.netmon.coalescing import QUIET, RECONCILE
-from bindsock.netmon.drivers import AsyncioDriver
 from bindsock.netmon.listening import ChangeListener
 from bindsock.netmon.prefetch import DecisionsAhead
+from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import SimulatedEvents, SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network, route
+from tests.virtual_loop import VirtualLoop
 
 WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
 ETHERNET = network(interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
 WIFI_AND_CONTAINER = network(interface("wifi0", 2, "192.0.2.5/24"), interface("veth7", 9), route("0.0.0.0/0", 2, "192.0.2.1"))
-
-
-class ManualDriver:
-    """A driver that a test turns by hand."""
-
-    def __init__(self) -> None:
-        self.started = False
-
-    def start(self, watcher: Watcher) -> None:
-        self.started = True
-
-    def rearm(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        self.started = False
-
-    def create_future(self) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Recorder:
@@ -69,13 +44,12 @@ class Recorder:
 
 
 class Scene:
-    """A watcher on a simulated kernel, with a clock that only the test moves."""
+    """A watcher on a simulated kernel, on a loop that only the test turns."""
 
     def __init__(self, interface: str | None = None) -> None:
         self.kernel = SimulatedKernel(WIFI)
-        self.clock = Clock()
-        self.driver = ManualDriver()
-        self.watcher = Watcher(self.kernel, Preferences(), driver=self.driver, interface=interface, clock=self.clock)
+        self.loop = VirtualLoop()
+        self.watcher = Watcher(self.kernel, Preferences(), runtime=self.loop.runtime, interface=interface)
         self.follower = Recorder()
 
     def __enter__(self) -> Self:
@@ -90,16 +64,7 @@ class Scene:
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with the timers that are due."""
-        end = self.clock.now + seconds
-        for _ in range(1000):
-            deadline = self.watcher.deadline()
-            if deadline > end:
-                break
-            self.clock.now = max(self.clock.now, deadline)
-            self.watcher.timer()
-        else:
-            pytest.fail("the timers never rest")
-        self.clock.now = end
+        self.loop.advance(seconds)
 
 
 def test_a_change_moves_the_followers_at_once() -> None:
@@ -121,7 +86,7 @@ def test_events_that_change_nothing_that_matters_move_nobody() -> None:
 
 def test_what_is_not_urgent_waits_for_a_complete_reading() -> None:
     with Scene() as scene:
-        (source,) = scene.watcher.sources
+        (source,) = scene.kernel.sources
         source.urgent = False
         scene.kernel.change(ETHERNET)
         scene.deliver()
@@ -147,12 +112,12 @@ def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | N
         scene.kernel.change(BOTH)
         scene.deliver()
         for target in targets:
-            scene.watcher.decider().decide(target)
+            scene.watcher.refresh().decide(target)
         scene.wait(QUIET)
         gone = taken_down(BOTH, frozenset({index}))
         scene.kernel.change(gone)
         scene.deliver()
-        decider = scene.watcher.decider()
+        decider = scene.watcher.refresh()
         assert set(targets) <= set(decider.targets())
         for target in targets:
             assert decider.decide(target) == Decider(gone, Preferences(), interface=pin).decide(target)
@@ -166,7 +131,7 @@ def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
         scene.wait(QUIET)
         scene.kernel.change(ETHERNET)
         scene.deliver()
-        assert scene.watcher.decider().network is ETHERNET
+        assert scene.watcher.refresh().network is ETHERNET
 
 
 def test_what_was_decided_ahead_is_found_by_equality() -> None:
@@ -230,7 +195,7 @@ def test_nobody_is_shown_an_older_reading_after_a_newer_one() -> None:
         assert [name for name, _ in second.seen] == ["wifi0"]
 
 
-def test_a_reading_that_ends_the_watching_is_followed_by_one_made_now() -> None:
+def test_a_reading_after_which_nobody_follows_any_more_is_the_newest_all_the_same() -> None:
     scene = Scene()
 
     class Leaving(Recorder):
@@ -238,23 +203,19 @@ def test_a_reading_that_ends_the_watching_is_followed_by_one_made_now() -> None:
             scene.watcher.unfollow(self)
 
     scene.watcher.follow(Leaving())
-    second = SimulatedEvents()
-    scene.watcher.sources.append(second)
-    second.signal()
     scene.kernel.change(ETHERNET)
-    decision = scene.watcher.decider().decide(socket.AF_INET)
+    decision = scene.watcher.refresh().decide(socket.AF_INET)
     assert decision.interface is not None
     assert decision.interface.name == "eth0"
     assert not scene.watcher.running
-    assert second.fileno() == -1
-    assert scene.watcher.statistics.events == 1
+    assert scene.loop.readers == {}
+    assert scene.loop.timers == []
 
 
 def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_later() -> None:
     with Scene() as scene:
         scene.kernel.change(ETHERNET)
         scene.deliver()
-        assert scene.watcher.deadline() > scene.clock.now
         late = ChangeListener(lambda: None)
         scene.watcher.listen(late)
         scene.wait(10.0)
@@ -262,8 +223,7 @@ def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_lat
         assert scene.watcher.statistics.changes == 1
         scene.kernel.change(WIFI)
         scene.deliver()
-        assert scene.watcher.deadline() == scene.clock.now
-        scene.watcher.timer()
+        scene.loop.turn()
         assert late.take() is not None
 
 
@@ -307,7 +267,7 @@ def test_lost_events_are_counted_and_read_over() -> None:
     with Scene() as scene:
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
-        source = scene.watcher.sources[0]
+        (source,) = scene.kernel.sources
         source.overruns += 1
         before = source.overruns
         scene.kernel.overrun()
@@ -360,17 +320,105 @@ def test_a_follower_that_fails_does_not_keep_the_others_from_moving() -> None:
         assert [name for name, _ in other.seen] == ["eth0"]
 
 
-def test_it_watches_only_while_somebody_needs_it() -> None:
+def test_it_runs_only_while_somebody_needs_it() -> None:
     scene = Scene()
     assert scene.kernel.open_sources == 0
     scene.watcher.follow(scene.follower)
     with scene.watcher.hold():
-        assert scene.kernel.open_sources == 1
+        assert len(scene.loop.readers) == 1
         scene.watcher.unfollow(scene.follower)
         assert scene.watcher.running
     assert not scene.watcher.running
-    assert scene.kernel.open_sources == 0
-    assert not scene.driver.started
+
+
+def test_a_watcher_that_rests_keeps_its_event_source_and_costs_the_loop_nothing() -> None:
+    with rested() as scene:
+        assert scene.watcher.resting
+        assert scene.kernel.open_sources == 1
+        assert scene.loop.readers == {}
+        assert scene.loop.timers == []
+        assert scene.kernel.readings == 1
+
+
+def test_a_dial_takes_the_last_reading_of_a_watcher_that_rests_if_nothing_has_happened() -> None:
+    with rested() as scene:
+        scene.wait(RECONCILE - 1.0)
+        assert scene.watcher.refresh().network is WIFI
+        assert scene.kernel.readings == 1
+
+
+def test_what_happened_while_a_watcher_rested_is_read_at_the_next_dial() -> None:
+    with rested() as scene:
+        scene.kernel.change(ETHERNET)
+        assert scene.watcher.refresh().network is ETHERNET
+        assert scene.kernel.readings == 2
+        assert scene.watcher.resting
+
+
+def test_events_that_were_lost_while_a_watcher_rested_make_it_read() -> None:
+    with rested() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.kernel.overrun()
+        assert scene.watcher.refresh().network is ETHERNET
+
+
+@pytest.mark.parametrize("slept", [0.0, 3600.0])
+def test_a_silent_change_while_a_watcher_rested_is_found_after_a_minute_or_a_sleep(slept: float) -> None:
+    with rested() as scene:
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.kernel.sleep(slept)
+        scene.wait(1.0 if slept else RECONCILE)
+        assert scene.watcher.refresh().network is ETHERNET
+
+
+def test_what_was_still_to_be_read_again_when_a_watcher_began_to_rest_is_read_at_the_next_dial() -> None:
+    scene = Scene()
+    with scene:
+        scene.kernel.signal()
+        scene.deliver()
+        scene.kernel.silent = True
+        scene.kernel.change(ETHERNET)
+        scene.watcher.unfollow(scene.follower)
+        scene.wait(QUIET)
+        assert scene.watcher.refresh().network is ETHERNET
+
+
+def test_a_follower_that_comes_to_a_watcher_that_rests_is_shown_what_happened_meanwhile() -> None:
+    with rested() as scene:
+        scene.kernel.change(ETHERNET)
+        scene.watcher.follow(scene.follower)
+        for call in list(scene.loop.readers.values()):
+            call()
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+
+
+def test_a_watcher_without_event_sources_reads_at_each_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    monkeypatch.setattr(scene.kernel, "events", list)
+    with scene:
+        scene.watcher.unfollow(scene.follower)
+        scene.kernel.change(ETHERNET)
+        assert scene.watcher.refresh().network is ETHERNET
+
+
+def test_a_watcher_that_is_forgotten_closes_its_event_source() -> None:
+    scene = Scene()
+    kernel = scene.kernel
+    scene.watcher.refresh()
+    assert kernel.open_sources == 1
+    del scene
+    gc.collect()
+    assert kernel.open_sources == 0
+
+
+@contextlib.contextmanager
+def rested() -> Iterator[Scene]:
+    """A watcher that was needed and is not needed any more."""
+    with Scene() as scene:
+        scene.watcher.unfollow(scene.follower)
+        yield scene
 
 
 def test_a_kernel_without_event_sources_is_reconciled_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,11 +436,11 @@ def test_a_kernel_without_event_sources_is_reconciled_every_minute(monkeypatch: 
 
 def test_a_source_that_breaks_is_closed_and_the_rest_goes_on() -> None:
     with Scene() as scene:
-        source = scene.watcher.sources[0]
+        (source,) = scene.kernel.sources
         source.drain = _broken  # type: ignore[method-assign]
         scene.kernel.change(ETHERNET)
         scene.deliver()
-        assert scene.watcher.sources == []
+        assert scene.loop.readers == {}
         assert scene.kernel.open_sources == 0
         assert [name for name, _ in scene.follower.seen] == ["eth0"]
 
@@ -405,8 +453,8 @@ def test_a_pin_replaces_the_watchers_own() -> None:
     with Scene() as scene:
         import socket
 
-        assert scene.watcher.decider(interface="eth9").decide(socket.AF_INET).interface is None
-        assert scene.watcher.decider().decide(socket.AF_INET).interface is not None
+        assert scene.watcher.refresh().with_pin("eth9").decide(socket.AF_INET).interface is None
+        assert scene.watcher.refresh().decide(socket.AF_INET).interface is not None
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -417,7 +465,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 async def test_the_event_loop_delivers() -> None:
     kernel = SimulatedKernel(WIFI)
-    watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+    watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
     follower = Recorder()
     tasks = asyncio.all_tasks()
     descriptors = len(os.listdir("/dev/fd"))
@@ -426,7 +474,7 @@ async def test_the_event_loop_delivers() -> None:
     await _until(lambda: bool(follower.seen))
     assert follower.seen == [("eth0", Cause.EVENTS)]
     assert asyncio.all_tasks() == tasks
-    watcher.unfollow(follower)
+    watcher.stop()
     assert kernel.open_sources == 0
     assert len(os.listdir("/dev/fd")) == descriptors
 
@@ -436,7 +484,7 @@ def test_asyncio_run_ends_the_watcher(loop_factory: Callable[[], asyncio.Abstrac
     ended: list[bool] = []
 
     async def main() -> Watcher:
-        watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+        watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
         watcher.follow(Recorder())
         listener = ChangeListener(lambda: ended.append(True))
         watcher.listen(listener)
@@ -450,15 +498,34 @@ def test_asyncio_run_ends_the_watcher(loop_factory: Callable[[], asyncio.Abstrac
     assert kernel.open_sources == 0
 
 
-def test_a_loop_that_is_closed_by_hand_leaves_no_descriptor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_the_end_of_the_loop_closes_a_watcher_that_rests(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     kernel = SimulatedKernel(WIFI)
 
+    async def main() -> Watcher:
+        watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
+        watcher.refresh()
+        return watcher
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        watcher = runner.run(main())
+        assert watcher.resting
+    assert not watcher.resting
+    assert kernel.open_sources == 0
+
+
+def test_a_loop_that_is_closed_by_hand_leaves_no_descriptor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    kernel = SimulatedKernel(WIFI)
+    watchers: list[Watcher] = []
+
     async def main() -> None:
-        Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop())).follow(Recorder())
+        runtime = runtime_of(asyncio.get_running_loop())
+        watchers.extend(Watcher(kernel, Preferences(), runtime=runtime) for _ in range(2))
+        watchers[0].follow(Recorder())
+        watchers[1].refresh()
 
     loop = loop_factory()
     loop.run_until_complete(main())
-    assert kernel.open_sources == 1
+    assert kernel.open_sources == 2
     loop.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -469,7 +536,7 @@ def test_a_loop_that_is_closed_by_hand_leaves_no_descriptor(loop_factory: Callab
 
 async def test_changes_are_merged_for_a_slow_reader() -> None:
     kernel = SimulatedKernel(WIFI)
-    watcher = Watcher(kernel, Preferences(), driver=AsyncioDriver(asyncio.get_running_loop()))
+    watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
     listener = ChangeListener(lambda: None)
     watcher.listen(listener)
     try:
@@ -486,4 +553,4 @@ async def test_changes_are_merged_for_a_slow_reader() -> None:
         assert listener.take() is None
     finally:
         watcher.unlisten(listener)
-    assert kernel.open_sources == 0
+        watcher.stop()

@@ -22,7 +22,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, IPAddress, Network
-from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import LIMIT, ConnectOptions
 from bindsock.reconnect import controller as replacing
@@ -101,7 +101,7 @@ class Scene:
         self.tls = tls
         self.kernel = SimulatedKernel(reading("wifi0", "eth0"))
         self.loop = asyncio.get_running_loop()
-        self.watcher = Watcher(self.kernel, Preferences(), driver=AsyncioDriver(self.loop))
+        self.watcher = Watcher(self.kernel, Preferences(), runtime=runtime_of(self.loop))
         self.sessions: list[Session] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.answer: Answer = echo
@@ -128,7 +128,7 @@ class Scene:
         if self.refuse_dials:
             self.refuse_dials -= 1
             raise ConnectionRefusedError("refused by the test")
-        decider = self.watcher.decider()
+        decider = self.watcher.refresh()
         path = decider.path(PEER)
         if path is None:
             raise OSError("no interface")
@@ -738,6 +738,7 @@ async def test_abort_in_every_state_leaves_nothing_open(scene: Scene, descriptor
         session.writer.close()
         with contextlib.suppress(OSError):
             await session.writer.wait_closed()
+    scene.watcher.stop()
     own = asyncio.current_task()
     await until(lambda: not [t for t in asyncio.all_tasks() if t is not own and t.get_name().startswith("bindsock")])
     scene.sessions.clear()

@@ -90,9 +90,9 @@ async def test_numbers_and_localhost_are_nobodys_business(watcher: Watcher, name
 
 
 async def test_answers_are_kept_as_long_as_they_say(watcher: Watcher, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = watcher.clock()
+    now = watcher.runtime.time()
     resolve = resolver(watcher, names)
-    monkeypatch.setattr(watcher, "clock", lambda: now)
+    monkeypatch.setattr(watcher.runtime, "time", lambda: now)
     await hosts(resolve)
     await hosts(resolve)
     assert len(names.asked) == 2

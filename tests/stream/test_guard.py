@@ -21,7 +21,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, Network
-from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath
 from bindsock.routing.effective import Preferences
@@ -55,7 +55,7 @@ class Scene:
     def __init__(self, initial: Network = ON_WIFI) -> None:
         self.kernel = SimulatedKernel(initial)
         self.loop = asyncio.get_running_loop()
-        self.watcher = Watcher(self.kernel, Preferences(), driver=AsyncioDriver(self.loop))
+        self.watcher = Watcher(self.kernel, Preferences(), runtime=runtime_of(self.loop))
         self.accepted: list[asyncio.Transport] = []
         self.upgrades: list[asyncio.Task[Any]] = []
         self.guards: list[StreamGuard] = []

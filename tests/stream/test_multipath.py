@@ -15,7 +15,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, Network
 from bindsock.model.subflows import Endpoints, Multipath, Subflow
-from bindsock.netmon.drivers import AsyncioDriver
+from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath
 from bindsock.routing.effective import Preferences
@@ -59,7 +59,7 @@ class Scene:
         self.kernel = SimulatedKernel(ON_WIFI)
         self.paths = self.kernel.multipath = SimulatedPathManager()
         self.loop = asyncio.get_running_loop()
-        self.watcher = Watcher(self.kernel, Preferences(), driver=AsyncioDriver(self.loop))
+        self.watcher = Watcher(self.kernel, Preferences(), runtime=runtime_of(self.loop))
         self.sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.sock.connect(self.listener.getsockname())

@@ -90,7 +90,7 @@ class SubflowManager:
         look: Callable[[], object],
     ) -> None:
         self._paths = paths
-        self._clock = watcher.clock
+        self._clock = watcher.runtime.time
         self._statistics = watcher.statistics
         self._sock = weakref.ref(sock)
         self._loop = weakref.ref(loop)

@@ -34,11 +34,11 @@ class UserTimeout:
     ) -> None:
         self.seconds = seconds
         self._paths = paths
-        self._clock = watcher.clock
+        self._clock = watcher.runtime.time
         self._sock = weakref.ref(sock)
         self._loop = weakref.ref(loop)
         self._found = weakref.WeakMethod(found)
-        self._answered = watcher.clock()
+        self._answered = watcher.runtime.time()
         """When nothing was left unanswered for the last time."""
         self._timer: asyncio.TimerHandle | None = None
         self._wait()
