@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# asyncio of CPython 3.11 to 3.13, uvloop 0.23.0: TCP_NODELAY of a connected multipath TCP socket that is given as sock=.
-# Guess: asyncio sets it on every stream connection, as it has since 3.6, and the kernel supports it for MPTCP.
+# asyncio of CPython 3.11.7, 3.12.1, 3.13.0, uvloop 0.23.0: TCP_NODELAY of a connected multipath TCP socket that is given as sock=.
+# Guess: asyncio sets it on every stream connection, and the kernel supports it for MPTCP.
 # Seen: asyncio sets it only where the socket's protocol is IPPROTO_TCP, so Nagle's algorithm stays on; uvloop sets it.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"

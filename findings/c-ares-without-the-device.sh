@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages aiodns==4.0.4 pycares==5.2.1
 two_uplinks
-background router "$PYTHON" dnsserver.py 10.9.0.10
+serve "$ROUTER" "$PYTHON" dnsserver.py 10.9.0.10
 cat >"$work/client.py" <<'PYTHON'
 import asyncio
 import sys
@@ -24,7 +24,7 @@ for device in sys.argv[1:]:
     asyncio.run(main(device))
 PYTHON
 host "$work/venv/bin/python" "$work/client.py" wan1 wan9 >"$seen"
-grep asked "$work/background.0" >>"$seen"
+grep asked "$work/output.0" >>"$seen"
 compare <<'SEEN'
 wan1 answered with 192.0.2.1
 wan9 answered with 192.0.2.1

@@ -8,10 +8,9 @@ source "$(dirname "$0")/lib.sh"
 debian 'dnsmasq-base=2.90-4~deb12u2'
 packages dnspython==2.9.2
 two_uplinks
-background router "$PYTHON" dnsserver.py 10.9.0.10
-host dnsmasq --keep-in-foreground --log-facility=- --conf-file=/dev/null --pid-file= --no-hosts --no-resolv --cache-size=0 \
-    --port=5353 --server=10.9.0.10@wan9 >"$work/log" 2>&1 &
-processes+=($!)
+serve "$ROUTER" "$PYTHON" dnsserver.py 10.9.0.10
+start "$HOST" dnsmasq --keep-in-foreground --log-facility=- --conf-file=/dev/null --pid-file= --no-hosts --no-resolv --cache-size=0 \
+    --port=5353 --server=10.9.0.10@wan9 >"$work/log" 2>&1
 until_it grep -q 'using nameserver' "$work/log"
 cat >"$work/ask.py" <<'PYTHON'
 import dns.message
@@ -31,7 +30,7 @@ ask() { host "$work/venv/bin/python" "$work/ask.py"; }
     ip -n "$HOST" link set wan9 up
     ip -n "$HOST" route add default via 10.2.0.1 dev wan9 metric 200
     ask
-    grep asked "$work/background.0"
+    grep asked "$work/output.0"
 } >"$seen"
 compare <<'SEEN'
 using nameserver 10.9.0.10#53(via wan9)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # dnspython 2.9.2: a query over UDP to a resolver that is not running (127.0.0.1, nothing on the port).
-# Guess: the kernel reports "connection refused" at once, and so does dnspython; resolvers of the C library go on to the next server.
+# Guess: the kernel reports "connection refused" at once, and so does dnspython.
 # Seen: the sockets are not connected, so the refusal is never told: the query takes its whole timeout, sync and on asyncio.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"

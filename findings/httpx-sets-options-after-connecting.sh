@@ -27,7 +27,7 @@ with socketserver.ThreadingTCPServer(("10.9.0.10", 80), Handler) as server:
     print("ready", flush=True)
     server.serve_forever()
 PYTHON
-background router "$PYTHON" "$work/server.py"
+serve "$ROUTER" "$PYTHON" "$work/server.py"
 cat >"$work/client.py" <<'PYTHON'
 import asyncio
 import socket
@@ -55,7 +55,7 @@ for name, run in ("async", lambda: asyncio.run(with_async())), ("sync", with_syn
         print(name, type(error).__name__)
 PYTHON
 host "$work/venv/bin/python" "$work/client.py" >"$seen"
-grep connected "$work/background.0" >>"$seen"
+grep connected "$work/output.0" >>"$seen"
 compare <<'SEEN'
 async ReadTimeout
 sync ReadTimeout

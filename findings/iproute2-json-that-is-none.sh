@@ -8,8 +8,7 @@ debian iproute2=6.1.0-3
 two_uplinks
 {
     echo "limits: $(host ip -json mptcp limits)"
-    host ip -json monitor route >"$work/events" &
-    processes+=($!)
+    start "$HOST" ip -json monitor route >"$work/events"
     something_happens() {
         ip -n "$HOST" route replace 192.0.2.0/24 dev wan1
         ip -n "$HOST" route delete 192.0.2.0/24

@@ -12,10 +12,8 @@ ip -n "$HOST" rule add pref 102 fwmark 51820/0xffff table main suppress_prefixle
 {
     ip -n "$HOST" rule show pref 101
     ip -n "$HOST" -json rule show pref 101
-    echo
     ip -n "$HOST" rule show pref 102
     ip -n "$HOST" -json rule show pref 102
-    echo
 } | sed 's/[[:space:]]\+/ /g; s/ $//' >"$seen"
 compare <<'SEEN'
 101: not from all fwmark 0xca6c lookup 51820

@@ -10,7 +10,10 @@ finish() {
     local process namespace
     for process in "${processes[@]}"; do kill "$process" 2>/dev/null || true; done
     for process in "${processes[@]}"; do wait "$process" 2>/dev/null || true; done
-    for namespace in "${namespaces[@]}"; do ip netns del "$namespace" || true; done
+    for namespace in "${namespaces[@]}"; do
+        for process in $(ip netns pids "$namespace"); do kill "$process" 2>/dev/null || true; done
+        ip netns del "$namespace" || true
+    done
     rm -rf "$work"
 }
 trap finish EXIT
@@ -86,11 +89,17 @@ until_it() {
     exit 1
 }
 
-# Run a server in the background and wait for the line "ready" in its output.
-background() {
-    local output=$work/background.${#processes[@]}
-    "$@" >"$output" 2>&1 &
+# Start a program in a namespace and in the background, to be ended at the end: start NAMESPACE COMMAND...
+# ("ip netns exec" becomes the command, so the process id is its own. A function in the background would be a shell around it.)
+start() {
+    ip netns exec "$@" &
     processes+=($!)
+}
+
+# The same, and wait for the line "ready" in its output, which is kept in $work/output.N, N being ${#processes[@]} before.
+serve() {
+    local output=$work/output.${#processes[@]}
+    start "$@" >"$output" 2>&1
     until_it grep -q ready "$output"
 }
 

@@ -41,7 +41,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as 
     print("bound to", sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode())
     print("subflows", *subflows())
 PYTHON
-background router "$PYTHON" "$work/server.py"
+serve "$ROUTER" "$PYTHON" "$work/server.py"
 host "$PYTHON" "$work/client.py" >"$seen"
 compare <<'SEEN'
 bound to wan0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # openssh-client 1:9.2p1, curl 7.88.1: "ssh -B wan1" and "curl --interface wan1" (as root), beside a default route by wan0.
 # Guess: both bind the socket to the device, as "ping -I" does, and leave by wan1.
-# Seen: curl does; ssh only takes wan1's address as its source, and its packets leave by wan0: a VPN's default route gets them, too.
+# Seen: curl does; ssh only takes wan1's address as its source, and its packets leave by wan0, as the default route has it.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 two_uplinks
@@ -40,13 +40,13 @@ for _ in range(1000):
             print(socket.inet_ntoa(packet[12:16]), "leaves by", taps[tap], flush=True)
             sys.exit()
 PYTHON
-background router "$PYTHON" "$work/server.py"
+serve "$ROUTER" "$PYTHON" "$work/server.py"
 one_connection() {
     local number=${#processes[@]}
-    background host "$PYTHON" "$work/tap.py"
+    serve "$HOST" "$PYTHON" "$work/tap.py"
     timeout 5 ip netns exec "$HOST" "$@" </dev/null >/dev/null 2>&1 || true
-    until_it grep -q leaves "$work/background.$number"
-    echo "$1: $(grep leaves "$work/background.$number")" >>"$seen"
+    until_it grep -q leaves "$work/output.$number"
+    echo "$1: $(grep leaves "$work/output.$number")" >>"$seen"
 }
 one_connection ssh -F none -o BatchMode=yes -B wan1 -p 2222 user@10.9.0.10
 one_connection curl --silent --max-time 2 --interface wan1 http://10.9.0.10:2222/

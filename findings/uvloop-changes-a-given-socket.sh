@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # uvloop 0.23.0: a bound UDP socket given to create_datagram_endpoint(sock=).
 # Guess: its options are the caller's and stay as they are, as with asyncio.
-# Seen: uvloop sets SO_REUSEADDR on it, so a second program's socket with that option can share the port.
+# Seen: uvloop sets SO_REUSEADDR on it, although it is bound already.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages uvloop==0.23.0

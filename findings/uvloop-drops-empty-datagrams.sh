@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # uvloop 0.23.0: transport.sendto(b"").
 # Guess: an empty datagram is a datagram; protocols use it as a keep-alive or to open a NAT mapping, and it is sent.
-# Seen: nothing is sent and nothing is raised. trio 0.35.0 sends it. (asyncio drops it up to 3.12 and sends it from 3.13.)
+# Seen: nothing is sent and nothing is raised. trio 0.35.0 sends it. (asyncio of CPython 3.11.7 and 3.12.1 drops it, 3.13.0 sends it.)
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages uvloop==0.23.0 trio==0.35.0

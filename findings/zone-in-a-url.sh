@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # httpx 0.28.1, aiohttp 3.14.5, websockets 17.4, requests 2.34.2: a link-local address with a zone in a URL.
-# Guess: http://[fe80::1%25wan0]/ works, as RFC 6874 has it and curl and Python's own documentation of zones suggest.
+# Guess: http://[fe80::1%25wan0]/ works, as RFC 6874 has it, and as in curl.
 # Seen: it works in none of the four. The bare %wan0 works in httpx, aiohttp and websockets, which also send the zone to the server in the
-#   Host header; requests has no spelling that works.
+#   Host header; in requests neither works.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages httpx==0.28.1 aiohttp==3.14.5 websockets==17.4 requests==2.34.2
@@ -28,7 +28,7 @@ with Server(("::", 80), Handler) as server:
     print("ready", flush=True)
     server.serve_forever()
 PYTHON
-background router "$PYTHON" "$work/server.py"
+serve "$ROUTER" "$PYTHON" "$work/server.py"
 ip -n "$ROUTER" address add fe80::1/64 dev lan0 nodad
 link_local_is_usable() { ip -n "$HOST" -6 -oneline address show dev wan0 scope link -tentative | grep -q fe80; }
 until_it link_local_is_usable
