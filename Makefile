@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # The tests wait far more than they compute, so there are many more workers than processors.
 WORKERS ?= 8
 
-.PHONY: help demo test test-long lint abi bench-quick svg docs clean
+.PHONY: help demo test test-long lint abi bench-quick svg docs findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
@@ -22,6 +22,7 @@ help:
 	@echo 'make bench-quick  the first figures, as ratios, in about a minute'
 	@echo 'make svg          save the timeline that the README shows'
 	@echo 'make docs         build the documentation into docs/_build/html'
+	@echo 'make findings     run what was found out about libraries and tools again (not in CI; some need root)'
 	@echo 'make clean        remove what the targets made'
 	@echo 'PYTHON=python3.13 VENV=.venv313 choose another Python'
 
@@ -61,6 +62,9 @@ svg: $(READY)
 docs: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+findings: $(READY)
+	@PYTHON="$(abspath $(BIN))/python" findings/run-all
 
 clean:
 	rm -rf $(VENV) .venv-* docs/_build build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # pyroute2 0.9.7: the synchronous IPRoute in a coroutine.
-# Guess: it blocks the loop for a moment, as other synchronous sockets do, and works; up to 0.8 it did.
+# Guess: it blocks the loop for a moment, as other synchronous sockets do, and works, as it does with 0.8.1.
 # Seen: since 0.9 it drives an event loop of its own inside and raises RuntimeError where one is running. In a thread it works.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
