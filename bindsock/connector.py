@@ -19,6 +19,7 @@ from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import MAX_REDIALS, Dialer
+from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.model.decision import Decision, Path, path_of
@@ -170,6 +171,7 @@ class Connector:
             prepare = self._preparation(options)
             if prepare is not None:
                 prepare(sock)
+            sock = self._owned(sock)
             return await self._attach(self.follow_stream(sock, options), protocol_factory, sock, tls)
         dialer = self._dialer(host, port, options)
         once = functools.cache(protocol_factory)
@@ -226,6 +228,8 @@ class Connector:
         sock.setblocking(False)
         address = address_of(sockaddr)
         decision = self.bind(sock, address)
+        if family == socket.AF_INET6 and decision.interface is not None and _running():
+            sock.say_farewell(self._farewell())
         if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
             # Before it connects it has no address, by which to tell whether it can still work.
             sock.on_connect(lambda sock: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
@@ -328,6 +332,24 @@ class Connector:
 
     # Dialling
 
+    def _farewell(self) -> Farewell:
+        return Farewell(self.watcher.runtime.shared(Farewells), self.kernel)
+
+    def _owned(self, sock: socket.socket) -> socket.socket:
+        """A connected socket that a transport is to own from now on, as one that says farewell if it needs to.
+
+        Whoever passes ``sock=`` gives the socket away (``asyncio``, create_connection), so the object may be another one.
+        """
+        if isinstance(sock, FollowedSocket) or not self.kernel.needs_farewell(sock):
+            return sock
+        guard = _guards.get(sock)
+        if guard is not None:
+            guard.close()
+        own = FollowedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        own.setblocking(False)
+        own.say_farewell(self._farewell())
+        return own
+
     def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
         return Dialer(
             self.watcher,
@@ -337,6 +359,7 @@ class Connector:
             options,
             prepare=self._preparation(options),
             complaints=self._complaints,
+            farewell=self._farewell(),
         )
 
     def _preparation(self, options: ConnectOptions) -> Callable[[socket.socket], None] | None:
@@ -368,6 +391,8 @@ class Connector:
     ) -> tuple[asyncio.Transport, P]:
         """Let the event loop make its own transport of a connected socket."""
         _attaching.add(sock)
+        if isinstance(sock, FollowedSocket) and not isinstance(self.loop, asyncio.BaseEventLoop):
+            sock.expect_detach()
         try:
             transport, protocol = await self.loop.create_connection(protocol_factory, sock=sock, **tls)
         except BaseException:

@@ -194,8 +194,9 @@ class TransportFactory:
 
         async def connect() -> tuple[SocketStream | TLSStream, StreamGuard | None]:
             sock, guard = await self._connect(str(remote_host), remote_port, options)
+            farewell = self._trio_network().farewell if on_trio() else None
             try:
-                stream = FollowedStream(await SocketStream.from_socket(sock), guard)
+                stream = FollowedStream(await SocketStream.from_socket(sock), guard, farewell)
             except ValueError as error:
                 # anyio's word for a socket that is not connected any more: it has been ended since it was dialled.
                 sock.close()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
+    from bindsock.dial.farewell import Farewell
     from bindsock.stream.guard import StreamGuard
 
 
@@ -27,10 +28,13 @@ class FollowedStream(SocketStream):
     """anyio's stream over a socket that is followed: what ends it is told as the cause of the error.
 
     It is anyio's own stream with nothing in between but this.
+
+    :param farewell: how to end the connection of a socket that does not do so itself, as trio's do not
     """
 
-    def __init__(self, stream: SocketStream, guard: StreamGuard | None) -> None:
+    def __init__(self, stream: SocketStream, guard: StreamGuard | None, farewell: Farewell | None = None) -> None:
         self._stream = stream
+        self._farewell = farewell
         self._closed = False
         self.guard = guard
 
@@ -58,7 +62,13 @@ class FollowedStream(SocketStream):
         self._closed = True
         if self.guard is not None:
             self.guard.close()
-        await self._stream.aclose()
+        farewell, self._farewell = self._farewell, None
+        left = farewell.duplicate(self._raw_socket) if farewell is not None else None
+        try:
+            await self._stream.aclose()
+        finally:
+            if farewell is not None and left is not None:
+                farewell.say(left)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -15,6 +15,7 @@ from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_dat
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import Dialer
+from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Preferences
@@ -53,6 +54,8 @@ class TrioNetwork:
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else _trio_dialing.resolve
         self.watcher = Watcher(kernel, preferences, interface=interface, runtime=trio_runtime())
+        self.farewell = Farewell(self.watcher.runtime.shared(Farewells), kernel)
+        """How an IPv6 connection is ended when its socket is closed."""
 
     @property
     def _asyncio_loop(self) -> asyncio.AbstractEventLoop:

@@ -82,7 +82,10 @@ class BoundSocket(_TrioSocket):
 
     def close(self) -> None:
         self._let_go()
+        left = self._network.farewell.duplicate(self._plain)
         super().close()
+        if left is not None:
+            self._network.farewell.say(left)
 
     def detach(self) -> int:
         self._let_go()

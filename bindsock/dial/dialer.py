@@ -30,6 +30,7 @@ from bindsock.routing.effective import Decider
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from bindsock.dial.farewell import Farewell
     from bindsock.netmon.watcher import Watcher
 
 logger = logging.getLogger("bindsock")
@@ -50,6 +51,8 @@ class Dialer:
     """Why there was no multipath, so that each reason is logged once."""
     prepare: Callable[[socket.socket], None] | None = None
     """Options to be set on each socket before it connects."""
+    farewell: Farewell | None = None
+    """How an IPv6 connection is ended when its socket is closed."""
 
     async def dial(self) -> Dialled:
         """Connect.

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from bindsock.dial.farewell import duplicate
+
+if TYPE_CHECKING:
+    from bindsock.dial.farewell import Farewell
 
 
 class FollowedSocket(socket.socket):
@@ -19,6 +25,26 @@ class FollowedSocket(socket.socket):
     _callbacks: list[Callable[[], object]] | None = None
     transport: asyncio.WriteTransport | None = None
     """The transport that uses the socket, where whoever follows it must keep it alive no longer than the socket itself."""
+
+    _farewell: Farewell | None = None
+    _kept: Callable[[], socket.socket] | None = None
+
+    def say_farewell(self, farewell: Farewell) -> None:
+        """End the connection in this way when the socket is closed."""
+        self._farewell = farewell
+
+    def expect_detach(self) -> None:
+        """Keep a duplicate for the farewell, for a transport that closes the descriptor before it detaches the socket."""
+        if self._farewell is not None and self._kept is None and (own := duplicate(self)) is not None:
+            descriptor = own.detach()
+            finalizer = weakref.finalize(self, os.close, descriptor)
+            finalizer.atexit = False
+
+            def taken(family: int = self.family, kind: int = self.type, proto: int = self.proto) -> socket.socket:
+                finalizer.detach()
+                return socket.socket(family, kind, proto, fileno=descriptor)
+
+            self._kept = taken
 
     _connecting: Callable[[FollowedSocket], object] | None = None
 
@@ -46,18 +72,42 @@ class FollowedSocket(socket.socket):
 
     def close(self) -> None:
         """Close the socket. With a file of ``makefile()`` open, it is closed with that."""
+        left = self._duplicate_for_farewell()
         super().close()
         if self.fileno() == -1:
+            self._say(left)
             self._tell()
+        elif left is not None:
+            left.close()
 
     def detach(self) -> int:
         """Give the descriptor away, open.
 
         :return: the descriptor
         """
+        kept, self._kept = self._kept, None
         descriptor = super().detach()
+        if kept is not None:
+            self._say(kept())
         self._tell()
         return descriptor
+
+    def _duplicate_for_farewell(self) -> socket.socket | None:
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            return kept()
+        if self._farewell is None or self.fileno() == -1:
+            return None
+        return self._farewell.duplicate(self)
+
+    def _say(self, left: socket.socket | None) -> None:
+        farewell, self._farewell = self._farewell, None
+        if left is None:
+            return
+        if farewell is not None:
+            farewell.say(left)
+        else:
+            left.close()
 
     def _tell_connecting(self) -> None:
         callback, self._connecting = self._connecting, None

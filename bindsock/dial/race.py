@@ -131,6 +131,8 @@ class Race:
                 sock.close()
                 raise
             bind_or_close(self._dialer.watcher.kernel, sock, decision, address)
+            if self._dialer.farewell is not None and family == socket.AF_INET6:
+                sock.say_farewell(self._dialer.farewell)
         except OSError as error:
             self._errors.append(error)
             raise

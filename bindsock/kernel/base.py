@@ -188,6 +188,12 @@ class Kernel(Protocol):
         :raises OSError: the call failed; it may not have been connected any more
         """
 
+    def needs_farewell(self, sock: socket.socket) -> bool:
+        """Whether the last acknowledgement of a connection that is closed now could leave by another device than it is bound to.
+
+        :return: false also for a socket that is not connected, or closed. Never raises.
+        """
+
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """Let a stream socket fail when its peer has not answered for so long, whether anything was sent or not.
 

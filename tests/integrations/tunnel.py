@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from bindsock.testing.lab import Lab, Packet
 
+RST = 4
+
 
 @contextmanager
 def nothing_through_the_tunnel(lab: Lab) -> Iterator[None]:
@@ -23,13 +25,5 @@ def nothing_through_the_tunnel(lab: Lab) -> Iterator[None]:
 
 
 def _is_the_kernels_own(packet: Packet) -> bool:
-    """A reset without a socket, or the last acknowledgement of a connection that this side closed first: bare TCP headers.
-
-    The latter is sent on behalf of what is left of the socket (TIME_WAIT). IPv6 then takes the interface for a hint only, since
-    the source address is fixed and the socket that sends is the kernel's (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response;
-    ``net/ipv6/route.c``, ip6_route_output_flags). A connection that leaked would have its SYN and its data in the tunnel, too.
-    """
-    if packet.protocol == "tcp":
-        header, timestamp = (60 if ":" in packet.source else 40), 12
-        return packet.length in (header, header + timestamp) and not packet.payload
-    return packet.protocol.startswith("icmp")
+    """A reset for a segment that belongs to no socket any more, or an ICMP error."""
+    return packet.protocol.startswith("icmp") or (packet.protocol == "tcp" and bool(packet.flags & RST))

@@ -129,6 +129,10 @@ class DarwinKernel:
         whose descriptor is to stay open."""
         sockets.abort(sock)
 
+    def needs_farewell(self, sock: socket.socket) -> bool:
+        """Never: it is not known to be needed on Darwin, where it has not been tried."""
+        return False
+
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """TCP_RXT_CONNDROPTIME, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
         sockets.set_user_timeout(sock, seconds)

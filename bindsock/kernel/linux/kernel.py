@@ -168,6 +168,10 @@ class LinuxKernel:
         """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
         sockets.abort(sock)
 
+    def needs_farewell(self, sock: socket.socket) -> bool:
+        """IPv6, bound, and this side ends first; two or three system calls, 1 µs each."""
+        return sockets.needs_farewell(sock)
+
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """TCP_USER_TIMEOUT, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
         sockets.set_user_timeout(sock, seconds)

@@ -16,6 +16,7 @@ import math
 import os
 import socket
 import struct
+import termios
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bindsock.errors import BindFailed
@@ -32,6 +33,8 @@ _TCP_KEEPIDLE = 4
 _TCP_KEEPINTVL = 5
 _TCP_KEEPCNT = 6
 _TCP_INFO = 11
+_CLOSES_FIRST = frozenset({1, 4, 5})
+"""TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2: the peer has not ended the connection yet (``include/net/tcp_states.h``)."""
 _TCP_USER_TIMEOUT = 18
 
 Sockaddr = tuple[Any, ...]
@@ -226,6 +229,24 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
         # A multipath socket has none, only the probes, and those only at rest (net/mptcp/sockopt.c).
         if sock.proto != mptcp.IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             raise
+
+
+def needs_farewell(sock: socket.socket) -> bool:
+    """Whether the kernel would answer the peer's FIN by the routes once the socket is closed.
+
+    That is what TIME_WAIT does for IPv6, which follows if this side closes first (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response).
+    With unread data ``close()`` sends a reset instead, by the socket's own device (``net/ipv4/tcp.c``, __tcp_close).
+    """
+    if sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM or sock.proto not in (0, socket.IPPROTO_TCP):
+        return False
+    try:
+        if sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] not in _CLOSES_FIRST:
+            return False
+        if bound(sock) is None or sock.getpeername()[0].startswith("::ffff:"):
+            return False
+        return not any(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+    except OSError:
+        return False
 
 
 def activity(sock: socket.socket) -> object:

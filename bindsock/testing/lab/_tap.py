@@ -45,6 +45,8 @@ class Packet:
     """Bytes, with the IP header."""
     payload: bytes
     """How the payload of UDP or TCP begins, up to some 200 bytes."""
+    flags: int = 0
+    """TCP's flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16."""
 
 
 def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet | None:
@@ -59,14 +61,15 @@ def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet 
         first = True
     else:
         return None
-    ports, payload = (0, 0), b""
+    ports, payload, flags = (0, 0), b"", 0
     if number in (6, 17) and first and len(data) >= start + 8:
         ports = struct.unpack_from("!HH", data, start)
         header = 8 if number == 17 else (data[start + 12] >> 4) * 4 if len(data) > start + 12 else 0
         payload = data[start + header : length]
+        flags = data[start + 13] if number == 6 and len(data) > start + 13 else 0
     protocol = _PROTOCOLS.get(number, str(number))
     addresses = str(ip_address(source)), str(ip_address(destination))
-    return Packet(moment, interface, outgoing, protocol, *addresses, *ports, length, payload)
+    return Packet(moment, interface, outgoing, protocol, *addresses, *ports, length, payload, flags)
 
 
 class Tap:

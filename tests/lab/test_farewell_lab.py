@@ -1,0 +1,304 @@
+"""The last words of IPv6 connections: whoever closes first, nothing of it leaves by the tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import functools
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import anyio
+import pytest
+import trio
+import uvloop
+
+import bindsock
+import bindsock.anyio
+from bindsock.dial import farewell
+from bindsock.netmon.runtime import runtime_of
+from bindsock.testing.lab import Lab, VpnMode
+
+pytestmark = pytest.mark.lab
+
+PORT = 7100
+STATES = {"01": "ESTABLISHED", "08": "CLOSE_WAIT", "09": "LAST_ACK"}
+FIN_DELAY = 0.05
+KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
+
+
+@contextlib.asynccontextmanager
+async def slow_to_end(lab: Lab, delay: float = FIN_DELAY) -> AsyncIterator[None]:
+    """A server in the laboratory that answers the end of a connection a while later."""
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6, backlog=1024)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+            await asyncio.sleep(delay)
+        writer.close()
+
+    # Plain asyncio, whatever the loop of the test is: an accepted socket has nothing to do with bindsock.
+    server = await asyncio.start_server(serve, sock=listener)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def states(lab: Lab) -> Counter[str]:
+    """The states of the server's sockets, without the one that listens."""
+    with lab.inside("server"), open("/proc/thread-self/net/tcp6", encoding="ascii") as table:
+        lines = [line.split() for line in table][1:]
+    return Counter(STATES.get(f[3], f[3]) for f in lines if int(f[1].rpartition(":")[2], 16) == PORT and f[3] != "0A")
+
+
+async def until_all_have_ended(lab: Lab) -> None:
+    """Fail if a connection still waits for an acknowledgement of its end after a while, during which it repeats it."""
+    async with asyncio.timeout(20):
+        while states(lab):
+            await asyncio.sleep(0.02)
+
+
+async def by_writer(lab: Lab) -> None:
+    _, writer = await bindsock.open_connection(lab.server.ipv6, PORT)
+    writer.write(b"the last words")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def by_transport(lab: Lab) -> None:
+    transport, _ = await bindsock.create_connection(asyncio.Protocol, lab.server.ipv6, PORT)
+    transport.close()
+
+
+async def by_abort(lab: Lab) -> None:
+    transport, _ = await bindsock.create_connection(asyncio.Protocol, lab.server.ipv6, PORT)
+    transport.abort()
+
+
+async def after_an_end(lab: Lab) -> None:
+    _, writer = await bindsock.open_connection(lab.server.ipv6, PORT)
+    writer.write_eof()
+    writer.close()
+
+
+async def by_socket(lab: Lab) -> None:
+    sock = await bindsock.connect(lab.server.ipv6, PORT)
+    sock.close()
+
+
+async def by_file(lab: Lab) -> None:
+    sock = await bindsock.connect(lab.server.ipv6, PORT)
+    file = sock.makefile("rb")
+    sock.close()
+    file.close()
+
+
+async def replaced(lab: Lab) -> None:
+    async def on_reconnect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None: ...
+
+    _, writer = await bindsock.open_connection(lab.server.ipv6, PORT, on_reconnect=on_reconnect)
+    writer.close()
+
+
+WAYS = [by_writer, by_transport, by_abort, after_an_end, by_socket, by_file, replaced]
+
+
+@pytest.mark.parametrize("mode", KEEPING)
+@pytest.mark.parametrize("close", WAYS)
+async def test_no_packet_of_a_closed_connection_enters_the_tunnel(
+    lab: Lab, mode: VpnMode, close: Callable[[Lab], Awaitable[None]]
+) -> None:
+    lab.vpn_up(mode)
+    async with slow_to_end(lab):
+        with lab.tap(interface="tun0", port=PORT) as tap:
+            await asyncio.gather(*(close(lab) for _ in range(5)))
+            await until_all_have_ended(lab)
+            assert tap.packets == []
+
+
+async def on_a_loop_that_binds(lab: Lab, base: type[asyncio.AbstractEventLoop]) -> None:
+    """A library's own socket, which it gives to a transport."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6)
+    sock.setblocking(False)
+    await loop.sock_connect(sock, (lab.server.ipv6, PORT))
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock)
+    transport.close()
+    _, writer = await asyncio.open_connection(lab.server.ipv6, PORT)
+    writer.close()
+
+
+@pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_on_an_event_loop_that_binds_the_librarys_own_sockets_are_ended_in_order(
+    lab: Lab, base: type[asyncio.AbstractEventLoop]
+) -> None:
+    lab.vpn_up("metric")
+
+    async def main() -> None:
+        async with slow_to_end(lab):
+            with lab.tap(interface="tun0", port=PORT) as tap:
+                await on_a_loop_that_binds(lab, base)
+                await until_all_have_ended(lab)
+                assert tap.packets == []
+
+    with asyncio.Runner(loop_factory=bindsock.loop_factory(base)) as runner:
+        runner.run(main())
+
+
+async def by_anyio_stream(lab: Lab) -> None:
+    async with await bindsock.anyio.connect_tcp(lab.server.ipv6, PORT) as stream:
+        await stream.send(b"the last words")
+
+
+async def by_forceful_end(lab: Lab) -> None:
+    await anyio.aclose_forcefully(await bindsock.anyio.connect_tcp(lab.server.ipv6, PORT))
+
+
+async def by_trio_stream(lab: Lab) -> None:
+    bindsock.anyio.install_trio_socket_factory()
+    await (await trio.open_tcp_stream(lab.server.ipv6, PORT)).aclose()
+
+
+@pytest.mark.parametrize("close", [by_anyio_stream, by_forceful_end, by_trio_stream])
+def test_on_trio_no_packet_of_a_closed_connection_enters_the_tunnel(lab: Lab, close: Callable[[Lab], Awaitable[None]]) -> None:
+    lab.vpn_up("metric")
+
+    async def main() -> None:
+        with lab.inside("server"):
+            listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+            listener.setblocking(False)
+
+        async def serve(stream: trio.SocketStream) -> None:
+            while await stream.receive_some():
+                pass
+            await trio.sleep(FIN_DELAY)
+            await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+            nursery.start_soon(trio.serve_listeners, serve, listeners)
+            with lab.tap(interface="tun0", port=PORT) as tap:
+                await close(lab)
+                with trio.fail_after(20):
+                    while states(lab):
+                        await trio.sleep(0.02)
+                assert tap.packets == []
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_the_end_of_the_loop_waits_a_moment_for_the_peer(lab: Lab) -> None:
+    """The program ends right after it has closed its connection."""
+    lab.vpn_up("metric")
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+
+    def serve() -> bytes:
+        peer, _ = listener.accept()
+        with peer:
+            received = b"".join(iter(functools.partial(peer.recv, 4096), b""))
+            time.sleep(FIN_DELAY)
+        return received
+
+    with listener, concurrent.futures.ThreadPoolExecutor() as threads, lab.tap(interface="tun0", port=PORT) as tap:
+        received = threads.submit(serve)
+        asyncio.run(by_writer(lab))
+        assert received.result(20) == b"the last words"
+        deadline = time.monotonic() + 20
+        while states(lab) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not states(lab)
+        assert tap.packets == []
+
+
+async def test_a_thousand_connections_leave_nothing_behind(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    async with slow_to_end(lab):
+        with lab.tap(interface="tun0", port=PORT) as tap:
+            for _ in range(20):
+                await asyncio.gather(*(by_writer(lab) for _ in range(50)))
+            await until_all_have_ended(lab)
+            assert tap.packets == []
+
+
+async def test_a_peer_that_goes_on_sending_is_reset(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    failed: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        try:
+            for _ in range(1000):
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+        except OSError as error:
+            failed.set_result(error)
+        writer.close()
+
+    async with await asyncio.start_server(serve, sock=listener), asyncio.timeout(20):
+        await by_writer(lab)
+        assert isinstance(await failed, ConnectionError)
+
+
+async def test_a_peer_that_does_not_end_is_reset_after_a_while(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(farewell, "DEADLINE", 0.1)
+    lab.vpn_up("metric")
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    with listener, lab.tap(interface="tun0", port=PORT) as tap:
+        await by_writer(lab)
+        with listener.accept()[0] as peer:
+            # The peer keeps its end open: only a reset takes its socket out of the kernel's table.
+            await until_all_have_ended(lab)
+            assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+        assert tap.packets == []
+
+
+async def test_what_was_not_read_is_answered_by_a_reset_as_ever(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"unread")
+        try:
+            await reader.read()
+        except OSError as error:
+            ended.set_result(error)
+        writer.close()
+
+    async with await asyncio.start_server(serve, sock=listener), asyncio.timeout(20):
+        sock = await bindsock.connect(lab.server.ipv6, PORT)
+        await asyncio.get_running_loop().run_in_executor(None, select.select, [sock], [], [], 20)
+        sock.close()
+        assert isinstance(await ended, ConnectionResetError)
+
+
+async def test_no_more_than_a_stated_number_wait_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(farewell, "MOST", 3)
+    lab.vpn_up("metric")
+    async with slow_to_end(lab, 0.5):
+        for _ in range(8):
+            await by_socket(lab)
+        assert len(runtime_of(asyncio.get_running_loop()).shared(farewell.Farewells)) == 3
+        await until_all_have_ended(lab)
+
+
+@pytest.mark.usefixtures("descriptors")
+async def test_no_descriptor_is_left(lab: Lab) -> None:
+    async with slow_to_end(lab, 0.0):
+        await by_writer(lab)
+        await by_socket(lab)
+        await until_all_have_ended(lab)
