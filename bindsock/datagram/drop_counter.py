@@ -11,6 +11,8 @@ So, while a socket sends:
 * What the socket has handed over and the device has not sent is looked at fifty times a second. If there was anything the last
   time, it is lost, and what was sent since.
 
+* When the device itself is gone, and its counter with it, what was sent since the look before the last one is taken for lost.
+
 That is exact where nobody else sends by the device and the gateway answers, and otherwise an upper bound: what is counted may
 have been another's, or may leave all the same if the carrier comes back within seconds.
 """
@@ -87,6 +89,7 @@ class DropCounter:
         "_note_due",
         "_notes",
         "_sent",
+        "_sent_before",
         "_sent_then",
         "_tally",
         "_unsent",
@@ -124,7 +127,7 @@ class DropCounter:
 
     def _reset(self) -> None:
         self._notes.clear()
-        self._sent = self._unsent = self._sent_then = 0
+        self._sent = self._unsent = self._sent_before = self._sent_then = 0
         self.due = self._note_due = _NEVER
 
     def sent(self) -> None:
@@ -135,6 +138,7 @@ class DropCounter:
     def look(self, now: float, sock: socket.socket) -> None:
         """Write down how things stand."""
         self.due = now + LOOK
+        self._sent_before = self._sent_then
         self._unsent, self._sent_then = self._kernel.unsent(sock), self._sent
         if now >= self._note_due:
             self._note(now)
@@ -151,9 +155,13 @@ class DropCounter:
         self._forget(self._devices.time())
         before = self._notes[0]
         sent = self._sent - before.sent
-        dropped = self._devices.dropped(self._kernel, interface, math.inf) if sent else None
-        dropped = 0 if dropped is None else max(0, min(sent, dropped - before.dropped))
-        self._devices.claim(interface, dropped)
+        count = self._devices.dropped(self._kernel, interface, math.inf) if sent else before.dropped
+        if count is None:
+            # The device is gone, and its counter with it.
+            dropped = min(sent, self._sent - self._sent_before)
+        else:
+            dropped = max(0, min(sent, count - before.dropped))
+            self._devices.claim(interface, dropped)
         waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
         self._stop()
         return min(sent, dropped + waiting)

@@ -218,9 +218,11 @@ class DatagramMover:
         elif orders.step is Step.STAY:
             in_place.placement = orders.placement
             if self.no_path and not orders.hold:
-                in_place.begin(network)
-                self._resume()
-        elif orders.step is not Step.AWAIT:
+                self._go_on(network)
+        elif orders.step is Step.AWAIT:
+            if self.no_path:
+                self._go_on_where_it_is(network)
+        else:
             self._move(orders, network)
 
     def _move(self, orders: Orders, network: Network) -> None:
@@ -272,6 +274,19 @@ class DatagramMover:
                     raise error from None
                 logger.debug("a datagram socket could not be moved in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
+
+    def _go_on_where_it_is(self, network: Network) -> None:
+        """The path in use is to be left when a better one's first hop answers; its own may answer sooner."""
+        in_place = self.in_place
+        if in_place.hop_silent(in_place.placement, network, holding=True):
+            in_place.when_hop_answers(in_place.placement, network, self._look)
+        else:
+            self._go_on(network)
+
+    def _go_on(self, network: Network) -> None:
+        """Send again by the path in use."""
+        self.in_place.begin(network)
+        self._resume()
 
     def _resume(self) -> None:
         if self.no_path and self._state is _State.READING:

@@ -584,6 +584,19 @@ async def test_a_path_that_dies_while_the_better_one_is_waited_for_is_left_at_on
     await scene.until(lambda: scene.kernel.carried == [("wifi0", b"1"), ("eth0", b"2")])
 
 
+async def test_a_path_whose_first_hop_answers_at_last_is_used_while_a_better_ones_is_silent(scene: Scene) -> None:
+    transport, _ = scene.open()
+    scene.kernel.hops = {"wifi0": False, "eth0": False}
+    await scene.change(ETHERNET_ONLY)
+    transport.sendto(b"x")
+    await scene.change(BOTH)
+    assert (scene.kernel.carried, transport.get_extra_info("interface")) == ([], "eth0")
+    scene.kernel.hops["eth0"] = True
+    await scene.until(lambda: scene.kernel.carried == [("eth0", b"x")])
+    scene.kernel.hops["wifi0"] = True
+    await scene.until(lambda: transport.get_extra_info("interface") == "wifi0")
+
+
 async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scene) -> None:
     transport, _ = scene.open()
     await scene.change(NOTHING)

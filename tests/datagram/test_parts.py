@@ -378,6 +378,16 @@ def test_where_the_program_does_not_tell_what_it_sends_what_has_not_left_yet_cou
     assert drops.lost(SOCK) == 3
 
 
+def test_of_a_device_that_is_gone_what_was_sent_in_the_last_moment_is_lost(counting: Counting, devices: DeviceDrops) -> None:
+    drops = counter(counting, devices)
+    drops.start(WIFI)
+    for _ in range(5):
+        counting.now += 0.03
+        send(drops, counting, 10)
+    counting.count = None
+    assert drops.lost(SOCK) == 20
+
+
 def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, devices: DeviceDrops) -> None:
     counting.count = None
     drops = counter(counting, devices)

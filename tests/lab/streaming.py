@@ -52,6 +52,9 @@ async def stream(host: str, port: int, rate: float) -> None:
             transport.sendto(b"%d" % sent)
             sent += 1
         await asyncio.sleep(0.5 / rate)
+    patience = loop.time() + 10.0
+    while bindsock.statistics().waiting and loop.time() < patience:
+        await asyncio.sleep(0.01)
     patience = loop.time() + 1.0
     while len(protocol.replies) < sent and loop.time() < patience:
         await asyncio.sleep(0.01)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +15,7 @@ import pytest
 import bindsock
 from bindsock.datagram import open as datagram
 from bindsock.testing.lab import Lab, VpnMode
+from tests.lab.stream_runner import Streaming
 
 pytestmark = pytest.mark.lab
 
@@ -27,7 +23,6 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
 LOOPS = pytest.mark.parametrize("loop_name", ["asyncio", "uvloop"])
 PATIENCE = 20.0
-PROGRAM = Path(__file__).with_name("streaming.py")
 SWITCHES = 20
 CALM = 0.25
 """Seconds after which a burst of events is over, and each change is seen for itself."""
@@ -72,60 +67,6 @@ class Echoes(asyncio.DatagramProtocol):
 
 def server(lab: Lab, family: socket.AddressFamily = V4) -> tuple[str, int]:
     return lab.server.address(family), lab.server.udp_port
-
-
-@dataclass
-class Outcome:
-    """What the streaming program and the laboratory say."""
-
-    sent: int
-    replies: int
-    overflows: int
-    """Replies that were dropped since this machine did not let the program read them in time."""
-    errors: list[str]
-    statistics: dict[str, Any]
-    arrived: set[int]
-    left_by: dict[str, int]
-    """Packets that each uplink's device has sent."""
-    dropped: int
-    """Packets that the uplinks' devices have dropped."""
-
-    @property
-    def missing(self) -> set[int]:
-        return set(range(self.sent)) - self.arrived
-
-
-class Streaming:
-    """Runs the program while the network changes."""
-
-    def __init__(self, lab: Lab, loop_name: str, user: str = "-", rate: int = 1000) -> None:
-        self.lab = lab
-        environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2])}
-        arguments = [lab.server.ipv4, str(lab.server.udp_port), str(rate), loop_name, user]
-        lab.datagrams()
-        self.before = {name: lab.counters(name) for name in lab.uplinks}
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-
-    def finish(self) -> Outcome:
-        output, _ = self.process.communicate("", timeout=30)
-        told = json.loads(output)
-        arrived = {int(d.payload) for d in self.lab.datagrams()}
-        now = {name: self.lab.counters(name) for name in self.lab.uplinks}
-        left_by = {name: now[name].tx_packets - self.before[name].tx_packets for name in now}
-        dropped = sum(now[name].tx_dropped - self.before[name].tx_dropped for name in now)
-        return Outcome(arrived=arrived, left_by=left_by, dropped=dropped, **told)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 @pytest.fixture
