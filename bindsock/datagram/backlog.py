@@ -49,11 +49,13 @@ class Waiting:
 class Backlog:
     """The datagrams of one transport that wait."""
 
-    __slots__ = ("_counts", "_queue", "size")
+    __slots__ = ("_counts", "_queue", "_unheld", "size")
 
     def __init__(self) -> None:
         self._queue: deque[Waiting] = deque()
         self._counts: dict[Hashable, int] = {}
+        self._unheld = 0
+        """How many wait for room, and not for a path."""
         self.size = 0
         """Bytes of payload."""
 
@@ -67,7 +69,7 @@ class Backlog:
     @property
     def holds(self) -> bool:
         """Whether any waits for a path."""
-        return any(w.held for w in self._queue)
+        return len(self._queue) > self._unheld
 
     def add(self, waiting: Waiting) -> int:
         """Let a datagram wait.
@@ -104,8 +106,12 @@ class Backlog:
                     waiting.refused_since = None
                 elif waiting.refused_since is None:
                     waiting.refused_since = now
-                blocked[waiting.address] = outcome
                 stays.append(waiting)
+                if waiting.address not in blocked:
+                    blocked[waiting.address] = outcome
+                    if self._counts.keys() <= blocked.keys():
+                        self._hold_all(now)
+                        break
         while stays:
             self._put_back(stays.pop())
         return ended
@@ -140,8 +146,16 @@ class Backlog:
         count = len(self._queue)
         self._queue.clear()
         self._counts.clear()
-        self.size = 0
+        self.size = self._unheld = 0
         return count
+
+    def _hold_all(self, now: float) -> None:
+        """There is no path for any of those that are left, so that none of them has to be tried."""
+        if self._unheld:
+            for waiting in self._queue:
+                if not waiting.held:
+                    waiting.held, waiting.since = True, now
+            self._unheld = 0
 
     def _put(self, waiting: Waiting) -> None:
         self._queue.append(waiting)
@@ -158,6 +172,8 @@ class Backlog:
 
     def _count(self, waiting: Waiting, by: int) -> None:
         self.size += by * len(waiting.data)
+        if not waiting.held:
+            self._unheld += by
         count = self._counts.get(waiting.address, 0) + by
         if count:
             self._counts[waiting.address] = count

@@ -18,9 +18,11 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from bindsock.datagram.held_sockets import HeldSockets
+from bindsock.datagram.first_hop import FirstHops
+from bindsock.datagram.held_sockets import HeldSocket, HeldSockets
 from bindsock.datagram.in_place import FIRST_RETRY, LAST_RETRY, InPlace
 from bindsock.datagram.plan import Facts, Orders, Placement, Requirement, Step, alive, plan
+from bindsock.datagram.ways import Ways
 from bindsock.dial.unmanaged import peer_of
 from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
@@ -29,7 +31,7 @@ from bindsock.netmon.backoff import Retry
 if TYPE_CHECKING:
     from bindsock.datagram.socket_spec import SocketSpec
     from bindsock.dial.resolving import SockAddr
-    from bindsock.model.network import Network
+    from bindsock.model.network import Interface, IPAddress, Network
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -60,7 +62,9 @@ class Endpoint:
     requirement: Requirement | None
     """What decides the placement of its socket; ``None`` if the socket is left alone."""
     spec: SocketSpec | None
-    """How to make another socket like the first; ``None`` for a socket that is the program's own, and only moved in place."""
+    """How to make another socket like the first; ``None`` if none is needed."""
+    own_socket: bool = False
+    """The program made the socket: it stays the current one, and is only moved in place."""
     pin: str | None = None
     """The name of the one interface to use instead of the watcher's."""
     overlap: float = 0.0
@@ -104,10 +108,13 @@ class DatagramMover:
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
         self.in_place = InPlace(runtime, watcher, endpoint.requirement, placement, sock.getsockname())
+        self.held = HeldSockets(runtime, endpoint.overlap, self._discard, self._lost_on_device)
+        """The sockets besides the current one."""
+        self.ways: Ways | None = None
+        """How to find the socket for a destination; ``None`` if the current one is for all."""
         self._watcher = watcher
         self._runtime = runtime
         self._endpoint = endpoint
-        self._held = HeldSockets(runtime, endpoint.overlap, self._discard)
         self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._user: MoverUser | None = None
         self._state = _State.NEW
@@ -116,6 +123,11 @@ class DatagramMover:
     def followed(self) -> bool:
         """Whether the socket moves with the network."""
         return self._endpoint.requirement is not None and self._state < _State.STOPPED
+
+    @property
+    def requirement(self) -> Requirement | None:
+        """What decides the placement of the current socket."""
+        return self._endpoint.requirement
 
     @property
     def closed(self) -> bool:
@@ -139,13 +151,15 @@ class DatagramMover:
         self.decider = decider.with_pin(self._endpoint.pin)
         if self._endpoint.requirement is not None:
             self.in_place.begin(decider.network)
+            if self._endpoint.spec is not None and self._endpoint.spec.remote is None and self.peer is None:
+                self.ways = Ways(self, self._watcher, self._endpoint.spec)
             self._watcher.follow(self)
 
     def start_reading(self) -> None:
         """Begin to receive."""
         if self._state is _State.NEW:
             self._state = _State.READING
-            for sock in (*self._held.sockets, self.sock):
+            for sock in (*self.held.sockets, self.sock):
                 self._add_reader(sock)
 
     def read_on(self, sock: socket.socket) -> None:
@@ -158,7 +172,7 @@ class DatagramMover:
     def stop_reading(self) -> None:
         """Receive no more, for good. Sending goes on."""
         self._state = max(self._state, _State.DEAF)
-        self._held.end_all()
+        self.held.end_all()
         self._runtime.remove_reader(self.sock)
 
     def stop(self) -> None:
@@ -192,7 +206,8 @@ class DatagramMover:
             return
         self._retry.cancel()
         decider = self.decider = decider.with_pin(self._endpoint.pin)
-        self._held.end_dead(decider.network)
+        self.held.end_dead(decider)
+        self._forget_ways()
         in_place, network = self.in_place, decider.network
         wanted = requirement.placement(decider)
         orders = plan(
@@ -203,7 +218,7 @@ class DatagramMover:
                 in_place.source(self.sock, self.peer),
                 in_place.broken,
                 self._may_overlap(),
-                self._held.indices,
+                frozenset() if self._endpoint.own_socket else self.held.indices,
                 in_place.hop_silent(wanted, network, holding=self.no_path),
             )
         )
@@ -224,6 +239,40 @@ class DatagramMover:
                 self._go_on_where_it_is(network)
         else:
             self._move(orders, network)
+        if self.ways is not None:
+            # Other destinations may have a path now, whatever has become of the current socket.
+            self._forget_ways()
+            self.path_found()
+
+    def path_found(self) -> None:
+        """A datagram that waits may have a path now."""
+        if self._user is not None and self._state < _State.STOPPED:
+            self._user.path_found()
+
+    def add_way(self, way: HeldSocket) -> None:
+        """Keep another socket, and receive by it."""
+        self.held.add_way(way)
+        if self._state is _State.READING:
+            self._add_reader(way.sock)
+
+    def hop_silent(self, interface: Interface, gateway: IPAddress | None) -> bool:
+        """Whether the first hop of a way has not answered yet. If so, what waits is tried again when it does."""
+        hops = self._runtime.shared(FirstHops)
+        silent = hops.is_silent(self._watcher.kernel, interface, gateway)
+        if silent and gateway is not None:
+            hops.when_answered(interface, gateway, self._way_answers)
+        return silent
+
+    def _way_answers(self) -> None:
+        self._forget_ways()
+        self.path_found()
+
+    def _forget_ways(self) -> None:
+        if self.ways is not None:
+            self.ways.forget()
+
+    def _lost_on_device(self, count: int) -> None:
+        self._watcher.statistics.lost_on_device += count
 
     def _move(self, orders: Orders, network: Network) -> None:
         before = self.interface
@@ -248,7 +297,7 @@ class DatagramMover:
         if orders.step is Step.TAKE_BACK:
             assert placement.path is not None
             in_place.check_route(placement, network)
-            self._swap(self._held.take_back(placement.path.index), placement, network)
+            self._swap(self.held.take_back(placement.path.index), placement, network)
         elif orders.step is Step.OVERLAP:
             in_place.check_route(placement, network)
             try:
@@ -261,10 +310,13 @@ class DatagramMover:
             else:
                 self._swap(fresh, placement, network)
         else:
+            if placement.path is not None:
+                # It may have the port there.
+                self.held.end_at(placement.path.index)
             try:
                 in_place.move(self.sock, self.peer, placement, network)
             except OSError as error:
-                if not in_place.broken or placement.path is None or self._endpoint.spec is None:
+                if not in_place.broken or placement.path is None or self._endpoint.spec is None or self._endpoint.own_socket:
                     raise
                 # A socket that lost its device half-way may be beyond repair (see the kernel's rebind); a fresh one is not.
                 try:
@@ -293,12 +345,13 @@ class DatagramMover:
             self._add_reader(self.sock)
         self.no_path = False
         self._retry.reset()
-        if self._user is not None:
-            self._user.path_found()
+        self.path_found()
 
     def _may_overlap(self) -> bool:
         """Without a peer, and where binding does not filter what comes in, the one socket receives by all interfaces anyway."""
-        return self._endpoint.spec is not None and (self.peer is not None or self._watcher.kernel.binding_filters_ingress)
+        if self._endpoint.spec is None or self._endpoint.own_socket:
+            return False
+        return self.peer is not None or self._watcher.kernel.binding_filters_ingress
 
     def _duplicate(self, placement: Placement, network: Network) -> socket.socket:
         """Another socket like the current one.
@@ -324,12 +377,14 @@ class DatagramMover:
         if broken or path is None or not alive(network, path, source):
             self._discard(sock, True)
         else:
-            self._held.keep(sock, path, source)
+            self.held.keep(sock, path, source)
 
     def _discard(self, sock: socket.socket, drain: bool) -> None:
         if drain and self._state is _State.READING and self._user is not None:
             self._user.drain(sock)
         self._runtime.remove_reader(sock)
+        self._runtime.remove_writer(sock)
+        self._forget_ways()
         sock.close()
 
     def _failed(self, error: OSError, orders: Orders) -> None:

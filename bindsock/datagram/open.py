@@ -68,7 +68,7 @@ async def open_datagram(
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the remote address leaves by the interface
     :raises BindFailed: the system refused to bind, or the local address is another interface's
-    :raises ValueError: the arguments contradict each other; or a socket for both families, whose effective interfaces differ
+    :raises ValueError: the arguments contradict each other
     """
     runtime = runtime_of(loop)
     opening = _Opening(watcher, runtime, interface, overlap)
@@ -91,7 +91,7 @@ async def open_datagram(
                 SocketSpec(socket.AddressFamily(f), p, local, remote, bool(reuse_port), bool(allow_broadcast))
                 for (f, p), (local, remote) in pairs
             ]
-            opened = await opening.open(specs, both_families=family == 0)
+            opened = await opening.open(specs)
         mover, decider, remote = opened
         try:
             protocol = protocol_factory()
@@ -182,17 +182,14 @@ class _Opening:
         self._pin = pin
         self._overlap = overlap
 
-    async def open(self, specs: list[SocketSpec], *, both_families: bool) -> _Opened:
-        """Make the first of the endpoints that can be made.
-
-        :param both_families: the caller has not chosen one
-        """
+    async def open(self, specs: list[SocketSpec]) -> _Opened:
+        """Make the first of the endpoints that can be made."""
         while True:
             decider = self._watcher.refresh().with_pin(self._pin)
             errors: list[OSError] = []
             for spec in specs:
                 try:
-                    return self._make(spec, decider, both_families), decider, spec.remote
+                    return self._make(spec, decider), decider, spec.remote
                 except OSError as error:
                     errors.append(error)
             nowhere = [e for e in errors if isinstance(e, NoEffectiveInterface)]
@@ -219,10 +216,10 @@ class _Opening:
             sock.close()
             raise
 
-    def _make(self, spec: SocketSpec, decider: Decider, both_families: bool) -> DatagramMover:
+    def _make(self, spec: SocketSpec, decider: Decider) -> DatagramMover:
         sock = spec.make()
         try:
-            requirement = self._requirement(sock, spec, strict=both_families, decider=decider)
+            requirement = self._requirement(sock, spec)
             if requirement is None:
                 placement = UNBOUND
             else:
@@ -238,7 +235,7 @@ class _Opening:
             raise
         return self._mover(sock, requirement, placement, spec)
 
-    def _requirement(self, sock: socket.socket, spec: SocketSpec, *, strict: bool, decider: Decider) -> Requirement | None:
+    def _requirement(self, sock: socket.socket, spec: SocketSpec) -> Requirement | None:
         """What decides the placement of the endpoint, ``None`` if it never leaves this host."""
         local = spec.address
         if local is not None and local.is_loopback:
@@ -252,7 +249,7 @@ class _Opening:
             return Requirement((remote,), local)
         if local is not None:
             return Requirement((family_of(local),), local)
-        return Requirement(_families(sock, decider, strict=strict))
+        return Requirement(families_of(sock))
 
     def _first_placement(self, requirement: Requirement, decider: Decider) -> Placement:
         placement = requirement.first_placement(decider)
@@ -266,9 +263,15 @@ class _Opening:
             raise NoRoute(self._kernel.cure(interface, requirement.destination), interface=interface.name)
 
     def _mover(
-        self, sock: socket.socket, requirement: Requirement | None, placement: Placement, spec: SocketSpec | None
+        self,
+        sock: socket.socket,
+        requirement: Requirement | None,
+        placement: Placement,
+        spec: SocketSpec | None,
+        *,
+        own_socket: bool = False,
     ) -> DatagramMover:
-        endpoint = Endpoint(requirement, spec, self._pin, self._overlap)
+        endpoint = Endpoint(requirement, spec, own_socket, self._pin, self._overlap)
         return DatagramMover(self._watcher, self._runtime, endpoint, sock, placement)
 
     def _adopted(self, sock: socket.socket, decider: Decider) -> DatagramMover:
@@ -282,12 +285,13 @@ class _Opening:
             remote = unmapped(address_of(peer))
             requirement = None if remote.is_loopback or local.is_loopback else Requirement((remote,))
         else:
-            requirement = Requirement(_families(sock, decider, strict=True)) if local.is_unspecified else None
+            requirement = Requirement(families_of(sock)) if local.is_unspecified else None
         if requirement is None:
             return self._mover(sock, None, UNBOUND, None)
         placement = self._first_placement(requirement, decider)
+        spec = SocketSpec(socket.AddressFamily(sock.family), sock.proto) if peer is None else None
         if placement.path is None:
-            return self._mover(sock, requirement, placement, None)
+            return self._mover(sock, requirement, placement, spec, own_socket=True)
         interface = decider.network.interfaces[placement.path.index]
         self._check_route(requirement, interface)
         self._kernel.rebind(sock, interface, peer=peer)
@@ -296,23 +300,7 @@ class _Opening:
             logger.info("a socket that was bound to %s by somebody else is left alone", sock.getsockname()[0])
             self._kernel.unbind(sock)
             return self._mover(sock, None, UNBOUND, None)
-        return self._mover(sock, requirement, placement, None)
-
-
-def _families(sock: socket.socket, decider: Decider, *, strict: bool) -> tuple[socket.AddressFamily, ...]:
-    """The families that an unconnected socket on the wildcard address is for, the one to follow first.
-
-    :raises ValueError: they have different interfaces, and the caller has not said which counts
-    """
-    families = families_of(sock)
-    interfaces = [decider.decide(family).interface for family in families]
-    names = {i.name for i in interfaces if i is not None}
-    if strict and len(names) > 1:
-        raise ValueError(
-            f"the socket is for both IPv6 and IPv4, which leave by {' and '.join(i.name for i in interfaces if i is not None)}: "
-            "give family=, or make one for each"
-        )
-    return families
+        return self._mover(sock, requirement, placement, spec, own_socket=True)
 
 
 def _bound_placement(index: int, sock: socket.socket, network: Network) -> Placement:

@@ -21,6 +21,7 @@ from bindsock.model.statistics import Loss
 from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
+    from bindsock.datagram.drop_counter import DropCounter
     from bindsock.datagram.mover import DatagramMover
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.statistics import Statistics
@@ -156,7 +157,8 @@ class Sender:
 
     def path_found(self) -> None:
         """The current socket may be another one, and can send."""
-        if self._writing is not self._mover.sock:
+        mover = self._mover
+        if self._writing is not mover.sock and (mover.ways is None or (self._writing and self._writing.fileno() == -1)):
             self._remove_writer()
         if self._trouble is not None:
             self._trouble.clear()
@@ -184,17 +186,26 @@ class Sender:
 
     def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
         mover = self._mover
-        if mover.no_path:
-            return Outcome.NO_PATH
-        drops = mover.in_place.drops
+        if mover.ways is None or addr is None:
+            if mover.no_path:
+                return Outcome.NO_PATH
+            sock, drops = mover.sock, mover.in_place.drops
+        else:
+            try:
+                way = mover.ways.to(addr)
+            except OSError as exc:
+                return self._no_way(exc)
+            if way is None:
+                return Outcome.NO_PATH
+            sock, drops = way
         if now >= drops.due:
-            drops.look(now, mover.sock)
+            drops.look(now, sock)
         try:
-            self._transmit(data, addr)
+            self._transmit(sock, data, addr)
         except (BlockingIOError, InterruptedError):
-            return self._full(mover.sock)
+            return self._full(sock)
         except OSError as exc:
-            return self._refused(exc, data, addr)
+            return self._refused(exc, sock, drops, data, addr)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
@@ -204,21 +215,29 @@ class Sender:
         drops.sent()
         return Outcome.SENT
 
-    def _transmit(self, data: Data, addr: Any) -> None:
-        mover = self._mover
-        if mover.peer is not None:
-            mover.sock.send(data)
+    def _transmit(self, sock: socket.socket, data: Data, addr: Any) -> None:
+        if self._mover.peer is not None:
+            sock.send(data)
         else:
             destination: Any = addr if addr is not None else self._remote
-            mover.sock.sendto(data, destination)
+            sock.sendto(data, destination)
 
-    def _refused(self, exc: OSError, data: Data, addr: Any) -> Outcome:
+    def _no_way(self, exc: OSError) -> Outcome:
+        """No socket could be made for the destination."""
+        if exc.errno in _PATH_GONE:
+            self._troubled().refusal = exc
+            return Outcome.REFUSED
+        self.errors.append(exc)
+        self._statistics.lose(1, Loss.REFUSED)
+        return Outcome.FAILED
+
+    def _refused(self, exc: OSError, sock: socket.socket, drops: DropCounter, data: Data, addr: Any) -> Outcome:
         if exc.errno in _PENDING:
             try:
-                self._transmit(data, addr)
+                self._transmit(sock, data, addr)
             except (BlockingIOError, InterruptedError):
                 self.errors.append(exc)
-                return self._full(self._mover.sock)
+                return self._full(sock)
             except OSError as again:
                 if again.errno in _PATH_GONE and self._mover.followed and not self._is_unreachable(addr):
                     self._troubled().refusal = again
@@ -226,7 +245,7 @@ class Sender:
                 exc = again
             else:
                 self.errors.append(exc)
-                self._mover.in_place.drops.sent()
+                drops.sent()
                 return Outcome.SENT
         self.errors.append(exc)
         self._statistics.lose(1, Loss.REFUSED)

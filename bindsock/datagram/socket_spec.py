@@ -14,7 +14,7 @@ from bindsock.errors import BindFailed
 from bindsock.model.network import unmapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface, IPAddress
@@ -66,10 +66,18 @@ class SocketSpec:
             raise
         return sock
 
-    def bind_and_connect(self, sock: socket.socket, kernel: Kernel, interface: Interface | None, port: int | None = None) -> None:
+    def bind_and_connect(
+        self,
+        sock: socket.socket,
+        kernel: Kernel,
+        interface: Interface | None,
+        port: int | None = None,
+        own: IPAddress | None = None,
+    ) -> None:
         """Bind a fresh socket to the interface, then to its local address and port, and connect it.
 
         :param port: instead of the one that was asked for
+        :param own: an address of this host, instead of the local address that was asked for
         :raises BindFailed: the system refused, or the local address is not the interface's
         :raises OSError: the address or the port cannot be had, or there is no route to the remote address
         """
@@ -85,7 +93,10 @@ class SocketSpec:
             kernel.bind(sock, interface)
         if port is None:
             port = self.port
-        if self.local is not None:
+        if own is not None:
+            mapped = own.version == 4 and self.family == socket.AF_INET6
+            sock.bind((f"::ffff:{own}" if mapped else str(own), port))
+        elif self.local is not None:
             sock.bind((self.local[0], port, *self.local[2:]))
         elif port:
             sock.bind(("", port))
@@ -93,12 +104,22 @@ class SocketSpec:
             sock.connect(self.peer)
 
     def duplicate_on(
-        self, like: socket.socket | None, kernel: Kernel, interface: Interface, ports: Iterable[int]
+        self,
+        like: socket.socket | None,
+        kernel: Kernel,
+        interface: Interface | None,
+        ports: Iterable[int],
+        *,
+        own: IPAddress | None = None,
+        sharing: Sequence[socket.socket] = (),
     ) -> socket.socket:
         """A second socket on another interface.
 
         :param like: the first one, if it may have got options besides; they are read and set one by one
+        :param interface: ``None`` to bind it to none
         :param ports: local ports, the most welcome first; 0 for any
+        :param own: an address of this host to bind it to, instead of the local address that was asked for
+        :param sharing: sockets with which it may share its port although one of them is bound to no interface
         :raises OSError: as :meth:`bind_and_connect`, of the last port
         """
         refusal: OSError | None = None
@@ -107,7 +128,8 @@ class SocketSpec:
             try:
                 if like is not None:
                     copy_options(like, sock)
-                self.bind_and_connect(sock, kernel, interface, port)
+                with _sharing_ports(sock, sharing):
+                    self.bind_and_connect(sock, kernel, interface, port, own)
             except BaseException as error:
                 sock.close()
                 if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
@@ -117,6 +139,21 @@ class SocketSpec:
             return sock
         assert refusal is not None
         raise refusal
+
+
+@contextlib.contextmanager
+def _sharing_ports(fresh: socket.socket, others: Sequence[socket.socket]) -> Iterator[None]:
+    """Let a socket be bound to the port of others, which takes SO_REUSEADDR on all of them at that moment
+    (linux net/ipv4/udp.c, udp_lib_lport_inuse), and afterwards on none."""
+    socks = (fresh, *others) if others else ()
+    before = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks]
+    for sock in socks:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        yield
+    finally:
+        for sock, value in zip(socks, before, strict=True):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, value)
 
 
 _COPIED = (

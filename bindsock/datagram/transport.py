@@ -15,8 +15,6 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from bindsock.datagram.sender import Data, Sender
-from bindsock.dial.resolving import address_of
-from bindsock.errors import NoRoute
 
 if TYPE_CHECKING:
     from bindsock.datagram.mover import DatagramMover
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from bindsock.model.statistics import Statistics
     from bindsock.netmon.loop import Future
     from bindsock.netmon.runtime import Runtime
-    from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
 
@@ -32,7 +29,6 @@ _BATCH = 16
 """Datagrams read from one socket before others have their turn."""
 _MAX_DATAGRAM = 1 << 16
 _LAST_BATCHES = 64
-_MAX_LOCAL = 1024
 _WARN_AFTER = 5
 """Sends after the end that are not worth a word."""
 
@@ -64,8 +60,6 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._remote = remote
         self._strict = strict
         self._sender = Sender(runtime, mover, statistics, self, remote)
-        self._is_local_to: dict[object, bool] = {}
-        self._local_by: Decider | None = None
         self._high_water = self._low_water = 0
         self._paused = False
         self._closing = False
@@ -146,7 +140,6 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Send a datagram, or hold it until there is a path.
 
         :param addr: the destination; ``None`` for the remote address
-        :raises NoRoute: the destination is this host, which a socket that is bound to an interface does not reach
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
@@ -162,12 +155,6 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._lost += 1
             self._sender.refuse()
             return
-        mover = self._mover
-        if addr is not None and mover.in_place.placement.path is not None and self._is_local(addr):
-            raise NoRoute(
-                f"{addr[0]} is this host, which a socket bound to {mover.interface} cannot reach: use another endpoint for it",
-                interface=mover.interface,
-            )
         self._sender.send(data, addr)
 
     def readable(self, sock: socket.socket) -> None:
@@ -232,24 +219,6 @@ class DatagramTransport(asyncio.DatagramTransport):
             elif self._protocol is not None:
                 self._protocol.datagram_received(data, addr)
         return True
-
-    def _is_local(self, addr: Any) -> bool:
-        """Whether the destination is this host. Asked for each datagram, so the answers are kept."""
-        decider = self._mover.decider
-        if decider is None:
-            return False
-        if self._local_by is not decider or len(self._is_local_to) > _MAX_LOCAL:
-            self._local_by = decider
-            self._is_local_to.clear()
-        key = addr[0] if len(addr) == 2 else (addr[0], addr[-1])
-        local = self._is_local_to.get(key)
-        if local is None:
-            try:
-                local = decider.is_local(address_of(addr))
-            except ValueError:
-                local = addr[0] in ("", "localhost")
-            self._is_local_to[key] = local
-        return local
 
     def _pause_or_resume(self) -> None:
         if not self._paused and self._sender.backlog.size > self._high_water:

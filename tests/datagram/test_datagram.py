@@ -27,7 +27,7 @@ from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.datagram.plan import Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.errors import BindFailed, InterfaceChanged, NoEffectiveInterface, NoRoute
-from bindsock.model.network import Interface, Network
+from bindsock.model.network import Interface, InterfaceKind, Network
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Preferences
@@ -188,7 +188,9 @@ class Scene:
         assert placement.path is not None
         sock = spec.make()
         spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
-        mover = DatagramMover(self.watcher, runtime_of(self.loop), Endpoint(requirement, spec, pin, overlap), sock, placement)
+        mover = DatagramMover(
+            self.watcher, runtime_of(self.loop), Endpoint(requirement, spec, False, pin, overlap), sock, placement
+        )
         protocol = Recorder()
         transport = DatagramTransport(runtime_of(self.loop), protocol, mover, self.statistics, remote=spec.remote)
         mover.start(transport, decider)
@@ -1002,9 +1004,6 @@ async def test_an_endpoint_without_a_peer_is_bound_by_family(scene: Scene) -> No
     await scene.until(lambda: protocol.received == [b"in"])
     with pytest.raises(ValueError, match="destination"):
         transport.sendto(b"x")
-    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
-        with pytest.raises(NoRoute, match=f"{host} is this host"):
-            transport.sendto(b"lost", (host, 9))
 
 
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -1151,27 +1150,143 @@ TOGETHER = network(
 IPV4_ONLY = network(interface("eth0", 3, "203.0.113.3/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
 
 
+LOOPBACK = interface("lo", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
+LAN = interface("lan0", 4, "192.0.2.1/24")
+WITH_LAN = (LOOPBACK, LAN, route("192.0.2.0/24", 4))
+WIDE_BOTH = network(LOOPBACK, WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET, LAN, route("192.0.2.0/24", 4))
+
+
+class Towards:
+    """Which socket of an unconnected transport takes a destination, without sending anything."""
+
+    def __init__(self, scene: Scene, transport: Any) -> None:
+        self.scene = scene
+        self.mover = transport._mover
+
+    def __call__(self, host: str) -> str | None:
+        """The name of the interface; ``"unbound"``, or ``None`` if it waits."""
+        way = self.mover.ways.to((host, 9) if "." in host and ":" not in host else (host, 9, 0, 0))
+        if way is None:
+            return None
+        index = self.scene.kernel.bound(way[0])
+        return "unbound" if index is None else str(self.scene.kernel._network.interfaces[index].name)
+
+
+@pytest.fixture
+async def lan(scene: Scene) -> Towards:
+    scene.kernel.change(WIDE_BOTH)
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    scene.transports.append(transport)
+    return Towards(scene, transport)
+
+
+async def test_each_destination_has_its_own_way_with_the_same_port(lan: Towards) -> None:
+    ways = {host: lan(host) for host in ("198.51.100.7", "192.0.2.9", "127.0.0.53", "198.51.100.8")}
+    assert list(ways.values()) == ["wifi0", "lan0", "lo", "wifi0"]
+    socks = [lan.mover.sock, *lan.mover.held.sockets]
+    assert len(socks) == 3
+    assert {sock.getsockname()[1] for sock in socks} == {lan.mover.sockname[1]}
+    assert not any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks)
+
+
+async def test_ways_are_decided_anew_when_the_network_changes(lan: Towards) -> None:
+    assert lan("192.0.2.9") == "lan0"
+    (side,) = lan.mover.held.sockets
+    await lan.scene.change(network(LOOPBACK, WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET))
+    assert side.fileno() == -1
+    assert lan("192.0.2.9") == "wifi0"
+    await lan.scene.change(WIDE_BOTH)
+    assert lan("192.0.2.9") == "lan0"
+
+
+async def test_a_way_works_while_there_is_no_default_and_what_has_none_waits(lan: Towards) -> None:
+    await lan.scene.change(network(*WITH_LAN))
+    assert (lan("192.0.2.9"), lan("127.0.0.1"), lan("198.51.100.7")) == ("lan0", "lo", None)
+
+
+async def test_the_current_socket_and_a_way_change_places_when_the_default_moves_there(lan: Towards) -> None:
+    assert lan("192.0.2.9") == "lan0"
+    (side,) = lan.mover.held.sockets
+    by_lan = route("0.0.0.0/0", 4, "192.0.2.254", metric=1)
+    await lan.scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, route("192.0.2.0/24", 4), by_lan))
+    assert lan.mover.sock is side
+    assert (lan("192.0.2.9"), lan("198.51.100.7")) == ("lan0", "lan0")
+
+
+async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene: Scene) -> None:
+    scene.kernel.change(WIDE_BOTH)
+    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    scene.transports.append(transport)
+    for host in ("127.0.0.1", "localhost"):
+        transport.sendto(b"to this host", (host, scene.peer.getsockname()[1]))
+    assert scene.arrived() == [b"to this host"] * 2
+    assert scene.statistics.sent["lo"] == 2
+    (side,) = transport._mover.held.sockets
+    scene.peer.sendto(b"back", ("127.0.0.1", side.getsockname()[1]))
+    await scene.until(lambda: protocol.received == [b"back"])
+
+
+async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> None:
+    scene.kernel.change(WIDE_BOTH)
+    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    scene.transports.append(transport)
+    scene.kernel.refuse = {"lan0"}
+    transport.sendto(b"x", ("192.0.2.9", 9))
+    assert [type(error) for error in protocol.errors] == [BindFailed]
+    assert scene.statistics.lost_by == {"refused": 1}
+
+
+async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
+    beyond = route("198.18.0.0/15", 4, "192.0.2.254")
+    scene.kernel.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, beyond))
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    scene.transports.append(transport)
+    towards = Towards(scene, transport)
+    scene.kernel.hops["lan0"] = False
+    assert towards("198.18.0.1") is None
+    scene.kernel.hops["lan0"] = True
+    assert towards("198.18.0.1") == "lan0"
+    # A way that there has been goes on until another's first hop answers.
+    scene.kernel.hops["eth0"] = False
+    better = route("198.18.0.0/15", 3, "203.0.113.1", metric=0)
+    worse = route("198.18.0.0/15", 4, "192.0.2.254", metric=9)
+    await scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, ETHERNET, better, worse, BY_ETHERNET))
+    assert towards("198.18.0.1") == "lan0"
+    scene.kernel.hops["eth0"] = True
+    await scene.until(lambda: towards("198.18.0.1") == "eth0")
+
+
+async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene: Scene) -> None:
+    scene.kernel.change(WIDE_BOTH)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    scene.transports.append(transport)
+    towards = Towards(scene, transport)
+    assert (towards("198.51.100.7"), towards("192.0.2.9"), towards("127.0.0.1")) == ("wifi0", "lan0", "lo")
+    by_lan = route("0.0.0.0/0", 4, "192.0.2.254", metric=1)
+    await scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, route("192.0.2.0/24", 4), by_lan))
+    assert transport.get_extra_info("socket").fileno() == sock.fileno()
+    assert (towards("198.51.100.7"), towards("192.0.2.9")) == ("lan0", "lan0")
+
+
 @pytest.mark.usefixtures("both_families")
-async def test_a_socket_for_both_families_needs_them_on_one_interface(scene: Scene) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["made", "given"])
+async def test_a_socket_for_both_families_has_a_way_for_each(scene: Scene, own: bool) -> None:
     scene.kernel.change(SPLIT)
-    with pytest.raises(ValueError, match="eth0 and wifi0: give family="):
-        await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("::", 0))
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("::", 0), family=socket.AF_INET6)
+    sock = None
+    if own:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, None if own else ("::", 0), sock=sock)
     scene.transports.append(transport)
+    towards = Towards(scene, transport)
     assert transport.get_extra_info("interface") == "eth0"
-
-
-@pytest.mark.usefixtures("both_families")
-async def test_a_socket_for_both_families_follows_ipv6_or_else_ipv4(scene: Scene) -> None:
-    scene.kernel.change(TOGETHER)
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("::", 0))
-    scene.transports.append(transport)
+    assert (towards("2001:db8:9::9"), towards("::ffff:198.51.100.7")) == ("eth0", "wifi0")
     await scene.change(IPV4_ONLY)
-    assert transport.get_extra_info("interface") == "eth0"
-    await scene.change(SPLIT)
-    assert transport.get_extra_info("interface") == "eth0"
-    with pytest.raises(NoRoute):
-        transport.sendto(b"x", ("::ffff:127.0.0.1", 9))
+    assert towards("::ffff:198.51.100.7") == "eth0"
+    await scene.change(TOGETHER)
+    assert (towards("2001:db8:9::9"), towards("::ffff:198.51.100.7")) == ("eth0", "eth0")
 
 
 # Somebody else's socket

@@ -243,6 +243,25 @@ def test_what_is_refused_expires_sooner_unless_the_path_goes_meanwhile() -> None
     assert expired(waiting, 1.0, 1.5) == ([b"2"], [])
 
 
+def test_once_nothing_can_be_sent_nothing_more_is_tried() -> None:
+    waiting, wire = Backlog(), Wire()
+    tried: list[bytes] = []
+
+    def attempt(one: Waiting) -> Outcome:
+        tried.append(one.data)
+        return wire.attempt(one)
+
+    for number in range(100):
+        waiting.add(Waiting(b"%d" % number, number % 2, 1.0, held=number % 3 == 0))
+    wire.pathless = {0, 1}
+    waiting.send(attempt, 2.0)
+    assert tried == [b"0", b"1"]
+    assert waiting.holds
+    assert len(expired(waiting, 1.0, 0.0)[0]) == 34
+    assert len(expired(waiting, 2.0, 0.0)[0]) == 66, "what lacked room is held since then"
+    assert not waiting.holds
+
+
 def test_what_has_to_wait_for_its_turn_keeps_the_order() -> None:
     waiting, wire = Backlog(), Wire()
     for data, address in ((b"1", "a"), (b"2", "b"), (b"3", "a")):

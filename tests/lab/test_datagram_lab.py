@@ -420,15 +420,61 @@ async def test_a_destination_that_is_refused_does_not_hold_up_the_others(lab: La
     transport.close()
 
 
-async def test_the_machine_itself_is_not_reached_by_a_bound_socket_which_says_so(lab: Lab) -> None:
-    transport, _ = await bindsock.create_datagram_endpoint(Echoes, family=V4)
-    for address in ("127.0.0.1", lab.address("wifi0"), lab.address("eth0")):
-        with pytest.raises(bindsock.NoRoute, match=f"{address} is this host"):
-            transport.sendto(b"x", (address, 9))
-    plain, _ = await bindsock.create_datagram_endpoint(Echoes, remote_addr=(lab.address("eth0"), 9))
-    assert plain.get_extra_info("interface") is None
+class HereAndThere(asyncio.DatagramProtocol):
+    """Says who sent what."""
+
+    def __init__(self) -> None:
+        self.received: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.received.put_nowait(addr[:2])
+
+
+@FAMILIES
+async def test_this_host_itself_is_reached_by_an_endpoint_without_a_peer(lab: Lab, family: socket.AddressFamily) -> None:
+    """The same port for all, and answers from all: a stub resolver on 127.0.0.53, an own address, and the world."""
+    lab.vpn_up("metric")
+    tunnel = lab.counters("tun0").tx_packets
+    transport, protocol = await bindsock.create_datagram_endpoint(HereAndThere, family=family)
+    sources = set()
+    for host in ("127.0.0.53" if family == V4 else "::1", lab.address("wifi0", family), lab.address("eth0", family)):
+        with socket.socket(family, socket.SOCK_DGRAM) as local:
+            local.bind((host, 0))
+            local.setblocking(False)
+            transport.sendto(b"x", local.getsockname()[:2])
+            async with asyncio.timeout(PATIENCE):
+                _, source = await asyncio.get_running_loop().run_in_executor(None, received, local)
+                local.sendto(b"y", source)
+                assert await protocol.received.get() == local.getsockname()[:2]
+            sources.add(source[1])
+    transport.sendto(b"ping", server(lab, family))
+    async with asyncio.timeout(PATIENCE):
+        assert (await protocol.received.get())[0] == lab.server.address(family)
+    sources.add(transport.get_extra_info("sockname")[1])
+    assert len(sources) == 1
+    assert bindsock.statistics().sent == {"unbound": 2, "wifi0": 1, "lo": 1}
+    assert lab.counters("tun0").tx_packets == tunnel
     transport.close()
-    plain.close()
+
+
+def received(sock: socket.socket) -> tuple[bytes, Any]:
+    """Wait for one datagram."""
+    sock.settimeout(PATIENCE)
+    return sock.recvfrom(100)
+
+
+async def test_an_own_address_that_goes_is_not_sent_to_by_the_tunnel(lab: Lab) -> None:
+    transport, _ = await bindsock.create_datagram_endpoint(HereAndThere, family=V4)
+    own = lab.address("eth0")
+    transport.sendto(b"x", (own, 9))
+    lab.vpn_up("metric")
+    with lab.tap(interface="tun0", protocol="udp") as tunnel:
+        lab.remove_addresses("eth0")
+        # Nothing has been read yet of what has happened.
+        transport.sendto(b"y", (own, 9))
+        await asyncio.sleep(0)
+    assert [packet for packet in tunnel.packets if packet.payload == b"y"] == []
+    transport.abort()
 
 
 async def test_an_old_socket_is_closed_when_the_overlap_is_over(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,173 @@
+"""The ways of an endpoint without a peer: each destination leaves by its own interface, whatever the others do.
+
+The current socket is for the default route. A destination that leaves by another interface (a second card's network, the other
+address family's uplink), one on this host itself, and a split tunnel's own, each have a socket on their way, with the same local
+port if the system allows it. The program has one transport, and receives by all of them.
+
+No way leads out of this host unless it is decided so: a socket for a loopback address is bound to the loopback interface, and a
+socket for another address of this host is bound to that very address, so that it can send nothing any more once that is gone
+(``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
+from bindsock.datagram.held_sockets import HeldSocket, Way
+from bindsock.dial.resolving import address_of
+from bindsock.model.decision import Basis, Path
+from bindsock.model.network import InterfaceKind, IPAddress, family_of, unmapped
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from bindsock.datagram.mover import DatagramMover
+    from bindsock.datagram.socket_spec import SocketSpec
+    from bindsock.model.decision import Decision
+    from bindsock.model.network import Interface
+    from bindsock.netmon.watcher import Watcher
+    from bindsock.routing.effective import Decider
+
+_MAX_REMEMBERED = 1024
+"""Destinations whose way is remembered."""
+_CURRENT = object()
+"""Stands for the mover's current socket, whichever that is."""
+
+
+class Ways:
+    """Finds the socket for each destination of an endpoint.
+
+    :param mover: whose sockets they are
+    :param spec: how to make another one
+    """
+
+    __slots__ = ("_before", "_by_address", "_mover", "_spec", "_watcher")
+
+    def __init__(self, mover: DatagramMover, watcher: Watcher, spec: SocketSpec) -> None:
+        self._mover = mover
+        self._watcher = watcher
+        self._spec = spec
+        self._by_address: dict[Hashable, Any] = {}
+        self._before: dict[Hashable, Any] = {}
+
+    def forget(self) -> None:
+        """Something has changed: decide for each destination anew. How it was before counts only until the new way works."""
+        if len(self._before) > _MAX_REMEMBERED:
+            self._before.clear()
+        self._before.update(self._by_address)
+        self._by_address.clear()
+
+    def to(self, address: Any) -> tuple[socket.socket, DropCounter] | None:
+        """The socket for a destination.
+
+        :return: ``None`` if there is no path to it for now
+        :raises OSError: a socket could not be made
+        """
+        way = self._by_address.get(address)
+        if way is None:
+            if len(self._by_address) >= _MAX_REMEMBERED:
+                self.forget()
+            way = self._find(address)
+            if way is None:
+                return None
+            self._by_address[address] = way
+        if way is _CURRENT:
+            mover = self._mover
+            return None if mover.no_path else (mover.sock, mover.in_place.drops)
+        found: tuple[socket.socket, DropCounter] = way
+        return found
+
+    def _find(self, address: Any) -> Any:
+        decider, target = self._mover.decider, _target(address, self._spec.family)
+        if target is None or decider is None:
+            return _CURRENT
+        decision = decider.decide(target)
+        if decision.unbound:
+            return self._unbound(decision, target, decider)
+        if decision.interface is None:
+            unbound = decider.preferences.on_no_interface == "unbound"
+            return self._way(None, None, None) if unbound else None
+        return self._by_interface(decision, decision.interface, target, decider, address)
+
+    def _by_interface(self, decision: Decision, interface: Interface, target: IPAddress, decider: Decider, address: Any) -> Any:
+        mover = self._mover
+        requirement, placement = mover.requirement, mover.in_place.placement
+        if requirement is None or requirement.address is not None:
+            return _CURRENT
+        indices = [path.index for path in (placement.path, requirement.placement(decider).path) if path is not None]
+        if interface.index in indices:
+            return _CURRENT
+        path = decider.path(target)
+        if mover.hop_silent(interface, decision.gateway):
+            before = self._before.get(address)
+            usable = before is _CURRENT or (before is not None and before[0].fileno() != -1)
+            if not usable:
+                return None
+            # Go on as before, and look again at the next datagram.
+            return before if before is not _CURRENT or not mover.no_path else None
+        return self._way(interface.index, interface, path)
+
+    def _unbound(self, decision: Decision, target: IPAddress, decider: Decider) -> Any:
+        if self._mover.in_place.placement.path is None:
+            return _CURRENT
+        if decision.basis is not Basis.LOCAL:
+            return self._way(None, None, None)
+        loopback = next(
+            (i for i in decider.network.interfaces.values() if i.kind is InterfaceKind.LOOPBACK and i.up and i.running), None
+        )
+        if loopback is not None and target.is_loopback:
+            addresses = frozenset(loopback.usable_addresses(family_of(target)))
+            return self._way(loopback.index, loopback, Path(family_of(target), loopback.name, loopback.index, addresses, None))
+        return self._way(target, None, None)
+
+    def _way(self, way: Way, interface: Interface | None, path: Path | None) -> tuple[socket.socket, DropCounter]:
+        held = self._mover.held.way(way)
+        if held is None:
+            sock = self._open(interface, way if not isinstance(way, int) else None)
+            held = HeldSocket(sock, way, path, None)
+            self._mover.add_way(held)
+        if held.drops is None:
+            runtime = self._watcher.runtime
+            held.drops = DropCounter(self._watcher.kernel, runtime.shared(DeviceDrops), self._watcher.statistics.sent)
+            held.drops.start(interface)
+        return held.sock, held.drops
+
+    def _open(self, interface: Interface | None, own: IPAddress | None) -> socket.socket:
+        """Another socket with the same port if possible, else with any.
+
+        :param own: the address that it is bound to
+        """
+        mover, kernel = self._mover, self._watcher.kernel
+        port = mover.in_place.port(mover.sock)
+        if not port:
+            # So that both have one and the same.
+            with suppress(OSError):
+                mover.sock.bind(("", 0))
+            port = mover.in_place.port(mover.sock)
+        like = mover.sock if mover.handed_out else None
+        try:
+            return self._spec.duplicate_on(like, kernel, interface, (port,), own=own)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        try:
+            return self._spec.duplicate_on(like, kernel, interface, (port,), own=own, sharing=(mover.sock, *mover.held.sockets))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        return self._spec.duplicate_on(like, kernel, interface, (0,), own=own)
+
+
+def _target(address: Any, family: int) -> IPAddress | None:
+    """The address that a destination is, ``None`` if it is a name or a broadcast."""
+    try:
+        target = unmapped(address_of(address))
+    except ValueError:
+        if address[0] not in ("", "localhost"):
+            return None
+        target = address_of(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+    return None if str(target) == "255.255.255.255" else target
