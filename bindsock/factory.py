@@ -389,7 +389,6 @@ class TransportFactory:
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the remote address leaves by the interface
         :raises BindFailed: the system refused to bind, or the local address is another interface's
-        :raises ValueError: a dual-stack socket whose families have different effective interfaces: give ``family=``
         """
         options = DatagramOptions(
             family=family,
