@@ -33,7 +33,7 @@ from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.guard import StreamGuard, follow_stream
 
 if TYPE_CHECKING:
-    from bindsock.dial.race import Dialled
+    from bindsock.dial.attempt import Dialled
     from bindsock.kernel import Kernel
     from bindsock.reconnect.connection import Attach, Dial
     from bindsock.reconnect.hooks import OnReconnect

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
 
 from bindsock.netmon.runtime import Runtime
+
+T = TypeVar("T")
 
 
 class VirtualLoop:
@@ -48,7 +50,11 @@ class VirtualLoop:
         return timer
 
     def create_future(self) -> VirtualFuture:
-        return VirtualFuture()
+        return VirtualFuture(self)
+
+    def create_task(self, coroutine: Coroutine[VirtualFuture, None, T]) -> VirtualTask[T]:
+        """Run a coroutine until it waits, and on whenever what it waits for is done."""
+        return VirtualTask(coroutine)
 
     def add_reader(self, fd: int, callback: Callable[..., object], /, *args: Any) -> None:
         self.readers[fd] = lambda: callback(*args)
@@ -103,9 +109,11 @@ class VirtualTimer:
 
 
 class VirtualFuture:
-    """A result that a test sets before it is awaited."""
+    """What a coroutine on a :class:`VirtualLoop` waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.on_done: Callable[[], object] | None = None
+        self._loop = loop
         self._done = False
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -117,3 +125,38 @@ class VirtualFuture:
 
     def set_result(self, result: None, /) -> None:
         self._done = True
+        if self.on_done is not None:
+            self._loop.call_soon(self.on_done)
+
+
+class VirtualTask(Generic[T]):
+    """A coroutine that runs on a :class:`VirtualLoop`.
+
+    :ivar done: whether it has returned or raised
+    """
+
+    def __init__(self, coroutine: Coroutine[VirtualFuture, None, T]) -> None:
+        self.done = False
+        self._coroutine = coroutine
+        self._result: T | None = None
+        self._error: Exception | None = None
+        self._step()
+
+    def result(self) -> T | None:
+        """What it has returned, or raises what it has raised."""
+        assert self.done
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def cancel(self) -> None:
+        """Let the coroutine clean up, and do no more."""
+        self._coroutine.close()
+
+    def _step(self) -> None:
+        try:
+            self._coroutine.send(None).on_done = self._step
+        except StopIteration as end:
+            self.done, self._result = True, end.value
+        except Exception as error:  # noqa: BLE001 - for the test that asks for the result
+            self.done, self._error = True, error

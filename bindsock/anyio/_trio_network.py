@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from bindsock import kernel as kernels
-from bindsock.anyio import _trio_dialing
 from bindsock.anyio._trio import TrioLoop, trio_runtime
+from bindsock.anyio._trio_resolving import resolve as system_resolve
 from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
@@ -52,7 +52,7 @@ class TrioNetwork:
         self.token = trio.lowlevel.current_trio_token()
         self._loop = TrioLoop(self.token)
         self._better_path = better_path
-        self._resolve: Resolve = resolve if resolve is not None else _trio_dialing.resolve
+        self._resolve: Resolve = resolve if resolve is not None else system_resolve
         self.watcher = Watcher(kernel, preferences, interface=interface, runtime=trio_runtime())
         self.farewell = Farewell(self.watcher.runtime.shared(Farewells), kernel)
         """How an IPv6 connection is ended when its socket is closed."""
@@ -68,7 +68,8 @@ class TrioNetwork:
         if options.dead_after is not None:
             prepare = functools.partial(self.watcher.kernel.set_user_timeout, seconds=options.dead_after)
         dialer = Dialer(self.watcher, self._resolve, host, port, options, prepare=prepare)
-        dialled = await _trio_dialing.dial(dialer)
+        await trio.lowlevel.checkpoint()  # a dial that succeeds at once has none
+        dialled = await dialer.dial()
         # trio wants sockets of the standard library's own class.
         sock = _plain(dialled.sock)
         try:

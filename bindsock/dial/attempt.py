@@ -1,0 +1,240 @@
+"""One address of a dial: a socket that is made, bound, connected and checked."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bindsock.dial.binding import bind_or_close
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.resolving import AddrInfo, address_of
+from bindsock.errors import BindFailed, EgressMismatch
+from bindsock.model.decision import Basis, Decision, Path, path_of
+from bindsock.model.network import Interface, InterfaceKind, IPAddress
+from bindsock.routing.multipath import multipath_obstacle
+
+if TYPE_CHECKING:
+    from bindsock.dial.dialer import Dialer
+
+logger = logging.getLogger("bindsock")
+
+_NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
+_PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
+"""What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One address of the host, and the interface for it."""
+
+    info: AddrInfo
+    address: IPAddress
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connected socket, and on what it rests."""
+
+    sock: FollowedSocket
+    address: IPAddress
+    decision: Decision
+    path: Path | None
+    """``None`` where the socket is not bound: a local destination, or ``on_no_interface="unbound"``."""
+
+
+class Attempt:
+    """The attempt to connect to one address.
+
+    :param local_infos: the local addresses of which the socket is to have one, if it matters
+    """
+
+    __slots__ = ("_dialer", "_local_infos", "destination", "sock")
+
+    def __init__(self, dialer: Dialer, destination: Destination, local_infos: Sequence[AddrInfo] | None) -> None:
+        self._dialer = dialer
+        self._local_infos = local_infos
+        self.destination = destination
+        self.sock: FollowedSocket | None = None
+
+    def begin(self) -> bool:
+        """Make and bind a socket, and begin to connect it.
+
+        :return: whether it is connected already. If not, :meth:`finish` must be called once the socket is writable
+        :raises OSError: the attempt has failed
+        """
+        try:
+            sock = self.sock = self._make()
+            try:
+                sock.connect(self.destination.info[4])
+            except (BlockingIOError, InterruptedError):
+                return False
+            self._connected(sock)
+        except OSError as error:
+            self.close()
+            raise self._explained(error) from None
+        return True
+
+    def finish(self) -> None:
+        """The socket is writable: it is connected, or cannot be.
+
+        :raises OSError: the attempt has failed
+        """
+        sock = self.sock
+        assert sock is not None
+        try:
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, f"Connect call failed {self.destination.info[4]}")
+            self._connected(sock)
+        except OSError as error:
+            self.close()
+            raise self._explained(error) from None
+
+    def close(self) -> None:
+        """Give up."""
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            sock.close()
+
+    def verified(self) -> Dialled:
+        """The connected socket, once its local address is known not to be a tunnel's.
+
+        :raises EgressMismatch: it is a tunnel's; the socket is closed
+        :raises OSError: the connection has ended already; the socket is closed
+        """
+        sock, address, decision = self.sock, self.destination.address, self.destination.decision
+        assert sock is not None
+        try:
+            sock.getpeername()
+            local = address_of(sock.getsockname())
+        except OSError as error:
+            sock.close()
+            raise ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made") from error
+        interface = decision.interface
+        if interface is None:
+            return Dialled(sock, address, decision, None)
+        network = self._dialer.watcher.latest.network
+        current = network.interfaces.get(interface.index)
+        owner = current if current is not None and current.has(local) else network.owner_of(local)
+        if owner is not None and owner.index != interface.index:
+            if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
+                sock.close()
+                raise EgressMismatch(
+                    f"the socket for {address} is bound to {interface.name}, but the system gave it {local} of {owner.name}",
+                    interface=interface.name,
+                    call="getsockname",
+                )
+            logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
+        return Dialled(sock, address, decision, path_of(decision))
+
+    def _make(self) -> FollowedSocket:
+        dialer, destination = self._dialer, self.destination
+        family, type_, proto = destination.info[:3]
+        self._check_local_address()
+        multipath = self._multipath() if dialer.options.multipath else None
+        sock = FollowedSocket(family, type_, multipath or proto)
+        try:
+            if multipath is not None:
+                # asyncio does it where the protocol is TCP's (Lib/asyncio/base_events.py, _set_nodelay).
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            if dialer.prepare is not None:
+                dialer.prepare(sock)
+            bind_or_close(dialer.watcher.kernel, sock, destination.decision, destination.address)
+            if dialer.farewell is not None and family == socket.AF_INET6:
+                sock.say_farewell(dialer.farewell)
+            if self._local_infos is not None:
+                self._bind_local(sock, self._local_infos)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _connected(self, sock: FollowedSocket) -> None:
+        if sock.proto not in (0, socket.IPPROTO_TCP) and self._dialer.prepare is not None:
+            # It was made for multipath. It may be plain TCP after all, to which more can be said.
+            self._dialer.prepare(sock)
+
+    def _bind_local(self, sock: FollowedSocket, local_infos: Sequence[AddrInfo]) -> None:
+        """Give the socket the first of the local addresses that it can have, as ``loop.create_connection`` does it."""
+        failure = OSError(errno.EAFNOSUPPORT, f"no matching local address with family={sock.family} found")
+        for info in local_infos:
+            if info[0] == sock.family:
+                try:
+                    sock.bind(info[4])
+                except OSError as error:
+                    failure = OSError(error.errno, f"error while attempting to bind on address {info[4]}: {error}")
+                else:
+                    return
+        raise failure
+
+    def _check_local_address(self) -> None:
+        interface = self.destination.decision.interface
+        if self._local_infos is None or interface is None:
+            return
+        wanted = [address_of(info[4]) for info in self._local_infos]
+        own = {a.address for a in interface.addresses}
+        if not any(a.is_unspecified or a in own for a in wanted):
+            raise BindFailed(
+                f"the local address {', '.join(map(str, wanted))} does not belong to {interface.name}, "
+                f"the effective interface for {self.destination.decision.target}",
+                errno=errno.EADDRNOTAVAIL,
+                interface=interface.name,
+                call="bind",
+            )
+
+    def _multipath(self) -> int | None:
+        """The protocol of a multipath socket, if there is to be one: to a socket that is not bound the system could add subflows
+        around the VPN, and to any into it."""
+        dialer, address, decision = self._dialer, self.destination.address, self.destination.decision
+        if decision.interface is None:
+            return None
+        paths = dialer.watcher.kernel.multipath
+        protocol = paths.protocol(self.destination.info[0]) if paths is not None else None
+        if paths is None or protocol is None:
+            reason: str | None = "this system has no multipath TCP, or it is switched off"
+        else:
+            try:
+                endpoints = paths.endpoints()
+            except OSError as error:
+                reason = f"the system does not say by which addresses it would add subflows: {error}"
+            else:
+                pin = decision.interface.name if decision.basis is Basis.PINNED else None
+                reason = multipath_obstacle(endpoints, dialer.watcher.latest.network, decision.interface, address.version, pin)
+        if reason is None:
+            return protocol
+        if reason not in dialer.complaints:
+            dialer.complaints.add(reason)
+            logger.warning("connections that are to be multipath ones are plain TCP: %s", reason)
+        return None
+
+    def _explained(self, error: OSError) -> OSError:
+        """The error, or one that says that the interface is gone."""
+        interface = self.destination.decision.interface
+        if interface is None or isinstance(error, BindFailed) or not self._is_gone(interface, error):
+            return error
+        host, port = self.destination.info[4][:2]
+        return BindFailed(
+            f"cannot connect to {host} port {port}: the interface is gone",
+            errno=error.errno,
+            interface=interface.name,
+            call="connect",
+        )
+
+    def _is_gone(self, interface: Interface, error: OSError) -> bool:
+        """Whether a connect failed since the interface is no longer there, or is down.
+
+        ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
+        (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
+        """
+        if error.errno in _NO_DEVICE:
+            return True
+        if error.errno not in _PERHAPS_NO_DEVICE:
+            return False
+        now = self._dialer.watcher.refresh().network.interfaces.get(interface.index)
+        return now is None or not now.up
