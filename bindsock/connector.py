@@ -120,7 +120,9 @@ class Connector:
             yield self._watcher.refresh()
             return
         try:
-            yield Decider(self.kernel.network(), self.preferences, interface=self.interface)
+            network = self.kernel.network()
+            lookups = self.kernel.lookups(network)
+            yield Decider(network, self.preferences, interface=self.interface, lookups=lookups)
         finally:
             self.kernel.close()
 

@@ -8,40 +8,28 @@ import socket
 from typing import TYPE_CHECKING
 
 from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+from bindsock.model.tables import tabulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def network(interfaces: str, routes: str = "", *, unconfirmed: Iterable[str] = (), also_reachable: Iterable[str] = ()) -> Network:
+def network(interfaces: str, routes: str = "", *, unconfirmed: Iterable[str] = ()) -> Network:
     """A network.
 
-    :param interfaces: one a line: ``en0 wifi 192.168.1.23/24 [down] [no-carrier] [expensive] [last-resort] [delegate=en1]``;
-        the first has index 1. An address may have ``!tentative`` behind it, a delegate may be an index.
+    :param interfaces: one a line: ``en0 wifi 192.168.1.23/24 [down] [no-carrier] [dormant] [expensive] [last-resort]
+        [delegate=en1] [also=NAME]``; the first has index 1. An address may have ``!tentative`` behind it, a delegate may be an
+        index, ``also=`` is an alternative name.
     :param routes: one a line: ``default via 192.168.1.1 dev en0 [metric 600] [table 52] [scoped]``, ``blackhole 10.0.0.0/8``;
-        ``default6`` is IPv6's. The kernel confirms the default routes of interfaces that are up and no tunnels
+        ``default6`` is IPv6's. The system confirms the default routes
     :param unconfirmed: names of interfaces of which it does not
-    :param also_reachable: names of interfaces by which it confirms a default route of both families although none is listed
     """
     lines = [line.split() for line in interfaces.splitlines() if line.strip()]
     indices = {words[0]: number for number, words in enumerate(lines, 1)}
     made = {indices[words[0]]: _interface(words, indices) for words in lines}
     parsed = tuple(_route(line.split(), indices) for line in routes.splitlines() if line.strip())
-    reachable = {
-        (route.interface, route.family)
-        for route in parsed
-        if route.is_default and route.kind is RouteKind.UNICAST and route.interface in made
-    }
-    reachable = {
-        (index, family)
-        for index, family in reachable
-        if index is not None
-        and made[index].up
-        and made[index].kind is not InterfaceKind.TUNNEL
-        and made[index].name not in unconfirmed
-    }
-    reachable |= {(indices[name], family) for name in also_reachable for family in (socket.AF_INET, socket.AF_INET6)}
-    return Network(made, parsed, frozenset((i, f) for i, f in reachable if i is not None))
+    families = (socket.AF_INET, socket.AF_INET6)
+    return tabulated(made, parsed, refused=[(indices[name], family) for name in unconfirmed for family in families])
 
 
 def _interface(words: list[str], indices: dict[str, int]) -> Interface:
@@ -57,6 +45,8 @@ def _interface(words: list[str], indices: dict[str, int]) -> Interface:
         delegate=None if delegate is None else indices[delegate] if delegate in indices else int(delegate),
         expensive="expensive" in rest,
         last_resort="last-resort" in rest,
+        dormant="dormant" in rest,
+        alternative_names=tuple(word.removeprefix("also=") for word in rest if word.startswith("also=")),
     )
 
 

@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     kernel = asked.kernel
     # Names first: it may take seconds, in which the network can change.
     resolved = {host: _resolve(host, wanted) for host in arguments.hosts}
-    decider = Decider(kernel.network(), asked.preferences, interface=asked.interface)
+    network = kernel.network()
+    decider = Decider(network, asked.preferences, interface=asked.interface, lookups=kernel.lookups(network))
     if not resolved:
         explanations = [explain(kernel, decider, family) for family in wanted]
         reachable = any(e.reachable for e in explanations)

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked = factory(arguments)
     # One reading for everything: two could differ.
     network = asked.kernel.network()
-    decider = Decider(network, asked.preferences, interface=asked.interface)
+    decider = Decider(network, asked.preferences, interface=asked.interface, lookups=asked.kernel.lookups(network))
     decisions = [decider.decide(family) for family in families(arguments)]
     chosen = next((d.interface for d in decisions if d.interface is not None), None)
     if arguments.json:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from bindsock.model.network import Interface, IPAddress, Network
+    from bindsock.model.network import Interface, IPAddress, Lookups, Network
     from bindsock.model.subflows import Endpoints, Subflow
 
 
@@ -112,6 +112,15 @@ class Kernel(Protocol):
             of the last reading; a complete one will follow
         :raises KernelError: the system's answer cannot be understood
         :raises OSError: a call failed
+        """
+
+    def lookups(self, network: Network) -> Lookups:
+        """What the system answers about a destination, for decisions about a reading.
+
+        It is equal to the one before for as long as no answer that that has given has become old; whoever has decided by another
+        one decides anew. Asking it may raise :class:`OSError`.
+
+        :param network: the last reading
         """
 
     def events(self) -> Sequence[EventSource]:

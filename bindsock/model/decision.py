@@ -52,6 +52,8 @@ class Decision:
     """The next hop of the route that was taken, ``None`` for an on-link one."""
     notes: tuple[str, ...] = ()
     """What else a person should know: a tie and how it was broken, a delegate that was not believed."""
+    source: IPAddress | None = None
+    """The local address that a socket has to be bound to before it connects; ``None`` if the system chooses the right one."""
 
     def __str__(self) -> str:
         subject = family_name(self.family) if isinstance(self.target, socket.AddressFamily) else str(self.target)
@@ -61,6 +63,7 @@ class Decision:
             answer = "has no effective interface" + ("" if self.basis is Basis.NONE else f" ({self.basis})")
         else:
             via = f" via {self.gateway}" if self.gateway is not None else ""
+            via += f" from {self.source}" if self.source is not None else ""
             answer = f"leaves by {self.interface.name}{via} ({self.basis})"
         if self.tunnels:
             answer += f", beneath {', '.join(self.tunnels)}"
@@ -81,6 +84,8 @@ class Path:
     addresses: frozenset[IPAddress]
     """The usable addresses of the family."""
     gateway: IPAddress | None
+    source: IPAddress | None = None
+    """The local address that the socket has to be bound to, where there is one."""
 
 
 def path_of(decision: Decision) -> Path | None:
@@ -89,4 +94,4 @@ def path_of(decision: Decision) -> Path | None:
     if interface is None:
         return None
     addresses = frozenset(interface.usable_addresses(decision.family))
-    return Path(decision.family, interface.name, interface.index, addresses, decision.gateway)
+    return Path(decision.family, interface.name, interface.index, addresses, decision.gateway, decision.source)

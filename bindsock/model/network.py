@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -46,6 +46,8 @@ class InterfaceKind(enum.StrEnum):
     LOOPBACK = "loopback"
     TUNNEL = "tunnel"
     BRIDGE = "bridge"
+    DUMMY = "dummy"
+    """What it is given goes nowhere: kill switches and leak protection are made of such."""
     OTHER = "other"
 
 
@@ -100,10 +102,18 @@ class Interface:
     constrained: bool = False
     last_resort: bool = False
     """An uplink only where there is no other: ``ppp`` may be PPPoE or a VPN, nothing tells which."""
+    dormant: bool = False
+    """It has carrier, but its operational state is not up: Wi-Fi before its key exchange, a port that still authenticates."""
+    alternative_names: tuple[str, ...] = ()
+    """Other names by which the system knows it (Linux ``altname``)."""
 
     def usable_addresses(self, family: socket.AddressFamily) -> tuple[IPAddress, ...]:
         """The addresses of the family that a connection beyond the link can have as its source."""
         return tuple(a.address for a in self.addresses if a.family == family and a.usable)
+
+    def called(self, name: str) -> bool:
+        """Whether that is its name, or one of its alternative names."""
+        return name == self.name or name in self.alternative_names
 
     def has(self, address: IPAddress) -> bool:
         """Whether it has the address, without regard to a scope id."""
@@ -128,6 +138,8 @@ class Route:
     scoped: bool = False
     """Darwin ``RTF_IFSCOPE``: only sockets bound to the interface see it."""
     kind: RouteKind = RouteKind.UNICAST
+    preference: int = 0
+    """A router's preference (RFC 4191): 1 high, 0 medium, -1 low."""
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -139,20 +151,68 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """The system's answer to one question for a route."""
+
+    route: Route
+    """The entry of the routing tables that decides, by the next hop that it leads to."""
+    source: IPAddress | None = None
+    """The source address that the route names; of an interface without an address of its own the one that the system chooses."""
+    needs_source: IPAddress | None = None
+    """The address that the question had to carry: without it there is no route, so that a socket has to be bound to it first."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it leads somewhere: a route that refuses what it matches is an answer, too."""
+        return self.route.kind is RouteKind.UNICAST
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the system says about one destination. Equality compares everything."""
+
+    unbound: Lookup | None = None
+    """The way of a socket that is bound to nothing; ``None`` if there is no route."""
+    by_interface: Mapping[int, Lookup] = field(default_factory=dict)
+    """The way of a socket that is bound to the interface, by index; an interface by which there is no route is not in it."""
+    refusal: Lookup | None = None
+    """A route that refuses what goes there, if one is in the way."""
+
+
+Lookups: TypeAlias = "Callable[[IPAddress], Answers]"
+"""Answers the question for one destination."""
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """One reading of the machine's network. Equality compares everything."""
 
     interfaces: Mapping[int, Interface] = field(default_factory=dict)
     """By index."""
     routes: tuple[Route, ...] = ()
-    """In the order in which the system gave them, without cloned and neighbour host routes."""
-    reachable: frozenset[tuple[int, socket.AddressFamily]] = frozenset()
-    """The (index, family) pairs by which the kernel itself confirmed a default route. Policy rules are not modelled: the
-    kernel is asked."""
+    """The routing tables where a reading has them, in the system's order, without cloned and neighbour host routes.
+    Linux is asked instead."""
+    defaults: Mapping[tuple[int, socket.AddressFamily], Lookup] = field(default_factory=dict)
+    """The default route, or what stands for it, of a socket that is bound to the interface, by index and family; tunnels have
+    one, too."""
+    unbound: Mapping[socket.AddressFamily, Lookup] = field(default_factory=dict)
+    """The default route of a socket that is bound to nothing."""
+    tables: Mapping[tuple[socket.AddressFamily, int], int] = field(default_factory=dict)
+    """The order in which policy rules lead to the routing tables, the first one least; empty where there are no rules."""
+
+    @property
+    def reachable(self) -> frozenset[tuple[int, socket.AddressFamily]]:
+        """The (index, family) pairs by which the system confirms a default route, tunnels aside."""
+        return frozenset(
+            key
+            for key, lookup in self.defaults.items()
+            if lookup.usable and key[0] in self.interfaces and self.interfaces[key[0]].kind is not InterfaceKind.TUNNEL
+        )
 
     def named(self, name: str) -> Interface | None:
-        """The interface of that name, if there is one now."""
-        return next((i for i in self.interfaces.values() if i.name == name), None)
+        """The interface of that name, if there is one now; an alternative name counts where it is nobody's own."""
+        found = next((i for i in self.interfaces.values() if i.name == name), None)
+        return found or next((i for i in self.interfaces.values() if name in i.alternative_names), None)
 
     def owner_of(self, address: IPAddress) -> Interface | None:
         """The interface that has the address (without regard to a scope id), if one has."""
@@ -167,10 +227,24 @@ def taken_down(network: Network, down: frozenset[int]) -> Network:
     """
     without = Network(
         {index: _down(interface) if index in down else interface for index, interface in network.interfaces.items()},
-        tuple(route for route in network.routes if route.interface not in down or route.kind is not RouteKind.UNICAST),
-        frozenset(pair for pair in network.reachable if pair[0] not in down),
+        tuple(route for route in network.routes if route.interface not in down or not _unicast(route)),
+        {key: lookup for key, lookup in network.defaults.items() if key[0] not in down},
+        {family: lookup for family, lookup in network.unbound.items() if lookup.route.interface not in down},
+        network.tables,
     )
     return network if without == network else without
+
+
+def answers_without(answers: Answers, down: frozenset[int]) -> Answers:
+    """The answers once these interfaces have gone down, as far as that can be known without asking."""
+    unbound = answers.unbound
+    if unbound is not None and unbound.route.interface in down:
+        unbound = None
+    return Answers(unbound, {i: lookup for i, lookup in answers.by_interface.items() if i not in down}, answers.refusal)
+
+
+def _unicast(route: Route) -> bool:
+    return route.kind is RouteKind.UNICAST
 
 
 def _down(interface: Interface) -> Interface:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from bindsock.model.network import Network, taken_down
+from typing import TYPE_CHECKING
+
+from bindsock.model.network import Network, answers_without, taken_down
 from bindsock.routing.effective import Decider
 
-_MAX_ROUTES = 1000
+if TYPE_CHECKING:
+    from bindsock.model.network import Answers, IPAddress, Lookups
+
 _MAX_TARGETS = 64
-"""With more routes nothing is decided ahead, and not for more destinations: each is decided once for each uplink."""
+"""Not for more destinations: each is decided once for each uplink."""
 
 
 class DecisionsAhead:
@@ -33,10 +37,10 @@ class DecisionsAhead:
         self.due = None
         network = decider.network
         self._deciders = []
-        if len(network.routes) > _MAX_ROUTES:
-            return
         for index in sorted({index for index, _ in network.reachable}):
-            ahead = Decider(taken_down(network, frozenset({index})), decider.preferences, interface=decider.pin)
+            down = frozenset({index})
+            lookups = _without(decider.lookups, down)
+            ahead = Decider(taken_down(network, down), decider.preferences, interface=decider.pin, lookups=lookups)
             for target in decider.targets()[:_MAX_TARGETS]:
                 ahead.decide(target)
             self._deciders.append(ahead)
@@ -49,3 +53,10 @@ class DecisionsAhead:
         """Forget everything."""
         self.due = None
         self._deciders.clear()
+
+
+def _without(lookups: Lookups, down: frozenset[int]) -> Lookups:
+    def answer(destination: IPAddress) -> Answers:
+        return answers_without(lookups(destination), down)
+
+    return answer

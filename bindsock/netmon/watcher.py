@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from bindsock.model.change import Cause
-from bindsock.model.network import Interface, Network
+from bindsock.model.network import Interface, Lookups, Network
 from bindsock.model.statistics import Statistics
 from bindsock.netmon.alarm import Alarm
 from bindsock.netmon.announcing import Announcements
@@ -62,6 +62,7 @@ class Watcher:
         self._followers = Followers(self.statistics)
         self._holds = 0
         self._decider: Decider | None = None
+        self._lookups: Lookups | None = None
 
     # Queries
 
@@ -270,10 +271,12 @@ class Watcher:
         self.statistics.readings += 1
         self._coalescer.read(now, now - begun)
         old = self.latest.network
-        if network is not old and network != old:
-            self._decide_by(network)
+        answers, self._lookups = self._lookups, self.kernel.lookups(network)
+        other_answers = self._lookups != answers
+        if other_answers or (network is not old and network != old):
+            self._decide_by(network, foreseen=partial)
             # Move followers first, announce afterwards.
-            if _differ(network, old):
+            if other_answers or _differ(network, old):
                 self._show(self.latest, cause, event_time)
         if partial:
             # Within the same turn of the loop, but after whatever the program sends in it.
@@ -281,9 +284,15 @@ class Watcher:
         else:
             self._announcements.announce(self.runtime.time(), cause, self.latest)
 
-    def _decide_by(self, network: Network) -> None:
-        ahead = self._ahead.find(network)
-        self._decider = ahead if ahead is not None else Decider(network, self.preferences, interface=self.interface)
+    def _decide_by(self, network: Network, *, foreseen: bool = False) -> None:
+        """
+        :param foreseen: what was decided ahead will do; it is a guess, which a complete reading corrects
+        """
+        self._lookups = self.kernel.lookups(network)
+        ahead = self._ahead.find(network) if foreseen else None
+        if ahead is not None:
+            ahead.lookups = self._lookups
+        self._decider = ahead or Decider(network, self.preferences, interface=self.interface, lookups=self._lookups)
         self._ahead.due = self.runtime.time() + QUIET
 
     def _show(self, decider: Decider, cause: Cause, event_time: float | None) -> None:
@@ -338,7 +347,7 @@ class Followers:
 
 def _differ(new: Network, old: Network) -> bool:
     """Whether two networks can lead to different decisions: an interface without a usable address cannot make the difference."""
-    if new.reachable != old.reachable or new.routes != old.routes:
+    if (new.defaults, new.unbound, new.tables, new.routes) != (old.defaults, old.unbound, old.tables, old.routes):
         return True
     for index in new.interfaces.keys() | old.interfaces.keys():
         pair = (new.interfaces.get(index), old.interfaces.get(index))

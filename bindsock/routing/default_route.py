@@ -1,15 +1,18 @@
 """The default of one address family: which interface carries what goes anywhere, beneath the tunnels.
 
-Theory of operation. The system's own word comes first: the unscoped default routes in the order in which the system itself would
-use them (Linux: table main ahead of others, then the metric; Darwin has at most one). If the first that works is no tunnel's,
-that is the answer. If it is a tunnel's, the tunnel may say over which interface it runs (its *delegate*, Darwin only), and is
-believed if that interface is usable: NetworkExtension sets the delegate once, when the tunnel is made, and nobody corrects it
-when the network moves. Otherwise all usable interfaces are ranked.
+Theory of operation. The system's own word comes first: what it would use for a socket that is bound to nothing. If that is a
+usable uplink, it is the answer: policy rules, metrics, router preferences and the choice among equal routes are the system's
+affair. If it is a tunnel's, the tunnel may say over which interface it runs (its *delegate*, Darwin and a few devices of Linux),
+and is believed if that interface is usable: NetworkExtension sets the delegate once, when the tunnel is made, and nobody corrects
+it when the network moves. Otherwise all usable interfaces are ranked, by the default route that the system confirms for a socket
+that is bound to each: in the order of their tables as the policy rules give it (without rules ``main`` before others), then by
+metric and router preference.
 
-An interface is usable if it is up and has carrier, is neither tunnel nor loopback, is not kept out by the preferences, has an
-address of the family from which one can talk beyond the link, and if the kernel itself has confirmed that a socket bound to it
-finds a default route. The last is asked of the kernel since policy rules and error routes (``unreachable default`` of a VPN's
-kill switch matches without a look at the device: linux net/ipv4/fib_trie.c) can take a default away that the tables show.
+An interface is usable if it is up and has carrier, is neither tunnel nor loopback, is not kept out by the preferences, and if the
+system itself has confirmed that a socket bound to it finds a default route and an address to send from. Policy rules and error
+routes (``unreachable default`` of a VPN's kill switch matches without a look at the device: linux net/ipv4/fib_trie.c) can take a
+default away that the tables show. What else speaks against an interface (it is dormant, its default names no gateway, its address
+is link-local) only puts it behind others.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import socket
 from typing import TYPE_CHECKING, TypeAlias
 
 from bindsock.model.decision import Basis, Candidate, Decision
-from bindsock.model.network import Interface, InterfaceKind, IPNetwork, Network, Route, RouteKind
+from bindsock.model.network import Interface, InterfaceKind, Network, Route
 from bindsock.model.preferences import is_expensive
-from bindsock.routing.prefixes import is_default_in_disguise
+from bindsock.model.tables import table_order
+from bindsock.routing.sources import source_of
 from bindsock.routing.usable import Refusal, Stage, is_tunnel, unfit
 
 if TYPE_CHECKING:
@@ -28,22 +32,20 @@ if TYPE_CHECKING:
 
     from bindsock.model.preferences import Preferences
 
-_TABLE_RANK = {254: 0, 253: 1}
-"""Linux looks into ``main`` and then into ``default``, unless a rule sends it elsewhere."""
-
-_HALF = {4: 1, 6: 3}
-"""The longest prefix that may stand for a default route: ``0/1``, ``2000::/3``."""
-
 _KIND_RANK = {InterfaceKind.WIRED: 0, InterfaceKind.WIFI: 1, InterfaceKind.CELLULAR: 3}
 _OTHER_RANK = 2
 _KIND_NAME = {InterfaceKind.WIRED: "wired", InterfaceKind.WIFI: "Wi-Fi", InterfaceKind.CELLULAR: "cellular"}
+_UNRULED = 1 << 20
+"""The rank of a table to which no rule leads."""
 
-_Key: TypeAlias = tuple[bool, bool, int, int, int, int]
+_Key: TypeAlias = tuple[bool, bool, bool, int, int, int, int]
 
 
-def order_of(route: Route) -> tuple[int, int]:
-    """What the system orders its unscoped routes to one destination by; equal ones stay in the order of its list."""
-    return (_TABLE_RANK.get(route.table, 2), route.metric)
+def rank_of(network: Network, route: Route) -> int:
+    """How early the system looks into the route's table."""
+    if network.tables:
+        return network.tables.get((route.family, route.table), _UNRULED)
+    return table_order(route, network.interfaces)
 
 
 def in_table(route: Route) -> str:
@@ -52,107 +54,70 @@ def in_table(route: Route) -> str:
 
 
 class Defaults:
-    """The default routes of one family of a network, and what they decide."""
+    """The default routes of one family of a network, and what they decide.
 
-    def __init__(self, network: Network, family: socket.AddressFamily, preferences: Preferences) -> None:
+    :param first: the interface that an unbound socket would leave by, if the system says so
+    """
+
+    def __init__(self, network: Network, family: socket.AddressFamily, preferences: Preferences, first: int | None) -> None:
+        self.network = network
         self.interfaces = network.interfaces
         self.family = family
         self.preferences = preferences
-        self._reachable = network.reachable
-        self._unscoped: list[Route] = []
-        """In the order in which the system itself would use them."""
-        self._scoped: list[Route] = []
-        self._errors: list[Route] = []
-        """Default routes that refuse what they match."""
-        self._halves: list[Route] = []
-        """Routes of uplinks that stand for a default route."""
-        self._caught: dict[int, list[Route]] = {}
-        """The specific routes of each tunnel."""
-        self._read(network)
-        self._best: dict[int, Route] = {}
-        self._with_gateway: set[int] = set()
-        self._position: dict[int, int] = {}
+        self.first = first
+        self.lookups = {index: lookup for (index, of), lookup in network.defaults.items() if of == family}
+        """The system's answer for a socket that is bound to the interface."""
+        self._best = {index: lookup.route for index, lookup in self.lookups.items() if lookup.usable and index in self.interfaces}
+        self._order = self._ordered(first)
+        """The interfaces with an unscoped default route, in the order in which the system itself would use them."""
+        self._position = {index: position for position, index in enumerate(self._order)}
         self._keys: dict[int, _Key] = {}
-        self._summarise()
-        self.disguised = {
-            index
-            for index, routes in self._caught.items()
-            if is_default_in_disguise((route.destination for route in routes), routes[0].destination.version)
-        }
-        """The tunnels whose specific routes are a default in disguise."""
         self._notes: list[str] = []
         self._refusals = {index: self._refusal(index, interface) for index, interface in self.interfaces.items()}
         self.index: int | None = None
         """The interface that was taken."""
         self.decision = self._decide()
 
-    def _read(self, network: Network) -> None:
-        version = 4 if self.family == socket.AF_INET else 6
-        tunnels = {index for index, interface in self.interfaces.items() if is_tunnel(interface) or interface.last_resort}
-        for route in network.routes:
-            if route.destination.version != version:
-                continue
-            if route.destination.prefixlen == 0:
-                if route.kind is not RouteKind.UNICAST:
-                    self._errors.append(route)
-                elif route.interface in self.interfaces:
-                    (self._scoped if route.scoped else self._unscoped).append(route)
-            elif route.interface in tunnels and route.kind is RouteKind.UNICAST and not route.scoped:
-                self._caught.setdefault(route.interface, []).append(route)
-            elif route.destination.prefixlen <= _HALF[version] and route.kind is RouteKind.UNICAST:
-                self._halves.append(route)
-        self._unscoped.sort(key=order_of)
+    def _ordered(self, first: int | None) -> list[int]:
+        def key(index: int) -> tuple[bool, int, bool, int, int]:
+            route = self._best[index]
+            return index != first, rank_of(self.network, route), route.is_default, route.metric, -route.preference
 
-    def _summarise(self) -> None:
-        for position, route in enumerate(self._unscoped):
-            if route.interface is not None:
-                self._position.setdefault(route.interface, position)
-        for route in (*self._unscoped, *self._scoped, *sorted(self._halves, key=order_of)):
-            if route.interface is not None:
-                self._best.setdefault(route.interface, route)
-                if route.gateway is not None:
-                    self._with_gateway.add(route.interface)
+        return sorted((index for index, route in self._best.items() if not route.scoped), key=key)
+
+    def unusable(self, index: int) -> bool:
+        """Whether the interface is no uplink of the family."""
+        return self._refusals.get(index) is not None
+
+    def stands_for_default(self, index: int) -> bool:
+        """Whether the tunnel takes what goes anywhere by specific routes: a default in disguise."""
+        best = self._best.get(index)
+        return best is not None and not best.is_default
 
     # An interface by itself.
 
     def _refusal(self, index: int, interface: Interface) -> Refusal | None:
         """Why the interface is no uplink of the family, whether or not its default has a gateway."""
-        refusal = unfit(interface, self.family, self.preferences)
-        if refusal is not None and refusal.stage is Stage.TUNNEL:
+        lookup = self.lookups.get(index)
+        refusal = unfit(interface, self.family, self.preferences, lookup)
+        if refusal is not None and refusal.stage in (Stage.TUNNEL, Stage.DUMMY):
             catches = self._catches(index)
-            return Refusal(Stage.TUNNEL, f"{refusal.reason} ({catches})") if catches else refusal
-        if refusal is not None:
+            return Refusal(refusal.stage, f"{refusal.reason} ({catches})") if catches else refusal
+        if refusal is not None or index in self._best:
             return refusal
-        if (index, self.family) in self._reachable:
-            return None
-        best = self._best.get(index)
-        if best is not None and best.is_default:
+        if lookup is not None:
             return Refusal(Stage.UNCONFIRMED, "the kernel finds no default route by it for a bound socket")
-        return Refusal(Stage.NO_DEFAULT, "has no default route")
+        asked = " for a socket that is bound to it" if self.network.tables else ""
+        return Refusal(Stage.NO_DEFAULT, f"has no default route{asked}")
 
     def _catches(self, index: int) -> str:
         """By which routes unbound traffic goes into the tunnel."""
         best = self._best.get(index)
-        if best is not None and not best.scoped:
+        if best is None or best.scoped:
+            return ""
+        if best.is_default:
             return f"default route{in_table(best)}"
-        routes = self._caught.get(index, [])
-        if index in self.disguised:
-            largest = sorted(routes, key=lambda route: route.destination.prefixlen)[:2]
-            named = " and ".join(str(route.destination) for route in largest)
-            return f"{named}{in_table(largest[0])}: a default in disguise"
-        return ""
-
-    def _ranked_refusal(self, index: int) -> Refusal | None:
-        """Why the interface is no candidate of the ranking, in which nobody vouches for it."""
-        refusal = self._refusals[index]
-        best = self._best.get(index)
-        if refusal is not None or best is None or index in self._with_gateway:
-            return refusal
-        interface = self.interfaces[index]
-        # The default of a modem or of ppp has no gateway; neither has that of a bridge to virtual machines, which is no uplink.
-        if interface.kind is InterfaceKind.CELLULAR or interface.last_resort:
-            return None
-        return Refusal(Stage.NO_GATEWAY, "its default route has no gateway")
+        return f"{best.destination}{in_table(best)}: a default in disguise"
 
     def _key(self, index: int) -> _Key:
         """What the usable interfaces are ranked by, least first."""
@@ -166,6 +131,7 @@ class Defaults:
         best = self._best.get(index)
         return (
             interface.last_resort,
+            self._doubtful(index),
             self.preferences.cost in ("avoid", "cheapest") and is_expensive(interface, self.preferences),
             2 if best is None or not best.is_default else int(best.scoped),
             self._position.get(index, 0),
@@ -173,12 +139,33 @@ class Defaults:
             index,
         )
 
+    def _doubtful(self, index: int) -> bool:
+        """Whether something speaks against the interface, though the system confirms it."""
+        return bool(self._doubt(index))
+
+    def _doubt(self, index: int) -> str:
+        interface, best = self.interfaces[index], self._best.get(index)
+        if interface.dormant:
+            return "it is dormant"
+        if self._is_link_local(index):
+            return "its address is link-local"
+        # The default of a modem or of ppp has no gateway; neither has that of a bridge to virtual machines, which is no uplink.
+        without = best is not None and best.gateway is None
+        if without and interface.kind is not InterfaceKind.CELLULAR and not interface.last_resort:
+            return "its default route has no gateway"
+        return ""
+
+    def _is_link_local(self, index: int) -> bool:
+        lookup = self.lookups.get(index)
+        given = lookup is not None and (lookup.source is not None or lookup.needs_source is not None)
+        return not given and not self.interfaces[index].usable_addresses(self.family)
+
     # The choice.
 
     def _decide(self) -> Decision:
         index, above = self._first_default()
         basis, delegating = Basis.DEFAULT_ROUTE, ""
-        ranked = sorted((i for i in self.interfaces if self._ranked_refusal(i) is None), key=self._key)
+        ranked = sorted((i for i in self.interfaces if self._refusals[i] is None), key=self._key)
         if index is None:
             index, delegating = self._first_delegate(above, ranked)
             basis = Basis.DELEGATE
@@ -189,7 +176,7 @@ class Defaults:
         self.index = index
         if index is None:
             basis = Basis.NONE
-            self._note_errors()
+            self._note_refusals()
         elif not delegating:
             self._note_cost(index, ranked)
             self._note_tie(index, ranked)
@@ -202,7 +189,8 @@ class Defaults:
             candidates=tuple(self._candidates(index, delegating, ranked)),
             tunnels=self._tunnels(above),
             gateway=None if best is None else best.gateway,
-            notes=tuple(self._notes),
+            notes=(*self._notes, *self._note_dummies(index)),
+            source=None if index is None else source_of(self.lookups[index], self.interfaces[index], self.family),
         )
 
     def _first_default(self) -> tuple[int | None, list[int]]:
@@ -212,13 +200,15 @@ class Defaults:
         interface has been taken away already.
         """
         above = []
-        for index in dict.fromkeys(route.interface for route in self._unscoped if route.interface is not None):
+        for index in self._order:
             interface = self.interfaces[index]
             if is_tunnel(interface) or interface.last_resort:
                 if interface.up:
                     above.append(index)
             elif self._refusals[index] is None:
-                return (None if above else index), above
+                # The system's own word needs no gateway; a dormant interface is left for one that is not.
+                hidden = above or interface.dormant or self._is_link_local(index)
+                return (None if hidden else index), above
         return None, above
 
     def _first_delegate(self, above: list[int], ranked: list[int]) -> tuple[int | None, str]:
@@ -246,7 +236,7 @@ class Defaults:
         if refusal is not None:
             self._notes.append(f"{name} is delegated to {delegate.name}, which is not usable: {refusal.reason}")
             return None
-        if ranked and self._key(ranked[0])[:2] < self._key(index)[:2]:
+        if ranked and self._cost(ranked[0]) < self._cost(index):
             better = self.interfaces[ranked[0]].name
             said = f"{name} is delegated to {delegate.name}, which is {'a last resort' if delegate.last_resort else 'expensive'}"
             if delegate.last_resort or self.preferences.cost == "cheapest":
@@ -254,6 +244,10 @@ class Defaults:
                 return None
             self._notes.append(f"{said}, while {better} is usable: cost='cheapest' would take that")
         return index
+
+    def _cost(self, index: int) -> tuple[bool, bool]:
+        last_resort, _, expensive, *_ = self._key(index)
+        return last_resort, expensive
 
     def _chain(self, tunnel: int) -> Iterator[int]:
         """The tunnel and those to which it is delegated, each once."""
@@ -266,25 +260,22 @@ class Defaults:
 
     def _tunnels(self, above: list[int]) -> tuple[str, ...]:
         """The tunnels between an unbound socket and the interface that was taken, the one that catches first ahead."""
-        policy = [r.interface for r in self._unscoped if order_of(r)[0] == 2]
-        policy += [i for i in self.disguised if all(order_of(r)[0] == 2 for r in self._caught[i])]
-        catching = [i for i in policy if i is not None and i != self.index and is_tunnel(self.interfaces[i])]
-        catching += sorted(i for i in self.disguised if i != self.index)
-        catching += (i for i in above if i != self.index)
-        found = (link for i in catching if self.interfaces[i].up for link in self._chain(i))
+        found = (link for i in above if i != self.index for link in self._chain(i))
         return tuple(self.interfaces[i].name for i in dict.fromkeys(found))
 
     # What a person reads.
 
     def _default_of(self, index: int) -> str:
-        best = self._best.get(index)
-        if best is None:
-            return "the kernel confirms a default route by it"
+        best = self._best[index]
         scoped = "scoped " if best.scoped else ""
         what = f"{scoped}default route" if best.is_default else f"route to {best.destination} as its default route"
         via = f"via {best.gateway}" if best.gateway is not None else "without a gateway"
         metric = f", metric {best.metric}" if best.metric else ""
-        return f"{what} {via}{metric}{in_table(best)}"
+        source = source_of(self.lookups[index], self.interfaces[index], self.family)
+        given = self.lookups[index].source
+        if source is None and given is not None and not self.interfaces[index].has(given):
+            return f"{what} {via}{metric}{in_table(best)}, from {given}"
+        return f"{what} {via}{metric}{in_table(best)}" + (f", from {source}" if source is not None else "")
 
     def _behind(self, index: int, winner: int, delegating: str) -> Candidate:
         """Why a usable interface was not taken."""
@@ -294,13 +285,17 @@ class Defaults:
             clause = f"{delegating} is delegated to {first}"
         elif mine[0] > best[0]:
             clause = "is only a last resort"
-        elif mine[1] > best[1]:
-            clause = f"is expensive, {first} is not"
-        elif mine[2] > best[2]:
-            clause = f"the system's default route leaves by {first}"
-        elif mine[3] > best[3]:
+        elif winner == self.first:
             clause = self._later(index, winner)
+        elif mine[1] > best[1]:
+            clause = self._doubt(index)
+        elif mine[2] > best[2]:
+            clause = f"is expensive, {first} is not"
+        elif mine[3] > best[3]:
+            clause = f"the system's default route leaves by {first}"
         elif mine[4] > best[4]:
+            clause = self._later(index, winner)
+        elif mine[5] > best[5]:
             names = [_KIND_NAME.get(self.interfaces[i].kind, "other") for i in (index, winner)]
             clause = f"{names[0]} ranks behind {names[1]} {first}"
         else:
@@ -310,11 +305,15 @@ class Defaults:
     def _later(self, index: int, winner: int) -> str:
         mine, best = self._best[index], self._best[winner]
         first = self.interfaces[winner].name
-        if order_of(mine)[0] != order_of(best)[0]:
+        if mine.scoped or not mine.is_default:
+            return f"the system's default route leaves by {first}"
+        if rank_of(self.network, mine) != rank_of(self.network, best):
             return f"{first} has the default route of table {best.table}"
         if mine.metric != best.metric:
             return f"{first} has metric {best.metric}"
-        return f"the system lists {first} first"
+        if mine.preference != best.preference:
+            return f"{first} has the router with the higher preference"
+        return f"the system itself uses {first}"
 
     def _candidates(self, taken: int | None, delegating: str, ranked: list[int]) -> Iterator[Candidate]:
         if taken is not None:
@@ -322,33 +321,45 @@ class Defaults:
             why = f"{delegating} is delegated to it, " if delegating else ""
             yield Candidate(interface.name, interface.index, True, why + self._default_of(taken))
             yield from (self._behind(index, taken, delegating) for index in ranked if index != taken)
-        refusals = ((self._ranked_refusal(index), index) for index in self.interfaces if index != taken)
+        refusals = ((self._refusals[index], index) for index in self.interfaces if index != taken)
         refused = [(-refusal.stage, index, refusal.reason) for refusal, index in refusals if refusal is not None]
         for _, index, reason in sorted(refused):
             interface = self.interfaces[index]
             yield Candidate(interface.name, interface.index, False, reason)
 
     def _note_cost(self, index: int, ranked: list[int]) -> None:
-        if self._key(index)[1] and any(not self._key(i)[1] for i in ranked):
+        if self._key(index)[2] and any(not self._key(i)[2] for i in ranked):
             self._notes.append(f"{self.interfaces[index].name} is expensive, but it is the system's own choice")
 
     def _note_tie(self, index: int, ranked: list[int]) -> None:
         mine, name = self._key(index), self.interfaces[index].name
         for i in ranked:
-            if i == index or self._key(i)[:3] != mine[:3]:
+            if i == index or self._key(i)[:4] != mine[:4]:
                 continue
             key, other = self._key(i), self.interfaces[i].name
-            if mine[2] == 0 and order_of(self._best[i]) == order_of(self._best[index]):
+            if mine[3] == 0 and self._equal(self._best[i], self._best[index]):
                 metric = self._best[index].metric
-                self._notes.append(f"{name} and {other} both have metric {metric}: the one was taken that the system lists first")
-            elif mine[2] != 0 and key[4] == mine[4]:
+                why = "the system uses" if index == self.first else "has the lower index"
+                self._notes.append(f"{name} and {other} both have metric {metric}: the one was taken that {why}")
+            elif mine[3] != 0 and key[5] == mine[5]:
                 self._notes.append(f"{name} and {other} rank alike: the one with the lower index was taken")
 
-    def _note_errors(self) -> None:
-        for kind, table in dict.fromkeys((route.kind, route.table) for route in self._errors):
-            self._notes.append(f"table {table} has the default route `{kind} default`, which refuses what it matches")
+    def _equal(self, one: Route, other: Route) -> bool:
+        def rank(route: Route) -> tuple[int, int, int]:
+            return rank_of(self.network, route), route.metric, route.preference
 
+        return rank(one) == rank(other)
 
-def specific_in(prefix: IPNetwork) -> str:
-    """The prefix as a person writes it: a host without its length."""
-    return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
+    def _note_refusals(self) -> None:
+        refusals = [lookup.route for lookup in self.lookups.values() if not lookup.usable]
+        for kind, table in dict.fromkeys((route.kind, route.table) for route in refusals):
+            where = f"table {table} has" if table else "some table has"
+            self._notes.append(f"{where} the default route `{kind} default`, which refuses what it matches")
+
+    def _note_dummies(self, taken: int | None) -> Iterator[str]:
+        for index in self._order:
+            if index == taken:
+                return
+            if self.interfaces[index].kind is InterfaceKind.DUMMY and self.interfaces[index].up:
+                name = self.interfaces[index].name
+                yield f"{name} has a default route and carries nothing (a kill switch or leak protection)"

@@ -6,25 +6,33 @@ Nothing here does I/O. Every :class:`~bindsock.model.network.Network`, empty or 
 1. A pin is obeyed: that interface, or none.
 2. Loopback and the host's own addresses are left unbound (a TCP socket that is bound to ``en0`` cannot reach 127.0.0.1 on xnu,
    and loses what it sends to another interface's address on Linux); a scope id names its interface.
-3. The longest prefix wins among the interfaces that are no tunnels: a LAN, a bridge to containers, a second card.
+3. What the system would use unbound counts if that is no tunnel; else, among the interfaces that are none, the longest prefix: a
+   LAN, a bridge to containers, a second card.
 4. What is left goes by the family's default: :mod:`bindsock.routing.default_route`.
+
+What the system says of a destination are its :class:`~bindsock.model.network.Answers`, which are asked for here, of whatever
+answers them: the kernel, or routing tables.
 """
 
 from __future__ import annotations
 
 import socket
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from bindsock.model.decision import Basis, Candidate, Decision, Path, path_of
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network, Route, RouteKind, Target, family_of, unmapped
+from bindsock.model.network import Answers, Interface, InterfaceKind, IPAddress, Lookup, Network, Target, family_of, unmapped
 from bindsock.model.preferences import Preferences, is_expensive
-from bindsock.routing.default_route import Defaults, in_table, order_of, specific_in
-from bindsock.routing.prefixes import PrefixTable, is_private
+from bindsock.model.prefixes import is_private, specific_in
+from bindsock.model.tables import TableAnswers
+from bindsock.routing.default_route import Defaults, in_table, rank_of
+from bindsock.routing.sources import source_of
 from bindsock.routing.usable import dead, is_tunnel, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from bindsock.model.network import Lookups
 
 __all__ = ["Decider", "Preferences", "decide", "is_expensive"]
 
@@ -33,22 +41,21 @@ _REMEMBERED = 1 << 16
 """Decisions that are kept: a crawler must not fill the memory while the network stands still."""
 
 
-class _Specific(NamedTuple):
-    """A route that is no default, in the order in which the system uses those to one destination."""
-
-    scoped: bool
-    order: tuple[int, int]
-    position: int
-    route: Route
-
-
-def decide(network: Network, target: Target, preferences: Preferences = _DEFAULT, *, interface: str | None = None) -> Decision:
+def decide(
+    network: Network,
+    target: Target,
+    preferences: Preferences = _DEFAULT,
+    *,
+    interface: str | None = None,
+    lookups: Lookups | None = None,
+) -> Decision:
     """Which interface a socket for the target is to be bound to, and why.
 
     :param target: a family, for what has no destination yet, or a destination
     :param interface: the name of the one interface that may be used
+    :param lookups: what the system answers about a destination; the network's routing tables by default
     """
-    return Decider(network, preferences, interface=interface).decide(target)
+    return Decider(network, preferences, interface=interface, lookups=lookups).decide(target)
 
 
 class Decider:
@@ -57,18 +64,26 @@ class Decider:
     :param network: the reading
     :param preferences: what may be chosen
     :param interface: the name of the one interface that may be used, of a tunnel even
+    :param lookups: what the system answers about a destination; the network's routing tables by default
     """
 
-    def __init__(self, network: Network, preferences: Preferences = _DEFAULT, *, interface: str | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        preferences: Preferences = _DEFAULT,
+        *,
+        interface: str | None = None,
+        lookups: Lookups | None = None,
+    ) -> None:
         self.network = network
+        self.lookups = lookups if lookups is not None else TableAnswers(network)
         self.preferences = preferences
         self.pin = interface
         self._decisions: dict[Target, Decision] = {}
-        self._defaults: dict[socket.AddressFamily, Defaults] = {}
-        self._specifics: dict[int, PrefixTable[_Specific]] = {}
-        self._by_routes: dict[tuple[bool, tuple[int, ...]], Decision] = {}
-        self._pinned: dict[tuple[socket.AddressFamily, bool], Decision] = {}
-        self._paths: dict[tuple[socket.AddressFamily, int, IPAddress | None], Path | None] = {}
+        self._defaults: dict[tuple[socket.AddressFamily, int | None], Defaults] = {}
+        self._by_answer: dict[object, Decision] = {}
+        self._pinned: dict[object, Decision] = {}
+        self._paths: dict[object, Path | None] = {}
         self._own: frozenset[tuple[int, int]] | None = None
         self._with_pin: dict[str, Decider] = {}
 
@@ -78,7 +93,8 @@ class Decider:
         if decision is None:
             if len(self._decisions) >= _REMEMBERED:
                 self._decisions.clear()
-                self._by_routes.clear()
+                self._by_answer.clear()
+                self._pinned.clear()
             decision = self._decisions[target] = self._decide(target)
         return decision
 
@@ -91,7 +107,9 @@ class Decider:
             return self
         decider = self._with_pin.get(interface)
         if decider is None:
-            decider = self._with_pin[interface] = Decider(self.network, self.preferences, interface=interface)
+            decider = self._with_pin[interface] = Decider(
+                self.network, self.preferences, interface=interface, lookups=self.lookups
+            )
         return decider
 
     def targets(self) -> tuple[Target, ...]:
@@ -103,7 +121,7 @@ class Decider:
         decision = self.decide(target)
         if decision.interface is None:
             return None
-        key = (decision.family, decision.interface.index, decision.gateway)
+        key = (decision.family, decision.interface.index, decision.gateway, decision.source)
         path = self._paths.get(key)
         if path is None:
             path = self._paths[key] = path_of(decision)
@@ -134,7 +152,7 @@ class Decider:
 
     def _decide(self, target: Target) -> Decision:
         if isinstance(target, int):
-            return self._default(target).decision if self.pin is None else self._by_pin(target, on_link=True)
+            return self._default(target).decision if self.pin is None else self._by_pin(target, None, on_link=True)
         address = unmapped(target)
         family = family_of(address)
         if self.is_local(address):
@@ -144,17 +162,24 @@ class Decider:
             return Decision(target, family, None, Basis.LOCAL, unbound=True, notes=tuple(notes))
         on_link = _is_link_local(address)
         if self.pin is not None:
-            return _aimed(self._by_pin(family, on_link=on_link), target)
+            return _aimed(self._by_pin(family, address, on_link=on_link), target)
         if isinstance(address, IPv6Address) and address.scope_id is not None and (on_link or _is_multicast(address)):
             return self._by_scope(target, address.scope_id)
         if _is_multicast(address) or (on_link and family == socket.AF_INET6):
             return _aimed(self._default(family).decision, target)
         return _aimed(self._by_prefix(address, on_link), target)
 
-    def _default(self, family: socket.AddressFamily) -> Defaults:
-        defaults = self._defaults.get(family)
+    def _default(self, family: socket.AddressFamily, first: int | None = None) -> Defaults:
+        """What the default routes decide.
+
+        :param first: the uplink that the system would use unbound for the destination in question
+        """
+        if first is None:
+            unbound = self.network.unbound.get(family)
+            first = unbound.route.interface if unbound is not None else None
+        defaults = self._defaults.get((family, first))
         if defaults is None:
-            defaults = self._defaults[family] = Defaults(self.network, family, self.preferences)
+            defaults = self._defaults[family, first] = Defaults(self.network, family, self.preferences, first)
         return defaults
 
     def _why_local(self, address: IPAddress) -> str:
@@ -168,37 +193,44 @@ class Decider:
 
     # The pin.
 
-    def _by_pin(self, family: socket.AddressFamily, *, on_link: bool) -> Decision:
-        key = (family, on_link)
+    def _by_pin(self, family: socket.AddressFamily, address: IPAddress | None, *, on_link: bool) -> Decision:
+        interface = self.network.named(self.pin or "")
+        lookup = None
+        if interface is not None:
+            if address is not None and not on_link and not _is_multicast(address):
+                lookup = self.lookups(address).by_interface.get(interface.index)
+            lookup = lookup or self.network.defaults.get((interface.index, family))
+        key = (family, on_link, lookup)
         decision = self._pinned.get(key)
         if decision is None:
-            decision = self._pinned[key] = self._make_pinned(family, on_link)
+            decision = self._pinned[key] = self._make_pinned(family, interface, lookup, on_link)
         return decision
 
-    def _make_pinned(self, family: socket.AddressFamily, on_link: bool) -> Decision:
+    def _make_pinned(
+        self, family: socket.AddressFamily, interface: Interface | None, lookup: Lookup | None, on_link: bool
+    ) -> Decision:
         name = self.pin or ""
-        interface = self.network.named(name)
         if interface is None:
             candidate = Candidate(name, 0, False, "is pinned, but there is no interface of that name")
             return Decision(family, family, None, Basis.PINNED, candidates=(candidate,))
-        refusal = dead(interface, family, on_link=on_link)
+        if lookup is not None and not lookup.usable:
+            lookup = None
+        refusal = dead(interface, family, lookup, on_link=on_link)
         if refusal is not None:
-            candidate = Candidate(name, interface.index, False, f"is pinned, but {refusal.reason}")
+            candidate = Candidate(interface.name, interface.index, False, f"is pinned, but {refusal.reason}")
             return Decision(family, family, None, Basis.PINNED, candidates=(candidate,))
-        gateway = next(
-            (
-                route.gateway
-                for route in sorted(self.network.routes, key=lambda route: (route.scoped, *order_of(route)))
-                if route.is_default
-                and route.interface == interface.index
-                and route.family == family
-                and route.kind is RouteKind.UNICAST
-            ),
-            None,
-        )
-        candidate = Candidate(name, interface.index, True, "is pinned")
+        candidate = Candidate(interface.name, interface.index, True, "is pinned")
         notes = ("the pinned interface is a tunnel",) if is_tunnel(interface) else ()
-        return Decision(family, family, interface, Basis.PINNED, candidates=(candidate,), gateway=gateway, notes=notes)
+        return Decision(
+            family,
+            family,
+            interface,
+            Basis.PINNED,
+            candidates=(candidate,),
+            gateway=lookup.route.gateway if lookup is not None else None,
+            notes=notes,
+            source=source_of(lookup, interface, family) if lookup is not None else None,
+        )
 
     # The scope.
 
@@ -225,59 +257,63 @@ class Decider:
 
     # The longest prefix.
 
-    def _table(self, version: int) -> PrefixTable[_Specific]:
-        """The specific routes of ``main`` and ``default``, and those of tunnels in any table.
-
-        Of other tables nobody knows whether this traffic is sent to them: a tunnel's are looked through, others do not count.
-        A tunnel's scoped routes catch nothing: only a socket that is bound to it sees them.
-        """
-        table = self._specifics.get(version)
-        if table is None:
-            table = self._specifics[version] = PrefixTable(version)
-            interfaces = self.network.interfaces
-            tunnels = {index for index, interface in interfaces.items() if is_tunnel(interface)}
-            for position, route in enumerate(self.network.routes):
-                if route.destination.version != version or route.destination.prefixlen == 0:
-                    continue
-                if route.scoped and route.interface in tunnels:
-                    continue
-                if route.table in (254, 253):
-                    order = order_of(route)
-                elif route.interface in tunnels:
-                    order = (-1, route.metric)
-                else:
-                    continue
-                if route.interface in interfaces or route.kind is not RouteKind.UNICAST:
-                    table.add(route.destination, _Specific(route.scoped, order, position, route))
-        return table
-
     def _by_prefix(self, address: IPAddress, on_link: bool) -> Decision:
-        matching = [specific for same in self._table(address.version).matching(address) for specific in sorted(same)]
-        if not matching:
-            return self._default(family_of(address)).decision
-        # A scoped route (Darwin) is seen only by sockets that are bound already: it counts where no other route is specific.
-        matching.sort(key=lambda specific: specific.scoped)
-        key = (on_link, tuple(specific.position for specific in matching))
-        decision = self._by_routes.get(key)
+        family = family_of(address)
+        answers = self.lookups(address)
+        unbound = answers.unbound
+        key = (
+            family,
+            on_link,
+            unbound.route.interface if unbound is not None else None,
+            frozenset(answers.by_interface),
+            *((i, lookup) for i, lookup in answers.by_interface.items() if lookup != self.network.defaults.get((i, family))),
+            answers.refusal,
+        )
+        # Of a tunnel that is a default in disguise it depends on the destination which of its routes are its own.
+        shared = self.preferences.tunnels != "split"
+        decision = self._by_answer.get(key) if shared else None
         if decision is None:
-            decision = self._by_routes[key] = self._make_specific(family_of(address), [s.route for s in matching], on_link)
+            decision = self._make_specific(address, answers, on_link)
+            if shared:
+                self._by_answer[key] = decision
         return decision
 
-    def _make_specific(self, family: socket.AddressFamily, routes: list[Route], on_link: bool) -> Decision:
+    def _ordered(self, answers: Answers) -> list[Lookup]:
+        """The ways to a destination, in the order in which the system would use them without those before."""
+        first = answers.unbound.route.interface if answers.unbound is not None else None
+        ruled = bool(self.network.tables)
+
+        def key(lookup: Lookup) -> tuple[bool, bool, int, int, int, int]:
+            route = lookup.route
+            rank, length = rank_of(self.network, route), route.destination.prefixlen
+            if ruled:
+                return (False, route.interface != first, 0, rank, -length, route.metric)
+            # A scoped route (Darwin) is seen only by sockets that are bound already: it counts where no other route is specific.
+            return (length == 0, route.interface != first, int(route.scoped), -length, rank, route.metric)
+
+        known = (lookup for index, lookup in answers.by_interface.items() if lookup.usable and index in self.network.interfaces)
+        return sorted(known, key=key)
+
+    def _make_specific(self, address: IPAddress, answers: Answers, on_link: bool) -> Decision:
+        family = family_of(address)
         defaults = self._default(family)
         passed: dict[int, Candidate] = {}
         notes: list[str] = []
-        for route in routes:
-            prefix = f"{specific_in(route.destination)}{in_table(route)}"
-            if route.kind is not RouteKind.UNICAST:
-                notes.append(f"there is a route of kind {route.kind} for {prefix}")
-                continue
-            index = route.interface
-            if index is None or index in passed:
+        if answers.refusal is not None:
+            refused = answers.refusal.route
+            notes.append(f"there is a route of kind {refused.kind} for {specific_in(refused.destination)}{in_table(refused)}")
+        for lookup in self._ordered(answers):
+            route, index = lookup.route, lookup.route.interface
+            if index is None:
                 continue
             interface = self.network.interfaces[index]
+            if route.destination.prefixlen == 0:
+                if is_tunnel(interface) or defaults.unusable(index):
+                    continue
+                break  # what is more specific comes after the default that the system itself would use
+            prefix = f"{specific_in(route.destination)}{in_table(route)}"
             tunnel = is_tunnel(interface) or (interface.last_resort and index != defaults.index)
-            if tunnel and interface.up and self._goes_into(route, routes, defaults):
+            if tunnel and interface.up and self._goes_into(lookup, answers, defaults, address):
                 own = Candidate(interface.name, interface.index, False, f"is a tunnel whose own route {prefix} is")
                 return Decision(
                     family,
@@ -288,35 +324,62 @@ class Decider:
                     candidates=(own, *passed.values()),
                     notes=(f"the unbound socket goes into {interface.name}", *notes),
                 )
-            refusal = unfit(interface, family, self.preferences, on_link=on_link)
+            # A link-local address is good enough for what the system sends anywhere, not for a network beyond the link.
+            given = lookup if lookup.source is not None or lookup.needs_source is not None else None
+            refusal = unfit(interface, family, self.preferences, given, on_link=on_link)
             if tunnel or refusal is not None:
                 reason = "is a tunnel" if tunnel or refusal is None else refusal.reason
                 passed[index] = Candidate(interface.name, interface.index, False, f"{reason} ({prefix})")
                 continue
-            return self._taken_by_prefix(interface, route, prefix, passed, defaults, notes)
-        return self._left_to_default(passed, defaults, notes)
+            return self._taken_by_prefix(interface, lookup, prefix, passed, defaults, notes)
+        return self._left_to_default(passed, self._default(family, self._first_uplink(answers, defaults)), notes)
 
-    def _goes_into(self, route: Route, routes: list[Route], defaults: Defaults) -> bool:
+    def _first_uplink(self, answers: Answers, defaults: Defaults) -> int | None:
+        """The uplink that the system would use for the destination, where that is a matter of the destination: one of several
+        equal next hops, a rule for certain destinations."""
+        index = answers.unbound.route.interface if answers.unbound is not None else None
+        if index is None or index not in defaults.lookups or index not in self.network.interfaces:
+            return None
+        return None if is_tunnel(self.network.interfaces[index]) or defaults.unusable(index) else index
+
+    def _goes_into(self, lookup: Lookup, answers: Answers, defaults: Defaults, address: IPAddress) -> bool:
         """Whether the tunnel's route is one of its own, and not a part of a default in disguise.
 
         Of a tunnel that takes everything, what lies within another of its routes, or within private addresses, is its own.
         """
-        if self.preferences.tunnels != "split" or route.scoped:
+        route = lookup.route
+        if self.preferences.tunnels != "split" or route.interface is None:
             return False
-        if route.interface not in defaults.disguised or is_private(route.destination):
+        if answers.unbound is not None and answers.unbound.route.interface != route.interface:
+            return False  # an unbound socket goes elsewhere
+        if not defaults.stands_for_default(route.interface) or is_private(route.destination):
             return True
-        return any(r.interface == route.interface and r.destination.prefixlen < route.destination.prefixlen for r in routes)
+        return self._lies_within_another(route.interface, route.destination.prefixlen, address)
+
+    def _lies_within_another(self, index: int, length: int, address: IPAddress) -> bool:
+        """Whether the interface has a route to a shorter prefix around the address: asked for addresses beside its own prefix."""
+        bits = address.max_prefixlen
+        for shorter in range(length - 1, -1, -1):
+            beside = type(address)(int(address) ^ (1 << (bits - 1 - shorter)))
+            if self.is_local(beside) or _is_multicast(beside):
+                continue
+            other = self.lookups(beside).by_interface.get(index)
+            if other is not None and address in other.route.destination and not other.route.is_default:
+                return True
+        return False
 
     def _taken_by_prefix(
         self,
         interface: Interface,
-        route: Route,
+        lookup: Lookup,
         prefix: str,
         passed: dict[int, Candidate],
         defaults: Defaults,
         notes: list[str],
     ) -> Decision:
-        via = f" via {route.gateway}" if route.gateway is not None else " on its own link"
+        gateway, source = lookup.route.gateway, source_of(lookup, interface, defaults.family)
+        via = f" via {gateway}" if gateway is not None else " on its own link"
+        via += f", from {source}" if source is not None else ""
         candidates = [
             Candidate(interface.name, interface.index, True, f"has the longest prefix, {prefix}{via}"),
             *passed.values(),
@@ -333,8 +396,9 @@ class Decider:
             Basis.LONGEST_PREFIX,
             candidates=tuple(candidates),
             tunnels=self._passed_tunnels(passed),
-            gateway=route.gateway,
+            gateway=gateway,
             notes=tuple(notes),
+            source=source,
         )
 
     def _left_to_default(self, passed: dict[int, Candidate], defaults: Defaults, notes: list[str]) -> Decision:
@@ -353,6 +417,7 @@ class Decider:
             tunnels=tuple(dict.fromkeys((*self._passed_tunnels(passed), *default.tunnels))),
             gateway=default.gateway,
             notes=(*notes, *default.notes),
+            source=default.source,
         )
 
     def _passed_tunnels(self, passed: dict[int, Candidate]) -> tuple[str, ...]:
@@ -386,4 +451,5 @@ def _aimed(decision: Decision, target: Target) -> Decision:
         decision.tunnels,
         decision.gateway,
         decision.notes,
+        decision.source,
     )

@@ -19,10 +19,11 @@ from bindsock.model.network import (
     InterfaceAddress,
     InterfaceKind,
     IPAddress,
+    Lookups,
     Network,
     Route,
-    family_of,
 )
+from bindsock.model.tables import TableAnswers, tabulated
 
 
 def interface(
@@ -60,18 +61,9 @@ def route(
 
 
 def network(*parts: Interface | Route) -> Network:
-    """A network of interfaces and routes.
-
-    Every default route of an interface that is up is taken as confirmed by the kernel.
-    """
+    """A network of interfaces and routes. Every default route is taken as confirmed by the system."""
     interfaces = {p.index: p for p in parts if isinstance(p, Interface)}
-    routes = tuple(p for p in parts if isinstance(p, Route))
-    reachable = frozenset(
-        (r.interface, r.family)
-        for r in routes
-        if r.is_default and r.interface is not None and r.interface in interfaces and interfaces[r.interface].up
-    )
-    return Network(interfaces, routes, reachable)
+    return tabulated(interfaces, (p for p in parts if isinstance(p, Route)))
 
 
 class SimulatedKernel:
@@ -174,12 +166,11 @@ class SimulatedKernel:
         self.binds.append(("limit silence", str(seconds)))
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
-        family = family_of(destination)
-        return (interface.index, family) in self._network.reachable or any(
-            r.interface == interface.index and destination in r.destination
-            for r in self._network.routes
-            if r.destination.version == destination.version
-        )
+        found = TableAnswers(self._network)(destination).by_interface.get(interface.index)
+        return found is not None and found.usable
+
+    def lookups(self, network: Network) -> Lookups:
+        return TableAnswers(network)
 
     def cure(self, interface: Interface, destination: IPAddress) -> str:
         return f"give {interface.name} a route to {destination}"

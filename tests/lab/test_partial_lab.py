@@ -54,7 +54,7 @@ def test_a_partial_reading_decides_as_a_complete_one_does(lab: Lab, mode: VpnMod
         for happen in happenings(lab, mode):
             happen()
             lab.wait_until_running("eth0")
-            assert source.drain()
+            source.drain()  # in "replace" mode a new default is a route to the VPN's server, which concerns nobody
             for _ in range(100):
                 partial, complete = kernel.network(partial=True), LinuxKernel().network()
                 if not source.drain():  # what came late, an address of IPv6 for one, makes for another reading

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bindsock.kernel.linux import LinuxKernel
-from bindsock.kernel.linux.netlink import AF_NETLINK, NETLINK_ROUTE
+from bindsock.kernel.linux.netlink import AF_NETLINK, NETLINK_ROUTE, Message
 from bindsock.kernel.linux.rtnetlink import events as events_module
-from bindsock.kernel.linux.rtnetlink import tables
 from bindsock.kernel.linux.rtnetlink.events import RouteEvents
-from bindsock.model.network import InterfaceKind, Network, Route, RouteKind
+from bindsock.model.network import Answers, InterfaceKind, Network, Route, RouteKind
 from tests.linux.namespaces import as_nobody, carrier, inside, ip, sysctl, until, until_running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from bindsock.model.network import Interface, IPAddress
     from tests.linux.namespaces import World
@@ -45,7 +44,7 @@ def interface(kernel: LinuxKernel, name: str) -> Interface:
 
 
 def defaults(network: Network, family: socket.AddressFamily) -> list[Route]:
-    return [route for route in network.routes if route.family == family and route.is_default]
+    return [lookup.route for (_, of), lookup in network.defaults.items() if of == family]
 
 
 def supported(*line: str) -> bool:
@@ -79,7 +78,10 @@ def test_a_reading_has_interfaces_addresses_routes_and_who_is_reachable(kernel: 
         Route(ipaddress.ip_network("0.0.0.0/0"), interface(kernel, "eth0").index, ipaddress.ip_address("10.2.0.1"), 700),
     }
     assert reachable(kernel) == EVERYTHING
-    assert not any(route.destination.is_multicast or route.table == 255 for route in network.routes)
+    assert network.unbound[V4].route in defaults(network, V4)
+    assert network.unbound[V4].route.interface == wifi0.index
+    assert network.routes == ()
+    assert not any(route.destination.is_multicast or route.table == 255 for route in kernel.routes())
 
 
 def test_two_readings_of_the_same_network_are_equal(kernel: LinuxKernel) -> None:
@@ -123,10 +125,10 @@ def test_a_process_without_privilege_reads_the_same(kernel: LinuxKernel) -> None
         ("macvtap", "link add x0 link eth0 type macvtap", InterfaceKind.OTHER),
         ("ipvlan", "link add x0 link eth0 type ipvlan", InterfaceKind.OTHER),
         ("vlan", "link add x0 link eth0 type vlan id 7", InterfaceKind.OTHER),
-        ("dummy", "link add x0 type dummy", InterfaceKind.OTHER),
+        ("dummy", "link add x0 type dummy", InterfaceKind.DUMMY),
         ("bond", "link add x0 type bond", InterfaceKind.OTHER),
         ("vxlan", "link add x0 type vxlan id 7 dstport 4789 dev eth0", InterfaceKind.OTHER),
-        ("ifb", "link add x0 type ifb", InterfaceKind.OTHER),
+        ("ifb", "link add x0 type ifb", InterfaceKind.DUMMY),
         ("wireguard", "link add x0 type wireguard", InterfaceKind.TUNNEL),
         ("ipip", "link add x0 type ipip local 10.2.0.2 remote 10.2.0.1", InterfaceKind.TUNNEL),
         ("gre", "link add x0 type gre local 10.2.0.2 remote 10.2.0.1", InterfaceKind.TUNNEL),
@@ -206,25 +208,27 @@ def test_routes_of_every_table_are_read(kernel: LinuxKernel) -> None:
         "route add 10.77.0.0/16 via 10.1.0.1 table 52 metric 7",
         "-6 route add 2001:db8::/32 via fd10:1::1 table 100000",
     )
-    network = kernel.network()
+    found = kernel.routes()
     eth0, wifi0 = interface(kernel, "eth0").index, interface(kernel, "wifi0").index
-    assert Route(ipaddress.ip_network("0.0.0.0/0"), eth0, None, 0, 51820) in network.routes
-    assert Route(ipaddress.ip_network("10.77.0.0/16"), wifi0, ipaddress.ip_address("10.1.0.1"), 7, 52) in network.routes
+    assert Route(ipaddress.ip_network("0.0.0.0/0"), eth0, None, 0, 51820) in found
+    assert Route(ipaddress.ip_network("10.77.0.0/16"), wifi0, ipaddress.ip_address("10.1.0.1"), 7, 52) in found
     gateway = ipaddress.ip_address("fd10:1::1")
-    assert Route(ipaddress.ip_network("2001:db8::/32"), wifi0, gateway, 1024, 100000) in network.routes
+    assert Route(ipaddress.ip_network("2001:db8::/32"), wifi0, gateway, 1024, 100000) in found
+    assert {route.table for route in kernel.routes(V4, 52)} == {52}
+    assert {route.family for route in kernel.routes(V6)} == {V6}
 
 
 def test_a_route_for_certain_sources_is_no_route_for_all(kernel: LinuxKernel) -> None:
     if not supported("-6", "route", "add", "2001:db8::/32", "from", "fd10:1::/64", "via", "fd10:1::1"):
         pytest.skip("this kernel has no source-specific routes")
-    assert not any(str(route.destination) == "2001:db8::/32" for route in kernel.network().routes)
+    assert not any(str(route.destination) == "2001:db8::/32" for route in kernel.routes())
 
 
 def test_routes_that_discard_are_read_as_such(kernel: LinuxKernel) -> None:
     for number, kind in enumerate(("blackhole", "unreachable", "prohibit", "throw"), 1):
         ip(f"route add {kind} 10.8{number}.0.0/16", f"-6 route add {kind} 2001:db8:{number}::/48 table 99")
     discarding = {
-        (str(r.destination), r.kind, r.interface, r.gateway) for r in kernel.network().routes if r.kind is not RouteKind.UNICAST
+        (str(r.destination), r.kind, r.interface, r.gateway) for r in kernel.routes() if r.kind is not RouteKind.UNICAST
     }
     assert discarding == {
         (destination, kind, None, None)
@@ -244,7 +248,7 @@ def test_routes_that_discard_are_read_as_such(kernel: LinuxKernel) -> None:
 def test_each_next_hop_is_a_route(kernel: LinuxKernel, lines: list[str], gateways: list[str]) -> None:
     destination = "2001:db8::/32" if lines[0].startswith("-6") else "10.77.0.0/16"
     ip(*(line.format(destination) for line in lines))
-    found = [r for r in kernel.network().routes if str(r.destination) == destination]
+    found = [r for r in kernel.routes() if str(r.destination) == destination]
     assert [str(r.gateway) for r in found] == gateways
     assert len({r.interface for r in found}) == len(gateways)
 
@@ -263,13 +267,13 @@ def test_nexthop_objects_are_resolved(kernel: LinuxKernel, compatible: int) -> N
         "route del default dev eth0",
         "route add default metric 700 nhid 2",
     )
-    network = kernel.network()
+    found = kernel.routes()
     for destination, gateways in (
         ("10.77.0.0/16", ["10.1.0.1", "10.2.0.1"]),
         ("2001:db8::/32", ["fd10:2::1"]),
         ("0.0.0.0/0", ["10.1.0.1", "10.2.0.1"]),
     ):
-        assert [str(r.gateway) for r in network.routes if str(r.destination) == destination] == gateways
+        assert [str(r.gateway) for r in found if str(r.destination) == destination] == gateways
     assert reachable(kernel) == EVERYTHING
 
 
@@ -407,7 +411,7 @@ def test_the_cure_of_a_replaced_default_works(world: World, kernel: LinuxKernel,
 def test_the_cure_of_a_kill_switch_works(world: World, kernel: LinuxKernel) -> None:
     kill_switch(world)
     sentence = cured(kernel, SERVER4)
-    assert "table 51820 ends in `unreachable default`" in sentence
+    assert "table 51820, which tun0 has, lets nothing past to its default route" in sentence
     assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
 
 
@@ -419,45 +423,111 @@ def test_the_cure_of_a_kill_switch_without_a_default_works(world: World, kernel:
     assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
 
 
-def test_the_cure_of_a_default_in_another_table_works(kernel: LinuxKernel) -> None:
-    ip("route del default dev eth0", "route add default via 10.2.0.1 dev eth0 table 77")
-    sentence = cured(kernel, SERVER4)
-    assert "table 77" in sentence
-    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+@pytest.fixture
+def asked(kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The kinds of dumps that were asked for, and how many questions for routes."""
+    counted: list[int] = []
+    dump, ask_all = kernel._channel.dump, kernel._channel.ask_all
+
+    def counting_dump(kind: int, body: bytes) -> list[bytes]:
+        counted.append(kind)
+        return dump(kind, body)
+
+    def counting(kind: int, bodies: Sequence[bytes]) -> list[Message | int]:
+        counted.extend(kind for _ in bodies)
+        return ask_all(kind, bodies)
+
+    monkeypatch.setattr(kernel._channel, "dump", counting_dump)
+    monkeypatch.setattr(kernel._channel, "ask_all", counting)
+    return counted
 
 
-def test_thousands_of_routes_are_kept_and_the_defaults_are_fresh(world: World) -> None:
-    now = 0.0
-    kernel = LinuxKernel(clock=lambda: now)
-    world.tunnel()
-    count = tables.LARGE + 100
-    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(count)))
-    first = kernel.network()
-    assert len(first.routes) > count
-    dumped = defaults(first, V4)
-
-    ip("route add 10.77.0.0/16 via 10.1.0.1", "route replace default dev tun0 metric 50", "route del default dev wifi0")
-    second = kernel.network()
-    assert not any(str(r.destination) == "10.77.0.0/16" for r in second.routes)
-    assert len(second.routes) > count
-    by_name = {second.interfaces[r.interface or 0].name: r for r in defaults(second, V4)}
-    assert set(by_name) == {"tun0", "eth0"}
-    assert by_name["eth0"] in dumped
-    assert (second.named("wifi0").index, V4) not in second.reachable  # type: ignore[union-attr]
-
-    now = tables.KEPT_SECONDS
-    assert any(str(r.destination) == "10.77.0.0/16" for r in kernel.network().routes)
-    kernel.close()
+def test_a_reading_costs_the_same_however_many_routes_there_are(kernel: LinuxKernel, asked: list[int]) -> None:
+    before = kernel.network()
+    few = list(asked)
+    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(4000)))
+    asked.clear()
+    assert kernel.network() == before
+    assert asked == few
 
 
-def test_kept_routes_of_an_interface_that_is_gone_go_with_it(world: World) -> None:
-    kernel = LinuxKernel(clock=lambda: 0.0)
-    ip(*(f"route add 172.16.{number >> 8}.{number & 255}/32 via 10.2.0.1" for number in range(tables.LARGE + 1)))
+def test_what_was_asked_is_not_asked_again_before_an_event(kernel: LinuxKernel, events: RouteEvents, asked: list[int]) -> None:
+    lookups = kernel.lookups(kernel.network())
+    first = lookups(SERVER4)
+    asked.clear()
+    assert lookups(SERVER4) is first
+    assert kernel.has_route(interface_of(first, kernel), SERVER4)
+    assert asked == []
+
+
+def interface_of(answers: Answers, kernel: LinuxKernel) -> Interface:
+    assert answers.unbound is not None
+    last = kernel._reader.last
+    assert last is not None
+    return last.interfaces[answers.unbound.route.interface or 0]
+
+
+def test_a_route_that_concerns_nobody_is_no_event(kernel: LinuxKernel, events: RouteEvents) -> None:
+    kernel.lookups(kernel.network())(SERVER4)
+    while events.drain():
+        pass
+    ip("route add 10.77.0.0/16 via 10.2.0.1", "-6 route add 2001:db8::/32 via fd10:2::1")
+    assert waits(events)
+    assert not events.drain()
+
+
+def test_a_route_around_a_destination_makes_its_answer_old_and_no_other(
+    kernel: LinuxKernel, events: RouteEvents, asked: list[int]
+) -> None:
+    lookups = kernel.lookups(kernel.network())
+    elsewhere = ipaddress.ip_address("192.0.2.1")
+    lookups(SERVER4), lookups(elsewhere)
+    events.drain()
     kernel.network()
-    assert len(kernel.network().routes) > tables.LARGE
-    ip("link del eth0")
-    assert len(kernel.network().routes) < 50
-    kernel.close()
+    asked.clear()
+    ip("route add 10.9.0.0/24 via 10.2.0.1")
+    assert waits(events)
+    assert events.drain()
+    assert events.urgent
+    network = kernel.network(partial=True)
+    fresh = kernel.lookups(network)
+    assert fresh != lookups
+    assert asked == [26] * 3, "by each interface and by none, for the one destination"
+    found = fresh(SERVER4).unbound
+    assert found is not None
+    assert str(found.route.destination) == "10.9.0.0/24"
+    assert found.route.interface == network.named("eth0").index  # type: ignore[union-attr]
+    assert fresh(elsewhere) is lookups(elsewhere)
+
+
+def test_an_event_that_changes_no_answer_leaves_everybody_alone(kernel: LinuxKernel, events: RouteEvents) -> None:
+    lookups = kernel.lookups(kernel.network())
+    lookups(SERVER4)
+    events.drain()
+    ip("route add 10.0.0.0/8 via 10.1.0.1 metric 7", "route add 10.9.0.0/16 via 10.1.0.1", "route del 10.9.0.0/16")
+    ip("route del 10.0.0.0/8")
+    assert waits(events)
+    assert events.drain()
+    assert kernel.lookups(kernel.network(partial=True)) == lookups
+
+
+def test_what_is_lost_with_an_interface_is_known_without_asking(
+    kernel: LinuxKernel, events: RouteEvents, asked: list[int]
+) -> None:
+    network = kernel.network()
+    before = kernel.lookups(network)(SERVER4)
+    while events.drain():
+        network = kernel.network()
+    asked.clear()
+    ip("link set wifi0 down")
+    assert waits(events)
+    events.drain()
+    after = kernel.lookups(kernel.network(partial=True))(SERVER4)
+    assert asked == []
+    wifi0 = network.named("wifi0")
+    assert wifi0 is not None
+    assert after.unbound is None
+    assert set(before.by_interface) - set(after.by_interface) == {wifi0.index}
 
 
 def waits(events: RouteEvents, seconds: float = 5.0) -> bool:
@@ -482,7 +552,7 @@ def events(kernel: LinuxKernel) -> Iterator[RouteEvents]:
         "addr del fd10:2::2/64 dev eth0",
         "route replace default via 10.1.0.1 dev wifi0 metric 5",
         "route del default dev wifi0",
-        "-6 route add 2001:db8::/32 via fd10:2::1",
+        "-6 route add 2001::/16 via fd10:2::1",
         "route add default dev eth0 table 51820",
         "rule add pref 100 oif eth0 lookup 51820",
         "-6 rule add pref 100 oif eth0 lookup 51820",
@@ -543,7 +613,8 @@ def test_an_overrun_is_counted_and_means_dirty(world: World) -> None:
     events.close()
 
 
-def test_a_storm_is_drained_in_portions(kernel: LinuxKernel, events: RouteEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm_is_drained_in_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = RouteEvents()
     monkeypatch.setattr(events_module, "_DATAGRAMS_A_DRAIN", 40)
     ip(*(f"route add 172.16.0.{number}/32 via 10.2.0.1" for number in range(60)))
     assert events.drain()

@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux import route_hint as cures
-from bindsock.kernel.linux.rtnetlink import devices, events, links, routes
+from bindsock.kernel.linux.rtnetlink import devices, events, links, routes, rules
 from bindsock.kernel.linux.rtnetlink import rp_filter as netconf
+from bindsock.kernel.linux.rtnetlink.lookups import Asked
 from bindsock.kernel.linux.rtnetlink.reader import Reader
-from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+from bindsock.model.network import Answers, Interface, InterfaceAddress, InterfaceKind, Lookup, Network, Route, RouteKind
+from bindsock.model.tables import tabulated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,7 +114,8 @@ PARSERS: list[Callable[[bytes], object]] = [
     routes.parse_answer.__wrapped__,
     lambda payload: routes.parse_nexthops([payload]),
     netconf.parse_rp_filter,
-    lambda datagram: events.PendingEvents().take(datagram),
+    lambda datagram: pending().take(datagram),
+    rules.parse_rule.__wrapped__,
 ]
 EVERY_DATAGRAM = [datagram for datagrams in RECORDED.values() for datagram in datagrams]
 EVERY_PAYLOAD = [message.payload for datagram in EVERY_DATAGRAM for message in netlink.messages(datagram)]
@@ -258,12 +261,26 @@ def test_radios_are_what_they_are_known_to_be() -> None:
     assert links.classify(link(), wireless=False, modem=True)[0] is InterfaceKind.CELLULAR
 
 
+UP, RUNNING, CARRIER = 0x1, 0x40, 0x10000
+
+
 @pytest.mark.parametrize(
-    ("flags", "operstate", "expected"),
-    [(0x43, 6, True), (0x43, 0, True), (0x43, 5, False), (0x43, 2, False), (0x03, 6, False), (0x43, 3, False)],
+    ("flags", "operstate", "running", "dormant"),
+    [
+        (UP | RUNNING | CARRIER, 6, True, False),
+        (UP | RUNNING | CARRIER, 0, True, False),
+        (UP | CARRIER, 5, True, True),  # dormant
+        (UP | CARRIER, 4, True, True),  # testing
+        (UP | RUNNING | CARRIER, 2, True, True),  # a driver that says "down" and carries all the same
+        (UP, 2, False, False),
+        (UP, 3, False, False),
+    ],
 )
-def test_running_needs_the_flag_and_an_operational_state(flags: int, operstate: int, expected: bool) -> None:
-    assert link(flags=flags, operstate=operstate).running is expected
+def test_carrier_is_what_counts_and_the_operational_state_makes_it_dormant(
+    flags: int, operstate: int, running: bool, dormant: bool
+) -> None:
+    made = link(flags=flags, operstate=operstate)
+    assert (made.running, made.dormant) == (running, dormant)
 
 
 @pytest.fixture
@@ -324,9 +341,18 @@ def test_address_flags(family: int, flags: int, expected: tuple[bool, bool, bool
 
 
 def route_event(
-    *, kind: int = 24, table: int = 254, type_: int = 1, flags: int = 0, length: int = 0, out: int | None = 2
+    *,
+    kind: int = 24,
+    table: int = 254,
+    type_: int = 1,
+    flags: int = 0,
+    length: int = 0,
+    to: str | None = "10.77.0.0",
+    out: int | None = 2,
 ) -> bytes:
     body = struct.pack("=BBBBBBBBI", V4, length, 0, 0, table, 3, 0, type_, flags)
+    if length and to is not None:
+        body += netlink.attribute(1, ipaddress.ip_address(to).packed)
     if out is not None:
         body += netlink.attribute_u32(4, out)
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
@@ -337,9 +363,14 @@ def route_event(
     [
         (route_event(), "partial"),
         (route_event(kind=25), "partial"),
-        (route_event(length=16), "partial"),
-        (route_event(length=17), "complete"),
-        (route_event(kind=25, length=24), "complete"),
+        (route_event(length=16), "none"),
+        (route_event(length=17), "none"),
+        (route_event(length=8, to="192.0.0.0"), "none"),
+        (route_event(length=8, to="193.0.0.0"), "partial"),  # what is asked about to find the defaults lies in it
+        (route_event(length=24, to="198.51.100.0"), "partial"),  # and this is what somebody is concerned about
+        (route_event(kind=25, length=24, to="198.51.100.0"), "partial"),
+        (route_event(kind=25, length=24, to="198.51.101.0"), "none"),
+        (route_event(length=24, to=None), "partial"),  # damaged
         (route_event(kind=32, length=24), "partial"),  # RTM_NEWRULE: the bytes mean something else
         (route_event(table=252), "partial"),
         (route_event(type_=7), "partial"),
@@ -355,7 +386,7 @@ def route_event(
     ],
 )
 def test_only_routes_that_lead_elsewhere_matter(datagram: bytes, expected: str) -> None:
-    assert events.PendingEvents().take(datagram) == expected
+    assert pending().take(datagram) == expected
 
 
 def link_event(index: int, *, kind: int = 16, flags: int = 0, family: int = 0) -> bytes:
@@ -393,14 +424,58 @@ GONE = link_event(2)
     ],
 )
 def test_an_interface_that_goes_down_is_told_from_all_else(datagrams: list[bytes], expected: tuple[bool, bool, set[int]]) -> None:
-    news = events.PendingEvents()
-    assert (news.interfaces, news.routes) == (True, True)
+    news = pending()
+    assert (news.interfaces, news.defaults) == (True, True)
     news.clear()
     for datagram in datagrams:
         assert news.take(datagram) == "partial"
-    assert (news.interfaces, news.routes, news.down) == expected
+    assert (news.interfaces or news.lost, news.defaults, news.down) == expected
     news.clear()
-    assert (news.interfaces, news.routes, news.down) == (False, False, set())
+    assert (news.interfaces, news.lost, news.defaults, news.down) == (False, False, False, set())
+
+
+CONCERNED = ipaddress.ip_address("198.51.100.7")
+
+
+def pending() -> events.PendingEvents:
+    """What is pending where somebody is concerned about one destination."""
+    asked = Asked(lambda destination: Answers(), lambda: True)
+    asked(CONCERNED)
+    return events.PendingEvents(asked.concerns)
+
+
+def test_a_route_makes_only_those_answers_old_that_lie_in_it() -> None:
+    news = pending()
+    news.clear()
+    news.take(route_event(length=24, to="198.51.100.0"))
+    assert news.make_old(CONCERNED)
+    assert not news.make_old(ipaddress.ip_address("198.51.101.7"))
+    assert not news.make_old(ipaddress.ip_address("::c633:6407"))
+    assert not news.anything
+
+
+def test_a_flood_makes_everything_old() -> None:
+    news = events.PendingEvents(lambda version, length, head: True)
+    news.clear()
+    for number in range(1000):
+        news.take(route_event(length=24, to=f"10.{number // 256}.{number % 256}.0"))
+    assert news.anything
+    assert len(news.prefixes) < 300
+
+
+def test_answers_are_forgotten_in_time_and_then_everything_concerns_somebody() -> None:
+    asked = Asked(lambda destination: Answers(), lambda: True)
+    assert not asked.concerns(4, 8, 77)
+    for number in range(5000):
+        asked(ipaddress.IPv4Address(0x0A000000 + number))
+    assert len(asked.known) <= 4096
+    assert asked.concerns(4, 8, 77)
+
+
+def test_nothing_is_kept_while_no_event_would_make_it_old() -> None:
+    asked = Asked(lambda destination: Answers(), lambda: False)
+    asked(CONCERNED)
+    assert asked.known == {}
 
 
 PORT = 4711
@@ -632,7 +707,8 @@ def network(*found: Route, up: bool = True, running: bool = True) -> Network:
     addresses = tuple(InterfaceAddress(ipaddress.ip_address(a), 24) for a in ("10.2.0.2", "fd10:2::2"))
     eth0 = Interface("eth0", 3, up=up, running=running, addresses=addresses)
     tun0 = Interface("tun0", 4, InterfaceKind.TUNNEL, addresses=addresses)
-    return Network({3: eth0, 4: tun0}, found)
+    refused = [(3, V4)] if any(route.kind is RouteKind.UNREACHABLE for route in found) else []
+    return tabulated({3: eth0, 4: tun0}, found, refused=refused)
 
 
 def default(interface: int | None, *, gateway: str | None = None, six: bool = False, **more: Any) -> Route:
@@ -651,12 +727,7 @@ def default(interface: int | None, *, gateway: str | None = None, six: bool = Fa
         (
             network(default(3, gateway="10.2.0.1"), default(None, table=7, kind=RouteKind.UNREACHABLE)),
             "192.0.2.1",
-            "(table 7 ends in `unreachable default`); add `ip rule add pref 100 oif eth0 lookup main`",
-        ),
-        (
-            network(default(3, gateway="10.2.0.1", table=7)),
-            "192.0.2.1",
-            "add `ip rule add pref 100 oif eth0 lookup 7`",
+            "(table 7 ends in `unreachable default`); add `ip route add default via GATEWAY dev eth0 metric 9999`",
         ),
         (network(up=False), "192.0.2.1", "the interface is down"),
         (network(running=False), "192.0.2.1", "no carrier"),
@@ -669,14 +740,21 @@ def test_a_cure_is_as_concrete_as_what_is_known(seen: Network, destination: str,
     assert expected in cures.cure(seen, eth0, ipaddress.ip_address(destination), cures.Gateways())
 
 
+def test_a_cure_leads_to_the_table_that_a_vpn_hides() -> None:
+    seen = network(default(4), default(3, gateway="10.2.0.1"), default(None, table=7, kind=RouteKind.UNREACHABLE))
+    own = Lookup(default(3, gateway="10.2.0.1", table=77))
+    sentence = cures.cure(seen, Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"), cures.Gateways(), own)
+    assert "(table 7 ends in `unreachable default`); add `ip rule add pref 100 oif eth0 lookup 77`" in sentence
+
+
 def test_a_cure_names_the_gateway_that_the_vpn_took_away() -> None:
     gateways = cures.Gateways()
-    gateways.note({3, 4}, [default(3, gateway="10.2.0.1"), default(3, gateway="fe80::1", six=True)])
-    gateways.note({3, 4}, [default(4), default(4, six=True)])
+    gateways.note(network(default(3, gateway="10.2.0.1"), default(3, gateway="fe80::1", six=True)))
+    gateways.note(network(default(4), default(4, six=True)))
     eth0 = Interface("eth0", 3)
     for destination, expected in (("192.0.2.1", "default via 10.2.0.1 dev"), ("2001:db8::1", "default via fe80::1 dev")):
         assert expected in cures.cure(network(default(4)), eth0, ipaddress.ip_address(destination), gateways)
-    gateways.note({4}, [])
+    gateways.note(Network())
     assert "GATEWAY" in cures.cure(network(default(4)), eth0, ipaddress.ip_address("192.0.2.1"), gateways)
 
 

@@ -146,13 +146,6 @@ def test_what_was_decided_ahead_is_found_by_equality() -> None:
     assert ahead.find(taken_down(BOTH, frozenset({3}))) is None
 
 
-def test_nothing_is_decided_ahead_where_there_are_thousands_of_routes() -> None:
-    many = [route(f"10.{n // 256}.{n % 256}.0/24", 2, "192.0.2.1") for n in range(1100)]
-    ahead = DecisionsAhead()
-    ahead.prepare(Decider(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"), *many)))
-    assert ahead.networks == ()
-
-
 def test_an_interface_goes_down_with_its_routes_and_ipv6_addresses() -> None:
     gone = taken_down(BOTH, frozenset({3}))
     assert gone.interfaces[2] is BOTH.interfaces[2]

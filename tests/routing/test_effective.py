@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bindsock.model.decision import Basis, Decision, path_of
-from bindsock.model.network import Interface, InterfaceKind, Network, Route, Target
+from bindsock.model.network import Interface, InterfaceKind, Lookup, Network, Route, Target
 from bindsock.routing.effective import Decider, Preferences, decide, is_expensive
 from tests.networks import network
 
@@ -104,7 +104,7 @@ LINUX = [
         "wifi0",
         Basis.DEFAULT_ROUTE,
         tunnels=("tun0",),
-        reasons={"tun0": "is a tunnel (0.0.0.0/1 and 128.0.0.0/1: a default in disguise)"},
+        reasons={"tun0": "is a tunnel (0.0.0.0/1: a default in disguise)"},
     ),
     Situation(
         "IPv6 2000::/3 into a tunnel",
@@ -201,7 +201,7 @@ LINUX = [
         "wifi0",
         Basis.DEFAULT_ROUTE,
         tunnels=("wg0", "tun0"),
-        reasons={"wg0": "0.0.0.0/1 and 128.0.0.0/1 in table 51820"},
+        reasons={"wg0": "0.0.0.0/1 in table 51820"},
     ),
     Situation(
         "a default in a table other than main (UDM)",
@@ -222,12 +222,12 @@ LINUX = [
         reasons={"eth0": "but wifi0 has the default route of table 254"},
     ),
     Situation(
-        "two defaults with one metric: the system's order, and it is said",
+        "two defaults with one metric: the one that the system uses, and it is said",
         network(TWO_UPLINKS, "default via 10.2.0.1 dev eth0 metric 100\ndefault via 10.1.0.1 dev wifi0 metric 100"),
         "eth0",
         Basis.DEFAULT_ROUTE,
-        reasons={"wifi0": "but the system lists eth0 first"},
-        note="eth0 and wifi0 both have metric 100: the one was taken that the system lists first",
+        reasons={"wifi0": "but the system itself uses eth0"},
+        note="eth0 and wifi0 both have metric 100: the one was taken that the system uses",
     ),
     Situation(
         "a LAN without a gateway has no default route",
@@ -239,7 +239,7 @@ LINUX = [
         reasons={"lan0": "has no default route"},
     ),
     Situation(
-        "a LAN whose default has no gateway is no uplink beneath a VPN",
+        "a LAN whose default has no gateway comes last beneath a VPN",
         network(
             "tun0 tunnel 10.66.0.2/24\nlan0 wired 10.3.0.2/24\nwifi0 wifi 10.1.0.2/24",
             "default dev tun0 metric 50\ndefault dev lan0 metric 100\ndefault via 10.1.0.1 dev wifi0 metric 600",
@@ -247,7 +247,7 @@ LINUX = [
         "wifi0",
         Basis.DEFAULT_ROUTE,
         tunnels=("tun0",),
-        reasons={"lan0": "its default route has no gateway"},
+        reasons={"lan0": "but its default route has no gateway"},
     ),
     Situation(
         "the system's own default needs no gateway: a modem",
@@ -318,11 +318,79 @@ LINUX = [
         reasons={"wifi0": "has no IPv4 address"},
     ),
     Situation(
-        "only a link-local address",
+        "only a link-local address, by which the system itself confirms a default",
         network("eth0 wired 169.254.7.7/16", "default dev eth0 metric 1002"),
+        "eth0",
+        Basis.DEFAULT_ROUTE,
+        reasons={"eth0": "default route without a gateway, metric 1002"},
+    ),
+    Situation(
+        "a link-local address comes after any other",
+        network(
+            "eth0 wired 169.254.7.7/16\nwifi0 wifi 10.1.0.2/24",
+            "default dev eth0 metric 2\ndefault via 10.1.0.1 dev wifi0 metric 600",
+        ),
+        "wifi0",
+        Basis.DEFAULT_ROUTE,
+        reasons={"eth0": "but its address is link-local"},
+    ),
+    Situation(
+        "an IPv6 address that is link-local is forwarded by nobody",
+        network("eth0 wired fe80::7/64", "default6 via fe80::1 dev eth0"),
         None,
         Basis.NONE,
-        reasons={"eth0": "has no usable IPv4 address (link-local only)"},
+        V6,
+        reasons={"eth0": "has no usable IPv6 address (link-local only)"},
+    ),
+    Situation(
+        "a default without a gateway is an uplink's beneath a VPN, if there is no other",
+        network(
+            "tun0 tunnel 10.66.0.2/24\nvenet0 other 10.3.0.2/32", "default dev tun0 metric 50\ndefault dev venet0 metric 100"
+        ),
+        "venet0",
+        Basis.DEFAULT_ROUTE,
+        tunnels=("tun0",),
+        reasons={"venet0": "default route without a gateway, metric 100"},
+    ),
+    Situation(
+        "a dormant interface comes after one that is not",
+        network(
+            "wlan0 wifi 10.1.0.2/24 dormant\neth0 wired 10.2.0.2/24",
+            "default via 10.1.0.1 dev wlan0 metric 1\ndefault via 10.2.0.1 dev eth0 metric 700",
+        ),
+        "eth0",
+        Basis.DEFAULT_ROUTE,
+        reasons={"wlan0": "but it is dormant"},
+    ),
+    Situation(
+        "a dormant interface is taken where there is no other",
+        network("wlan0 wifi 10.1.0.2/24 dormant", "default via 10.1.0.1 dev wlan0 metric 1"),
+        "wlan0",
+        Basis.DEFAULT_ROUTE,
+    ),
+    Situation(
+        "ProtonVPN's kill switch is a device that carries nothing: looked past, and said",
+        network(
+            "wifi0 wifi 10.1.0.2/24\npvpnksintrf0 dummy 100.85.0.1/24\nproton0 tunnel 10.2.66.2/32",
+            "default dev proton0 metric 50\ndefault via 100.85.0.2 dev pvpnksintrf0 metric 98\n"
+            "default via 10.1.0.1 dev wifi0 metric 600",
+        ),
+        "wifi0",
+        Basis.DEFAULT_ROUTE,
+        tunnels=("proton0",),
+        reasons={"pvpnksintrf0": "carries nothing (a dummy device) (default route)"},
+        note="pvpnksintrf0 has a default route and carries nothing",
+    ),
+    Situation(
+        "a kill switch without anything else is named",
+        network(
+            "wifi0 wifi 10.1.0.2/24\npvpnksintrf0 dummy 100.85.0.1/24",
+            "10.1.0.0/24 dev wifi0\ndefault via 100.85.0.2 dev pvpnksintrf0 metric 98",
+        ),
+        None,
+        Basis.NONE,
+        reasons={"pvpnksintrf0": "carries nothing", "wifi0": "has no default route"},
+        note="pvpnksintrf0 has a default route and carries nothing",
     ),
     Situation(
         "duplicate address detection has not finished",
@@ -455,19 +523,12 @@ LINUX = [
     ),
     Situation(
         "an uplink with the halves instead of a default",
-        network("eth0 wired 2001:db8::2/64", "2000::/3 via fe80::1 dev eth0", also_reachable=["eth0"]),
+        network("eth0 wired 2001:db8::2/64", "2000::/3 via fe80::1 dev eth0"),
         "eth0",
         Basis.DEFAULT_ROUTE,
         V6,
         gateway="fe80::1",
         reasons={"eth0": "route to 2000::/3 as its default route via fe80::1"},
-    ),
-    Situation(
-        "the kernel confirms what no route shows",
-        network("eth0 wired 10.2.0.2/24\neth1 wired 10.3.0.2/24", "default via 10.3.0.1 dev eth1", also_reachable=["eth0"]),
-        "eth1",
-        Basis.DEFAULT_ROUTE,
-        reasons={"eth0": "usable (the kernel confirms a default route by it), but the system's default route leaves by eth1"},
     ),
     Situation(
         "a tunnel that was made on top of a device (ip link add type ipip dev eth0)",
@@ -1221,7 +1282,13 @@ def test_a_network_at_odds_with_itself_gives_a_decision() -> None:
         Route(ipaddress.ip_network("10.0.0.0/8"), 44),
         Route(ipaddress.ip_network("10.0.0.0/8"), None),
     )
-    made = Network({3: eth0, 4: replace(eth0, kind=InterfaceKind.TUNNEL)}, routes, frozenset({(3, V6), (7, V4), (44, V4)}))
+    nowhere = Lookup(Route(ipaddress.ip_network("::/0"), 3))
+    made = Network(
+        {3: eth0, 4: replace(eth0, kind=InterfaceKind.TUNNEL)},
+        routes,
+        {(3, V6): nowhere, (7, V4): nowhere, (44, V4): nowhere},
+        {V4: nowhere},
+    )
     for target in (V4, V6, address("10.0.0.1"), address("fe80::1%3"), address("fe80::1%99999999999999999999")):
         assert decide(made, target).interface is None
 

@@ -23,8 +23,9 @@ from bindsock.model.network import (
     family_of,
     unmapped,
 )
+from bindsock.model.prefixes import PrefixTable, is_default_in_disguise
+from bindsock.model.tables import TableAnswers, tabulated
 from bindsock.routing.effective import Decider, Preferences, decide, is_expensive
-from bindsock.routing.prefixes import PrefixTable, is_default_in_disguise
 from tests.networks import network
 
 if TYPE_CHECKING:
@@ -128,10 +129,10 @@ def networks(draw: st.DrawFn, *, sound: bool = False) -> Network:
                 for default in DEFAULTS
                 if draw(st.booleans())
             ]
-    reachable = draw(st.frozensets(st.tuples(st.sampled_from((*INDICES, 99)), st.sampled_from(FAMILIES)), max_size=4))
-    if sound:
-        reachable |= {(r.interface, r.family) for r in found if r.is_default and r.interface is not None}
-    return Network(interfaces, tuple(found), reachable)
+    refused = (
+        () if sound else draw(st.frozensets(st.tuples(st.sampled_from((*INDICES, 99)), st.sampled_from(FAMILIES)), max_size=4))
+    )
+    return tabulated(interfaces, found, refused=refused)
 
 
 patterns: st.SearchStrategy[list[str]] = st.just([]) | st.lists(st.sampled_from(PATTERNS), max_size=2)
@@ -165,8 +166,21 @@ def test_any_network_gives_a_whole_decision(made: Network, target: Target, wishe
 
 @given(networks(), targets, preferences, pins)
 def test_the_same_network_gives_the_same_decision(made: Network, target: Target, wishes: Preferences, pin: str | None) -> None:
-    again = Network(dict(sorted(made.interfaces.items(), reverse=True)), made.routes, frozenset(sorted(made.reachable)))
+    again = dataclasses.replace(
+        made,
+        interfaces=dict(sorted(made.interfaces.items(), reverse=True)),
+        defaults=dict(sorted(made.defaults.items(), reverse=True)),
+    )
     assert decide(again, target, wishes, interface=pin) == decide(made, target, wishes, interface=pin)
+
+
+@given(networks(), targets, preferences, pins)
+def test_answers_alone_lead_to_the_decision_that_tables_lead_to(
+    made: Network, target: Target, wishes: Preferences, pin: str | None
+) -> None:
+    asked = dataclasses.replace(made, routes=())
+    decision = decide(asked, target, wishes, interface=pin, lookups=TableAnswers(made))
+    assert decision == decide(made, target, wishes, interface=pin)
 
 
 @given(networks(), st.lists(targets, max_size=8), preferences, pins)
@@ -244,7 +258,7 @@ def test_taking_a_refused_interface_away_changes_nothing(
     assume(mute)
     gone = data.draw(st.sampled_from(mute))
     rest = {index: interface for index, interface in made.interfaces.items() if index != gone}
-    after = decide(dataclasses.replace(made, interfaces=rest), target, wishes)
+    after = decide(tabulated(rest, made.routes), target, wishes)
     assert (after.interface, after.basis, after.unbound) == (before.interface, before.basis, before.unbound)
 
 
@@ -280,7 +294,7 @@ def test_no_longer_prefix_of_a_fit_interface_is_passed_over(made: Network, addre
         and i.kind not in (InterfaceKind.TUNNEL, InterfaceKind.LOOPBACK)
         and not i.last_resort
         and i.usable_addresses(decision.family)
-        and decide(Network({index: i}, (), frozenset({(index, decision.family)})), decision.family, wishes).interface is not None
+        and decide(tabulated({index: i}, [Route(d, index) for d in DEFAULTS]), decision.family, wishes).interface is not None
     }
     counting = [
         route

@@ -49,7 +49,7 @@ async def show(printer: Printer, host: str | None, port: int) -> tuple[list[Fact
     """
     factory = TransportFactory()
     network = factory.kernel.network()
-    decider = Decider(network)
+    decider = Decider(network, lookups=factory.kernel.lookups(network))
     defaults = [decider.decide(family) for family in FAMILIES]
     status_command.show(printer, network, defaults, factory.preferences)
     chosen = next((d.interface.name for d in defaults if d.interface is not None), None)

@@ -11,7 +11,8 @@ from bindsock.kernel.darwin import routes, sockets
 from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
 from bindsock.kernel.darwin.interfaces import read_interfaces
 from bindsock.kernel.darwin.syscalls import LiveSyscalls
-from bindsock.model.network import Network, RouteKind
+from bindsock.model.network import RouteKind
+from bindsock.model.tables import TableAnswers, tabulated
 
 if TYPE_CHECKING:
     import socket
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from bindsock.kernel import EventSource
     from bindsock.kernel.darwin.syscalls import Syscalls
-    from bindsock.model.network import Interface, IPAddress
+    from bindsock.model.network import Interface, IPAddress, Lookups, Network
 
 __all__ = ["DarwinKernel"]
 
@@ -47,15 +48,11 @@ class DarwinKernel:
         found = routes.read_routes(self._syscalls, list(interfaces))
         # Not even an unscoped default makes an uplink of a link to the devices nearby.
         kept = tuple(route for route in found if not (route.is_default and route.interface in peers))
-        return Network(
-            interfaces,
-            kept,
-            frozenset(
-                (route.interface, route.family)
-                for route in kept
-                if route.is_default and route.kind is RouteKind.UNICAST and route.interface in interfaces
-            ),
-        )
+        return tabulated(interfaces, kept)
+
+    def lookups(self, network: Network) -> Lookups:
+        """What the reading's routing table answers."""
+        return TableAnswers(network)
 
     def events(self) -> Sequence[EventSource]:
         """PF_ROUTE and kernel events; one of them where a sandbox denies the other, which is logged once."""

@@ -14,21 +14,39 @@ from bindsock.kernel.linux import statistics as counters
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink import neighbours
+from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.kernel.linux.rtnetlink.events import RouteEvents
+from bindsock.kernel.linux.rtnetlink.lookups import Current, Total
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
-from bindsock.model.network import Network
+from bindsock.model.network import FAMILIES, Network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from bindsock.model.network import Interface, IPAddress
+    from bindsock.model.network import Interface, IPAddress, Lookups, Route
 
 __all__ = ["LinuxKernel"]
 
 _logger = logging.getLogger("bindsock")
 _CLOCK_BOOTTIME = 7
 _CLOCK_MONOTONIC = 1
+
+
+class _Sources:
+    """The event sources, held weakly."""
+
+    def __init__(self) -> None:
+        self._references: list[weakref.ref[RouteEvents]] = []
+
+    def add(self, source: RouteEvents) -> None:
+        self._references = [*map(weakref.ref, self.open()), weakref.ref(source)]
+
+    def open(self) -> list[RouteEvents]:
+        return [source for reference in self._references if (source := reference()) is not None and source.fileno() != -1]
+
+    def watched(self) -> bool:
+        return bool(self.open())
 
 
 class LinuxKernel:
@@ -40,58 +58,68 @@ class LinuxKernel:
     binding_filters_ingress = True
     """``linux net/ipv4/udp.c``, compute_score."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """
-        :param clock: monotonic seconds
-        """
+    def __init__(self) -> None:
         self._channel = Channel()
-        self._reader = Reader(self._channel, clock)
+        self._reader = Reader(self._channel)
+        self._sources = _Sources()
+        self._current = Current(Total(self._reader), self._sources.watched)
         self._gateways = cures.Gateways()
         self.multipath = PathManager()
         self._filters_seen: set[int] = set()
-        self._sources: list[weakref.ref[RouteEvents]] = []
 
     def network(self, *, partial: bool = False) -> Network:
-        """One reading of the machine's network, in about 0.3 ms; nothing is sent.
+        """One reading of the machine's network, in about 0.3 ms, however many routes there are; nothing is sent.
 
-        In a hurry the routes are not dumped: the specific ones are those of the last reading, and the default routes are taken
-        from the kernel's answers to what it would do with a packet by each interface. Nor are interfaces and addresses, if no
-        event was about them. And if all that was said is that an interface went down, nothing is asked at all: it is the last
-        reading without what goes down with an interface.
-
-        A dump of 100,000 routes takes half a second, which no event is worth. Once there are more than 4,096, every reading
-        within 60 seconds of that dump is made as in a hurry. So a new default counts at once and a new specific route, on a
-        machine that has thousands of them, within a minute.
+        Routes are not dumped: the kernel is asked what it would do with a packet by each interface, and with one of a socket that
+        is bound to nothing. A partial reading asks only about what events were about. If all that was said is that an interface
+        went down, nothing is asked at all: it is the last reading without what goes down with an interface.
         """
-        news = [source.news for source in self._open_sources()]
-        same, routes = partial and bool(news), False
-        down: set[int] = set()
-        for each in news:
-            same, routes = same and not each.interfaces, routes or each.routes
-            down |= each.down
+        news = [source.news for source in self._sources.open()]
+        known = partial and bool(news) and not any(each.lost for each in news)
+        down = frozenset(index for each in news for index in each.down)
+        same_interfaces = known and not any(each.interfaces for each in news)
+        same_rules = known and not any(each.rules for each in news)
+        same_defaults = known and not any(each.defaults for each in news)
+        before = self._reader.last
         try:
-            if same and down and not routes:
-                network = self._reader.without(frozenset(down))
+            if down and same_interfaces and same_rules and same_defaults:
+                network = self._reader.without(down)
+                self._current.take_down(down)
             else:
-                network = self._reader.network(partial=partial, same_interfaces=same and not down)
+                network = self._reader.network(
+                    same_interfaces=same_interfaces and not down, same_rules=same_rules, same_defaults=same_defaults and not down
+                )
+                everything = bool(down) or any(each.anything for each in news) or network is not before
+                self._current.renew(everything, {prefix for each in news for prefix in each.prefixes})
         except OSError:
             for each in news:
-                each.interfaces = True
+                each.lost = True
             raise
         for each in news:
             each.clear()
-        if not partial:
-            self._gateways.note(network.interfaces, self._reader.defaults)
+        self._gateways.note(network)
         return network
+
+    def lookups(self, network: Network) -> Lookups:
+        """The kernel's answers about destinations: 5 µs for each interface, and once only as long as events tell what changes."""
+        return self._current.asked
+
+    def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> tuple[Route, ...]:
+        """The routing tables, dumped for a person to read. No decision needs them.
+
+        :param family: one address family, both if ``None``
+        :param table: one routing table, all if ``None``
+        :raises KernelError: an answer cannot be understood
+        :raises OSError: a question is refused
+        """
+        return dump_routes(self._channel, FAMILIES if family is None else (family,), table)
 
     def events(self) -> Sequence[RouteEvents]:
         """One source: links, addresses, routes, rules and nexthops of both families."""
-        source = RouteEvents()
-        self._sources = [*map(weakref.ref, self._open_sources()), weakref.ref(source)]
+        source = RouteEvents(concerns=self._current.concerns)
+        self._sources.add(source)
+        self._current.forget()
         return [source]
-
-    def _open_sources(self) -> list[RouteEvents]:
-        return [source for reference in self._sources if (source := reference()) is not None and source.fileno() != -1]
 
     def suspended(self) -> float:
         """Seconds: CLOCK_BOOTTIME goes on while the machine sleeps, CLOCK_MONOTONIC does not."""
@@ -119,16 +147,22 @@ class LinuxKernel:
         return sockets.bound(sock)
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
-        """Ask the kernel, 10 µs; policy rules, kill switches and all."""
+        """What the kernel has answered since the last event, or ask it, 10 µs; policy rules, kill switches and all."""
+        answers = self._current.asked.known.get(destination)
+        if answers is not None and interface.index in answers.by_interface:
+            sources = self._sources.open()
+            if sources and not any(source.news.make_old(destination) for source in sources):
+                return True
         return self._reader.has_route(interface, destination)
 
     def cure(self, interface: Interface, destination: IPAddress) -> str:
         """What the administrator can do."""
         try:
             network = self.network()
+            own = self._reader.behind_marks(interface, destination)
         except OSError:
-            network = Network({interface.index: interface})
-        return cures.cure(network, interface, destination, self._gateways)
+            network, own = Network({interface.index: interface}), None
+        return cures.cure(network, interface, destination, self._gateways, own)
 
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP or MPTCP socket."""

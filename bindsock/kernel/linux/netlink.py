@@ -7,18 +7,22 @@ The layout is that of ``include/uapi/linux/netlink.h``, in the machine's byte or
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from bindsock.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
 
 AF_NETLINK = 16
 NETLINK_ROUTE = 0
@@ -47,6 +51,8 @@ REPLY_SECONDS = 2.0
 """How long the kernel may be silent before it counts as not answering. It answers in microseconds."""
 _ATTEMPTS = 5
 _STRAY_DATAGRAMS = 1000
+_QUESTIONS_A_BATCH = 24
+"""Each answer takes some 4 KB of the socket's buffer, whatever its length (linux net/core/rtnetlink.c, NLMSG_GOODSIZE)."""
 _BUFFER = 1 << 16
 _LARGEST_BUFFER = 1 << 22
 _MSG_TRUNC = int(socket.MSG_TRUNC)
@@ -77,6 +83,19 @@ def messages(datagram: bytes) -> list[Message]:
         if not _HEADER.size <= length <= end - offset:
             raise KernelError(f"netlink: a message says that it is {length} bytes long where {end - offset} are left")
         found.append(Message(kind, flags, sequence, port, datagram[offset + _HEADER.size : offset + length]))
+        offset += (length + 3) & ~3
+    return found
+
+
+def every_attribute(payload: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
+    """As :func:`attributes`, for lists in which a type occurs more than once."""
+    found = []
+    end = len(payload)
+    while end - offset >= 4:
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if length < 4 or length > end - offset:
+            raise KernelError(f"netlink: an attribute says that it is {length} bytes long where {end - offset} are left")
+        found.append((kind & 0x3FFF, payload[offset + 4 : offset + length]))
         offset += (length + 3) & ~3
     return found
 
@@ -255,6 +274,18 @@ class Channel:
         """
         return self._retried(kind, 0, body)[0]
 
+    def ask_all(self, kind: int, bodies: Sequence[bytes]) -> list[Message | int]:
+        """Several questions of one kind in one system call, each with one answer.
+
+        :return: for each its answer, or the errno of the kernel's refusal
+        :raises OSError: the questions could not be sent
+        :raises KernelError: the kernel does not answer, or nonsense
+        """
+        found: list[Message | int] = []
+        for start in range(0, len(bodies), _QUESTIONS_A_BATCH):
+            found += self._retry(kind, partial(self._exchange_batch, kind, bodies[start : start + _QUESTIONS_A_BATCH]))
+        return found
+
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """A table: the payload of every entry.
 
@@ -272,10 +303,13 @@ class Channel:
         self._retried(kind, NLM_F_ACK, body)
 
     def _retried(self, kind: int, flags: int, body: bytes) -> list[Message]:
+        return self._retry(kind, partial(self._exchange, kind, flags, body))
+
+    def _retry(self, kind: int, exchange: Callable[[], T]) -> T:
         reason = ""
         for _ in range(_ATTEMPTS):
             try:
-                return self._exchange(kind, flags, body)
+                return exchange()
             except _ReadAgain as again:
                 reason = str(again)
             # What is left of the old answer must neither be taken for the new one nor keep the kernel's dump busy (EBUSY).
@@ -283,11 +317,38 @@ class Channel:
         raise KernelError(f"netlink: {reason}, {_ATTEMPTS} times in a row", call=f"netlink message type {kind}")
 
     def _exchange(self, kind: int, flags: int, body: bytes) -> list[Message]:
-        sock = self.socket()
-        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-        try:
+        with self._failing_closed(kind):
+            sock = self.socket()
+            self._sequence = (self._sequence + 1) & 0x7FFFFFFF
             sock.send(request(kind, flags, self._sequence, body))
             answer = self._answer(sock, flags)
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer))
+        return answer
+
+    def _exchange_batch(self, kind: int, bodies: Sequence[bytes]) -> list[Message | int]:
+        with self._failing_closed(kind):
+            sock = self.socket()
+            first = self._sequence + 1
+            self._sequence = (self._sequence + len(bodies)) & 0x7FFFFFFF
+            if self._sequence < first:  # once in 2 ** 31 questions
+                first, self._sequence = 1, len(bodies)
+            sock.send(b"".join(request(kind, 0, first + number, body) for number, body in enumerate(bodies)))
+            found: dict[int, Message | int] = {}
+            for _ in range(len(bodies) + _STRAY_DATAGRAMS):
+                if len(found) == len(bodies):
+                    return [found[number] for number in range(len(bodies))]
+                for message in messages(self._receive(sock)):
+                    number = message.sequence - first
+                    if message.port == self._port and 0 <= number < len(bodies) and message.kind != NLMSG_NOOP:
+                        found[number] = refusal(message.payload) if message.kind in (NLMSG_ERROR, NLMSG_DONE) else message
+            raise KernelError("netlink: only answers to questions that were not asked")
+
+    @contextlib.contextmanager
+    def _failing_closed(self, kind: int) -> Iterator[None]:
+        """What fails half-way leaves a socket behind with answers that nobody waits for."""
+        try:
+            yield
         except KernelError as error:
             self.close()
             error.call = f"netlink message type {kind}"
@@ -295,9 +356,6 @@ class Channel:
         except OSError:
             self.close()
             raise
-        if isinstance(answer, int):
-            raise OSError(answer, os.strerror(answer))
-        return answer
 
     def _answer(self, sock: NetlinkSocket, asked: int) -> list[Message] | int:
         """The messages of the answer, or the errno of a refusal (which leaves the channel as good as before)."""

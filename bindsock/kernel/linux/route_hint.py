@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import shlex
 import socket
-from typing import TYPE_CHECKING
 
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network, Route, RouteKind, family_of, unmapped
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+from bindsock.model.network import Interface, InterfaceKind, IPAddress, Lookup, Network, Route, family_of, unmapped
 
 _MAIN = 254
 _PREFERENCE = 100
@@ -22,23 +18,22 @@ class Gateways:
     def __init__(self) -> None:
         self._known: dict[tuple[int, socket.AddressFamily], IPAddress] = {}
 
-    def note(self, interfaces: Container[int], defaults: Iterable[Route]) -> None:
-        """Learn from a reading.
-
-        :param interfaces: the indexes that there are; what was known of others is forgotten
-        :param defaults: the default routes
-        """
-        self._known = {key: gateway for key, gateway in self._known.items() if key[0] in interfaces}
-        for route in defaults:
-            if route.gateway is not None and route.interface is not None:
-                self._known[route.interface, route.family] = route.gateway
+    def note(self, network: Network) -> None:
+        """Learn from a reading; what was known of interfaces that are gone is forgotten."""
+        self._known = {key: gateway for key, gateway in self._known.items() if key[0] in network.interfaces}
+        for key, lookup in network.defaults.items():
+            if lookup.usable and lookup.route.gateway is not None:
+                self._known[key] = lookup.route.gateway
 
     def of(self, index: int, family: socket.AddressFamily) -> IPAddress | None:
         return self._known.get((index, family))
 
 
-def cure(network: Network, interface: Interface, destination: IPAddress, gateways: Gateways) -> str:
-    """One sentence: why nothing leads to the destination by the interface, and the command that would change that."""
+def cure(network: Network, interface: Interface, destination: IPAddress, gateways: Gateways, own: Lookup | None = None) -> str:
+    """One sentence: why nothing leads to the destination by the interface, and the command that would change that.
+
+    :param own: the route that a socket bound to the interface would have if it had the mark that a VPN's own traffic has
+    """
     destination = unmapped(destination)
     family = family_of(destination)
     name = shlex.quote(interface.name)
@@ -54,22 +49,17 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
         return f"{start}: the interface has no IPv{destination.version} address"
 
     ip = "ip" if family == socket.AF_INET else "ip -6"
-    defaults = [r for r in network.routes if r.family == family and r.is_default]
-    own = [r for r in defaults if r.interface == interface.index and r.kind is RouteKind.UNICAST]
-    ends = [r for r in defaults if r.kind not in (RouteKind.UNICAST, RouteKind.THROW)]
+    default = network.defaults.get((interface.index, family))
     gateway = gateways.of(interface.index, family)
     via = f"via {gateway if gateway is not None else 'GATEWAY'} "
     route = f"`{ip} route add default {via}dev {name} metric {_METRIC}`"
-    if ends:
-        why = f"table {_table(ends[0])} ends in `{ends[0].kind} default`"
-        table = _table(own[0]) if own else "main"
+    if own is not None or (default is not None and not default.usable):
+        why = _obstacle(network, family, default)
+        table = _table(own.route) if own is not None else "main"
         rule = f"`{ip} rule add pref {_PREFERENCE} oif {name} lookup {table}`"
-        return f"{start} ({why}); add {rule}" if own else f"{start} ({why}); add {route} and {rule}"
-    if own:
-        # It has a default, in a table that no rule leads such a socket to.
-        rule = f"`{ip} rule add pref {_PREFERENCE} oif {name} lookup {_table(own[0])}`"
-        return f"{start} (its default route is in table {_table(own[0])}, which no rule leads to); add {rule}"
-    tunnel = _tunnel(network, defaults)
+        known = own is not None or gateway is not None
+        return f"{start} ({why}); add {rule}" if known else f"{start} ({why}); add {route} and {rule}"
+    tunnel = _tunnel(network, family)
     why = (
         f"{tunnel} has taken the default route and left none by {interface.name}"
         if tunnel
@@ -80,13 +70,21 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
     return f"{start} ({why}); keep one with a high metric: {route}, or one for bound sockets alone: {table} and {rule}"
 
 
+def _obstacle(network: Network, family: socket.AddressFamily, default: Lookup | None) -> str:
+    """Why a default route that there is is none for a bound socket."""
+    if default is not None and not default.usable:
+        return f"table {_table(default.route)} ends in `{default.route.kind} default`"
+    tunnel, unbound = _tunnel(network, family), network.unbound.get(family)
+    if tunnel is None or unbound is None:
+        return "policy rules hide its default route"
+    return f"table {_table(unbound.route)}, which {tunnel} has, lets nothing past to its default route"
+
+
 def _table(route: Route) -> str:
     return "main" if route.table == _MAIN else str(route.table)
 
 
-def _tunnel(network: Network, defaults: list[Route]) -> str | None:
-    for route in defaults:
-        interface = network.interfaces.get(route.interface) if route.interface is not None else None
-        if interface is not None and interface.kind is InterfaceKind.TUNNEL:
-            return interface.name
-    return None
+def _tunnel(network: Network, family: socket.AddressFamily) -> str | None:
+    unbound = network.unbound.get(family)
+    interface = network.interfaces.get(unbound.route.interface or 0) if unbound is not None else None
+    return interface.name if interface is not None and interface.kind is InterfaceKind.TUNNEL else None

@@ -7,12 +7,17 @@ import select
 import socket
 import struct
 import weakref
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.links import IFF_UP
-from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, TABLE_LOCAL
+from bindsock.kernel.linux.rtnetlink.questions import PROBES
+from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, TABLE_LOCAL, destination_of
+
+if TYPE_CHECKING:
+    from bindsock.model.network import IPAddress
 
 # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE. Links, since an interface that goes down
 # announces no IPv4 route; rules, since that is all that wg-quick changes for traffic that is not its own.
@@ -26,9 +31,6 @@ _RTM_NEWLINK = 16
 _RTM_DELADDR = 21
 _ABOUT_INTERFACES = frozenset({_RTM_NEWLINK, 17, 20, _RTM_DELADDR})
 """And RTM_DELLINK and RTM_NEWADDR."""
-_SPECIFIC = 16
-"""A route to a longer prefix than this changes no default route, nor where the public addresses lead that the kernel is asked
-about to find it (:mod:`bindsock.kernel.linux.rtnetlink.reader`); a partial reading does not show it."""
 _ROUTE_HEAD = struct.Struct("=IHHIIBBBBBBBBI")
 """nlmsghdr and rtmsg in one."""
 _LINK_BODY = struct.Struct("=IiI")
@@ -36,20 +38,26 @@ _LINK_BODY = struct.Struct("=IiI")
 
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 1 << 20
-_DATAGRAMS_A_DRAIN = 1000
+_DATAGRAMS_A_DRAIN = 150
+"""A turn of the event loop for so many: 1 to 2 ms."""
+_MOST_PREFIXES = 256
+"""When events were about more prefixes since the last reading, everything counts as old."""
+_PROBES = tuple((probe.version, int(probe)) for probes in PROBES.values() for probe in probes)
+_BITS = {4: 32, 6: 128}
 
 
 class RouteEvents:
     """An :class:`bindsock.kernel.EventSource`."""
 
-    def __init__(self, buffer_bytes: int = _BUFFER_BYTES) -> None:
+    def __init__(self, buffer_bytes: int = _BUFFER_BYTES, *, concerns: Concerns = lambda version, length, head: True) -> None:
         """
+        :param concerns: whether a route to a prefix (version, length, and the first bits as a number) concerns anybody
         :param buffer_bytes: how much may wait unread; without CAP_NET_ADMIN the system's ``net.core.rmem_max`` is the most
         :raises OSError: the socket cannot be opened
         """
         self.overruns = 0
         self.urgent = True
-        self.news = PendingEvents()
+        self.news = PendingEvents(concerns)
         """What was said since the last reading, of which whoever reads takes notice by :meth:`PendingEvents.clear`."""
         self._sock = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._finalizer = weakref.finalize(self, self._sock.close)
@@ -76,7 +84,7 @@ class RouteEvents:
         return self._sock.fileno()
 
     def drain(self) -> bool:
-        """Read what waits, at most 1,000 datagrams at a time: in a storm the loop has its turn in between.
+        """Read what waits, at most 150 datagrams at a time: in a storm the loop has its turn in between.
 
         Once it is known that everything must be read, the rest goes by without a look at it.
         """
@@ -94,9 +102,9 @@ class RouteEvents:
                     raise
                 # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun), whatever they were.
                 self.overruns += 1
-                self.news.interfaces = dirty = self.urgent = True
+                self.news.lost = dirty = self.urgent = True
                 continue
-            if sender[0] == 0 and not (self.urgent and self.news.interfaces):
+            if sender[0] == 0 and not (self.urgent and self.news.lost):
                 weight = self.news.take(data)
                 dirty |= weight != "none"
                 self.urgent |= weight == "partial"
@@ -107,42 +115,64 @@ class RouteEvents:
         self._finalizer()
 
 
-Urgency: TypeAlias = Literal["none", "complete", "partial"]
-"""Which reading shows it: none (an event of the route cache, or about a local, broadcast or multicast route), a complete one, or
-also a partial one."""
+Urgency: TypeAlias = Literal["none", "partial"]
+"""Which reading shows it: none (an event of the route cache, about a local, broadcast or multicast route, or about one that
+concerns nobody), or a partial one, too."""
+Concerns: TypeAlias = Callable[[int, int, int], bool]
 
 
 class PendingEvents:
-    """What events have said, as far as a partial reading needs to know."""
+    """What events have said since the last reading, as far as the next one needs to know.
 
-    def __init__(self) -> None:
+    :param concerns: whether a route to a prefix concerns anybody
+    """
+
+    def __init__(self, concerns: Concerns) -> None:
+        self._concerns = concerns
+        self.lost = False
+        """Events were lost, so that anything may have changed."""
         self.interfaces = True
         """An interface or an address may have changed otherwise than by going down."""
-        self.routes = True
+        self.rules = True
+        """A policy rule may have changed, or a nexthop object."""
+        self.defaults = True
         """A default route may have changed otherwise than by going down with its interface."""
         self.down: set[int] = set()
         """The interfaces that went down: their routes went with that, and their IPv6 addresses, by default."""
+        self.prefixes: set[tuple[int, int, int]] = set()
+        """The prefixes of routes that concern somebody: version, length, and the first bits as a number."""
+
+    @property
+    def anything(self) -> bool:
+        """Whether any answer about any destination may be another now."""
+        return self.lost or self.interfaces or self.rules or len(self.prefixes) > _MOST_PREFIXES
+
+    def make_old(self, destination: IPAddress) -> bool:
+        """Whether what is known about a destination may be wrong."""
+        if self.anything or self.down:
+            return True
+        version, number = destination.version, int(destination)
+        return any(v == version and number >> (_BITS[v] - length) == head for v, length, head in self.prefixes)
 
     def clear(self) -> None:
         """All of it has been read."""
-        self.interfaces = self.routes = False
+        self.lost = self.interfaces = self.rules = self.defaults = False
         self.down.clear()
+        self.prefixes.clear()
 
     def take(self, datagram: bytes) -> Urgency:
         """Add an event. Nothing is parsed in depth; what cannot be understood matters."""
         if len(datagram) < _ROUTE_HEAD.size:
-            self.interfaces = True
+            self.lost = True
             return "partial"
         length, kind, _, _, _, family, prefix_length, _, _, table, _, _, route_type, flags = _ROUTE_HEAD.unpack_from(datagram)
         if (length + 3) & ~3 < len(datagram):
-            self.interfaces = True
+            self.lost = True
         elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
             if route_type not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL:
                 return "none"
-            if prefix_length > _SPECIFIC:
-                return "complete"
             if kind == _RTM_NEWROUTE or not self._went_down_with_interface(datagram):
-                self.routes = True
+                return self._take_route(family, prefix_length, datagram)
         elif kind in _ABOUT_INTERFACES:
             _, index, link_flags = _LINK_BODY.unpack_from(datagram, 16)
             if kind == _RTM_NEWLINK and family == socket.AF_UNSPEC and not link_flags & IFF_UP:
@@ -150,7 +180,27 @@ class PendingEvents:
             elif kind != _RTM_DELADDR or index not in self.down:
                 self.interfaces = True
         else:  # rules and nexthops
-            self.routes = True
+            self.rules = self.defaults = True
+        return "partial"
+
+    def _take_route(self, family: int, length: int, datagram: bytes) -> Urgency:
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            return "none"
+        version = 4 if family == socket.AF_INET else 6
+        try:
+            destination = destination_of(datagram[16:])
+        except KernelError:
+            destination = None
+        if destination is None:
+            self.lost = True
+            return "partial"
+        head = int(destination.network_address) >> (_BITS[version] - length)
+        covers_probe = any(v == version and number >> (_BITS[v] - length) == head for v, number in _PROBES)
+        if not (covers_probe or self._concerns(version, length, head)):
+            return "none"
+        self.defaults |= covers_probe
+        if len(self.prefixes) <= _MOST_PREFIXES:
+            self.prefixes.add((version, length, head))
         return "partial"
 
     def _went_down_with_interface(self, datagram: bytes) -> bool:

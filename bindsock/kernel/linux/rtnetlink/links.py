@@ -11,10 +11,14 @@ import socket
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.model.network import InterfaceAddress, InterfaceKind, IPAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 RTM_GETLINK = 18
 RTM_GETADDR = 22
@@ -25,16 +29,21 @@ _IFADDRMSG = struct.Struct("=BBBBI")
 IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
 _IFF_RUNNING = 0x40
+_IFF_NOARP = 0x80
+_IFF_LOWER_UP = 0x10000
 
 _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
 _IFLA_LINK = 5
+_IFLA_MASTER = 10
 _IFLA_OPERSTATE = 16
 _IFLA_LINKINFO = 18
 _IFLA_INFO_KIND = 1
 _IFLA_EXT_MASK = 29
 _IFLA_LINK_NETNSID = 37
+_IFLA_PROP_LIST = 52
+_IFLA_ALT_IFNAME = 53
 _IFLA_PARENT_DEV_NAME = 56
 _RTEXT_FILTER_SKIP_STATS = 8
 
@@ -89,6 +98,14 @@ _TUNNEL_KINDS = frozenset(
     }
 )
 _CELLULAR_KINDS = frozenset({"wwan", "rmnet"})
+_DUMMY_KINDS = frozenset({"dummy", "ifb", "nlmon", "vsockmon", "netdevsim"})
+_STACKED_KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "macsec"})
+"""What these are given leaves by the device beneath (IFLA_LINK)."""
+_COLLECTING_KINDS = frozenset({"bridge", "bond", "team"})
+"""What these are given leaves by the devices that belong to them (IFLA_MASTER)."""
+_TRANSLATOR = ipaddress.IPv4Network("192.0.0.0/29")
+"""RFC 7335: the addresses of 464XLAT's translator (RFC 6877) and of DS-Lite's softwire (RFC 6333). What goes into it leaves by
+the IPv6 uplink, and it is the way for IPv4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,9 @@ class Link:
     """IFLA_LINK, if that is in this namespace."""
     address: bytes
     """The hardware address."""
+    master: int | None = None
+    """The bridge, bond or VRF that it belongs to."""
+    alternative_names: tuple[str, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -121,8 +141,13 @@ class Link:
 
     @property
     def running(self) -> bool:
-        """It has carrier. A dormant link (Wi-Fi before its key exchange) has none that helps."""
-        return bool(self.flags & _IFF_RUNNING) and self.operstate in (_OPERSTATE_UNKNOWN, _OPERSTATE_UP)
+        """It has carrier: without it the kernel sends nothing (linux net/sched/sch_generic.c, dev_deactivate)."""
+        return bool(self.flags & _IFF_LOWER_UP)
+
+    @property
+    def dormant(self) -> bool:
+        """It has carrier, but its operational state (RFC 2863) is not up: Wi-Fi before its key exchange."""
+        return self.running and not (self.flags & _IFF_RUNNING and self.operstate in (_OPERSTATE_UNKNOWN, _OPERSTATE_UP))
 
 
 @lru_cache(maxsize=256)
@@ -152,6 +177,12 @@ def parse_link(payload: bytes) -> Link | None:
         parent=_IFLA_PARENT_DEV_NAME in found,
         lower=lower if lower not in (0, index) else None,
         address=found.get(_IFLA_ADDRESS, b""),
+        master=netlink.u32(found[_IFLA_MASTER]) or None if _IFLA_MASTER in found else None,
+        alternative_names=tuple(
+            netlink.text(value)
+            for kind, value in netlink.every_attribute(found.get(_IFLA_PROP_LIST, b""))
+            if kind == _IFLA_ALT_IFNAME
+        ),
     )
 
 
@@ -208,6 +239,8 @@ def classify(link: Link, *, wireless: bool, modem: bool) -> tuple[InterfaceKind,
     if link.kind == "ppp" or link.hardware == _ARPHRD_PPP:
         # PPPoE uplink or PPTP/L2TP/SSTP client: nothing tells which.
         return InterfaceKind.OTHER, True
+    if link.kind in _DUMMY_KINDS:
+        return InterfaceKind.DUMMY, False
     if link.kind in _TUNNEL_KINDS or link.hardware in _ARPHRD_TUNNELS:
         return InterfaceKind.TUNNEL, False
     if modem or link.kind in _CELLULAR_KINDS:
@@ -220,6 +253,51 @@ def classify(link: Link, *, wireless: bool, modem: bool) -> tuple[InterfaceKind,
     if link.kind == "bridge":
         return InterfaceKind.BRIDGE, False
     if link.kind:
-        # A veth or macvlan is a container's only uplink; bond, team, VLAN and VRF carry a real one.
-        return InterfaceKind.OTHER, False
+        # A veth or macvlan is a container's only uplink; bond, team, VLAN and VRF carry a real one. Where ARP is off on a veth
+        # nothing finds a gateway: such a thing stands for a kill switch.
+        return InterfaceKind.OTHER, link.kind == "veth" and bool(link.flags & _IFF_NOARP)
     return (InterfaceKind.WIRED if link.hardware == ARPHRD_ETHER else InterfaceKind.OTHER), False
+
+
+def in_context(
+    kinds: Mapping[int, tuple[InterfaceKind, bool]],
+    found: Mapping[int, Link],
+    addresses: Mapping[int, Iterable[InterfaceAddress]],
+) -> dict[int, tuple[InterfaceKind, bool]]:
+    """The kinds of interfaces as :func:`classify` has them, corrected by what they stand on and what is beside them.
+
+    :param kinds: by index
+    :param found: the links by index
+    :param addresses: by index
+    """
+    result = dict(kinds)
+    for index, link in found.items():
+        if result[index][0] is not InterfaceKind.TUNNEL and link.kind in _STACKED_KINDS and _beneath(link, found, kinds):
+            result[index] = InterfaceKind.TUNNEL, False
+        elif link.kind in ("tun", "ip6tnl") and any(a.address in _TRANSLATOR for a in addresses.get(index, ())):
+            result[index] = InterfaceKind.OTHER, False
+    # A rootless container (slirp4netns, pasta) has a TAP and nothing else. Where a VPN's client runs there is a way for itself.
+    others = [index for index, (kind, _) in result.items() if kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)]
+    real = [index for index in others if found[index].kind == "tun" or result[index][0] is not InterfaceKind.TUNNEL]
+    if len(real) == 1 and found[real[0]].kind == "tun" and result[real[0]][0] is InterfaceKind.TUNNEL:
+        result[real[0]] = InterfaceKind.OTHER, True
+    return result
+
+
+def _beneath(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:
+    """Whether the device on which the link stands, at last, is a tunnel."""
+    seen = {link.index}
+    while link.lower is not None and link.lower not in seen and link.lower in found:
+        link = found[link.lower]
+        seen.add(link.index)
+        if kinds[link.index][0] is InterfaceKind.TUNNEL or all_ports_are_tunnels(link, found, kinds):
+            return True
+    return False
+
+
+def all_ports_are_tunnels(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:
+    """Whether it is a bridge or a bond to which only tunnels belong."""
+    if link.kind not in _COLLECTING_KINDS:
+        return False
+    ports = [port.index for port in found.values() if port.master == link.index]
+    return bool(ports) and all(kinds[port][0] is InterfaceKind.TUNNEL for port in ports)

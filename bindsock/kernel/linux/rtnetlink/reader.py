@@ -1,4 +1,4 @@
-"""One reading of the network: links, addresses and routes dumped, and the kernel asked by which interfaces a default route leads.
+"""One reading of the network: links, addresses and rules dumped, and the kernel asked where default routes lead.
 
 A reading is several questions, between which the network can change. Whatever changes sends an event, and the event makes for
 another reading, so that the last one is right.
@@ -6,178 +6,175 @@ another reading, so that the last one is right.
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import socket
-import time
+import dataclasses
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from bindsock.errors import KernelError
 from bindsock.kernel.linux.rtnetlink import devices, links, routes
+from bindsock.kernel.linux.rtnetlink.questions import Questions
+from bindsock.kernel.linux.rtnetlink.rules import Rules, read_rules
 from bindsock.model.network import (
-    FAMILIES,
     Interface,
     InterfaceAddress,
     InterfaceKind,
     IPAddress,
     Network,
-    Route,
+    family_of,
     taken_down,
     unmapped,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from bindsock.kernel.linux.netlink import Channel
-from bindsock.kernel.linux.rtnetlink.tables import DEFAULT_LENGTH, RoutingTables
-
-# Public addresses of two DNS root servers, K and L, for no reason but that they are in nobody's private network. Nothing is sent.
-_PROBES: dict[socket.AddressFamily, tuple[IPAddress, ...]] = {
-    socket.AF_INET: (ipaddress.ip_address("193.0.14.129"), ipaddress.ip_address("199.7.83.42")),
-    socket.AF_INET6: (ipaddress.ip_address("2001:7fd::1"), ipaddress.ip_address("2001:500:9f::42")),
-}
-# How the kernel says that no route leads there by that interface: none at all, an unreachable, prohibit or blackhole route
-# (linux net/ipv4/fib_semantics.c, fib_props), or no such device.
-_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.ENETDOWN})
+    from bindsock.model.network import Answers, Lookup
 
 
 class Reader:
     """Makes readings, over one channel."""
 
-    def __init__(self, channel: Channel, clock: Callable[[], float] = time.monotonic) -> None:
-        """
-        :param clock: monotonic seconds
-        """
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._tables = RoutingTables(channel, clock)
+        self._questions = Questions(channel)
         self._radios: dict[tuple[int, str, bytes], devices.Radio] = {}
-        self._last: Network | None = None
+        self._links: dict[int, links.Link] = {}
+        self._kinds: dict[int, tuple[InterfaceKind, bool]] = {}
+        self.rules = Rules()
+        """The policy rules of the last reading."""
+        self.last: Network | None = None
+        """The last reading."""
 
-    @property
-    def defaults(self) -> tuple[Route, ...]:
-        """The default routes of the last reading."""
-        return self._tables.defaults
-
-    def network(self, *, partial: bool = False, same_interfaces: bool = False) -> Network:
+    def network(self, *, same_interfaces: bool = False, same_rules: bool = False, same_defaults: bool = False) -> Network:
         """One reading.
 
-        :param partial: the specific routes of an earlier reading will do
         :param same_interfaces: nothing has been said of interfaces and addresses since the last reading
+        :param same_rules: nor of rules
+        :param same_defaults: nor of a route that can change a default
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
-        last = self._last if same_interfaces else None
-        interfaces = last.interfaces if last is not None else self._interfaces()
-        keeps = self._tables.keeps(partial)
-        # Tunnels are asked only where their default routes are not known from a dump.
-        matches = self._defaults(interfaces, tunnels=keeps)
-        reachable = frozenset(
-            (index, family) for (index, family) in matches if interfaces[index].kind is not InterfaceKind.TUNNEL
-        )
-        found = self._tables.kept(interfaces, matches.values(), partial) if keeps else self._tables.read(interfaces)
-        network = Network(interfaces, found, reachable)
-        if network != self._last:
-            self._last = network
-        return self._last
+        last = self.last
+        if last is None:
+            same_interfaces = same_rules = same_defaults = False
+        elif same_interfaces and same_rules and same_defaults:
+            return last
+        interfaces = last.interfaces if last is not None and same_interfaces else self._interfaces()
+        if not same_rules:
+            self.rules = read_rules(self._channel)
+        enslaved = frozenset(link.index for link in self._links.values() if link.master is not None)
+        defaults, unbound = self._questions.defaults(interfaces, enslaved, self.rules.sources)
+        interfaces = self._without_tunnels_ports(interfaces, {index for index, _ in defaults})
+        network = Network(interfaces, (), defaults, unbound, self.rules.tables)
+        if network != self.last:
+            self.last = network
+        assert self.last is not None
+        return self.last
 
     def without(self, down: frozenset[int]) -> Network:
         """A partial reading where nothing has been said since the last one but that these interfaces went down.
 
         What the others have, and what a socket bound to one of them finds, stays; what does not will be in the next reading.
         """
-        if self._last is None or not self._tables.keeps(partial=True):
-            return self.network(partial=True)
-        self._tables.take_down(down)
-        self._last = taken_down(self._last, down)
-        return self._last
+        if self.last is None:
+            return self.network()
+        self.last = taken_down(self.last, down)
+        return self.last
 
     def _interfaces(self) -> Mapping[int, Interface]:
-        found = [
-            link for payload in self._channel.dump(links.RTM_GETLINK, links.ALL_LINKS) if (link := links.parse_link(payload))
-        ]
+        found = {
+            link.index: link
+            for payload in self._channel.dump(links.RTM_GETLINK, links.ALL_LINKS)
+            if (link := links.parse_link(payload))
+        }
         addresses: dict[int, list[InterfaceAddress]] = {}
         for payload in self._channel.dump(links.RTM_GETADDR, links.ALL_ADDRESSES):
             if entry := links.parse_address(payload):
                 addresses.setdefault(entry[0], []).append(entry[1])
+        self._links, self._kinds = found, links.in_context(self._classified(found), found, addresses)
+        return {
+            link.index: self._interface(link, *self._kinds[link.index], tuple(addresses.get(link.index, ())))
+            for link in found.values()
+        }
+
+    def _classified(self, found: Mapping[int, links.Link]) -> dict[int, tuple[InterfaceKind, bool]]:
         radios: dict[tuple[int, str, bytes], devices.Radio] = {}
-        interfaces = {}
-        for link in found:
+        kinds = {}
+        for link in found.values():
             key = (link.index, link.name, link.address)
             known = self._radios.get(key)
             radios[key] = known if known is not None else devices.radio(link, self._channel.socket().fileno())
-            kind, last_resort = links.classify(link, wireless=radios[key].wireless, modem=radios[key].modem)
-            interfaces[link.index] = Interface(
-                name=link.name,
-                index=link.index,
-                kind=kind,
-                up=link.up,
-                running=link.running,
-                addresses=tuple(addresses.get(link.index, ())),
-                mtu=link.mtu,
-                # A tunnel that was made on top of one device (`ip link add type ipip ... dev eth0`) says so.
-                delegate=link.lower if kind is InterfaceKind.TUNNEL else None,
-                expensive=kind is InterfaceKind.CELLULAR,
-                last_resort=last_resort,
-            )
+            kinds[link.index] = links.classify(link, wireless=radios[key].wireless, modem=radios[key].modem)
         self._radios = radios
-        return interfaces
+        return kinds
 
-    def _defaults(
-        self, interfaces: Mapping[int, Interface], *, tunnels: bool
-    ) -> dict[tuple[int, socket.AddressFamily], tuple[Route, ...]]:
-        """The default route by each interface that could have one, as the kernel would choose it for a bound socket."""
-        matches = {}
-        for interface in interfaces.values():
-            if not (interface.up and interface.running) or interface.kind is InterfaceKind.LOOPBACK:
-                continue
-            if interface.kind is InterfaceKind.TUNNEL and not tunnels:
-                continue
-            for family in FAMILIES:
-                if interface.usable_addresses(family) and (found := self._default(interface.index, family)):
-                    matches[interface.index, family] = found
-        return matches
+    @staticmethod
+    def _interface(
+        link: links.Link, kind: InterfaceKind, last_resort: bool, addresses: tuple[InterfaceAddress, ...]
+    ) -> Interface:
+        return Interface(
+            name=link.name,
+            index=link.index,
+            kind=kind,
+            up=link.up,
+            running=link.running,
+            addresses=addresses,
+            mtu=link.mtu,
+            # A tunnel that was made on top of one device (`ip link add type ipip ... dev eth0`) says so.
+            delegate=link.lower if kind is InterfaceKind.TUNNEL else None,
+            expensive=kind is InterfaceKind.CELLULAR,
+            last_resort=last_resort,
+            dormant=link.dormant,
+            alternative_names=link.alternative_names,
+        )
 
-    def _default(self, index: int, family: socket.AddressFamily) -> tuple[Route, ...]:
-        for probe in _PROBES[family]:
-            match = self.match(index, probe)
-            if match is None:
-                return ()
-            if match.destination.prefixlen <= DEFAULT_LENGTH[family]:
-                hops = tuple(route for route in match.routes if route.interface == index)
-                # With a nexthop object alone (net.ipv4.nexthop_compat_mode=0) the answer names no interface.
-                return hops or match.by([routes.NextHop(index, None)])
-        return ()
+    def _without_tunnels_ports(self, interfaces: Mapping[int, Interface], with_default: set[int]) -> Mapping[int, Interface]:
+        """A bridge to which only tunnels belong is one itself if it has a default route; one to virtual machines has none."""
+        found = {
+            index
+            for index in with_default
+            if interfaces[index].kind is not InterfaceKind.TUNNEL
+            and links.all_ports_are_tunnels(self._links[index], self._links, self._kinds)
+        }
+        if not found:
+            return interfaces
+        return {
+            index: dataclasses.replace(i, kind=InterfaceKind.TUNNEL) if index in found else i for index, i in interfaces.items()
+        }
 
-    def match(self, index: int, destination: IPAddress) -> routes.ParsedRoute | None:
-        """The entry of the routing tables that a socket bound to the interface takes to the destination, or ``None``.
+    def answers(self, destination: IPAddress) -> Answers:
+        """What the kernel says about one destination.
 
-        :raises KernelError: the answer cannot be understood
-        :raises OSError: the question is refused for another reason than that there is no route
+        :raises KernelError: an answer cannot be understood
+        :raises OSError: a question is refused
         """
-        return self._ask_route(routes.query(destination, index))
+        network = self.last if self.last is not None else self.network()
+        return self._questions.answers(network, self.rules.sources, destination)
+
+    def behind_marks(self, interface: Interface, destination: IPAddress) -> Lookup | None:
+        """The route that a bound socket would have if it had one of the marks that policy rules ask for: what a VPN hides from
+        all but its own traffic."""
+        for mark in self.rules.marks:
+            answers = self._questions.answers(self.last or self.network(), (), destination, mark=mark)
+            found = answers.by_interface.get(interface.index)
+            if found is not None and found.usable:
+                return found
+        return None
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         """Whether a socket that is bound to the interface reaches the destination, as far as the routing tables can tell."""
         scope = getattr(destination, "scope_id", None)
         if scope is not None and scope not in (str(interface.index), interface.name):
             return False
-        return self._ask_route(_question(destination, interface.index)) is not None
-
-    def _ask_route(self, body: bytes) -> routes.ParsedRoute | None:
-        try:
-            answer = self._channel.ask(routes.RTM_GETROUTE, body)
-        except KernelError:
-            raise
-        except OSError as error:
-            if error.errno in _NO_ROUTE:
-                return None
-            raise
-        route = routes.parse_answer(answer.payload)
-        if route is None:
-            raise KernelError("rtnetlink answers a question for a route with something else")
-        return None if route.type in routes.DEAD_ENDS else route
+        (answer,) = self._questions.ask([_question(destination, interface.index)])
+        if not isinstance(answer, int):
+            return answer.type not in routes.DEAD_ENDS
+        default = self.last.defaults.get((interface.index, family_of(unmapped(destination)))) if self.last is not None else None
+        if not self.rules.sources and (default is None or default.needs_source is None):
+            return False
+        # A route for certain source addresses only, to which the socket is bound.
+        found = self.answers(destination).by_interface.get(interface.index)
+        return found is not None and found.usable
 
 
 @lru_cache(maxsize=1024)

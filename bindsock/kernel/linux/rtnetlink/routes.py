@@ -27,6 +27,8 @@ _RTNEXTHOP = struct.Struct("=HBBi")
 _NHMSG = struct.Struct("=BBBxI")
 _NEXTHOP_GRP = struct.Struct("=IBBH")
 _U16 = struct.Struct("=H")
+_PREFERENCES = {b"\1": 1, b"\3": -1}
+"""RFC 4191: 1 is high, 3 low, 0 medium."""
 
 RTN_UNICAST = 1
 RTN_LOCAL = 2
@@ -44,12 +46,16 @@ ROUTE_TYPES = frozenset(_KINDS)
 """The route types that say where a packet to another host goes; the others are local, broadcast, anycast and multicast."""
 
 _RTA_DST = 1
+_RTA_SRC = 2
 RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
+_RTA_PREFSRC = 7
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
+_RTA_MARK = 16
 _RTA_VIA = 18
+_RTA_PREF = 20
 _RTA_NH_ID = 30
 _NHA_ID = 1
 _NHA_GROUP = 2
@@ -84,33 +90,46 @@ class ParsedRoute(NamedTuple):
     """One for each next hop; none where the type leads nowhere, or no interface is known."""
     nexthop_id: int | None
     """The nexthop object."""
+    source: IPAddress | None = None
+    """RTA_PREFSRC: the source that the entry names, or that the kernel would choose."""
 
     def by(self, hops: Iterable[NextHop]) -> tuple[Route, ...]:
         """The routes by these next hops."""
         return _by(hops, self.destination, self.metric, self.table)
 
 
-def dump_request(family: int) -> bytes:
-    """The body of the dump of a family's routes, all tables."""
-    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+def dump_request(family: int, table: int | None = None) -> bytes:
+    """The body of the dump of a family's routes.
+
+    :param table: of all tables if ``None``
+    """
+    body = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    return body if table is None else body + netlink.attribute_u32(_RTA_TABLE, table)
 
 
-def query(destination: IPAddress, interface: int, *, fib_match: bool = True) -> bytes:
-    """The body of RTM_GETROUTE: which way to the destination, by that interface?
+def query(
+    destination: IPAddress, interface: int | None, *, fib_match: bool = True, source: IPAddress | None = None, mark: int = 0
+) -> bytes:
+    """The body of RTM_GETROUTE: which way to the destination?
 
+    :param interface: of a socket that is bound to it; ``None`` for one that is not
     :param fib_match: ask for the entry of the table that decides. Without it IPv4 says of any destination that no route
-        leads to that it is on the link (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu), which it is not
+        leads to that it is on the link (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu), which it is not; but it says
+        which of several next hops it takes, and which source address it would choose
+    :param source: the address that the socket is bound to
+    :param mark: the socket's mark
     """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    flags = 0
-    if fib_match:
-        # IPv6 always says which table, and refuses the flag that asks for it.
-        flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
-    return (
-        _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
-        + netlink.attribute(_RTA_DST, destination.packed)
-        + netlink.attribute_u32(RTA_OIF, interface)
-    )
+    # IPv6 always says which table, and refuses the flag that asks for it.
+    flags = (_RTM_F_FIB_MATCH if fib_match else 0) | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
+    bits = destination.max_prefixlen
+    body = _RTMSG.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
+    body += netlink.attribute(_RTA_DST, destination.packed)
+    if source is not None:
+        body += netlink.attribute(_RTA_SRC, source.packed)
+    if interface is not None:
+        body += netlink.attribute_u32(RTA_OIF, interface)
+    return body + netlink.attribute_u32(_RTA_MARK, mark) if mark else body
 
 
 def parse_route(payload: bytes) -> ParsedRoute | None:
@@ -152,13 +171,28 @@ def _parse(payload: bytes) -> ParsedRoute | None:
     elif _RTA_MULTIPATH in found:
         routes = _by(_multipath(family, found[_RTA_MULTIPATH]), destination, metric, table)
     elif RTA_OIF in found:
-        routes = (Route(destination, netlink.u32(found[RTA_OIF]), _gateway(family, found), metric, table),)
+        preference = _PREFERENCES.get(found.get(_RTA_PREF, b""), 0)
+        route = Route(destination, netlink.u32(found[RTA_OIF]), _gateway(family, found), metric, table, preference=preference)
+        routes = (route,)
     nexthop = netlink.u32(found[_RTA_NH_ID]) if _RTA_NH_ID in found else None
-    return ParsedRoute(kind, destination, table, metric, routes, nexthop)
+    source = parse_ip(family, found[_RTA_PREFSRC]) if _RTA_PREFSRC in found else None
+    return ParsedRoute(kind, destination, table, metric, routes, nexthop, source)
 
 
 def _by(hops: Iterable[NextHop], destination: IPNetwork, metric: int, table: int) -> tuple[Route, ...]:
     return tuple(Route(destination, hop.interface, hop.gateway, metric, table) for hop in hops if hop.interface is not None)
+
+
+def destination_of(payload: bytes) -> IPNetwork | None:
+    """The prefix that an RTM_NEWROUTE or RTM_DELROUTE is about; ``None`` if it is of another family.
+
+    :raises KernelError: the message is damaged
+    """
+    family, prefix_length, *_ = netlink.fixed(_RTMSG, payload)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    packed = netlink.attributes(payload, _RTMSG.size).get(_RTA_DST, b"") if prefix_length else b""
+    return _network(family, packed, prefix_length)
 
 
 def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:

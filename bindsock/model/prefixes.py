@@ -81,6 +81,11 @@ def is_default_in_disguise(prefixes: Iterable[IPNetwork], version: int) -> bool:
     return 2 * whole >= 1 << bits or 2 * inside >= high - low
 
 
+def specific_in(prefix: IPNetwork) -> str:
+    """The prefix as a person writes it: a host without its length."""
+    return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
+
+
 def is_private(prefix: IPNetwork) -> bool:
     """Whether the prefix lies within the addresses that organisations use inside: RFC 1918, 6598, 3927, 4193."""
     if isinstance(prefix, IPv4Network):
