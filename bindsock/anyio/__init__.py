@@ -8,17 +8,20 @@
 The functions have anyio's names, arguments and return types. What bindsock adds is keyword-only.
 """
 
-from bindsock.anyio._factory import (
-    TCPConnectable,
-    TransportFactory,
-    connect_tcp,
-    create_connected_udp_socket,
-    create_udp_socket,
-    install,
-    install_trio_socket_factory,
-)
-from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
-from bindsock.anyio._streams import BindsockAttribute
+from bindsock.extras import needs
+
+with needs("anyio"):
+    from bindsock.anyio._factory import (
+        TCPConnectable,
+        TransportFactory,
+        connect_tcp,
+        create_connected_udp_socket,
+        create_udp_socket,
+        install,
+        install_trio_socket_factory,
+    )
+    from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
+    from bindsock.anyio._streams import BindsockAttribute
 
 __all__ = [
     "BindsockAttribute",

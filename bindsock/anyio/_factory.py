@@ -20,6 +20,7 @@ from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
 from bindsock.anyio._streams import FollowedStream
 from bindsock.connector import guard_of
 from bindsock.default import running_factory, set_factory
+from bindsock.extras import needs
 from bindsock.factory import TransportFactory as AsyncioFactory
 from bindsock.factory import connector_of
 from bindsock.options import RECONNECT_TIMEOUT, ConnectOptions, check_better_path, check_interface, known_keywords_only
@@ -380,7 +381,8 @@ def install_trio_socket_factory(factory: TransportFactory | None = None) -> None
 
     :param factory: how to choose; by default as everywhere. The module-level functions use it from now on, too.
     """
-    import trio
+    with needs("trio"):
+        import trio
 
     from bindsock.anyio._trio_network import running_network
     from bindsock.anyio._trio_sockets import BoundSocketFactory

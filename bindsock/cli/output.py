@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-NEEDS_RICH = "for colour and a live display: pip install 'bindsock[cli]'"
+NEEDS_RICH = 'for colour and a live display: pip install "bindsock[cli]"'
 
 
 def terminal(file: TextIO) -> Console | None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import aiohttp.abc
-
 from bindsock.default import running_factory
+from bindsock.extras import needs
 from bindsock.factory import connector_of
 from bindsock.model.network import FAMILIES
+
+with needs("aiohttp"):
+    import aiohttp
+    import aiohttp.abc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

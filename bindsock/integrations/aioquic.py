@@ -12,13 +12,15 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from aioquic.asyncio.protocol import QuicConnectionProtocol
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
-
 from bindsock.default import running_factory
 from bindsock.dial.resolving import address_of
+from bindsock.extras import needs
 from bindsock.factory import connector_of
+
+with needs("aioquic"):
+    from aioquic.asyncio.protocol import QuicConnectionProtocol
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.connection import QuicConnection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

@@ -17,11 +17,14 @@ import ssl
 import typing
 from typing import Any
 
-import anyio
-import httpcore
-import httpx
-from anyio.abc import ByteStream, SocketAttribute
-from anyio.streams.tls import TLSAttribute, TLSStream
+from bindsock.extras import needs
+
+with needs("httpx"):
+    import anyio
+    import httpcore
+    import httpx
+    from anyio.abc import ByteStream, SocketAttribute
+    from anyio.streams.tls import TLSAttribute, TLSStream
 
 from bindsock.anyio import BindsockAttribute, TransportFactory, connect_tcp
 

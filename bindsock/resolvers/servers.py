@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bindsock.dial.binding import bind_or_close
 from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.extras import needs
 from bindsock.model.network import family_of
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
@@ -35,11 +36,12 @@ class ServerLookup:
     :param servers: their addresses, or (address, port); asked in this order
     :param timeout: seconds for each server to answer
     :param rounds: how often each is asked
-    :raises ImportError: dnspython is not installed (``pip install bindsock[dns]``)
+    :raises ImportError: dnspython is not installed
     """
 
     def __init__(self, servers: Sequence[str | tuple[str, int]], *, timeout: float = 2.0, rounds: int = 2) -> None:
-        import dns.message  # noqa: F401, early: a missing library is found here and not at the first name
+        with needs("dns"):
+            import dns.message  # noqa: F401, early: a missing library is found here and not at the first name
 
         self._servers = [(ip_address(s), _PORT) if isinstance(s, str) else (ip_address(s[0]), s[1]) for s in servers]
         self._timeout = timeout
