@@ -117,6 +117,16 @@ class Proxy:
         bound_host, bound_port = server.sockets[0].getsockname()[:2]
         return bound_host, bound_port
 
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve clients on a socket that listens already. The proxy closes it.
+
+        :raises ValueError: its address is not loopback and there are no credentials
+        """
+        host = sock.getsockname()[0]
+        if not ip_address(host).is_loopback and self._credentials is None:
+            raise ValueError(f"{host} can be reached by others: a proxy there needs credentials")
+        self._servers.append(await asyncio.start_server(self._accept, sock=sock, limit=_CHUNK))
+
     async def aclose(self) -> None:
         """End all connections and stop listening."""
         for server in self._servers:

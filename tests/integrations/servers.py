@@ -65,10 +65,10 @@ class Servers:
         authority.configure_trust(self.context)
         certificate = authority.issue_cert(self.host, lab.server.ipv6, NAME)
         self.authority_pem = authority.cert_pem.bytes()
-        self._chain_file = Path(self._directory.name) / "chain.pem"
-        self._key_file = Path(self._directory.name) / "key.pem"
-        self._chain_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
-        self._key_file.write_bytes(certificate.private_key_pem.bytes())
+        self.chain_file = Path(self._directory.name) / "chain.pem"
+        self.key_file = Path(self._directory.name) / "key.pem"
+        self.chain_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+        self.key_file.write_bytes(certificate.private_key_pem.bytes())
         self._server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         certificate.configure_cert(self._server_context)
         self._redis_subscribers: set[asyncio.StreamWriter] = set()
@@ -270,7 +270,7 @@ class Servers:
                 writer.write_eof()
 
         configuration = QuicConfiguration(is_client=False, alpn_protocols=["lab"], max_data=1 << 24, max_stream_data=1 << 24)
-        configuration.load_cert_chain(self._chain_file, self._key_file)
+        configuration.load_cert_chain(self.chain_file, self.key_file)
         server = await serve_quic(self.host, QUIC, configuration=configuration, create_protocol=Protocol)
         yield
         server.close()
