@@ -45,6 +45,16 @@ def set_factory(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> N
     _factories[loop] = factory
 
 
+def find_running() -> tuple[asyncio.AbstractEventLoop, TransportFactory] | None:
+    """An event loop that runs in this process, and its factory, for threads that have none. Can be called from any thread."""
+    for reference in _factories.keyrefs():
+        loop = reference()
+        factory = _factories.get(loop) if loop is not None else None
+        if loop is not None and factory is not None and loop.is_running():
+            return loop, factory
+    return None
+
+
 def _by_running_factory(method: Callable[Concatenate[TransportFactory, A], R]) -> Callable[A, R]:
     """A function that calls the method of the running loop's factory: same keywords, same docstring."""
 

@@ -6,10 +6,10 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 
 import bindsock.integrations.grpc
@@ -110,6 +110,13 @@ async def local() -> None:
     await server.stop(0)
 
 
+PROGRAMS: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+    "calls": calls,
+    "refused": refused,
+    "forgetful": forgetful,
+    "follow": follow,
+    "local": local,
+}
+
 if __name__ == "__main__":
-    programs = {"calls": calls, "refused": refused, "forgetful": forgetful, "follow": follow, "local": local}
-    asyncio.run(programs[sys.argv[1]](*sys.argv[2:]))
+    asyncio.run(PROGRAMS[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,369 @@
+"""Blocking sockets that leave by the effective interface, for threads and programs without an event loop.
+
+.. code-block:: python
+
+    with bindsock.blocking.create_connection(("example.com", 443), timeout=10) as sock:
+        ...
+
+A socket is decided for, bound, connected and checked as the asyncio functions do it, from a reading of the network that is made
+for that connection. Nothing watches the network for a thread. But where an event loop with a factory of bindsock's runs in the
+process (:class:`bindsock.EventLoop`, or any loop on which bindsock's functions have been called), that loop follows the
+connection and ends it when its path is gone: whoever waits on it in another thread is woken with an error. (A socket that
+:mod:`ssl` has wrapped takes any reset for an end of file before Python 3.13, python/cpython#115627.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import select
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bindsock import kernel as kernels
+from bindsock.default import find_running
+from bindsock.dial.binding import bind_or_close
+from bindsock.dial.resolving import address_of
+from bindsock.errors import BindFailed, EgressMismatch
+from bindsock.model.decision import Basis, path_of
+from bindsock.model.network import InterfaceKind, unmapped
+from bindsock.netmon.no_interface import no_effective_interface
+from bindsock.routing.effective import Decider, Preferences
+from bindsock.stream.descriptors import follow_descriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bindsock.dial.resolving import AddrInfo
+    from bindsock.errors import InterfaceChanged
+    from bindsock.kernel import EventSource, Kernel
+    from bindsock.model.decision import Decision
+    from bindsock.model.network import IPAddress, Network
+    from bindsock.stream.guard import BetterPath
+
+_BIND_FAILURES = (errno.ENODEV, errno.ENXIO, errno.ENETUNREACH)
+"""What connect() says when the bound interface is gone (linux net/core/sock.c)."""
+_DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
+
+
+def create_connection(
+    address: tuple[str, int],
+    timeout: float | None = _DEFAULT_TIMEOUT,
+    source_address: tuple[str, int] | None = None,
+    *,
+    all_errors: bool = False,
+    interface: str | None = None,
+    preferences: Preferences | None = None,
+    better_path: BetterPath = "auto",
+    dead_after: float | None = None,
+    kernel: Kernel | None = None,
+) -> BlockingSocket:
+    """:func:`socket.create_connection`, over the effective interface, bypassing VPN tunnels.
+
+    :param address: host and port
+    :param timeout: seconds for each attempt, and for the socket's calls afterwards; ``socket.getdefaulttimeout()`` unless given
+    :param source_address: a local address and port; the address must be the interface's
+    :param all_errors: raise an ``ExceptionGroup`` of all attempts' errors instead of the last one's
+    :param interface: the name of the one interface to use, whatever detection says
+    :param preferences: how to choose among interfaces
+    :param better_path: what the loop that follows the connection does when it works and another interface is better
+    :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
+    :param kernel: what to ask; the running system's unless given
+    :raises NoEffectiveInterface: no address of the host has an interface that may be used
+    :raises NoRoute: no route leaves by the interface
+    :raises BindFailed: the system refused to bind, or the local address is another interface's
+    :raises EgressMismatch: the system chose a tunnel's address all the same
+    :raises OSError: the name or the connection failed
+    """
+    connector = Connector(interface, preferences, better_path, dead_after, kernel)
+    return connector.create_connection(address, timeout, source_address, all_errors=all_errors)
+
+
+class BlockingSocket(socket.socket):
+    """A socket whose calls raise :class:`InterfaceChanged` once it has been ended because its path is gone."""
+
+    error: InterfaceChanged | None = None
+    """Why it was ended, once it has been."""
+    _unfollow: Callable[[], object] | None = None
+
+    def recv(self, *args: Any) -> bytes:
+        with self._explained():
+            data = super().recv(*args)
+        return data or self._unless_ended(data)
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        with self._explained():
+            count = super().recv_into(*args, **options)
+        return count or self._unless_ended(count)
+
+    def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
+        with self._explained():
+            received = super().recvfrom(*args)
+        return received if received[0] else self._unless_ended(received)
+
+    def send(self, *args: Any) -> int:
+        with self._explained():
+            return super().send(*args)
+
+    def sendall(self, *args: Any) -> None:
+        with self._explained():
+            super().sendall(*args)
+
+    def detach(self) -> int:
+        """Give the descriptor away, open; whoever has it is followed on."""
+        self._unfollow = None
+        return super().detach()
+
+    def close(self) -> None:
+        super().close()
+        if self.fileno() == -1 and self._unfollow is not None:
+            unfollow, self._unfollow = self._unfollow, None
+            unfollow()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._raise_ended(error)
+            raise
+
+    def _unless_ended(self, nothing: Any) -> Any:
+        """An end of file that is none."""
+        self._raise_ended(None)
+        return nothing
+
+    def _raise_ended(self, cause: OSError | None) -> None:
+        if self.error is not None:
+            raise self.error from cause
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """How blocking sockets are connected: what :func:`create_connection` is told each time, kept for many connections.
+
+    Can be used from any thread.
+
+    :param interface: the name of the one interface to use, whatever detection says
+    :param preferences: how to choose among interfaces
+    :param better_path: what the loop that follows a connection does when it works and another interface is better
+    :param dead_after: seconds of silence from the peer after which a connection counts as dead; never unless given
+    :param kernel: what to ask, from one thread only; the running system's, from any, unless given
+    """
+
+    interface: str | None = None
+    preferences: Preferences | None = None
+    better_path: BetterPath = "auto"
+    dead_after: float | None = None
+    kernel: Kernel | None = None
+
+    def __post_init__(self) -> None:
+        if self.dead_after is not None and not self.dead_after > 0:
+            raise ValueError(f"dead_after must be a positive number of seconds, not {self.dead_after!r}")
+        if self.better_path not in ("auto", "keep", "abort"):
+            raise ValueError(f'better_path is "auto", "keep" or "abort", not {self.better_path!r}')
+
+    def create_connection(
+        self,
+        address: tuple[str, int],
+        timeout: float | None = _DEFAULT_TIMEOUT,
+        source_address: tuple[str, int] | None = None,
+        *,
+        all_errors: bool = False,
+    ) -> BlockingSocket:
+        """See :func:`create_connection`."""
+        host, port = address
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        errors: list[OSError] = []
+        with self._asking() as kernel:
+            network, decisions = self._decisions(kernel, host, infos, _seconds(timeout))
+            for (family, kind, proto, _, sockaddr), decision in decisions:
+                sock = BlockingSocket(family, kind, proto)
+                try:
+                    if timeout is not _DEFAULT_TIMEOUT:
+                        sock.settimeout(timeout)
+                    self._bind(kernel, sock, decision, address_of(sockaddr))
+                    if source_address is not None:
+                        _check_source(source_address[0], decision)
+                        sock.bind(source_address)
+                    self._connect(socket.socket.connect, sock, sockaddr, decision, network)
+                except OSError as error:
+                    sock.close()
+                    errors.append(error)
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    return sock
+        if all_errors:
+            raise ExceptionGroup("create_connection failed", errors)
+        raise errors[-1]
+
+    def connect(
+        self,
+        sock: socket.socket,
+        address: Any,
+        connect: Callable[[socket.socket, Any], object] = socket.socket.connect,
+    ) -> None:
+        """Bind a fresh stream or datagram socket to the interface for the address, connect it, and let a running loop follow it.
+
+        It is closed if it could not be bound, or has a tunnel's address afterwards.
+
+        :param sock: a socket that is neither bound nor connected
+        :param address: where it connects to; the host is numeric
+        :param connect: what connects it
+        :raises ValueError: the host is a name
+        :raises OSError: as :func:`create_connection` raises it
+        """
+        destination = address_of(address)
+        info: AddrInfo = (sock.family, sock.type, sock.proto, "", address)
+        with self._asking() as kernel:
+            try:
+                network, ((_, decision),) = self._decisions(kernel, str(destination), [info], sock.gettimeout())
+            except BaseException:
+                sock.close()
+                raise
+            self._bind(kernel, sock, decision, destination)
+            self._connect(connect, sock, address, decision, network)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Kernel]:
+        kernel = self.kernel if self.kernel is not None else kernels.current()
+        try:
+            yield kernel
+        finally:
+            kernel.close()
+
+    def _decisions(
+        self, kernel: Kernel, host: str, infos: Sequence[AddrInfo], timeout: float | None
+    ) -> tuple[Network, list[tuple[AddrInfo, Decision]]]:
+        """The decision for each address that may be used, and the reading it rests on."""
+        preferences = self.preferences if self.preferences is not None else Preferences()
+        policy = preferences.on_no_interface
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        # The events are open before the reading, so that no change falls between them.
+        sources = list(kernel.events()) if policy == "wait" else []
+        try:
+            while True:
+                decider = Decider(kernel.network(), preferences, interface=self.interface)
+                decisions = [(info, decider.decide(unmapped(address_of(info[4])))) for info in infos]
+                usable = [(i, d) for i, d in decisions if d.interface is not None or d.unbound or policy == "unbound"]
+                if usable:
+                    return decider.network, usable
+                error = no_effective_interface(host, tuple(d for _, d in decisions), kernel, decider.network)
+                if policy == "error":
+                    raise error
+                if not _wait_for_events(sources, deadline):
+                    raise TimeoutError(errno.ETIMEDOUT, f"timed out waiting for an interface: {error}") from error
+        finally:
+            for source in sources:
+                source.close()
+
+    def _bind(self, kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress) -> None:
+        try:
+            if self.dead_after is not None and sock.type == socket.SOCK_STREAM:
+                kernel.set_user_timeout(sock, self.dead_after)
+        except BaseException:
+            sock.close()
+            raise
+        bind_or_close(kernel, sock, decision, unmapped(destination))
+
+    def _connect(
+        self,
+        connect: Callable[[socket.socket, Any], object],
+        sock: socket.socket,
+        address: Any,
+        decision: Decision,
+        network: Network,
+    ) -> None:
+        try:
+            connect(sock, address)
+        except (BlockingIOError, InterruptedError):
+            # A non-blocking socket has its local address already, and is followed like any other.
+            self._connected(sock, address, decision, network)
+            raise
+        except OSError as error:
+            if decision.interface is None or error.errno not in _BIND_FAILURES:
+                raise
+            raise BindFailed(
+                f"cannot connect to {address[0]} port {address[1]}",
+                errno=error.errno,
+                interface=decision.interface.name,
+                call="connect",
+            ) from None
+        self._connected(sock, address, decision, network)
+
+    def _connected(self, sock: socket.socket, address: Any, decision: Decision, network: Network) -> None:
+        path = path_of(decision)
+        if path is None or decision.interface is None:
+            return
+        try:
+            local = unmapped(address_of(sock.getsockname()))
+        except OSError as error:
+            _fail(sock, BindFailed("the connection ended as soon as it was made", errno=error.errno, call="getsockname"))
+        owner = network.owner_of(local)
+        foreign = owner is not None and owner.kind is InterfaceKind.TUNNEL and not decision.interface.has(local)
+        if foreign and decision.basis is not Basis.PINNED:
+            message = f"the socket for {address[0]} is bound to {decision.interface}, but has the address {local} of {owner}"
+            _fail(sock, EgressMismatch(message, interface=decision.interface.name, call="getsockname"))
+        running = find_running() if sock.type == socket.SOCK_STREAM else None
+        if running is None:
+            return
+        loop, factory = running
+        unfollow = follow_descriptor(
+            loop,
+            lambda: factory.watcher,
+            sock,
+            unmapped(address_of(address)),
+            path,
+            better_path=self.better_path,
+            interface=self.interface,
+        )
+        if isinstance(sock, BlockingSocket):
+            sock._unfollow = unfollow
+
+
+def _fail(sock: socket.socket, error: OSError) -> NoReturn:
+    sock.close()
+    raise error
+
+
+def _seconds(timeout: float | None) -> float | None:
+    return socket.getdefaulttimeout() if timeout is _DEFAULT_TIMEOUT else timeout
+
+
+def _check_source(host: str, decision: Decision) -> None:
+    """An address of another interface would leave by this one with answers going to that."""
+    interface = decision.interface
+    if not host or interface is None:
+        return
+    address = ipaddress.ip_address(host)
+    if not address.is_unspecified and not interface.has(unmapped(address)):
+        raise BindFailed(
+            f"the local address {host} does not belong to {interface.name}, the effective interface for {decision.target}",
+            errno=errno.EADDRNOTAVAIL,
+            interface=interface.name,
+            call="bind",
+        )
+
+
+def _wait_for_events(sources: Sequence[EventSource], deadline: float | None) -> bool:
+    """Wait until the kernel announces something that can matter.
+
+    :param deadline: monotonic seconds
+    :return: whether it did
+    """
+    poll = select.poll()
+    by_descriptor = {source.fileno(): source for source in sources}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    while True:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return False
+        ready = poll.poll(None if left is None else left * 1000)
+        if any(by_descriptor[descriptor].drain() for descriptor, _ in ready):
+            return True

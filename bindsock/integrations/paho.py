@@ -1,0 +1,69 @@
+"""paho's MQTT client, whose connection leaves by the effective interface.
+
+.. code-block:: python
+
+    client = bindsock.integrations.paho.Client(paho.mqtt.client.CallbackAPIVersion.VERSION2)
+    client.connect("broker.example.com")
+    client.loop_start()
+
+Where an event loop of bindsock's runs in the process, the connection is ended when its path is gone, and paho's own loop
+reconnects.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from bindsock.blocking import Connector
+from bindsock.extras import needs
+
+with needs("paho"):
+    import paho.mqtt.client
+
+if TYPE_CHECKING:
+    from bindsock.routing.effective import Preferences
+    from bindsock.stream.guard import BetterPath
+
+
+class Client(paho.mqtt.client.Client):
+    """paho's client, over the effective interface.
+
+    :param args: as :class:`paho.mqtt.client.Client` has them
+    :param interface: the name of the one interface to use, whatever detection says
+    :param preferences: how to choose among interfaces
+    :param better_path: what the loop that follows the connection does when it works and another interface is better
+    :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
+    :param options: as :class:`paho.mqtt.client.Client` has them
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        interface: str | None = None,
+        preferences: Preferences | None = None,
+        better_path: BetterPath = "auto",
+        dead_after: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        bind_client(self, Connector(interface, preferences, better_path, dead_after))
+
+
+def bind_client(client: paho.mqtt.client.Client, connector: Connector | None = None) -> None:
+    """Let a client that somebody else made connect over the effective interface from now on.
+
+    :param client: one that is not connected
+    :param connector: how to connect; by the effective interface unless given
+    """
+    connect = connector if connector is not None else Connector()
+
+    def create_socket_connection() -> socket.socket:
+        if client._get_proxy():
+            raise ValueError("the client's proxy would be connected to by PySocks, which cannot be bound to an interface")
+        return connect.create_connection(
+            (client._host, client._port), client._connect_timeout, (client._bind_address, client._bind_port)
+        )
+
+    # paho has no public hook; this is the one method that opens its TCP socket, beneath TLS and WebSockets.
+    client._create_socket_connection = create_socket_connection  # type: ignore[method-assign]

@@ -1,0 +1,280 @@
+"""Streams that another thread uses: ended when their path is gone, by the event loop that follows the network.
+
+The other thread may close its socket at any moment, and the system may give the descriptor's number to another file. So nothing
+is kept open and nothing is trusted: to act on the connection its descriptor is duplicated, which pins whatever it is, and the
+addresses of the duplicate tell whether that is still the connection. TLS changes nothing about that: ``SSLContext.wrap_socket``
+takes the descriptor over and keeps its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING
+
+from bindsock.dial.resolving import address_of
+from bindsock.errors import InterfaceChanged
+from bindsock.model.change import Cause
+from bindsock.model.network import unmapped
+from bindsock.stream import viability
+from bindsock.stream.viability import Countdown, Viability, assess, leaves, location_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from bindsock.dial.resolving import SockAddr
+    from bindsock.model.decision import Path
+    from bindsock.model.network import Interface, IPAddress
+    from bindsock.netmon.watcher import Watcher
+    from bindsock.routing.effective import Decider
+    from bindsock.stream.viability import Assessment, BetterPath, Location
+
+logger = logging.getLogger("bindsock")
+
+_STILL_THERE = 60.0
+"""Seconds between two looks at whether the connection is still there, for those whose end nobody tells."""
+
+
+def follow_descriptor(
+    loop: asyncio.AbstractEventLoop,
+    watcher: Callable[[], Watcher],
+    sock: socket.socket,
+    target: IPAddress,
+    path: Path,
+    *,
+    better_path: BetterPath = "auto",
+    interface: str | None = None,
+) -> Callable[[], None]:
+    """Let a loop end a connection when it can no longer work and another interface can. Can be called from any thread.
+
+    The error is put into the socket's attribute ``error``, if it has one.
+
+    :param loop: the event loop that follows it
+    :param watcher: gives the loop's watcher; called on the loop
+    :param sock: a stream socket that has its local address
+    :param target: the peer's address
+    :param path: the path on which it was dialled
+    :param better_path: what to do when it works but the effective interface is another one
+    :param interface: the name of the interface to which the connection is pinned
+    :return: stops following; can be called from any thread
+    :raises OSError: the socket is closed
+    """
+    guard = DescriptorGuard(loop, watcher, sock, target, path, better_path, interface)
+    guard.call(guard.start)
+    return lambda: guard.call(guard.close)
+
+
+class DescriptorGuard:
+    """Follows one connection by its descriptor. All but :meth:`call` runs on the loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        watcher: Callable[[], Watcher],
+        sock: socket.socket,
+        target: IPAddress,
+        path: Path,
+        better_path: BetterPath,
+        pin: str | None,
+    ) -> None:
+        self._loop = weakref.ref(loop)
+        self._make_watcher = watcher
+        self._watcher: Watcher | None = None
+        self._sock = weakref.ref(sock)
+        self._descriptor = sock.fileno()
+        self._local = sock.getsockname()
+        self._peer = _peer_of(sock)
+        self._target = target
+        self._path = path
+        self._place: Location | None = None
+        self._better_path: BetterPath = better_path
+        self._pin = pin
+        self._patience: asyncio.TimerHandle | None = None
+        self._stalled_for_long = False
+        self._sampling: asyncio.TimerHandle | None = None
+        self._countdown: Countdown | None = None
+        self._checking: asyncio.TimerHandle | None = None
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a method on the loop, if that still runs. Can be called from any thread."""
+        loop = self._loop()
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has been closed: nothing follows any more
+                loop.call_soon_threadsafe(function)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        try:
+            self._watcher = watcher = self._make_watcher()
+            watcher.follow(self)
+            local = unmapped(address_of(self._local))
+            self._place = location_of(watcher.decider(fresh=False).network, self._path.interface, self._path.index, local)
+            # What happened between the dial and now raises no further event.
+            self.network_changed(watcher.decider(), Cause.STARTED)
+        except OSError as error:
+            logger.warning("the connection to %s is not followed: %s", self._target, error)
+            self.close()
+        else:
+            self._check()
+
+    def close(self) -> None:
+        """Stop following. The connection stays as it is."""
+        if self._watcher is not None:
+            self._watcher.unfollow(self)
+        self._stop_counting()
+        self._stop_waiting()
+        if self._checking is not None:
+            self._checking.cancel()
+            self._checking = None
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
+        if self._place is None:
+            return  # start() looks afterwards
+        found = self._assess(self._place, decider)
+        if found.viability is Viability.STALLED and not self._stalled_for_long:
+            self._stop_counting()
+            if self._patience is None:
+                self._patience = self._call_later(viability.STALL_GRACE, self._out_of_patience)
+            return
+        self._stop_waiting()
+        if found.viability is not Viability.WORKS:
+            self._stop_counting()
+            if found.usable:
+                self._end(found)
+            return
+        self._stalled_for_long = False
+        if found.better is None or not leaves(self._better_path, decider.network, self._place, found.better, decider.preferences):
+            self._stop_counting()
+        elif self._better_path == "abort":
+            self._end(found)
+        elif self._countdown is None:
+            self._sample(first=True)
+
+    def _assess(self, place: Location, decider: Decider) -> Assessment:
+        assert self._watcher is not None
+        decider, kernel = decider.with_pin(self._pin), self._watcher.kernel
+
+        def routed(interface: Interface) -> bool:
+            return kernel.has_route(interface, self._target)
+
+        return assess(decider.network, place, decider.decide(self._target), routed)
+
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        self._stalled_for_long = True
+        self._look()
+
+    def _look(self) -> None:
+        if self._watcher is not None and self._watcher.follows(self):
+            self.network_changed(self._watcher.decider(), Cause.EVENTS)
+
+    def _sample(self, *, first: bool = False) -> None:
+        """Look whether data moves over a connection that is to leave a path once it is idle."""
+        self._sampling = None
+        watcher = self._watcher
+        if watcher is None or self._place is None or not watcher.follows(self):
+            return
+        with self._borrowed() as sock:
+            activity = watcher.kernel.activity(sock) if sock is not None else None
+        if sock is None:
+            self.close()
+        elif first or self._countdown is None:
+            self._countdown = Countdown(watcher.clock(), activity)
+            self._sampling = self._call_later(viability.SAMPLE, self._sample)
+        elif self._countdown.due(watcher.clock(), activity):
+            self._end(self._assess(self._place, watcher.decider()))
+        else:
+            self._sampling = self._call_later(viability.SAMPLE, self._sample)
+
+    def _check(self) -> None:
+        """Let go of a connection that has been closed without a word."""
+        self._checking = None
+        with self._borrowed() as sock:
+            pass
+        if sock is None:
+            self.close()
+        elif self._watcher is not None and self._watcher.follows(self):
+            self._checking = self._call_later(_STILL_THERE, self._check)
+
+    def _end(self, found: Assessment) -> None:
+        watcher = self._watcher
+        assert watcher is not None
+        self.close()
+        successor = found.target.name if found.target is not None else None
+        connection = f"the connection to {self._target} over {self._path.interface}"
+        error = InterfaceChanged(
+            f"{connection} was ended: {found.reason}", interface=self._path.interface, new_interface=successor
+        )
+        with self._borrowed() as sock:
+            if sock is None:
+                return
+            user = self._sock()
+            if user is not None and hasattr(user, "error"):
+                user.error = error
+            watcher.statistics.ended += 1
+            logger.info("%s is ended: %s", connection, found.reason)
+            try:
+                watcher.kernel.abort(sock)
+            except OSError as failure:
+                if failure.errno != errno.EBUSY:
+                    logger.info("a socket could not be aborted: %s", failure)
+                    return
+                # Linux 6.4 to 6.6 refuse to disconnect a socket on which a thread waits (net/ipv4/tcp.c, tcp_disconnect).
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def _borrowed(self) -> Iterator[socket.socket | None]:
+        """The connection while the block lasts; ``None`` if it has been closed."""
+        try:
+            descriptor = os.dup(self._descriptor)
+        except OSError:
+            yield None
+            return
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)  # the number is that of a file now
+            yield None
+            return
+        with sock:
+            yield sock if self._is_the_one(sock) else None
+
+    def _is_the_one(self, sock: socket.socket) -> bool:
+        try:
+            local, peer = sock.getsockname(), _peer_of(sock)
+        except OSError:
+            return False
+        # While it connects it has no peer yet, and none any more once it has been reset.
+        return bool(local == self._local) and (peer is None or self._peer is None or peer == self._peer)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _stop_counting(self) -> None:
+        self._countdown = None
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
+
+    def _call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle | None:
+        loop = self._loop()
+        return loop.call_later(seconds, callback) if loop is not None and not loop.is_closed() else None
+
+
+def _peer_of(sock: socket.socket) -> SockAddr | None:
+    try:
+        peer: SockAddr = sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return None
+    return peer
