@@ -66,11 +66,15 @@ def follow_descriptor(
     """
     guard = DescriptorGuard(loop, watcher, sock, target, path, better_path, interface)
     guard.call(guard.start)
-    return lambda: guard.call(guard.close)
+    return guard.release
 
 
 class DescriptorGuard:
-    """Follows one connection by its descriptor. All but :meth:`call` runs on the loop."""
+    """Follows one connection by its descriptor. All but :meth:`call` and :meth:`release` runs on the loop.
+
+    Beginning to follow takes no system call where the watcher runs already: with other busy threads each would let go of the
+    interpreter's lock, and a loop that needs it back a dozen times for every connection would fall behind.
+    """
 
     def __init__(
         self,
@@ -99,6 +103,12 @@ class DescriptorGuard:
         self._sampling: asyncio.TimerHandle | None = None
         self._countdown: Countdown | None = None
         self._checking: asyncio.TimerHandle | None = None
+        self._released = False
+
+    def release(self) -> None:
+        """The connection is over. Can be called from any thread."""
+        self._released = True
+        self.call(self.close)
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a method on the loop, if that still runs. Can be called from any thread."""
@@ -109,18 +119,22 @@ class DescriptorGuard:
 
     def start(self) -> None:
         """Begin to follow."""
+        if self._released:
+            return
         try:
             self._watcher = watcher = self._make_watcher()
             watcher.follow(self)
             local = unmapped(address_of(self._local))
-            self._place = location_of(watcher.decider(fresh=False).network, self._path.interface, self._path.index, local)
-            # What happened between the dial and now raises no further event.
-            self.network_changed(watcher.decider(), Cause.STARTED)
+            decider = watcher.decider(fresh=False)
+            self._place = location_of(decider.network, self._path.interface, self._path.index, local)
+            # What was read between the dial and now raises no further event.
+            self.network_changed(decider, Cause.STARTED)
         except OSError as error:
             logger.warning("the connection to %s is not followed: %s", self._target, error)
             self.close()
-        else:
-            self._check()
+            return
+        if watcher.follows(self):
+            self._checking = self._call_later(_STILL_THERE, self._check)
 
     def close(self) -> None:
         """Stop following. The connection stays as it is."""
