@@ -54,6 +54,7 @@ class Servers:
         self.quic_connections = 0
         self.dns_names: dict[str, str] = {f"{NAME}.": self.host}
         self.dns_ttl = 60
+        self.datagrams_ignored = 0
         self.dns_queries: list[tuple[str, str]] = []
         self.context = ssl.create_default_context()
         self._seen = threading.Condition()
@@ -313,7 +314,9 @@ class Servers:
                 self.transport = transport
 
             def datagram_received(self, data: bytes, addr: Any) -> None:
-                if not servers.dns_silent:
+                if servers.dns_silent:
+                    servers.datagrams_ignored += 1
+                else:
                     self.transport.sendto(answer(data, addr[0], datagram=True), addr)
 
         async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

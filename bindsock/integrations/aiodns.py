@@ -1,0 +1,267 @@
+"""aiodns, whose questions leave by the effective interface. It is a resolver for aiohttp as well.
+
+.. code-block:: python
+
+    async with bindsock.integrations.aiodns.DNSResolver(nameservers=["192.0.2.53"]) as resolver:
+        await resolver.query_dns("example.com", "A")
+
+    aiohttp.TCPConnector(resolver=bindsock.integrations.aiodns.DNSResolver())
+
+c-ares binds its sockets to ``local_dev``, and goes on without a word where that fails: a question then leaves unbound
+(c-ares src/lib/ares_conn.c, ares_conn_set_sockopts). Therefore its sockets also get the local address that the system gave a
+socket which was bound before. A ``local_ip`` that is not there any more is an error, and it goes with the device. On a change of
+path the channel is ended, and what was asked is asked again on a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from bindsock.default import running_factory
+from bindsock.errors import NoEffectiveInterface
+from bindsock.extras import needs
+from bindsock.model.network import family_of
+from bindsock.netmon.no_interface import until_changed
+
+with needs("aiodns"):
+    import aiodns
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+
+    import pycares
+
+    from bindsock.factory import TransportFactory
+    from bindsock.model.change import Cause
+    from bindsock.model.decision import Path
+    from bindsock.model.network import IPAddress
+    from bindsock.routing.effective import Decider
+
+T = TypeVar("T")
+
+_ATTEMPTS = 6
+"""How often a question is asked whose path goes away meanwhile."""
+_SERVER = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+)(?::\d+)?|(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """How the sockets for one name server are bound."""
+
+    device: str
+    address: str
+
+
+class _Channel:
+    """A c-ares channel on one path."""
+
+    def __init__(self, resolver: aiodns.DNSResolver, servers: tuple[IPAddress, ...], paths: tuple[Path | None, ...]) -> None:
+        self.resolver = resolver
+        self.servers = servers
+        self.paths = paths
+        self.ended = False
+
+    def end(self) -> None:
+        self.ended = True
+        self.resolver.cancel()
+
+
+class DNSResolver:
+    """:class:`aiodns.DNSResolver`, over the effective interface, bypassing VPN tunnels.
+
+    Name servers on this machine are asked unbound, and ask by whatever way they want.
+
+    :param nameservers: addresses of name servers, with a port or without; the system's unless given
+    :param factory: chooses the interface; the running event loop's own unless given
+    :param options: as :class:`aiodns.DNSResolver` has them, but for ``loop``, ``local_dev`` and ``local_ip``
+    :raises RuntimeError: no event loop is running
+    :raises TypeError: an option is one that bindsock sets itself
+    """
+
+    def __init__(
+        self, nameservers: Sequence[str] | None = None, *, factory: TransportFactory | None = None, **options: Any
+    ) -> None:
+        for name in ("loop", "local_dev", "local_ip", "sock_state_cb"):
+            if name in options:
+                raise TypeError(f"bindsock sets {name} itself")
+        self._factory = factory if factory is not None else running_factory()
+        self._watcher = self._factory.watcher
+        self._nameservers = tuple(nameservers) if nameservers else None
+        self._options = options
+        self._channel: _Channel | None = None
+        self._closed = False
+        aiodns.DNSResolver(**options)  # what it does not understand is found here
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def nameservers(self) -> Sequence[str]:
+        """The name servers that are asked; the system's are those of now."""
+        return self._nameservers if self._nameservers is not None else _system_servers()
+
+    async def query_dns(self, host: str, qtype: str, qclass: str | None = None) -> pycares.DNSResult:
+        """See :meth:`aiodns.DNSResolver.query_dns`.
+
+        :raises NoEffectiveInterface: no interface may be used for the name servers
+        :raises NoRoute: no route to the name servers leaves by the interface
+        :raises ValueError: the name servers leave by different interfaces
+        :raises aiodns.error.DNSError: the question failed
+        """
+        return await self._ask(lambda resolver: resolver.query_dns(host, qtype, qclass))
+
+    async def query(self, host: str, qtype: str, qclass: str | None = None) -> Any:
+        """See :meth:`aiodns.DNSResolver.query`, which is deprecated. It raises what :meth:`query_dns` raises."""
+        ask: Callable[[Any], Awaitable[Any]] = lambda resolver: resolver.query(host, qtype, qclass)  # noqa: E731
+        return await self._ask(ask)
+
+    async def getaddrinfo(
+        self,
+        host: str,
+        family: socket.AddressFamily = socket.AF_UNSPEC,
+        port: int | None = None,
+        proto: int = 0,
+        type: int = 0,
+        flags: int = 0,
+    ) -> pycares.AddrInfoResult:
+        """See :meth:`aiodns.DNSResolver.getaddrinfo`. It raises what :meth:`query_dns` raises."""
+        return await self._ask(lambda resolver: resolver.getaddrinfo(host, family, port, proto, type, flags))
+
+    async def getnameinfo(self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int = 0) -> pycares.NameInfoResult:
+        """See :meth:`aiodns.DNSResolver.getnameinfo`. It raises what :meth:`query_dns` raises."""
+        return await self._ask(lambda resolver: resolver.getnameinfo(sockaddr, flags))
+
+    async def gethostbyaddr(self, name: str) -> pycares.HostResult:
+        """See :meth:`aiodns.DNSResolver.gethostbyaddr`. It raises what :meth:`query_dns` raises."""
+        return await self._ask(lambda resolver: resolver.gethostbyaddr(name))
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[dict[str, Any]]:
+        """The addresses of a host as aiohttp wants them, as ``aiohttp.AsyncResolver`` does it.
+
+        :raises OSError: there is none
+        """
+        try:
+            found = await self.getaddrinfo(host, family, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        except aiodns.error.DNSError as error:
+            raise OSError(None, error.args[1] if len(error.args) > 1 else "DNS lookup failed") from error
+        if not found.nodes:
+            raise OSError(None, "DNS lookup failed")
+        return [
+            {
+                "hostname": host,
+                "host": _address_text(node.addr),
+                "port": node.addr[1],
+                "family": node.family,
+                "proto": 0,
+                "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            }
+            for node in found.nodes
+        ]
+
+    def cancel(self) -> None:
+        """Let what is being asked fail."""
+        if self._channel is not None:
+            self._channel.resolver.cancel()
+
+    async def close(self) -> None:
+        """Let what is being asked fail, and ask nothing more."""
+        self._closed = True
+        self._watcher.unfollow(self)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.resolver.close()
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        """End the channel if its name servers are asked by another path now."""
+        channel = self._channel
+        if channel is not None and tuple(decider.path(server) for server in channel.servers) != channel.paths:
+            self._channel = None
+            channel.end()
+
+    async def _ask(self, ask: Callable[[aiodns.DNSResolver], Awaitable[T]]) -> T:
+        for attempt in range(_ATTEMPTS):
+            channel = await self._current()
+            try:
+                return await ask(channel.resolver)
+            except aiodns.error.DNSError:
+                if not channel.ended or self._closed or attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _current(self) -> _Channel:
+        """The channel on the path of now."""
+        if self._closed:
+            raise RuntimeError("the resolver is closed")
+        self._watcher.follow(self)
+        self._watcher.refresh()  # which may end the channel
+        while self._channel is None:
+            try:
+                self._channel = self._open()
+            except NoEffectiveInterface:
+                if self._factory.preferences.on_no_interface != "wait":
+                    raise
+                await until_changed(self._watcher)
+        return self._channel
+
+    def _open(self) -> _Channel:
+        names = self.nameservers
+        servers = tuple(_server_address(name) for name in names)
+        decider = self._watcher.decider()
+        paths = tuple(decider.path(server) for server in servers)
+        bindings: dict[str, _Binding | None] = {}
+        refused: NoEffectiveInterface | None = None
+        for name, server in zip(names, servers, strict=True):
+            try:
+                bindings[name] = self._binding(server)
+            except NoEffectiveInterface as error:
+                refused = error
+        if refused is not None and not bindings:
+            raise refused
+        if len({binding.device if binding is not None else None for binding in bindings.values()}) > 1:
+            ways = ", ".join(f"{name} by {b.device if b is not None else 'no interface'}" for name, b in bindings.items())
+            raise ValueError(f"the name servers leave by different interfaces, make a resolver for each: {ways}")
+        bound = [binding for binding in bindings.values() if binding is not None]
+        options: dict[str, Any] = {"local_dev": bound[0].device, "local_ip": bound[0].address} if bound else {}
+        resolver = aiodns.DNSResolver(tuple(bindings), **options, **self._options)
+        for binding in bound[1:]:
+            # c-ares keeps one address for each family; aiodns takes only one.
+            resolver._channel.set_local_ip(binding.address)  # type: ignore[no-untyped-call]
+        return _Channel(resolver, servers, paths)
+
+    def _binding(self, server: IPAddress) -> _Binding | None:
+        """How a socket for the server is to be bound, found out with one that sends nothing; ``None`` for unbound."""
+        with socket.socket(family_of(server), socket.SOCK_DGRAM) as probe:
+            decision = self._factory.bind(probe, server)
+            if decision.interface is None:
+                return None
+            probe.connect((str(server), 53))
+            return _Binding(decision.interface.name, probe.getsockname()[0])
+
+
+def _system_servers() -> tuple[str, ...]:
+    return tuple(aiodns.DNSResolver(loop=asyncio.get_running_loop()).nameservers)
+
+
+def _server_address(name: str) -> IPAddress:
+    """The address of a name server that is written with or without a port."""
+    match = _SERVER.fullmatch(name)
+    if match is None:
+        raise ValueError(f"not a name server's address: {name!r}")
+    return ip_address(next(group for group in match.groups() if group))
+
+
+def _address_text(address: tuple[Any, ...]) -> str:
+    host = address[0].decode() if isinstance(address[0], bytes) else str(address[0])
+    scope = address[3] if len(address) > 3 else 0
+    return f"{host}%{scope}" if scope else host
