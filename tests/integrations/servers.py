@@ -25,9 +25,13 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from bindsock.testing.lab import Lab
+from tests.integrations import protocols
 
 HTTP, HTTPS, WEBSOCKET, SECURE_WEBSOCKET, SSH, REDIS, QUIC, DNS, SINK, START_TLS = (
     8080, 8443, 8765, 8766, 8022, 6379, 4433, 53, 9999, 9998,
+)  # fmt: skip
+SMTP, SMTP_TLS, IMAP, MQTT, MQTT_TLS, POSTGRESQL, MYSQL, NATS, MONGODB, KAFKA, SOCKS = (
+    2525, 4650, 1143, 1883, 8883, 5432, 3306, 4222, 27017, 9092, 1080,
 )  # fmt: skip
 NAME = "server.lab.test"
 
@@ -66,6 +70,8 @@ class Servers:
         authority.configure_trust(self.context)
         certificate = authority.issue_cert(self.host, lab.server.ipv6, NAME)
         self.authority_pem = authority.cert_pem.bytes()
+        self.authority_file = Path(self._directory.name) / "authority.pem"
+        self.authority_file.write_bytes(self.authority_pem)
         self.chain_file = Path(self._directory.name) / "chain.pem"
         self.key_file = Path(self._directory.name) / "key.pem"
         self.chain_file.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
@@ -73,6 +79,7 @@ class Servers:
         self._server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         certificate.configure_cert(self._server_context)
         self._redis_subscribers: set[asyncio.StreamWriter] = set()
+        self._talking: set[asyncio.StreamWriter] = set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -131,7 +138,7 @@ class Servers:
     async def _serve(self) -> None:
         self._ended = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            for server in (self._http, self._websocket, self._ssh, self._streams, self._quic, self._dns):
+            for server in (self._http, self._websocket, self._ssh, self._streams, self._protocols, self._quic, self._dns):
                 await stack.enter_async_context(server())
             self._ready.set_result(asyncio.get_running_loop())
             await self._ended.wait()
@@ -151,7 +158,14 @@ class Servers:
             await self._ended.wait()
             return aiohttp.web.Response(status=503)
 
+        async def telegram(request: aiohttp.web.Request) -> aiohttp.web.Response:
+            assert request.remote is not None
+            self.seen("telegram", request.remote)
+            robot = {"id": 1, "is_bot": True, "first_name": "lab", "username": "lab"}
+            return aiohttp.web.json_response({"ok": True, "result": robot if request.path.endswith("getMe") else []})
+
         application = aiohttp.web.Application(client_max_size=1 << 24)
+        application.router.add_post("/bot{token}/{method}", telegram)
         application.router.add_route("*", "/", answer)
         application.router.add_route("*", "/slow", slow)
         application.router.add_get("/download/{size}", download)
@@ -160,8 +174,13 @@ class Servers:
         await aiohttp.web.TCPSite(runner, self.host, HTTP).start()
         await aiohttp.web.TCPSite(runner, self.host, HTTPS, ssl_context=self._server_context).start()
         yield
+        assert runner.server is not None
+        transports = [connection.transport for connection in runner.server.connections]
         await runner.shutdown()
         await runner.cleanup()
+        for transport in transports:  # TLS waits for the goodbye of one whose uplink went away
+            if transport is not None:
+                transport.abort()
 
     @contextlib.asynccontextmanager
     async def _websocket(self) -> AsyncIterator[None]:
@@ -222,6 +241,42 @@ class Servers:
         for server in servers:
             server.close()
         for writer in self._redis_subscribers:  # one whose uplink went away never hears of the end
+            writer.transport.abort()
+
+    @contextlib.asynccontextmanager
+    async def _protocols(self) -> AsyncIterator[None]:
+        def serving(name: str, talk: protocols.Talk) -> protocols.Talk:
+            async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                self.seen(name, writer.get_extra_info("peername")[0])
+                self._talking.add(writer)
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    await talk(reader, writer)
+                    await writer.drain()
+                self._talking.discard(writer)
+                writer.close()
+
+            return serve
+
+        servers = [
+            await asyncio.start_server(serving(name, talk), self.host, port, ssl=self._server_context if tls else None)
+            for name, talk, port, tls in (
+                ("smtp", protocols.smtp, SMTP, False),
+                ("smtp", protocols.smtp, SMTP_TLS, True),
+                ("imap", protocols.imap, IMAP, False),
+                ("mqtt", protocols.mqtt, MQTT, False),
+                ("mqtt", protocols.mqtt, MQTT_TLS, True),
+                ("postgresql", protocols.postgresql, POSTGRESQL, False),
+                ("mysql", protocols.mysql, MYSQL, False),
+                ("nats", protocols.nats, NATS, False),
+                ("mongodb", protocols.mongodb, MONGODB, False),
+                ("kafka", protocols.kafka, KAFKA, False),
+                ("socks", protocols.socks, SOCKS, False),
+            )
+        ]
+        yield
+        for server in servers:
+            server.close()
+        for writer in self._talking:  # one whose uplink went away never hears of the end
             writer.transport.abort()
 
     async def _redis(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
