@@ -78,7 +78,7 @@ def create_connection(
     :raises EgressMismatch: the system chose a tunnel's address all the same
     :raises OSError: the name or the connection failed
     """
-    connector = Connector(interface, preferences, better_path, dead_after, kernel)
+    connector = BlockingConnector(interface, preferences, better_path, dead_after, kernel)
     return connector.create_connection(address, timeout, source_address, all_errors=all_errors)
 
 
@@ -142,7 +142,7 @@ class BlockingSocket(socket.socket):
 
 
 @dataclass(frozen=True, slots=True)
-class Connector:
+class BlockingConnector:
     """How blocking sockets are connected: what :func:`create_connection` is told each time, kept for many connections.
 
     Can be used from any thread.

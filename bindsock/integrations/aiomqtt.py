@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bindsock.blocking import Connector
+from bindsock.blocking import BlockingConnector
 from bindsock.default import running_factory
 from bindsock.extras import needs
 from bindsock.integrations.paho import bind_client
@@ -48,4 +48,4 @@ class Client(aiomqtt.Client):
     ) -> None:
         super().__init__(*args, **options)
         running_factory()  # so that the running loop is one that follows
-        bind_client(self._client, Connector(interface, preferences, better_path, dead_after))
+        bind_client(self._client, BlockingConnector(interface, preferences, better_path, dead_after))

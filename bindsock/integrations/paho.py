@@ -15,7 +15,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from bindsock.blocking import Connector
+from bindsock.blocking import BlockingConnector
 from bindsock.extras import needs
 
 with needs("paho"):
@@ -47,16 +47,16 @@ class Client(paho.mqtt.client.Client):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        bind_client(self, Connector(interface, preferences, better_path, dead_after))
+        bind_client(self, BlockingConnector(interface, preferences, better_path, dead_after))
 
 
-def bind_client(client: paho.mqtt.client.Client, connector: Connector | None = None) -> None:
+def bind_client(client: paho.mqtt.client.Client, connector: BlockingConnector | None = None) -> None:
     """Let a client that somebody else made connect over the effective interface from now on.
 
     :param client: one that is not connected
     :param connector: how to connect; by the effective interface unless given
     """
-    connect = connector if connector is not None else Connector()
+    connect = connector if connector is not None else BlockingConnector()
 
     def create_socket_connection() -> socket.socket:
         if client._get_proxy():

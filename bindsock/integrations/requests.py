@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bindsock.blocking import Connector
+from bindsock.blocking import BlockingConnector
 from bindsock.extras import needs
 
 with needs("requests"):
@@ -49,7 +49,7 @@ class HTTPAdapter(requests.adapters.HTTPAdapter):
         dead_after: float | None = None,
         **options: Any,
     ) -> None:
-        self._connector = Connector(interface, preferences, better_path, dead_after)
+        self._connector = BlockingConnector(interface, preferences, better_path, dead_after)
         super().__init__(**options)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:

@@ -12,7 +12,7 @@ import http.client
 import smtplib
 from typing import TYPE_CHECKING, Any
 
-from bindsock.blocking import Connector
+from bindsock.blocking import BlockingConnector
 
 if TYPE_CHECKING:
     import socket
@@ -24,9 +24,9 @@ class HTTPConnection(http.client.HTTPConnection):
     :param connector: how to connect; by the effective interface unless given
     """
 
-    def __init__(self, *args: Any, connector: Connector | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, connector: BlockingConnector | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        connect = connector if connector is not None else Connector()
+        connect = connector if connector is not None else BlockingConnector()
         # The attribute is not documented, and there is nothing else (Lib/http/client.py, HTTPConnection.connect).
         self._create_connection = connect.create_connection
 
@@ -41,8 +41,8 @@ class SMTP(smtplib.SMTP):
     :param connector: how to connect; by the effective interface unless given
     """
 
-    def __init__(self, *args: Any, connector: Connector | None = None, **options: Any) -> None:
-        self._connector = connector if connector is not None else Connector()
+    def __init__(self, *args: Any, connector: BlockingConnector | None = None, **options: Any) -> None:
+        self._connector = connector if connector is not None else BlockingConnector()
         super().__init__(*args, **options)
 
     def _get_socket(self, host: str, port: int, timeout: float | None) -> socket.socket:

@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bindsock.blocking import Connector
+from bindsock.blocking import BlockingConnector
 from bindsock.extras import needs
 
 with needs("urllib3"):
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class HTTPConnection(urllib3.connection.HTTPConnection):
     """urllib3's connection, over the effective interface."""
 
-    connector: ClassVar[Connector] = Connector()
+    connector: ClassVar[BlockingConnector] = BlockingConnector()
 
     def _new_conn(self) -> socket.socket:
         # urllib3 has no public hook; this is the method that its own SOCKSConnection overrides.
@@ -71,7 +71,7 @@ class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = HTTPSConnection
 
 
-def pool_classes(connector: Connector) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+def pool_classes(connector: BlockingConnector) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """The classes of pools whose connections are made in a certain way, for ``PoolManager.pool_classes_by_scheme``."""
     http = type("HTTPConnection", (HTTPConnection,), {"connector": connector})
     https = type("HTTPSConnection", (HTTPSConnection,), {"connector": connector})
@@ -103,4 +103,4 @@ class PoolManager(urllib3.PoolManager):
         **options: Any,
     ) -> None:
         super().__init__(num_pools, headers, **options)
-        self.pool_classes_by_scheme = pool_classes(Connector(interface, preferences, better_path, dead_after))
+        self.pool_classes_by_scheme = pool_classes(BlockingConnector(interface, preferences, better_path, dead_after))

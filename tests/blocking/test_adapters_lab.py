@@ -21,7 +21,7 @@ import bindsock.integrations.paho
 import bindsock.integrations.requests
 import bindsock.integrations.stdlib
 import bindsock.integrations.urllib3
-from bindsock.blocking import Connector
+from bindsock.blocking import BlockingConnector
 from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
 from tests.integrations.conftest import servers
@@ -139,7 +139,7 @@ def test_the_standard_librarys_clients_leave_beneath_the_vpn(lab: Lab, servers: 
         with bindsock.integrations.stdlib.SMTP(servers.host, ports.SMTP, timeout=PATIENCE) as mail:
             assert mail.noop()[0] == 250
         with bindsock.integrations.stdlib.SMTP(
-            servers.host, ports.SMTP, timeout=PATIENCE, connector=Connector(interface="eth0")
+            servers.host, ports.SMTP, timeout=PATIENCE, connector=BlockingConnector(interface="eth0")
         ) as mail:
             assert mail.noop()[0] == 250
         with bindsock.integrations.stdlib.SMTP_SSL(

@@ -17,7 +17,7 @@ import uvloop
 
 import bindsock
 import bindsock.blocking
-from bindsock.blocking import BlockingSocket, Connector, create_connection
+from bindsock.blocking import BlockingConnector, BlockingSocket, create_connection
 from bindsock.stream import descriptors
 from bindsock.testing.lab import Lab
 from tests.integrations.test_http_lab import bring_up
@@ -138,13 +138,13 @@ def test_a_connection_waits_for_an_interface_where_the_preferences_say_so(lab: L
 def test_a_socket_of_somebody_elses_is_bound_and_connected(lab: Lab) -> None:
     address = (lab.server.ipv4, lab.server.tcp_port)
     with nothing_through_the_tunnel(lab), socket.socket() as sock:
-        Connector().connect(sock, address)
+        BlockingConnector().connect(sock, address)
         assert source(sock) == lab.address("wifi0")
     lab.down("wifi0")
     lab.down("eth0")
     sock = socket.socket()
     with nothing_through_the_tunnel(lab), pytest.raises(bindsock.NoEffectiveInterface):
-        Connector().connect(sock, address)
+        BlockingConnector().connect(sock, address)
     assert sock.fileno() == -1
 
 

@@ -1,4 +1,4 @@
-"""One short exchange by each library, as its users write it, without a word about bindsock.
+"""One short exchange by each library, as its users write it, without a word about bindsock; and then with bindsock's integration.
 
 Each returns nothing: what counts is the source address that the server saw.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import socket
 import ssl
 import urllib.request
@@ -16,23 +17,58 @@ from typing import Any
 
 import aiodns
 import aiohttp
+import aiohttp_socks
+import aioimaplib  # type: ignore[import-untyped]
 import aiomqtt
+import aiomysql  # type: ignore[import-untyped]
 import aioquic.asyncio.client
+import aiosmtplib
 import anyio
+import asyncpg  # type: ignore[import-untyped]
 import asyncssh
 import dns.asyncquery
 import dns.message
 import grpc.aio  # type: ignore[import-untyped]
 import httpcore
 import httpx
+import motor.motor_asyncio
+import nats
+import paramiko
+import psycopg
+import pymongo
+import python_socks.async_.asyncio
 import redis.asyncio
+import requests
+import telegram
 import websockets.asyncio.client
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 from aioquic.quic.configuration import QuicConfiguration
+from paho.mqtt.enums import CallbackAPIVersion
 
+import bindsock.blocking
+import bindsock.integrations.aiodns
+import bindsock.integrations.aiomqtt
+import bindsock.integrations.grpc
+import bindsock.integrations.paho
+import bindsock.integrations.requests
+import bindsock.integrations.stdlib
+import bindsock.integrations.urllib3
 from tests.integrations import servers as ports
 from tests.integrations.servers import NAME, Servers
 
 _PATIENCE = 15.0
+
+
+class By(enum.Enum):
+    """Who makes the socket."""
+
+    LOOP = enum.auto()
+    """The event loop: it rides along on one that binds."""
+    ITSELF = enum.auto()
+    """The library, without asking the event loop."""
+    INTEGRATION = enum.auto()
+    """bindsock's integration, whatever the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +79,21 @@ class Probe:
     server: str
     """Whose list of sources tells."""
     run: Callable[[Servers], Awaitable[None]]
+    by: By
+    alone: bool
+    """Whether it needs a process of its own: threads that outlive a loop stay in the network namespace of their birth."""
 
 
 PROBES: list[Probe] = []
 
 
-def probe(name: str, server: str) -> Callable[[Callable[[Servers], Awaitable[None]]], Callable[[Servers], Awaitable[None]]]:
+def probe(
+    name: str, server: str, by: By = By.LOOP, *, alone: bool = False
+) -> Callable[[Callable[[Servers], Awaitable[None]]], Callable[[Servers], Awaitable[None]]]:
     """Add a row."""
 
     def add(run: Callable[[Servers], Awaitable[None]]) -> Callable[[Servers], Awaitable[None]]:
-        PROBES.append(Probe(name, server, run))
+        PROBES.append(Probe(name, server, run, by, alone))
         return run
 
     return add
@@ -89,7 +130,7 @@ async def start_tls(servers: Servers) -> None:
     await _say_goodbye(writer)
 
 
-@probe("`loop.create_connection` (asyncpg, aiomysql, nats-py, aiosmtplib)", "sink")
+@probe("`loop.create_connection`", "sink")
 async def create_connection(servers: Servers) -> None:
     lost = asyncio.get_running_loop().create_future()
 
@@ -261,33 +302,131 @@ async def dnspython_tcp(servers: Servers) -> None:
     await dns.asyncquery.tcp(dns.message.make_query(NAME, "A"), servers.host, timeout=_PATIENCE)
 
 
-@probe("aiodns (c-ares; its own `local_dev=` binds)", "dns")
+@probe("asyncpg", "postgresql")
+async def asyncpg_connect(servers: Servers) -> None:
+    connection = await asyncpg.connect(host=servers.host, port=ports.POSTGRESQL, user="guest", database="lab", ssl=False)
+    await connection.close()
+
+
+@probe("aiomysql", "mysql")
+async def aiomysql_connect(servers: Servers) -> None:
+    connection = await aiomysql.connect(host=servers.host, port=ports.MYSQL, user="guest", password="guest")
+    await connection.ensure_closed()
+
+
+@probe("pymongo, `AsyncMongoClient`", "mongodb")
+async def pymongo_ping(servers: Servers) -> None:
+    made: pymongo.AsyncMongoClient[Any] = pymongo.AsyncMongoClient(servers.host, ports.MONGODB, serverSelectionTimeoutMS=15000)
+    async with made as client:
+        await client.admin.command("ping")
+
+
+@probe("nats-py", "nats")
+async def nats_connect(servers: Servers) -> None:
+    client = await nats.connect(f"nats://{servers.host}:{ports.NATS}", allow_reconnect=False)
+    await client.close()
+
+
+@probe("aiokafka", "kafka")
+async def aiokafka_bootstrap(servers: Servers) -> None:
+    client = AIOKafkaClient(bootstrap_servers=f"{servers.host}:{ports.KAFKA}")
+    with contextlib.suppress(KafkaConnectionError):  # the broker's last word is none
+        await client.bootstrap()
+    await client.close()
+
+
+@probe("aiosmtplib", "smtp")
+async def aiosmtplib_noop(servers: Servers) -> None:
+    async with aiosmtplib.SMTP(hostname=servers.host, port=ports.SMTP, start_tls=False) as client:
+        assert (await client.noop()).code == 250
+
+
+@probe("aioimaplib", "imap")
+async def aioimaplib_hello(servers: Servers) -> None:
+    client = aioimaplib.IMAP4(servers.host, ports.IMAP)
+    await client.wait_hello_from_server()
+    await client.logout()
+
+
+@probe("python-telegram-bot, long polling", "telegram")
+async def telegram_poll(servers: Servers) -> None:
+    async with telegram.Bot("1:token", base_url=f"http://{servers.host}:{ports.HTTP}/bot") as robot:
+        assert await robot.get_updates(timeout=1) == ()
+
+
+@probe("python-socks", "socks")
+async def python_socks_connect(servers: Servers) -> None:
+    proxy = python_socks.async_.asyncio.Proxy.from_url(f"socks5://{servers.host}:{ports.SOCKS}")
+    sock = await proxy.connect("example.com", 80)
+    sock.close()
+
+
+@probe("aiohttp-socks", "socks")
+async def aiohttp_socks_get(servers: Servers) -> None:
+    connector = aiohttp_socks.ProxyConnector.from_url(f"socks5://{servers.host}:{ports.SOCKS}")
+    async with aiohttp.ClientSession(connector=connector) as session, session.get("http://192.0.2.1/") as response:
+        assert response.status == 200
+
+
+@probe("aiodns (c-ares)", "dns", By.ITSELF)
 async def c_ares(servers: Servers) -> None:
     async with aiodns.DNSResolver(nameservers=[servers.host], timeout=_PATIENCE) as resolver:
         await resolver.query_dns(NAME, "A")
 
 
-@probe("aiomqtt, paho (blocking sockets)", "sink")
+@probe("aiomqtt, paho (blocking sockets)", "mqtt", By.ITSELF)
 async def mqtt(servers: Servers) -> None:
-    async def connect() -> None:
-        async with aiomqtt.Client(servers.host, ports.SINK, timeout=_PATIENCE):
-            raise AssertionError("the server is none of MQTT's")
-
-    connecting = asyncio.create_task(connect())  # which would wait for a greeting
-    await asyncio.to_thread(servers.wait_for, "sink")
-    connecting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await connecting
+    async with aiomqtt.Client(servers.host, ports.MQTT):
+        pass
 
 
-@probe("grpc.aio (an event engine of its own)", "sink")
+@probe("grpc.aio (an event engine of its own)", "sink", By.ITSELF, alone=True)
 async def grpc_aio(servers: Servers) -> None:
     async with grpc.aio.insecure_channel(f"{servers.host}:{ports.SINK}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await channel.unary_unary("/lab.Service/Method")(b"", timeout=_PATIENCE)
+        await _call(channel)
 
 
-@probe("blocking sockets in threads (urllib, requests)", "http")
+async def _call(channel: grpc.aio.Channel) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):  # the server is none of gRPC's
+        await channel.unary_unary("/lab.Service/Method")(b"", timeout=_PATIENCE)
+
+
+@probe("psycopg, async (libpq)", "postgresql", By.ITSELF)
+async def psycopg_connect(servers: Servers) -> None:
+    async with await psycopg.AsyncConnection.connect(
+        host=servers.host,
+        port=ports.POSTGRESQL,
+        user="guest",
+        dbname="lab",
+        sslmode="disable",
+        gssencmode="disable",
+        autocommit=True,
+    ):
+        pass
+
+
+@probe("motor (threads)", "mongodb", By.ITSELF, alone=True)
+async def motor_ping(servers: Servers) -> None:
+    client: Any = motor.motor_asyncio.AsyncIOMotorClient(servers.host, ports.MONGODB, serverSelectionTimeoutMS=15000)
+    await client.admin.command("ping")
+    client.close()
+
+
+@probe("paramiko (blocking sockets)", "ssh", By.ITSELF)
+async def paramiko_whence(servers: Servers) -> None:
+    await asyncio.to_thread(_whence, (servers.host, ports.SSH))
+
+
+def _whence(where: Any) -> None:
+    with paramiko.Transport(where) as transport:
+        transport.start_client(timeout=_PATIENCE)
+        transport.auth_none("guest")
+        channel = transport.open_session(timeout=_PATIENCE)
+        channel.exec_command("whence")
+        assert channel.recv_exit_status() == 0
+
+
+@probe("blocking sockets in threads (urllib, requests)", "http", By.ITSELF)
 async def threads(servers: Servers) -> None:
     def get() -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -295,3 +434,80 @@ async def threads(servers: Servers) -> None:
             assert response.status == 200
 
     await asyncio.to_thread(get)
+
+
+@probe("grpc.aio: `bindsock.integrations.grpc.insecure_channel`", "sink", By.INTEGRATION, alone=True)
+async def led_grpc(servers: Servers) -> None:
+    async with bindsock.integrations.grpc.insecure_channel(f"{servers.host}:{ports.SINK}") as channel:
+        await _call(channel)
+
+
+@probe("aiodns: `bindsock.integrations.aiodns.DNSResolver`", "dns", By.INTEGRATION)
+async def bound_c_ares(servers: Servers) -> None:
+    async with bindsock.integrations.aiodns.DNSResolver([servers.host], timeout=_PATIENCE) as resolver:
+        await resolver.query_dns(NAME, "A")
+
+
+@probe("aiomqtt: `bindsock.integrations.aiomqtt.Client`", "mqtt", By.INTEGRATION)
+async def bound_aiomqtt(servers: Servers) -> None:
+    async with bindsock.integrations.aiomqtt.Client(servers.host, ports.MQTT):
+        pass
+
+
+@probe("paho: `bindsock.integrations.paho.Client`", "mqtt", By.INTEGRATION)
+async def bound_paho(servers: Servers) -> None:
+    def connect() -> None:
+        client = bindsock.integrations.paho.Client(CallbackAPIVersion.VERSION2)
+        client.connect(servers.host, ports.MQTT)
+        client.loop()
+        client.disconnect()
+
+    await asyncio.to_thread(connect)
+
+
+@probe("requests: `bindsock.integrations.requests.HTTPAdapter`", "http", By.INTEGRATION)
+async def bound_requests(servers: Servers) -> None:
+    def get() -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            session.mount("http://", bindsock.integrations.requests.HTTPAdapter())
+            assert session.get(f"http://{servers.host}:{ports.HTTP}/", timeout=_PATIENCE).status_code == 200
+
+    await asyncio.to_thread(get)
+
+
+@probe("urllib3: `bindsock.integrations.urllib3.PoolManager`", "http", By.INTEGRATION)
+async def bound_urllib3(servers: Servers) -> None:
+    def get() -> None:
+        with bindsock.integrations.urllib3.PoolManager() as pool:
+            assert pool.request("GET", f"http://{servers.host}:{ports.HTTP}/", timeout=_PATIENCE).status == 200
+
+    await asyncio.to_thread(get)
+
+
+@probe("`http.client`: `bindsock.integrations.stdlib.HTTPConnection`", "http", By.INTEGRATION)
+async def bound_http_client(servers: Servers) -> None:
+    def get() -> None:
+        connection = bindsock.integrations.stdlib.HTTPConnection(servers.host, ports.HTTP, timeout=_PATIENCE)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+
+    await asyncio.to_thread(get)
+
+
+@probe("`smtplib`: `bindsock.integrations.stdlib.SMTP`", "smtp", By.INTEGRATION)
+async def bound_smtplib(servers: Servers) -> None:
+    def greet() -> None:
+        with bindsock.integrations.stdlib.SMTP(servers.host, ports.SMTP, timeout=_PATIENCE) as client:
+            assert client.noop()[0] == 250
+
+    await asyncio.to_thread(greet)
+
+
+@probe("paramiko: `paramiko.Transport(bindsock.blocking.create_connection(...))`", "ssh", By.INTEGRATION)
+async def bound_paramiko(servers: Servers) -> None:
+    def whence() -> None:
+        _whence(bindsock.blocking.create_connection((servers.host, ports.SSH), _PATIENCE))
+
+    await asyncio.to_thread(whence)

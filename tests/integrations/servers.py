@@ -198,7 +198,12 @@ class Servers:
 
     @contextlib.asynccontextmanager
     async def _ssh(self) -> AsyncIterator[None]:
+        connections: set[asyncssh.SSHServerConnection] = set()
+
         class Guest(asyncssh.SSHServer):
+            def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+                connections.add(conn)
+
             def begin_auth(self, username: str) -> bool:
                 return False
 
@@ -215,6 +220,8 @@ class Servers:
         )
         yield
         server.close()
+        for connection in connections:
+            connection.abort()
 
     @contextlib.asynccontextmanager
     async def _streams(self) -> AsyncIterator[None]:
