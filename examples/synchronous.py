@@ -1,39 +1,23 @@
 """Blocking sockets in threads, here http.client's, that leave beneath the VPN.
 
-Use it where a library has no event loop but lets you make its socket: http.client, requests by an adapter, paho, a database.
-bindsock.bind() binds once, before connect(), and follows nothing: when the interface goes, make a new socket.
+Use bindsock.blocking where a library has no event loop but takes a socket; http.client, smtplib, requests, urllib3 and paho have
+integrations of their own. Without an event loop in the process nothing follows the connections: when the interface goes, connect
+again.
 """
 
 import argparse
 import http.client
-import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import bindsock
+import bindsock.blocking
 
 TIMEOUT = 20.0
 
 
-def connect(host: str, port: int) -> socket.socket:
-    """As socket.create_connection(), beneath the tunnels."""
-    errors: list[OSError] = []
-    for family, kind, proto, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, proto)
-        sock.settimeout(TIMEOUT)
-        try:
-            bindsock.bind(sock, str(address[0]))
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            errors.append(error)
-        else:
-            return sock
-    raise errors[0]
-
-
 def get(host: str, port: int, path: str) -> str:
     connection = http.client.HTTPConnection(host, port)
-    connection.sock = connect(host, port)
+    connection.sock = bindsock.blocking.create_connection((host, port), TIMEOUT)
     name = bindsock.interface_of(connection.sock)
     try:
         connection.request("GET", path)

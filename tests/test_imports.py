@@ -11,7 +11,10 @@ import pytest
 
 import bindsock
 
-OPTIONAL = ("aiohttp", "aioquic", "anyio", "dns", "httpcore", "httpx", "rich", "trio", "uvloop", "pytest")
+OPTIONAL = (
+    "aiodns", "aiohttp", "aiomqtt", "aioquic", "anyio", "dns", "grpc", "httpcore", "httpx", "paho", "pycares", "pytest",
+    "requests", "rich", "trio", "urllib3", "uvloop",
+)  # fmt: skip
 _STARTS_A_TASK = ("create_task", "ensure_future", "Task")
 
 
@@ -22,7 +25,17 @@ def loaded(module: str) -> set[str]:
     return set(run.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["bindsock", "bindsock.cli", "bindsock.proxy", "bindsock.testing.simulated"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bindsock",
+        "bindsock.blocking",
+        "bindsock.cli",
+        "bindsock.integrations.stdlib",
+        "bindsock.proxy",
+        "bindsock.testing.simulated",
+    ],
+)
 def test_nothing_optional_is_imported(module: str) -> None:
     assert loaded(module).isdisjoint(OPTIONAL)
 
@@ -31,11 +44,12 @@ def test_the_anyio_face_does_not_need_trio() -> None:
     assert "trio" not in loaded("bindsock.anyio")
 
 
-@pytest.mark.parametrize("library", ["aiohttp", "aioquic", "httpx"])
+@pytest.mark.parametrize("library", ["aiodns", "aiohttp", "aioquic", "grpc", "httpx", "paho", "urllib3"])
 def test_an_integration_imports_its_library_and_not_the_others(library: str) -> None:
     modules = loaded(f"bindsock.integrations.{library}")
     assert library in modules
-    assert modules.isdisjoint({"aiohttp", "aioquic", "httpx"} - {library})
+    assert modules.isdisjoint({"aiohttp", "aioquic", "grpc", "httpx"} - {library})
+
 
 
 @pytest.mark.parametrize("module", sorted(Path(bindsock.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)

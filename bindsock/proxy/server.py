@@ -292,7 +292,7 @@ def _label(writer: asyncio.StreamWriter) -> str:
 def _reset(writer: asyncio.StreamWriter) -> None:
     """End a connection so that the other side sees an error, not an end of file."""
     sock = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # it is closed already
+    with contextlib.suppress(OSError, ValueError):  # it is closed already; uvloop then says ValueError
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     writer.transport.abort()
 
