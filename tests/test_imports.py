@@ -44,7 +44,7 @@ def test_the_anyio_face_does_not_need_trio() -> None:
     assert "trio" not in loaded("bindsock.anyio")
 
 
-@pytest.mark.parametrize("library", ["aiodns", "aiohttp", "aioquic", "grpc", "httpx", "paho", "urllib3"])
+@pytest.mark.parametrize("library", ["aiodns", "aiohttp", "aioquic", "grpc", "httpx", "urllib3"])
 def test_an_integration_imports_its_library_and_not_the_others(library: str) -> None:
     modules = loaded(f"bindsock.integrations.{library}")
     assert library in modules
