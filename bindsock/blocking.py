@@ -16,21 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import select
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
 from bindsock.default import find_running
-from bindsock.dial.binding import bind_or_close
+from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
 from bindsock.dial.resolving import address_of
-from bindsock.errors import BindFailed, EgressMismatch
-from bindsock.model.decision import Basis, path_of
-from bindsock.model.network import InterfaceKind, unmapped
+from bindsock.factory import connector_of
+from bindsock.model.decision import path_of
+from bindsock.model.network import unmapped
 from bindsock.netmon.no_interface import no_effective_interface
+from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.descriptors import follow_descriptor
 
@@ -42,10 +43,8 @@ if TYPE_CHECKING:
     from bindsock.kernel import EventSource, Kernel
     from bindsock.model.decision import Decision
     from bindsock.model.network import IPAddress, Network
-    from bindsock.stream.guard import BetterPath
+    from bindsock.options import BetterPath
 
-_BIND_FAILURES = (errno.ENODEV, errno.ENXIO, errno.ENETUNREACH)
-"""What connect() says when the bound interface is gone (linux net/core/sock.c)."""
 _DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
@@ -161,10 +160,7 @@ class BlockingConnector:
     kernel: Kernel | None = None
 
     def __post_init__(self) -> None:
-        if self.dead_after is not None and not self.dead_after > 0:
-            raise ValueError(f"dead_after must be a positive number of seconds, not {self.dead_after!r}")
-        if self.better_path not in ("auto", "keep", "abort"):
-            raise ValueError(f'better_path is "auto", "keep" or "abort", not {self.better_path!r}')
+        ConnectOptions(interface=self.interface, better_path=self.better_path, dead_after=self.dead_after)  # checks them
 
     def create_connection(
         self,
@@ -187,9 +183,10 @@ class BlockingConnector:
                         sock.settimeout(timeout)
                     self._bind(kernel, sock, decision, address_of(sockaddr))
                     if source_address is not None:
-                        _check_source(source_address[0], decision)
+                        if source_address[0]:
+                            check_local_address(decision, [ip_address(source_address[0])])
                         sock.bind(source_address)
-                    self._connect(socket.socket.connect, sock, sockaddr, decision, network)
+                    self._connect(kernel, socket.socket.connect, sock, sockaddr, decision, network)
                 except OSError as error:
                     sock.close()
                     errors.append(error)
@@ -227,7 +224,7 @@ class BlockingConnector:
                 sock.close()
                 raise
             self._bind(kernel, sock, decision, destination)
-            self._connect(connect, sock, address, decision, network)
+            self._connect(kernel, connect, sock, address, decision, network)
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Kernel]:
@@ -273,6 +270,7 @@ class BlockingConnector:
 
     def _connect(
         self,
+        kernel: Kernel,
         connect: Callable[[socket.socket, Any], object],
         sock: socket.socket,
         address: Any,
@@ -286,38 +284,28 @@ class BlockingConnector:
             self._connected(sock, address, decision, network)
             raise
         except OSError as error:
-            if decision.interface is None or error.errno not in _BIND_FAILURES:
-                raise
-            raise BindFailed(
-                f"cannot connect to {address[0]} port {address[1]}",
-                errno=error.errno,
-                interface=decision.interface.name,
-                call="connect",
-            ) from None
+            raise connect_error(error, decision, address, kernel.network) from None
         self._connected(sock, address, decision, network)
 
     def _connected(self, sock: socket.socket, address: Any, decision: Decision, network: Network) -> None:
         path = path_of(decision)
-        if path is None or decision.interface is None:
+        if path is None:
             return
+        peer = unmapped(address_of(address))
         try:
-            local = unmapped(address_of(sock.getsockname()))
-        except OSError as error:
-            _fail(sock, BindFailed("the connection ended as soon as it was made", errno=error.errno, call="getsockname"))
-        owner = network.owner_of(local)
-        foreign = owner is not None and owner.kind is InterfaceKind.TUNNEL and not decision.interface.has(local)
-        if foreign and decision.basis is not Basis.PINNED:
-            message = f"the socket for {address[0]} is bound to {decision.interface}, but has the address {local} of {owner}"
-            _fail(sock, EgressMismatch(message, interface=decision.interface.name, call="getsockname"))
+            check_egress(decision, network, peer, unmapped(address_of(sock.getsockname())))
+        except BaseException:
+            sock.close()
+            raise
         running = find_running() if sock.type == socket.SOCK_STREAM else None
         if running is None:
             return
         loop, factory = running
         unfollow = follow_descriptor(
             loop,
-            lambda: factory.watcher,
+            lambda: connector_of(factory).watcher,
             sock,
-            unmapped(address_of(address)),
+            peer,
             path,
             better_path=self.better_path,
             interface=self.interface,
@@ -326,28 +314,8 @@ class BlockingConnector:
             sock._unfollow = unfollow
 
 
-def _fail(sock: socket.socket, error: OSError) -> NoReturn:
-    sock.close()
-    raise error
-
-
 def _seconds(timeout: float | None) -> float | None:
     return socket.getdefaulttimeout() if timeout is _DEFAULT_TIMEOUT else timeout
-
-
-def _check_source(host: str, decision: Decision) -> None:
-    """An address of another interface would leave by this one with answers going to that."""
-    interface = decision.interface
-    if not host or interface is None:
-        return
-    address = ipaddress.ip_address(host)
-    if not address.is_unspecified and not interface.has(unmapped(address)):
-        raise BindFailed(
-            f"the local address {host} does not belong to {interface.name}, the effective interface for {decision.target}",
-            errno=errno.EADDRNOTAVAIL,
-            interface=interface.name,
-            call="bind",
-        )
 
 
 def _wait_for_events(sources: Sequence[EventSource], deadline: float | None) -> bool:

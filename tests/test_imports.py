@@ -51,7 +51,6 @@ def test_an_integration_imports_its_library_and_not_the_others(library: str) -> 
     assert modules.isdisjoint({"aiohttp", "aioquic", "grpc", "httpx"} - {library})
 
 
-
 @pytest.mark.parametrize("module", sorted(Path(bindsock.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
 def test_every_task_has_a_name(module: Path) -> None:
     """``asyncio.all_tasks()`` and, since Python 3.14, ``python -m asyncio ps`` then tell a program's tasks from ours."""

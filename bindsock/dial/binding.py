@@ -1,18 +1,28 @@
-"""Binds a fresh socket as decided."""
+"""Binds a fresh socket as decided, and checks what came of it."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import socket
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bindsock.errors import NoRoute
-from bindsock.model.decision import Decision
-from bindsock.model.network import Interface, IPAddress
+from bindsock.errors import BindFailed, EgressMismatch, NoRoute
+from bindsock.model.decision import Basis, Decision
+from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.routing.effective import Decider
 
 if TYPE_CHECKING:
+    from bindsock.dial.resolving import SockAddr
     from bindsock.kernel import Kernel
+
+logger = logging.getLogger("bindsock")
+
+_NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
+_PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
+"""What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
 
 
 def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, destination: IPAddress | None) -> Decision:
@@ -50,3 +60,68 @@ def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, desti
         sock.close()
         raise
     return interface
+
+
+def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None:
+    """Check that one of the local addresses that a socket is to have is its interface's.
+
+    :raises BindFailed: none is
+    """
+    interface = decision.interface
+    if interface is None:
+        return
+    own = {a.address for a in interface.addresses}
+    if not any(a.is_unspecified or a in own for a in wanted):
+        raise BindFailed(
+            f"the local address {', '.join(map(str, wanted))} does not belong to {interface.name}, "
+            f"the effective interface for {decision.target}",
+            errno=errno.EADDRNOTAVAIL,
+            interface=interface.name,
+            call="bind",
+        )
+
+
+def connect_error(error: OSError, decision: Decision, sockaddr: SockAddr, network: Callable[[], Network]) -> OSError:
+    """The error of a connect: :class:`BindFailed` if it failed since the interface is gone or down, else the same one.
+
+    ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
+    (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
+
+    :param network: makes a reading, where that has to tell
+    """
+    interface = decision.interface
+    if interface is None or error.errno not in _NO_DEVICE | _PERHAPS_NO_DEVICE:
+        return error
+    if error.errno in _PERHAPS_NO_DEVICE:
+        now = network().interfaces.get(interface.index)
+        if now is not None and now.up:
+            return error
+    return BindFailed(
+        f"cannot connect to {sockaddr[0]} port {sockaddr[1]}: the interface is gone",
+        errno=error.errno,
+        interface=interface.name,
+        call="connect",
+    )
+
+
+def check_egress(decision: Decision, network: Network, address: IPAddress, local: IPAddress) -> None:
+    """Check that a bound and connected socket has not got a tunnel's address.
+
+    :param address: the peer's
+    :param local: the socket's own
+    :raises EgressMismatch: it has
+    """
+    interface = decision.interface
+    if interface is None:
+        return
+    current = network.interfaces.get(interface.index)
+    owner = current if current is not None and current.has(local) else network.owner_of(local)
+    if owner is None or owner.index == interface.index:
+        return
+    if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
+        raise EgressMismatch(
+            f"the socket for {address} is bound to {interface.name}, but the system gave it {local} of {owner.name}",
+            interface=interface.name,
+            call="getsockname",
+        )
+    logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)

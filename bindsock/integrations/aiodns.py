@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from bindsock.default import running_factory
 from bindsock.errors import NoEffectiveInterface
 from bindsock.extras import needs
+from bindsock.factory import connector_of
 from bindsock.model.network import family_of
 from bindsock.netmon.no_interface import until_changed
 
@@ -91,7 +92,7 @@ class DNSResolver:
             if name in options:
                 raise TypeError(f"bindsock sets {name} itself")
         self._factory = factory if factory is not None else running_factory()
-        self._watcher = self._factory.watcher
+        self._watcher = connector_of(self._factory).watcher
         self._nameservers = tuple(nameservers) if nameservers else None
         self._options = options
         self._channel: _Channel | None = None
@@ -217,7 +218,7 @@ class DNSResolver:
     def _open(self) -> _Channel:
         names = self.nameservers
         servers = tuple(_server_address(name) for name in names)
-        decider = self._watcher.decider()
+        decider = self._watcher.refresh()
         paths = tuple(decider.path(server) for server in servers)
         bindings: dict[str, _Binding | None] = {}
         refused: NoEffectiveInterface | None = None

@@ -21,8 +21,8 @@ with needs("aiomqtt"):
     import aiomqtt
 
 if TYPE_CHECKING:
+    from bindsock.options import BetterPath
     from bindsock.routing.effective import Preferences
-    from bindsock.stream.guard import BetterPath
 
 
 class Client(aiomqtt.Client):

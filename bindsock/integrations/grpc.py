@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from bindsock.default import running_factory
 from bindsock.extras import needs
+from bindsock.netmon.runtime import runtime_of
 from bindsock.proxy import Proxy
 
 with needs("grpc"):
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from bindsock.factory import TransportFactory
+    from bindsock.netmon.runtime import Runtime
 
 ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 
@@ -52,8 +54,6 @@ _HOST_SCHEMES = ("dns", "ipv4", "ipv6")
 _OTHER_SCHEMES = ("xds", "google-c2p", "google-c2p-experimental")
 _LEADING = ("grpc.http_proxy", "grpc.http_connect_server", "grpc.http_connect_headers", "grpc.address_http_proxy")
 """Options by which a channel is led elsewhere. They are set here."""
-
-_endpoints: weakref.WeakKeyDictionary[TransportFactory, Endpoint] = weakref.WeakKeyDictionary()
 
 
 def insecure_channel(
@@ -108,7 +108,7 @@ def _open(
     interceptors: Sequence[grpc.aio.ClientInterceptor] | None,
     factory: TransportFactory | None,
 ) -> grpc.aio.Channel:
-    asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     given = list(options or ())
     for name, value in given:
         if name in _LEADING or (name == "grpc.enable_http_proxy" and value):
@@ -120,9 +120,7 @@ def _open(
         return connect(target, options=[*given, *_NO_PROXY], **arguments)
     authority, host, port = destination
     factory = factory if factory is not None else running_factory()
-    endpoint = _endpoints.get(factory)
-    if endpoint is None or endpoint.closed:
-        endpoint = _endpoints[factory] = Endpoint(factory)
+    endpoint = runtime_of(loop).shared(_Endpoints).of(factory)
     leading = [*_NO_PROXY, *endpoint.options(host, port)]
     if not any(name == "grpc.default_authority" for name, _ in given):
         leading.append(("grpc.default_authority", authority))
@@ -203,7 +201,7 @@ class Endpoint:
         self._listener.setblocking(False)
         self._port: int = self._listener.getsockname()[1]
         self._ended = asyncio.Event()
-        self._serving = self._loop.create_task(self._serve())
+        self._serving = self._loop.create_task(self._serve(), name="bindsock grpc proxy")
         self._serving.add_done_callback(self._forget)
 
     @property
@@ -247,6 +245,21 @@ class Endpoint:
     def _forget(self, serving: asyncio.Task[None]) -> None:
         self.closed = True
         self._listener.close()
+
+
+class _Endpoints:
+    """The endpoints of one event loop, by factory."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._by_factory: dict[TransportFactory, Endpoint] = {}
+
+    def of(self, factory: TransportFactory) -> Endpoint:
+        """The factory's endpoint, a new one if the last has ended."""
+        self._by_factory = {factory: endpoint for factory, endpoint in self._by_factory.items() if not endpoint.closed}
+        endpoint = self._by_factory.get(factory)
+        if endpoint is None:
+            endpoint = self._by_factory[factory] = Endpoint(factory)
+        return endpoint
 
 
 class Channel(grpc.aio.Channel):  # type: ignore[misc]

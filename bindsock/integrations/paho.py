@@ -22,8 +22,8 @@ with needs("paho"):
     import paho.mqtt.client
 
 if TYPE_CHECKING:
+    from bindsock.options import BetterPath
     from bindsock.routing.effective import Preferences
-    from bindsock.stream.guard import BetterPath
 
 
 class Client(paho.mqtt.client.Client):

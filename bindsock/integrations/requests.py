@@ -24,8 +24,8 @@ with needs("requests"):
 from bindsock.integrations.urllib3 import pool_classes
 
 if TYPE_CHECKING:
+    from bindsock.options import BetterPath
     from bindsock.routing.effective import Preferences
-    from bindsock.stream.guard import BetterPath
 
 
 class HTTPAdapter(requests.adapters.HTTPAdapter):

@@ -25,8 +25,8 @@ with needs("urllib3"):
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bindsock.options import BetterPath
     from bindsock.routing.effective import Preferences
-    from bindsock.stream.guard import BetterPath
 
 
 class HTTPConnection(urllib3.connection.HTTPConnection):

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from bindsock.model.decision import Path
     from bindsock.model.network import Interface, IPAddress
     from bindsock.netmon.watcher import Watcher
+    from bindsock.options import BetterPath
     from bindsock.routing.effective import Decider
-    from bindsock.stream.viability import Assessment, BetterPath, Location
+    from bindsock.stream.viability import Assessment, Location
 
 logger = logging.getLogger("bindsock")
 
@@ -125,7 +126,7 @@ class DescriptorGuard:
             self._watcher = watcher = self._make_watcher()
             watcher.follow(self)
             local = unmapped(address_of(self._local))
-            decider = watcher.decider(fresh=False)
+            decider = watcher.latest
             self._place = location_of(decider.network, self._path.interface, self._path.index, local)
             # What was read between the dial and now raises no further event.
             self.network_changed(decider, Cause.STARTED)
@@ -186,7 +187,7 @@ class DescriptorGuard:
 
     def _look(self) -> None:
         if self._watcher is not None and self._watcher.follows(self):
-            self.network_changed(self._watcher.decider(), Cause.EVENTS)
+            self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
     def _sample(self, *, first: bool = False) -> None:
         """Look whether data moves over a connection that is to leave a path once it is idle."""
@@ -202,7 +203,7 @@ class DescriptorGuard:
             self._countdown = Countdown(watcher.clock(), activity)
             self._sampling = self._call_later(viability.SAMPLE, self._sample)
         elif self._countdown.due(watcher.clock(), activity):
-            self._end(self._assess(self._place, watcher.decider()))
+            self._end(self._assess(self._place, watcher.refresh()))
         else:
             self._sampling = self._call_later(viability.SAMPLE, self._sample)
 

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 import bindsock
+from bindsock.factory import connector_of
 from bindsock.integrations.aiodns import DNSResolver, _server_address
 from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
@@ -154,9 +155,9 @@ def test_a_closed_resolver_leaves_the_watcher_alone(lab: Lab, servers: Servers) 
         factory = bindsock.TransportFactory()
         resolver = DNSResolver([servers.host], factory=factory)
         await source(resolver)
-        assert factory.watcher.running
+        assert connector_of(factory).watcher.running
         await resolver.close()
-        assert not factory.watcher.running
+        assert not connector_of(factory).watcher.running
         with pytest.raises(RuntimeError, match="closed"):
             await source(resolver)
 
