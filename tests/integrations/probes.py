@@ -346,6 +346,7 @@ async def aioimaplib_hello(servers: Servers) -> None:
     client = aioimaplib.IMAP4(servers.host, ports.IMAP)
     await client.wait_hello_from_server()
     await client.logout()
+    client.protocol.transport.abort()  # it waits for the server to close
 
 
 @probe("python-telegram-bot, long polling", "telegram")
