@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
     from bindsock.model.network import Interface, IPAddress
+    from bindsock.netmon.loop import Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.options import BetterPath
     from bindsock.routing.effective import Decider
@@ -99,11 +100,11 @@ class DescriptorGuard:
         self._place: Location | None = None
         self._better_path: BetterPath = better_path
         self._pin = pin
-        self._patience: asyncio.TimerHandle | None = None
+        self._patience: Timer | None = None
         self._stalled_for_long = False
-        self._sampling: asyncio.TimerHandle | None = None
+        self._sampling: Timer | None = None
         self._countdown: Countdown | None = None
-        self._checking: asyncio.TimerHandle | None = None
+        self._checking: Timer | None = None
         self._released = False
 
     def release(self) -> None:
@@ -135,7 +136,7 @@ class DescriptorGuard:
             self.close()
             return
         if watcher.follows(self):
-            self._checking = self._call_later(_STILL_THERE, self._check)
+            self._checking = watcher.runtime.call_later(_STILL_THERE, self._check)
 
     def close(self) -> None:
         """Stop following. The connection stays as it is."""
@@ -149,13 +150,13 @@ class DescriptorGuard:
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
-        if self._place is None:
+        if self._place is None or self._watcher is None:
             return  # start() looks afterwards
         found = self._assess(self._place, decider)
         if found.viability is Viability.STALLED and not self._stalled_for_long:
             self._stop_counting()
             if self._patience is None:
-                self._patience = self._call_later(viability.STALL_GRACE, self._out_of_patience)
+                self._patience = self._watcher.runtime.call_later(viability.STALL_GRACE, self._out_of_patience)
             return
         self._stop_waiting()
         if found.viability is not Viability.WORKS:
@@ -200,12 +201,14 @@ class DescriptorGuard:
         if sock is None:
             self.close()
         elif first or self._countdown is None:
-            self._countdown = Countdown(watcher.clock(), activity)
-            self._sampling = self._call_later(viability.SAMPLE, self._sample)
-        elif self._countdown.due(watcher.clock(), activity):
-            self._end(self._assess(self._place, watcher.refresh()))
+            self._countdown = Countdown(watcher.runtime.time(), activity)
+            self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
+        elif self._countdown.due(watcher.runtime.time(), activity):
+            decider = watcher.refresh()
+            if self._countdown is not None:  # the newest reading may have ended it already, or made it stay
+                self._end(self._assess(self._place, decider))
         else:
-            self._sampling = self._call_later(viability.SAMPLE, self._sample)
+            self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
 
     def _check(self) -> None:
         """Let go of a connection that has been closed without a word."""
@@ -215,7 +218,7 @@ class DescriptorGuard:
         if sock is None:
             self.close()
         elif self._watcher is not None and self._watcher.follows(self):
-            self._checking = self._call_later(_STILL_THERE, self._check)
+            self._checking = self._watcher.runtime.call_later(_STILL_THERE, self._check)
 
     def _end(self, found: Assessment) -> None:
         watcher = self._watcher
@@ -279,10 +282,6 @@ class DescriptorGuard:
         if self._sampling is not None:
             self._sampling.cancel()
             self._sampling = None
-
-    def _call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle | None:
-        loop = self._loop()
-        return loop.call_later(seconds, callback) if loop is not None and not loop.is_closed() else None
 
 
 def _peer_of(sock: socket.socket) -> SockAddr | None:
