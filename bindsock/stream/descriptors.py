@@ -17,6 +17,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from bindsock.dial.resolving import address_of
+from bindsock.dial.unmanaged import peer_of
 from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.network import unmapped
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
     from bindsock.model.network import Interface, IPAddress
     from bindsock.netmon.loop import Timer
@@ -94,7 +94,7 @@ class DescriptorGuard:
         self._sock = weakref.ref(sock)
         self._descriptor = sock.fileno()
         self._local = sock.getsockname()
-        self._peer = _peer_of(sock)
+        self._peer = peer_of(sock)
         self._target = target
         self._path = path
         self._place: Location | None = None
@@ -266,7 +266,7 @@ class DescriptorGuard:
 
     def _is_the_one(self, sock: socket.socket) -> bool:
         try:
-            local, peer = sock.getsockname(), _peer_of(sock)
+            local, peer = sock.getsockname(), peer_of(sock)
         except OSError:
             return False
         # While it connects it has no peer yet, and none any more once it has been reset.
@@ -282,13 +282,3 @@ class DescriptorGuard:
         if self._sampling is not None:
             self._sampling.cancel()
             self._sampling = None
-
-
-def _peer_of(sock: socket.socket) -> SockAddr | None:
-    try:
-        peer: SockAddr = sock.getpeername()
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            raise
-        return None
-    return peer
