@@ -9,22 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bindsock.dial.binding import bind_or_close
+from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, address_of
 from bindsock.errors import BindFailed, EgressMismatch
 from bindsock.model.decision import Basis, Decision, Path, path_of
-from bindsock.model.network import Interface, InterfaceKind, IPAddress
+from bindsock.model.network import IPAddress
 from bindsock.routing.multipath import multipath_obstacle
 
 if TYPE_CHECKING:
     from bindsock.dial.dialer import Dialer
 
 logger = logging.getLogger("bindsock")
-
-_NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
-_PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
-"""What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +111,18 @@ class Attempt:
         except OSError as error:
             sock.close()
             raise ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made") from error
-        interface = decision.interface
-        if interface is None:
-            return Dialled(sock, address, decision, None)
-        network = self._dialer.watcher.latest.network
-        current = network.interfaces.get(interface.index)
-        owner = current if current is not None and current.has(local) else network.owner_of(local)
-        if owner is not None and owner.index != interface.index:
-            if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
-                sock.close()
-                raise EgressMismatch(
-                    f"the socket for {address} is bound to {interface.name}, but the system gave it {local} of {owner.name}",
-                    interface=interface.name,
-                    call="getsockname",
-                )
-            logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
+        try:
+            check_egress(decision, self._dialer.watcher.latest.network, address, local)
+        except EgressMismatch:
+            sock.close()
+            raise
         return Dialled(sock, address, decision, path_of(decision))
 
     def _make(self) -> FollowedSocket:
         dialer, destination = self._dialer, self.destination
         family, type_, proto = destination.info[:3]
-        self._check_local_address()
+        if self._local_infos is not None:
+            check_local_address(destination.decision, [address_of(info[4]) for info in self._local_infos])
         multipath = self._multipath() if dialer.options.multipath else None
         sock = FollowedSocket(family, type_, multipath or proto)
         try:
@@ -173,21 +160,6 @@ class Attempt:
                     return
         raise failure
 
-    def _check_local_address(self) -> None:
-        interface = self.destination.decision.interface
-        if self._local_infos is None or interface is None:
-            return
-        wanted = [address_of(info[4]) for info in self._local_infos]
-        own = {a.address for a in interface.addresses}
-        if not any(a.is_unspecified or a in own for a in wanted):
-            raise BindFailed(
-                f"the local address {', '.join(map(str, wanted))} does not belong to {interface.name}, "
-                f"the effective interface for {self.destination.decision.target}",
-                errno=errno.EADDRNOTAVAIL,
-                interface=interface.name,
-                call="bind",
-            )
-
     def _multipath(self) -> int | None:
         """The protocol of a multipath socket, if there is to be one: to a socket that is not bound the system could add subflows
         around the VPN, and to any into it."""
@@ -215,26 +187,7 @@ class Attempt:
 
     def _explained(self, error: OSError) -> OSError:
         """The error, or one that says that the interface is gone."""
-        interface = self.destination.decision.interface
-        if interface is None or isinstance(error, BindFailed) or not self._is_gone(interface, error):
+        if isinstance(error, BindFailed):
             return error
-        host, port = self.destination.info[4][:2]
-        return BindFailed(
-            f"cannot connect to {host} port {port}: the interface is gone",
-            errno=error.errno,
-            interface=interface.name,
-            call="connect",
-        )
-
-    def _is_gone(self, interface: Interface, error: OSError) -> bool:
-        """Whether a connect failed since the interface is no longer there, or is down.
-
-        ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
-        (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
-        """
-        if error.errno in _NO_DEVICE:
-            return True
-        if error.errno not in _PERHAPS_NO_DEVICE:
-            return False
-        now = self._dialer.watcher.refresh().network.interfaces.get(interface.index)
-        return now is None or not now.up
+        destination = self.destination
+        return connect_error(error, destination.decision, destination.info[4], lambda: self._dialer.watcher.refresh().network)
