@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
+from bindsock.blocking.farewell import duplicate_for_farewell, look_after_farewells, say_farewell
 from bindsock.default import find_running
 from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
 from bindsock.dial.resolving import address_of
@@ -87,6 +88,7 @@ class BlockingSocket(socket.socket):
     error: InterfaceChanged | None = None
     """Why it was ended, once it has been."""
     _unfollow: Callable[[], object] | None = None
+    _kernel: Kernel | None = None
 
     def recv(self, *args: Any) -> bytes:
         with self._explained():
@@ -113,12 +115,19 @@ class BlockingSocket(socket.socket):
 
     def detach(self) -> int:
         """Give the descriptor away, open; whoever has it is followed on."""
-        self._unfollow = None
+        self._unfollow = self._kernel = None
         return super().detach()
 
     def close(self) -> None:
+        left = duplicate_for_farewell(self._kernel, self) if self._kernel is not None and self.fileno() != -1 else None
         super().close()
-        if self.fileno() == -1 and self._unfollow is not None:
+        if self.fileno() != -1:  # a file of makefile() is open
+            if left is not None:
+                left.close()
+            return
+        if left is not None:
+            say_farewell(left)
+        if self._unfollow is not None:
             unfollow, self._unfollow = self._unfollow, None
             unfollow()
 
@@ -171,6 +180,7 @@ class BlockingConnector:
         all_errors: bool = False,
     ) -> BlockingSocket:
         """See :func:`create_connection`."""
+        look_after_farewells()
         host, port = address
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         errors: list[OSError] = []
@@ -194,6 +204,8 @@ class BlockingConnector:
                     sock.close()
                     raise
                 else:
+                    if decision.interface is not None and family == socket.AF_INET6:
+                        sock._kernel = kernel
                     return sock
         if all_errors:
             raise ExceptionGroup("create_connection failed", errors)

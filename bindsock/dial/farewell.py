@@ -26,6 +26,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bindsock.kernel import Kernel
     from bindsock.netmon.loop import Timer
     from bindsock.netmon.runtime import Runtime
@@ -49,71 +51,55 @@ class _Leaving(NamedTuple):
     due: float
 
 
-class Farewells:
-    """The connections of one event loop that wait for their peer's end.
+class Leaving:
+    """Connections that the program has closed and the peer has not, the oldest first. It needs no event loop."""
 
-    :param runtime: the event loop
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._leaving: OrderedDict[int, _Leaving] = OrderedDict()
+    def __init__(self) -> None:
+        self._sockets: OrderedDict[int, _Leaving] = OrderedDict()
         self._unread: dict[int, int] = {}
-        self._timer: Timer | None = None
         self._most = min(MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        if hasattr(runtime, "at_end"):
-            runtime.at_end(self.end)
 
     def __len__(self) -> int:
-        return len(self._leaving)
+        return len(self._sockets)
 
-    def say(self, sock: socket.socket) -> None:
-        """Take a duplicate of a connection that the program has closed: end it in order, and close it.
+    def __iter__(self) -> Iterator[int]:
+        """The descriptors."""
+        return iter(list(self._sockets))
+
+    def __contains__(self, descriptor: int) -> bool:
+        return descriptor in self._sockets
+
+    @property
+    def due(self) -> float | None:
+        """When the oldest must have ended, in seconds of the caller's clock."""
+        return next(iter(self._sockets.values())).due if self._sockets else None
+
+    def add(self, sock: socket.socket, due: float) -> int | None:
+        """Shut a connection down for sending, and keep it.
 
         :param sock: nobody else's; its other descriptors are closed already
+        :return: its descriptor, ``None`` if it has ended meanwhile: then it is closed
         """
         try:
             sock.setblocking(False)
             sock.shutdown(socket.SHUT_WR)
-        except OSError:  # it has ended meanwhile
+        except OSError:
             sock.close()
-            return
-        if self._runtime.closed:
-            sock.close()
-            return
-        if len(self._leaving) >= self._most:
-            self._cut(next(iter(self._leaving)))
-        descriptor = sock.fileno()
-        self._leaving[descriptor] = _Leaving(sock, self._runtime.time() + DEADLINE)
-        self._runtime.add_reader(descriptor, self._readable, descriptor)
-        if self._timer is None:
-            self._timer = self._runtime.call_later(DEADLINE, self._expire)
+            return None
+        self._sockets[sock.fileno()] = _Leaving(sock, due)
+        return sock.fileno()
 
-    def end(self) -> None:
-        """The event loop ends: wait a moment for the peers, then close what is left."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        poll = select.poll()
-        for descriptor in self._leaving:
-            self._runtime.remove_reader(descriptor)
-            poll.register(descriptor, select.POLLIN)
-        due = time.monotonic() + AT_END
-        while self._leaving and (left := due - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(left * 1000):
-                if self._has_ended(descriptor):
-                    poll.unregister(descriptor)
-                    self._close(descriptor)
-        for descriptor in list(self._leaving):
-            self._close(descriptor)
+    def surplus(self) -> list[int]:
+        """The oldest of those that are too many."""
+        return list(self._sockets)[: max(0, len(self._sockets) - self._most)]
 
-    def _readable(self, descriptor: int) -> None:
-        if descriptor in self._leaving and self._has_ended(descriptor):
-            self._close(descriptor)
+    def overdue(self, now: float) -> list[int]:
+        """Those that should have ended by now."""
+        return [descriptor for descriptor, leaving in self._sockets.items() if leaving.due <= now]
 
-    def _has_ended(self, descriptor: int) -> bool:
+    def has_ended(self, descriptor: int) -> bool:
         """Read and drop what has come; whether that was the last. A peer that sends too much is reset."""
-        sock = self._leaving[descriptor].sock
+        sock = self._sockets[descriptor].sock
         try:
             data = sock.recv(1 << 16)
         except BlockingIOError:
@@ -128,29 +114,95 @@ class Farewells:
             return True
         return False
 
-    def _expire(self) -> None:
-        self._timer = None
-        now = self._runtime.time()
-        while self._leaving:
-            descriptor, leaving = next(iter(self._leaving.items()))
-            if leaving.due > now:
-                self._timer = self._runtime.call_later(leaving.due - now, self._expire)
-                return
-            self._cut(descriptor)
-
-    def _cut(self, descriptor: int) -> None:
+    def cut(self, descriptor: int) -> None:
         """Wait no longer for a peer. What it has not acknowledged yet is left to the kernel, all else is reset."""
-        sock = self._leaving[descriptor].sock
+        sock = self._sockets[descriptor].sock
         if not _unacknowledged(sock):
             _reset_at_close(sock)
-        self._close(descriptor)
+        self.close(descriptor)
 
-    def _close(self, descriptor: int) -> None:
+    def close(self, descriptor: int) -> None:
+        """Close one that has ended."""
         self._unread.pop(descriptor, None)
-        leaving = self._leaving.pop(descriptor, None)
-        if leaving is not None:
+        self._sockets.pop(descriptor).sock.close()
+
+    def reap(self, patience: float = 0.0) -> None:
+        """Close those that have ended.
+
+        :param patience: seconds to wait for the others
+        """
+        poll = select.poll()
+        for descriptor in self._sockets:
+            poll.register(descriptor, select.POLLIN)
+        due = time.monotonic() + patience
+        while self._sockets:
+            left = max(0.0, due - time.monotonic())
+            for descriptor, _ in poll.poll(left * 1000):
+                if self.has_ended(descriptor):
+                    poll.unregister(descriptor)
+                    self.close(descriptor)
+            if not left:
+                return
+
+
+class Farewells:
+    """The connections of one event loop that wait for their peer's end.
+
+    :param runtime: the event loop
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._leaving = Leaving()
+        self._timer: Timer | None = None
+        runtime.at_end(self.end)
+
+    def __len__(self) -> int:
+        return len(self._leaving)
+
+    def say(self, sock: socket.socket) -> None:
+        """Take a duplicate of a connection that the program has closed: end it in order, and close it.
+
+        :param sock: nobody else's; its other descriptors are closed already
+        """
+        if self._runtime.closed:
+            sock.close()
+            return
+        descriptor = self._leaving.add(sock, self._runtime.time() + DEADLINE)
+        if descriptor is None:
+            return
+        self._runtime.add_reader(descriptor, self._readable, descriptor)
+        for surplus in self._leaving.surplus():
+            self._cut(surplus)
+        if self._timer is None:
+            self._timer = self._runtime.call_later(DEADLINE, self._expire)
+
+    def end(self) -> None:
+        """The event loop ends: wait a moment for the peers, then close what is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for descriptor in self._leaving:
             self._runtime.remove_reader(descriptor)
-            leaving.sock.close()
+        self._leaving.reap(AT_END)
+        for descriptor in self._leaving:
+            self._leaving.close(descriptor)
+
+    def _readable(self, descriptor: int) -> None:
+        if descriptor in self._leaving and self._leaving.has_ended(descriptor):
+            self._runtime.remove_reader(descriptor)
+            self._leaving.close(descriptor)
+
+    def _cut(self, descriptor: int) -> None:
+        self._runtime.remove_reader(descriptor)
+        self._leaving.cut(descriptor)
+
+    def _expire(self) -> None:
+        now = self._runtime.time()
+        for descriptor in self._leaving.overdue(now):
+            self._cut(descriptor)
+        due = self._leaving.due
+        self._timer = self._runtime.call_later(due - now, self._expire) if due is not None else None
 
 
 class Farewell:

@@ -1,0 +1,45 @@
+"""The end of blocking IPv6 connections, without an event loop: see :mod:`bindsock.dial.farewell`.
+
+It is enough that a duplicate of the descriptor is open when the peer ends: the kernel answers by that socket. The duplicates are
+only looked after when the next blocking connection is made or closed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from bindsock.dial.farewell import DEADLINE, Leaving, duplicate
+
+if TYPE_CHECKING:
+    import socket
+
+    from bindsock.kernel import Kernel
+
+_leaving = Leaving()
+_lock = threading.Lock()
+
+
+def duplicate_for_farewell(kernel: Kernel, sock: socket.socket) -> socket.socket | None:
+    """A duplicate that is to outlive a connection; ``None`` if the connection needs none."""
+    return duplicate(sock) if kernel.needs_farewell(sock) else None
+
+
+def say_farewell(sock: socket.socket) -> None:
+    """Take the duplicate of a connection that the program has closed."""
+    with _lock:
+        _leaving.add(sock, time.monotonic() + DEADLINE)
+        _look_after_the_others()
+
+
+def look_after_farewells() -> None:
+    """Close the connections that their peers have ended, or should have."""
+    with _lock:
+        _look_after_the_others()
+
+
+def _look_after_the_others() -> None:
+    _leaving.reap()
+    for descriptor in {*_leaving.surplus(), *_leaving.overdue(time.monotonic())}:
+        _leaving.cut(descriptor)
