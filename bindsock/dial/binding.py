@@ -112,7 +112,7 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
     :raises EgressMismatch: it has
     """
     interface = decision.interface
-    if interface is None:
+    if interface is None or interface.has(local):
         return
     current = network.interfaces.get(interface.index)
     owner = current if current is not None and current.has(local) else network.owner_of(local)

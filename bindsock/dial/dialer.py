@@ -97,7 +97,7 @@ class Dialer:
                 address = address_of(info[4])
                 decision = decider.decide(address)
                 if decision.interface is not None or decision.unbound or on_no_interface == "unbound":
-                    chosen.append(Destination(info, address, decision))
+                    chosen.append(Destination(info, address, decision, decider.path(address)))
                 else:
                     refused.append(decision)
             if chosen:

@@ -11,11 +11,10 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bindsock.model.decision import Path, path_of
-
 if TYPE_CHECKING:
     from bindsock.dial.attempt import Attempt, Destination
     from bindsock.model.change import Cause
+    from bindsock.model.decision import Path
     from bindsock.netmon.loop import Future, Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -94,7 +93,7 @@ class Race:
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """End the race if an address that is being dialled would be dialled differently now."""
         destinations = [attempt.destination for attempt in self._attempts]
-        if any(broken(path_of(d.decision), decider.path(d.address)) for d in destinations):
+        if any(broken(d.path, decider.path(d.address)) for d in destinations):
             self._interrupted = True
             self._wake()
 

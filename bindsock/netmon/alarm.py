@@ -38,6 +38,11 @@ class Alarm:
             self._due = when
             self._timer = self._runtime.call_at(when, self._ring)
 
+    def bring_forward(self, when: float) -> None:
+        """Call it no later than that."""
+        if self._timer is None or when < self._wanted:
+            self.set(when)
+
     def cancel(self) -> None:
         """Do not call it."""
         timer, self._timer = self._timer, None

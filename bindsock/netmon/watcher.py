@@ -1,8 +1,8 @@
 """Watches the network: events become readings, readings become decisions, followers are moved.
 
-While somebody follows, listens or holds it, a watcher *runs*: the event loop watches the kernel's event sources. When nobody does
-any more it *rests*: the sources stay open, but the loop leaves them alone, and there is no timer. The next dial asks them with
-one ``poll()`` whether anything has happened, and takes the last reading if not. It ends with the loop.
+While somebody follows, listens or holds it, a watcher *runs*: the event loop watches the kernel's event sources. ``LINGER``
+seconds after that it *rests*: the sources stay open, but the loop leaves them alone, and there is no timer. The next dial asks
+them with one ``poll()`` whether anything has happened, and takes the last reading if not. It ends with the loop.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from bindsock.netmon.runtime import Runtime
 
 logger = logging.getLogger("bindsock")
+
+LINGER = 1.0
+"""Seconds after which a watcher that nobody needs any more rests. A program that dials again and again never lets it rest."""
 
 
 class Follower(Protocol):
@@ -60,7 +63,7 @@ class Watcher:
         self._announcements = Announcements(self.statistics)
         self._ahead = DecisionsAhead()
         self._followers = Followers(self.statistics)
-        self._holds = 0
+        self._rest_at = 0.0
         self._decider: Decider | None = None
         self._lookups: Lookups | None = None
 
@@ -68,13 +71,13 @@ class Watcher:
 
     @property
     def running(self) -> bool:
-        """Whether the event loop watches the event sources. It does while there is a follower, a listener or a hold."""
-        return self._sources.registered
+        """Whether somebody needs it: there is a follower, a listener or a hold, and it was not stopped."""
+        return self._sources.registered and self._needed
 
     @property
     def resting(self) -> bool:
         """Whether the last reading and the event sources are kept, although nobody needs them at the moment."""
-        return self._sources.opened and not self._sources.registered
+        return self._sources.opened and not self.running
 
     @property
     def latest(self) -> Decider:
@@ -98,11 +101,11 @@ class Watcher:
         :return: the newest decider
         :raises OSError: the network could not be read
         """
-        if self.running:
+        if self._sources.registered:
             if self._sources.pending():
                 for source in self._sources:
                     self._readable(source)
-        elif self.resting:
+        elif self._sources.opened:
             self._catch_up()
         else:
             self._open()
@@ -115,7 +118,7 @@ class Watcher:
         if self.statistics.readings != readings:
             return  # there was an event after all
         now = self.runtime.time()
-        if self.running and self._coalescer.event(now, Cause.SEND_ERROR):
+        if self._sources.registered and self._coalescer.event(now, Cause.SEND_ERROR):
             self._read(Cause.SEND_ERROR, partial=True, event_time=now)
         self._set_alarm()
 
@@ -152,11 +155,11 @@ class Watcher:
     def begin_hold(self) -> None:
         """See :class:`Hold`."""
         self._run()
-        self._holds += 1
+        self._followers.holds += 1
 
     def end_hold(self) -> None:
         """See :class:`Hold`."""
-        self._holds -= 1
+        self._followers.holds -= 1
         self._rest_if_idle()
 
     def stop(self) -> None:
@@ -186,18 +189,26 @@ class Watcher:
         self._decide_by(network)
         self._announcements.start(self.latest)
 
+    @property
+    def _needed(self) -> bool:
+        return bool(self._followers or self._announcements)
+
     def _run(self) -> None:
-        if self.running:
+        if self._sources.registered:
             return
-        if not self.resting:
+        if not self._sources.opened:
             self._open()
         self._sources.register()
         self._set_alarm()
 
     def _rest_if_idle(self) -> None:
-        if self.running and not (self._followers or self._announcements or self._holds):
-            self._sources.unregister()
-            self._alarm.cancel()
+        if self._sources.registered and not self._needed:
+            self._rest_at = self.runtime.time() + LINGER
+            self._alarm.bring_forward(self._rest_at)
+
+    def _rest(self) -> None:
+        self._sources.unregister()
+        self._alarm.cancel()
 
     def _catch_up(self) -> None:
         """Do at once what events and timers would have done meanwhile."""
@@ -213,9 +224,10 @@ class Watcher:
             self._read(cause or Cause.EVENTS)
 
     def _set_alarm(self) -> None:
-        if self.running:
+        if self._sources.registered:
             now = self.runtime.time()
-            times = (self._coalescer.deadline(), self._announcements.deadline(now), self._ahead.due)
+            rest_at = self._rest_at if not self._needed else None
+            times = (self._coalescer.deadline(), self._announcements.deadline(now), self._ahead.due, rest_at)
             self._alarm.set(min(due for due in times if due is not None))
 
     # Events and timers
@@ -247,6 +259,9 @@ class Watcher:
 
     def _on_alarm(self) -> None:
         now = self.runtime.time()
+        if not self._needed and now >= self._rest_at:
+            self._rest()
+            return
         self._announcements.catch_up(now, self.latest)
         held = self._announcements.held_until()
         cause = Cause.WAKE if self._reader.woke() else self._coalescer.due(now)
@@ -310,9 +325,13 @@ class Watcher:
 
 
 class Followers:
-    """Those who are shown new readings, in the order in which they began to follow."""
+    """Those who are shown new readings, in the order in which they began to follow.
+
+    :ivar holds: how many need the watcher without being shown anything
+    """
 
     def __init__(self, statistics: Statistics) -> None:
+        self.holds = 0
         self._statistics = statistics
         self._followers: dict[int, Follower] = {}
 
@@ -323,7 +342,7 @@ class Followers:
         return id(follower) in self._followers
 
     def __bool__(self) -> bool:
-        return bool(self._followers)
+        return bool(self._followers) or self.holds > 0
 
     def add(self, follower: Follower) -> None:
         """Follow."""

@@ -16,7 +16,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import numeric, resolve
 from bindsock.netmon.watcher import Watcher
-from bindsock.routing.effective import Preferences
+from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, interface, network, route
 from tests.virtual_loop import VirtualLoop, VirtualTask
 
@@ -77,7 +77,7 @@ class Scene:
         self.dialer = Dialer(self.watcher, resolve, "server.test", 80)
         decider = self.watcher.refresh()
         hosts = [f"198.51.100.{number}" for number in range(1, len(begins) + 1)]
-        destinations = [Destination(address(host), ip_address(host), decider.decide(ip_address(host))) for host in hosts]
+        destinations = [destination(decider, host) for host in hosts]
         self.attempts = [Scripted(self, *pair) for pair in zip(destinations, begins, strict=True)]
         self.race = Race(self.watcher, self.attempts, delay)
         self.task: VirtualTask[Attempt | None]
@@ -114,6 +114,11 @@ def address(host: str) -> tuple[int, int, int, str, tuple[str | int, ...]]:
     info = numeric(host, 80, 0, socket.SOCK_STREAM, 0)
     assert info is not None
     return info
+
+
+def destination(decider: Decider, host: str) -> Destination:
+    target = ip_address(host)
+    return Destination(address(host), target, decider.decide(target), decider.path(target))
 
 
 def refused(destination: Destination) -> OSError:
@@ -227,10 +232,10 @@ def test_a_race_that_is_not_to_be_interrupted_is_not() -> None:
 
 def test_cancelling_closes_every_socket() -> None:
     with racing(LATER, LATER) as scene:
-        scene.loop.advance(0.3)
         scene.task.cancel()
         assert scene.open() == []
-        assert scene.loop.timers == []
+        scene.loop.advance(10.0)
+        assert scene.begun() == [0.0, None]
 
 
 def test_cancelling_in_the_moment_of_success_closes_the_winner_too() -> None:
@@ -242,7 +247,7 @@ def test_cancelling_in_the_moment_of_success_closes_the_winner_too() -> None:
 
 def destinations(*hosts: str) -> list[Destination]:
     decider = Watcher(SimulatedKernel(WIFI), Preferences(), runtime=VirtualLoop().runtime).refresh()
-    return [Destination(address(host), ip_address(host), decider.decide(ip_address(host))) for host in hosts]
+    return [destination(decider, host) for host in hosts]
 
 
 @pytest.mark.parametrize(

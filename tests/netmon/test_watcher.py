@@ -22,7 +22,7 @@ from bindsock.netmon.coalescing import QUIET, RECONCILE
 from bindsock.netmon.listening import ChangeListener
 from bindsock.netmon.prefetch import DecisionsAhead
 from bindsock.netmon.runtime import runtime_of
-from bindsock.netmon.watcher import Watcher
+from bindsock.netmon.watcher import LINGER, Watcher
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, interface, network, route
 from tests.virtual_loop import VirtualLoop
@@ -201,8 +201,6 @@ def test_a_reading_after_which_nobody_follows_any_more_is_the_newest_all_the_sam
     assert decision.interface is not None
     assert decision.interface.name == "eth0"
     assert not scene.watcher.running
-    assert scene.loop.readers == {}
-    assert scene.loop.timers == []
 
 
 def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_later() -> None:
@@ -335,7 +333,7 @@ def test_a_watcher_that_rests_keeps_its_event_source_and_costs_the_loop_nothing(
 
 def test_a_dial_takes_the_last_reading_of_a_watcher_that_rests_if_nothing_has_happened() -> None:
     with rested() as scene:
-        scene.wait(RECONCILE - 1.0)
+        scene.wait(RECONCILE - LINGER - 0.1)
         assert scene.watcher.refresh().network is WIFI
         assert scene.kernel.readings == 1
 
@@ -374,7 +372,8 @@ def test_what_was_still_to_be_read_again_when_a_watcher_began_to_rest_is_read_at
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
         scene.watcher.unfollow(scene.follower)
-        scene.wait(QUIET)
+        scene.wait(LINGER)
+        assert scene.loop.readers == {}
         assert scene.watcher.refresh().network is ETHERNET
 
 
@@ -392,8 +391,24 @@ def test_a_watcher_without_event_sources_reads_at_each_dial(monkeypatch: pytest.
     monkeypatch.setattr(scene.kernel, "events", list)
     with scene:
         scene.watcher.unfollow(scene.follower)
+        scene.wait(LINGER)
         scene.kernel.change(ETHERNET)
         assert scene.watcher.refresh().network is ETHERNET
+
+
+def test_a_watcher_that_is_needed_again_within_a_second_was_never_unregistered() -> None:
+    with Scene() as scene:
+        (reader,) = scene.loop.readers.values()
+        for _ in range(3):
+            scene.watcher.unfollow(scene.follower)
+            scene.wait(LINGER / 4)
+            scene.watcher.follow(scene.follower)
+        scene.wait(LINGER)
+        assert list(scene.loop.readers.values()) == [reader]
+        scene.kernel.change(ETHERNET)
+        reader()
+        assert scene.follower.seen == [("eth0", Cause.EVENTS)]
+        assert scene.kernel.readings == 2
 
 
 def test_a_watcher_that_is_forgotten_closes_its_event_source() -> None:
@@ -411,6 +426,7 @@ def rested() -> Iterator[Scene]:
     """A watcher that was needed and is not needed any more."""
     with Scene() as scene:
         scene.watcher.unfollow(scene.follower)
+        scene.wait(LINGER)
         yield scene
 
 
