@@ -152,7 +152,7 @@ class Scene:
         return transport
 
     def options(self, changed: dict[str, Any]) -> ConnectOptions:
-        return ConnectOptions(**({"drain_timeout": 0.2, "reconnect_timeout": 5.0, "ssl": self.tls or None} | changed))
+        return ConnectOptions(**({"drain_timeout": 0.2, "reconnect_timeout": 20.0, "ssl": self.tls or None} | changed))
 
     async def streams(self, on_reconnect: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         limit = options.pop("limit", LIMIT)
@@ -374,7 +374,8 @@ async def test_a_better_path_is_taken_when_it_stands_and_nothing_on_its_way_is_l
         await echo(session, request)
 
     scene.answer = slowly
-    reader, writer = await scene.streams(Log())
+    # TLS knows no end of one direction: it drains for as long as that.
+    reader, writer = await scene.streams(Log(), drain_timeout=3.0 if scene.tls else 60.0, reconnect_timeout=60.0)
     writer.write(b"request\n")
     await until(lambda: bool(scene.sessions[0].lines))
     scene.change(reading("eth0", "wifi0"))
@@ -712,7 +713,7 @@ async def test_abort_in_every_state_leaves_nothing_open(scene: Scene, descriptor
     for wanted in (State.LIVE, State.DIALLING, State.DRAINING, State.RECONNECTING, State.RESUMING, State.FINISHING):
         scene.change(reading("wifi0", "eth0"))
         scene.refuse_dials = 0
-        _, writer = await scene.streams(hook)
+        _, writer = await scene.streams(hook, drain_timeout=60.0, reconnect_timeout=60.0)
         session = scene.sessions[-1]
         session.may_close.clear()
         scene.refuse_dials = 1000 if wanted in (State.DIALLING, State.RECONNECTING) else 0

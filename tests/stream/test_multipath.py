@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -52,6 +52,12 @@ NOWHERE = network(interface("wifi0", 2, up=False, running=False))
 ONLY_USB = network(interface("wifi0", 2, up=False, running=False), USB, BY_USB)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
 class Scene:
     """A socket that is taken for a multipath connection, and what follows it."""
 
@@ -92,8 +98,16 @@ class Scene:
         return [str(subflow.local) for subflow in self.paths.connections[self.sock]]
 
     async def change(self, network: Network) -> None:
+        """Let the followers see a network, and let what they then want be ordered."""
         self.kernel.change(network)
+        self.watcher.refresh()
+        await until(self._at_rest)
         await asyncio.sleep(0.02)
+
+    def _at_rest(self) -> bool:
+        """Whether the connection is where its last subflow was ordered, if that is to join."""
+        added = [interface for order, interface in self.paths.orders if order == "add"]
+        return not (added and self.paths.joins) or self.guard.interface == added[-1] or self.guard.error is not None
 
     def close(self) -> None:
         self.sock.close()
@@ -101,7 +115,9 @@ class Scene:
 
 
 @pytest_asyncio.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(multipath, "_AGAIN", 60.0)
+    monkeypatch.setattr(multipath, "JOINING", 60.0)
     made = Scene()
     yield made
     made.close()
@@ -146,8 +162,7 @@ async def test_what_is_in_the_middle_of_moving_is_not_ended(scene: Scene) -> Non
     assert scene.paths.orders == [("add", "eth0")]
     assert scene.guard.error is None
     scene.paths.establish(scene.sock, THERE)
-    await asyncio.sleep(0.1)
-    assert scene.guard.interface == "eth0"
+    await until(lambda: scene.guard.interface == "eth0")
 
 
 async def test_a_move_that_is_not_wanted_any_more_is_taken_back(scene: Scene) -> None:
@@ -186,10 +201,10 @@ async def test_it_is_ended_if_the_new_subflow_does_not_join(scene: Scene, monkey
     monkeypatch.setattr(viability, "STALL_GRACE", 0.1)
     scene.paths.joins = False
     scene.follow()
+    begun = scene.loop.time()
     await scene.change(WIFI_LOST)
-    await asyncio.sleep(0.05)
-    assert scene.guard.error is None, "the next reading may tell why"
-    await asyncio.sleep(0.2)
+    await until(lambda: scene.guard.error is not None)
+    assert scene.loop.time() - begun >= viability.STALL_GRACE, "the next reading may tell why"
     assert scene.guard.error is not None
     assert scene.guard.error.new_interface == "eth0"
 
@@ -203,8 +218,7 @@ async def test_a_better_path_that_refuses_is_tried_again(scene: Scene, monkeypat
     await asyncio.sleep(0.02)
     assert scene.guard.interface == "wifi0"
     scene.paths.joins = True
-    await asyncio.sleep(0.2)
-    assert scene.guard.interface == "eth0"
+    await until(lambda: scene.guard.interface == "eth0")
 
 
 async def test_it_is_kept_while_there_is_nothing_and_moves_when_there_is(scene: Scene) -> None:
@@ -302,7 +316,15 @@ async def test_a_closed_socket_is_released_and_ordered_nothing(scene: Scene) -> 
     assert scene.paths.orders == [("add", "eth0"), ("release", "")]
 
 
-async def test_what_is_left_of_many_connections_is_swept_up_together(scene: Scene) -> None:
+async def test_what_is_left_of_many_connections_is_swept_up_together(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = scene.paths.sweep
+
+    def sweep_twice() -> bool:
+        left = sweep()
+        scene.paths.needed = False
+        return left
+
+    monkeypatch.setattr(scene.paths, "sweep", sweep_twice)
     scene.paths.needed = True
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(10):
@@ -313,11 +335,9 @@ async def test_what_is_left_of_many_connections_is_swept_up_together(scene: Scen
                 scene.watcher, sock, PEER, path=Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None), loop=scene.loop
             )
             sock.close()
-    await asyncio.sleep(0.08)
+    await until(lambda: scene.paths.orders.count(("sweep", "")) == 2)
     assert scene.paths.orders.count(("release", "")) == 10
-    assert scene.paths.orders.count(("sweep", "")) == 1
-    scene.paths.needed = False
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.2)
     assert scene.paths.orders.count(("sweep", "")) == 2
 
 
@@ -332,11 +352,10 @@ async def test_the_end_of_the_following_leaves_it_as_it_is(scene: Scene) -> None
 async def test_a_peer_that_keeps_it_waiting_is_dead(scene: Scene) -> None:
     scene.follow(dead_after=0.1)
     await asyncio.sleep(0.15)
+    begun = scene.loop.time()
     scene.paths.silences[scene.sock] = 3600.0  # the last answer was long ago, but the question is new
-    await asyncio.sleep(0.05)
-    assert scene.guard.error is None
-    await asyncio.sleep(0.15)
-    assert scene.guard.error is not None
+    await until(lambda: scene.guard.error is not None)
+    assert scene.loop.time() - begun >= 0.05
     assert "0.1 seconds" in str(scene.guard.error)
 
 
