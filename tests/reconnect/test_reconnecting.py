@@ -828,6 +828,8 @@ async def test_many_are_replaced_a_few_at_a_time(plain: Scene, monkeypatch: pyte
     connections = [await plain.streams(Log()) for _ in range(40)]
     most = 0
     plain.change(reading("eth0"))
+    # What is written before a connection has noticed goes down with the old one.
+    await until(lambda: len(plain.sessions) == 80 and all(state_of(writer) is State.LIVE for _, writer in connections))
     for number, (_, writer) in enumerate(connections):
         writer.write(b"%d\n" % number)
     for number, (reader, _) in enumerate(connections):

@@ -168,7 +168,7 @@ def observe(programs: Sequence[Program], packets: Iterable[Packet], *, horizon: 
     """Tell whose packets they are.
 
     :param packets: what left the host for the server
-    :param horizon: datagrams sent after this moment are not lost yet: their answers may be on their way
+    :param horizon: what was sent after this moment is not lost yet: its answer may be on its way
     :return: the flows, and how many packets by each interface are nobody's
     """
     tags = {p.tag.encode(): p for p in programs}
@@ -202,7 +202,7 @@ def observe(programs: Sequence[Program], packets: Iterable[Packet], *, horizon: 
                 "TCP",
                 tuple(reports.sent),
                 tuple(reports.answered),
-                tuple(reports.sent[len(reports.answered) :]),
+                tuple(t for t in reports.sent[len(reports.answered) :] if t <= horizon),
                 tuple(tcp[p]),
                 dict(others[p]),
                 len(reports.connections),
