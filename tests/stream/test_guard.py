@@ -156,7 +156,7 @@ async def tls_scene() -> AsyncIterator[Scene]:
 
 
 @pytest.fixture
-def partial(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same policies, with no patience."""
     monkeypatch.setattr(viability, "STALL_GRACE", 0.02)
     monkeypatch.setattr(viability, "SAMPLE", 0.01)
@@ -325,12 +325,12 @@ async def test_kept_if_what_was_lost_comes_back(scene: Scene) -> None:
     assert scene.guards[0].error is None
 
 
-async def test_lost_carrier_is_waited_for(scene: Scene, partial: None) -> None:
+async def test_lost_carrier_is_waited_for(scene: Scene, impatient: None) -> None:
     reader, _ = await scene.open()
+    begun = scene.loop.time()
     scene.kernel.change(UNPLUGGED)
-    await settle()
-    assert scene.guards[0].error is None
     assert "no carrier" in str(await ended(reader))
+    assert scene.loop.time() - begun >= viability.STALL_GRACE
 
 
 async def test_carrier_that_comes_back_is_forgiven(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,14 +338,14 @@ async def test_carrier_that_comes_back_is_forgiven(scene: Scene, monkeypatch: py
     connected = await scene.open()
     for _ in range(3):
         scene.kernel.change(UNPLUGGED)
-        await settle()
+        scene.watcher.refresh()
         scene.kernel.change(ON_WIFI)
-        await settle()
+        scene.watcher.refresh()
     await asyncio.sleep(0.1)
     assert await still_works(connected)
 
 
-async def test_carrier_is_lost_and_nothing_else_usable_for_long(scene: Scene, partial: None) -> None:
+async def test_carrier_is_lost_and_nothing_else_usable_for_long(scene: Scene, impatient: None) -> None:
     connected = await scene.open()
     scene.kernel.change(network(WIFI_UNPLUGGED, BY_WIFI))
     await asyncio.sleep(0.1)
@@ -354,7 +354,7 @@ async def test_carrier_is_lost_and_nothing_else_usable_for_long(scene: Scene, pa
     await ended(connected[0])
 
 
-async def test_a_better_path_is_left_alone_within_a_cost_class(scene: Scene, partial: None) -> None:
+async def test_a_better_path_is_left_alone_within_a_cost_class(scene: Scene, impatient: None) -> None:
     connected = await scene.open()
     scene.kernel.change(ETHERNET_BETTER)
     await asyncio.sleep(0.15)
@@ -369,7 +369,7 @@ async def test_a_better_path_ends_what_is_to_be_aborted(scene: Scene) -> None:
     assert error.new_interface == "eth0"
 
 
-async def test_off_an_expensive_interface_once_idle(scene: Scene, partial: None) -> None:
+async def test_off_an_expensive_interface_once_idle(scene: Scene, impatient: None) -> None:
     scene.kernel.change(network(CELLULAR, BY_WIFI))
     reader, _ = await scene.open()
     scene.kernel.change(CELLULAR_WORKS)
@@ -379,7 +379,7 @@ async def test_off_an_expensive_interface_once_idle(scene: Scene, partial: None)
 
 
 async def test_off_an_expensive_interface_at_last_though_busy(
-    scene: Scene, partial: None, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.kernel.change(network(CELLULAR, BY_WIFI))
     reader, _ = await scene.open()
@@ -392,7 +392,7 @@ async def test_off_an_expensive_interface_at_last_though_busy(
 
 
 @pytest.mark.parametrize("back", [network(CELLULAR, BY_WIFI), ON_WIFI])
-async def test_a_better_path_that_goes_away_calls_it_off(scene: Scene, partial: None, back: Network) -> None:
+async def test_a_better_path_that_goes_away_calls_it_off(scene: Scene, impatient: None, back: Network) -> None:
     scene.kernel.change(network(CELLULAR, BY_WIFI))
     connected = await scene.open()
     scene.kernel.change(CELLULAR_WORKS)
@@ -403,7 +403,7 @@ async def test_a_better_path_that_goes_away_calls_it_off(scene: Scene, partial: 
     assert await still_works(connected)
 
 
-async def test_keep_means_keep(scene: Scene, partial: None) -> None:
+async def test_keep_means_keep(scene: Scene, impatient: None) -> None:
     scene.kernel.change(network(CELLULAR, BY_WIFI))
     connected = await scene.open(better_path="keep")
     scene.kernel.change(CELLULAR_WORKS)
@@ -503,7 +503,7 @@ async def test_a_forgotten_tls_transport_is_not_kept_alive(tls_scene: Scene) -> 
     await until(lambda: gc.collect() >= 0 and sock() is None)
 
 
-async def test_forgotten_followers_are_left_alone_by_their_timers(scene: Scene, partial: None) -> None:
+async def test_forgotten_followers_are_left_alone_by_their_timers(scene: Scene, impatient: None) -> None:
     connected = await scene.open()
     scene.kernel.change(UNPLUGGED)
     scene.watcher.refresh()
