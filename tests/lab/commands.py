@@ -80,6 +80,7 @@ class Client:
         self.unacknowledged: dict[int, bytes] = {}
         self.acknowledged = 0
         self.next = 0
+        self.count = 0.0
         self.reconnected = 0
         self._room = asyncio.Semaphore(window)
         self.writer: asyncio.StreamWriter
@@ -92,20 +93,27 @@ class Client:
         writer.writelines(list(self.unacknowledged.values()))
         self.reconnected += 1
 
-    async def run(self, connect: Any, count: int) -> None:
-        """Have so many commands applied."""
+    async def run(self, connect: Any, count: float, *, interval: float = 0.0) -> None:
+        """Have so many commands applied.
+
+        :param count: how many; :attr:`count` may be lowered meanwhile
+        :param interval: seconds between two of them
+        """
+        self.count = count
         self.reader, self.writer = await connect(on_reconnect=self.on_reconnect)
         self.writer.write(b"login\n")
         await self.reader.readuntil()
         listening = asyncio.create_task(self._listen())
         try:
-            while self.next < count:
+            while self.next < self.count:
                 await self._room.acquire()
                 command = b"do %d\n" % self.next
                 self.unacknowledged[self.next] = command
                 self.next += 1
                 self.writer.write(command)
                 await self.writer.drain()
+                if interval:
+                    await asyncio.sleep(interval)
             while self.unacknowledged:
                 await asyncio.wait([listening], timeout=0.01)
                 if listening.done():
