@@ -1,0 +1,178 @@
+"""The programs of Debian that manage an uplink: DHCP clients, and those that listen to routers or dial in.
+
+A description is shell scripts for the host, whose ``wifi0`` gets its IPv4 address from dnsmasq at the router. IPv6 stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.vpn.programs import end, signal
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """A program that manages ``wifi0``."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Executables, besides dnsmasq."""
+    start: str
+    renew: str
+    """Ask for the lease again, with the address that it has."""
+    ask_anew: str
+    """Ask for a lease after the server has changed its mind."""
+    restart: str
+    """End the program and start it again, as an update of its package does."""
+
+
+def lease(address: str) -> str:
+    """For the router: have dnsmasq give this address to whoever asks, and refuse all others."""
+    return f"""
+    if [ -e dnsmasq.pid ]; then {end("dnsmasq.pid")}; fi
+    cat >dnsmasq.conf <<END
+    port=0
+    interface=wifi0
+    bind-interfaces
+    no-ping
+    dhcp-authoritative
+    dhcp-range={address},{address},255.255.255.0,1h
+    dhcp-option=option:router,10.1.0.1
+    dhcp-leasefile=$PWD/leases
+    END
+    dnsmasq --conf-file=dnsmasq.conf --user=root --pid-file=$PWD/dnsmasq.pid
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """What the router says on an uplink (RFC 4861, RFC 4191)."""
+
+    preference: str = "medium"
+    lifetime: int = 1800
+    """Seconds for which it is a default router; 0 if it is none."""
+    prefix: str = ""
+    """Another than the laboratory's."""
+
+
+def advertise(wifi0: Advertisement, eth0: Advertisement) -> str:
+    """For the router: have radvd say this from now on."""
+    interfaces = [
+        f"interface {name} {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; AdvDefaultLifetime {said.lifetime};"
+        f" AdvDefaultPreference {said.preference}; prefix {said.prefix or prefix} {{ }}; }};"
+        for name, prefix, said in (("wifi0", "fd10:1::/64", wifi0), ("eth0", "fd10:2::/64", eth0))
+    ]
+    return f"""
+    echo '{" ".join(interfaces)}' >radvd.conf
+    if [ -e radvd.pid ]; then {signal("radvd.pid", "HUP")}; else radvd --config $PWD/radvd.conf --pidfile $PWD/radvd.pid; fi
+    """
+
+
+LISTEN_TO_ROUTERS = """
+for name in wifi0 eth0; do
+    ip -6 route flush default dev $name
+    ip -6 address flush dev $name scope global
+    for option in accept_ra autoconf; do echo 1 >/proc/sys/net/ipv6/conf/$name/$option; done
+done
+"""
+"""For the host: forget the laboratory's IPv6 addresses and routes, and let the kernel make its own."""
+
+PPPOE_ADDRESS = "10.64.0.2"
+"""What the access concentrator at the router gives the host."""
+PPPOE_SERVER = f"""
+echo noauth >pppoe.options
+pppoe-server -I wifi0 -L 10.64.0.1 -R {PPPOE_ADDRESS} -N 1 -O $PWD/pppoe.options
+"""
+PPPOE_CLIENT = "pppd pty 'pppoe -I wifi0' noauth noipdefault defaultroute updetach"
+
+_DHCLIENT = "dhclient -4 -pf $PWD/dhclient.pid -lf $PWD/dhclient.leases wifi0"
+_DHCPCD = "dhcpcd --config $PWD/dhcpcd.conf"
+_NETWORKD = "/lib/systemd/systemd-networkd >>networkd.log 2>&1 & echo $! >networkd.pid"
+_NETWORK_MANAGER = "NetworkManager --no-daemon --config $PWD/manager.conf >>manager.log 2>&1 & echo $! >manager.pid"
+
+MANAGERS = (
+    Manager(
+        "dhclient",
+        ("dhclient",),
+        start=_DHCLIENT,
+        renew=f"{end('dhclient.pid')}; {_DHCLIENT}",
+        ask_anew=f"{end('dhclient.pid')}; {_DHCLIENT}",
+        restart=f"{end('dhclient.pid', 'KILL')}; {_DHCLIENT}",
+    ),
+    Manager(
+        "dhcpcd",
+        ("dhcpcd",),
+        start=rf"""
+        printf 'ipv4only\nmetric 100\nnohook resolv.conf\nnoarp\npersistent\n' >dhcpcd.conf
+        {_DHCPCD} --waitip=4 wifi0
+        """,
+        renew=f"{_DHCPCD} --rebind wifi0",
+        ask_anew=f"{_DHCPCD} --rebind wifi0",
+        restart=f"{_DHCPCD} --exit wifi0; {_DHCPCD} --waitip=4 wifi0",
+    ),
+    Manager(
+        "systemd-networkd",
+        ("networkctl", "dbus-daemon"),
+        start=f"""
+        mkdir -p /run/dbus /run/systemd/network
+        dbus-daemon --system --fork
+        for part in '' /links /leases /lldp; do install -d -o systemd-network /run/systemd/netif$part; done
+        cat >/run/systemd/network/wifi0.network <<END
+        [Match]
+        Name=wifi0
+        [Network]
+        DHCP=ipv4
+        LinkLocalAddressing=no
+        IPv6AcceptRA=no
+        Address=fd10:1::2/64
+        [Route]
+        Gateway=fd10:1::1
+        Metric=600
+        [DHCPv4]
+        UseHostname=no
+        RouteMetric=100
+        END
+        {_NETWORKD}
+        """,
+        renew="networkctl renew wifi0",
+        ask_anew="networkctl reconfigure wifi0",
+        restart=f"{end('networkd.pid')}; {_NETWORKD}",
+    ),
+    Manager(
+        "NetworkManager",
+        ("NetworkManager", "nmcli", "dbus-daemon"),
+        start=f"""
+        mkdir -p /run/dbus
+        dbus-daemon --system --fork
+        cat >manager.conf <<END
+        [main]
+        plugins=keyfile
+        dns=none
+        hostname-mode=none
+        no-auto-default=*
+        [keyfile]
+        unmanaged-devices=except:interface-name:wifi0
+        END
+        umask 077
+        cat >/etc/NetworkManager/system-connections/lease.nmconnection <<END
+        [connection]
+        id=lease
+        type=ethernet
+        interface-name=wifi0
+        [ipv4]
+        method=auto
+        route-metric=100
+        [ipv6]
+        method=manual
+        address1=fd10:1::2/64,fd10:1::1
+        route-metric=600
+        END
+        {_NETWORK_MANAGER}
+        until nmcli general >/dev/null 2>&1; do sleep 0.05; done
+        nmcli connection up lease
+        """,
+        renew="nmcli device reapply wifi0",
+        ask_anew="nmcli connection up lease",
+        restart=f"{end('manager.pid')}; {_NETWORK_MANAGER}",
+    ),
+)

@@ -1,0 +1,393 @@
+"""The VPN programs, each in the ways in which it can take the default route.
+
+A description is shell scripts. ``serve`` runs at the VPN's server (10.8.0.10, fd10:8::10), all others on the host, in one
+directory that both share. Inside the tunnel the server is 10.66.0.1 and fd66::1, the host 10.66.0.2 and fd66::2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from bindsock.testing.lab import Server
+from tests.vpn.machine import missing
+
+if TYPE_CHECKING:
+    from tests.vpn.machine import Machine
+
+SERVERS = {4: Server().ipv4, 6: Server().ipv6}
+"""What is reached through the VPN by those who are not beneath it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vpn:
+    """A VPN program in one of its modes."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Executables."""
+    device: str
+    """The tunnel's device on the host."""
+    serve: str
+    up: str
+    down: str
+    crash: str
+    restarts: Mapping[str, str] = field(default_factory=dict)
+    """What an administrator or the program itself does while it is up."""
+    families: tuple[int, ...] = (4, 6)
+    """The IP versions of which it takes the default route."""
+    ready: str = ""
+    """When it is up, if that is not when the default route leads to its device."""
+    prepare: str = ""
+    """What is on the host before any traffic."""
+    kernel: tuple[str, str] = ("", "")
+    """What the kernel must have, and a script that fails where it has not."""
+    fault: str = ""
+    """What bindsock is known to do wrong beneath it."""
+
+    def obstacle(self, host: Machine) -> str | None:
+        """Why it cannot run here."""
+        lacking, test = self.kernel
+        return missing(*self.needs) or (f"the kernel lacks {lacking}" if test and not host.succeeds(test) else None)
+
+    def start(self, host: Machine) -> None:
+        """Bring it up and wait until it has the default route."""
+        host.run(self.up)
+        host.until(self.ready or " && ".join(f"ip route get {SERVERS[v]} | grep -q 'dev {self.device} '" for v in self.families))
+
+
+_SERVER4, _SERVER6 = "10.8.0.10", "fd10:8::10"
+_BY_WIFI = f"ip route replace {_SERVER4} via 10.1.0.1 dev wifi0"
+_AUTHORITY = """
+openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=throw-away -keyout ca.key -out ca.pem
+for end in server client; do
+    openssl req -new -newkey rsa:2048 -nodes -subj /CN=$end -keyout $end.key -out $end.csr
+    openssl x509 -req -in $end.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -out $end.pem
+done
+"""
+
+
+def signal(pid_file: str, name: str) -> str:
+    """Send a process a signal."""
+    return f"kill -{name} $(cat {pid_file})"
+
+
+def end(pid_file: str, name: str = "TERM") -> str:
+    """Tell a process to end and wait until it has."""
+    ended = "for i in $(seq 1000); do kill -0 $pid 2>/dev/null || break; sleep 0.01; done"
+    return f"pid=$(cat {pid_file}); kill -{name} $pid; {ended}"
+
+
+def _halves(verb: str, device: str, via4: str = "", via6: str = "") -> str:
+    four = [f"ip route {verb} {half} {via4} dev {device}" for half in ("0.0.0.0/1", "128.0.0.0/1")]
+    six = [f"ip -6 route {verb} {half} {via6} dev {device}" for half in ("::/1", "8000::/1")]
+    return "; ".join([*four, *six])
+
+
+def _wireguard(name: str, *options: str, endpoint: str = _SERVER4, allowed: str = "0.0.0.0/0, ::/0") -> Vpn:
+    up = "WG_QUICK_USERSPACE_IMPLEMENTATION=$PWD/wireguard wg-quick up $PWD/wg0.conf"
+    down = "wg-quick down $PWD/wg0.conf"
+    address = f"[{endpoint}]" if ":" in endpoint else endpoint
+    interface = "\\n".join(("PrivateKey = $(cat client.key)", "Address = 10.66.0.2/24, fd66::2/64", *options))
+    peer = f"PublicKey = $(cat server.pub)\\nEndpoint = {address}:51820\\nAllowedIPs = {allowed}\\nPersistentKeepalive = 1"
+    return Vpn(
+        name,
+        ("wg-quick", "wireguard-go", "nft", "iptables"),
+        "wg0",
+        serve=f"""
+        umask 077
+        for end in server client; do wg genkey >$end.key; wg pubkey <$end.key >$end.pub; done
+        wireguard-go gate
+        wg set gate listen-port 51820 private-key server.key peer $(cat client.pub) allowed-ips 10.66.0.2,fd66::2
+        ip address add 10.66.0.1/24 dev gate
+        ip address add fd66::1/64 dev gate
+        ip link set gate up
+        cat >wireguard <<'END'
+        #!/bin/sh
+        wireguard-go --foreground "$1" &
+        echo $! >wg0.pid
+        until [ -S "/run/wireguard/$1.sock" ]; do sleep 0.01; done
+        END
+        chmod +x wireguard
+        printf "[Interface]\\n{interface}\\n[Peer]\\n{peer}\\n" >wg0.conf
+        """,
+        up=up,
+        down=down,
+        crash=signal("wg0.pid", "KILL"),
+        restarts={"down and up": f"{down}; {up}", "another port": "wg set wg0 listen-port 51821"},
+    )
+
+
+def _kill_switch(verdict: str) -> Vpn:
+    """``wg-quick`` with the rules of its manual, by which nothing leaves but by the tunnel."""
+    rule = "-I OUTPUT ! -o %%i -m mark ! --mark 51820 -m addrtype ! --dst-type LOCAL -j"
+    options = [f"PostUp = {tables} {rule} {verdict}" for tables in ("iptables", "ip6tables")]
+    return dataclasses.replace(
+        _wireguard(f"wg-quick-{verdict.lower()}", *options),
+        fault="TCP hangs, or is refused as if by the server: nothing says that a firewall's rule does it",
+    )
+
+
+def _openvpn(
+    name: str, serve: str, client: str, *options: str, device: str = "tun0", families: tuple[int, ...] = (4, 6), prepare: str = ""
+) -> Vpn:
+    """OpenVPN, restarted by each of its signals: SIGUSR1 keeps what is persistent, SIGHUP reads its configuration again."""
+    openvpn = "openvpn --cd $PWD --daemon --writepid {0}.pid --log-append {0}.log"
+    up = f"{openvpn.format('openvpn')} --remote {_SERVER4} --dev {device} {client} {' '.join(options)}"
+    return Vpn(
+        name,
+        ("openvpn", "openssl"),
+        device,
+        serve=f"{prepare}\n{openvpn.format('server')} --dev gate --dev-type {device[:3]} {serve}",
+        up=_initialized(up),
+        down=end("openvpn.pid"),
+        crash=signal("openvpn.pid", "KILL"),
+        restarts={f"SIG{name}": _initialized(signal("openvpn.pid", name)) for name in ("USR1", "HUP")},
+        families=families,
+    )
+
+
+def _initialized(command: str) -> str:
+    """Run a command and wait until OpenVPN says once more that it is up."""
+    count = "$(cat openvpn.log 2>/dev/null | grep -c 'Initialization Sequence Completed' || true)"
+    return f"before={count}; {command}; until [ {count} -gt $before ]; do sleep 0.02; done"
+
+
+def _openvpn_static(name: str, *options: str, proto: tuple[str, str] = ("udp", "udp")) -> Vpn:
+    both = "--secret static.key --cipher AES-256-CBC --ping 1"
+    return _openvpn(
+        name,
+        f"--proto {proto[0]} --ifconfig 10.66.0.1 10.66.0.2 {both}",
+        f"--proto {proto[1]} --ifconfig 10.66.0.2 10.66.0.1 {both}",
+        *options,
+        families=(4,),
+        prepare="openvpn --genkey secret static.key",
+    )
+
+
+def _openvpn_tls(name: str, push: str, *options: str, device: str = "tun0") -> Vpn:
+    return _openvpn(
+        name,
+        "--server 10.66.0.0 255.255.255.0 --server-ipv6 fd66::/64 --topology subnet --dh none --keepalive 1 10"
+        f" --ca ca.pem --cert server.pem --key server.key --push '{push}'",
+        "--client --nobind --ca ca.pem --cert client.pem --key client.key",
+        *options,
+        device=device,
+        prepare=_AUTHORITY,
+    )
+
+
+_OPENCONNECT = Vpn(
+    "openconnect",
+    ("openconnect", "ocserv", "openssl"),
+    "tun0",
+    serve=f"""
+    {_AUTHORITY.strip().replace(chr(10), chr(10) + "    ")}
+    printf 'secret\\nsecret\\n' | ocpasswd -c users user
+    cat >ocserv.conf <<END
+    auth = "plain[passwd=$PWD/users]"
+    tcp-port = 443
+    udp-port = 443
+    run-as-user = root
+    run-as-group = root
+    socket-file = $PWD/ocserv.sock
+    isolate-workers = false
+    server-cert = $PWD/server.pem
+    server-key = $PWD/server.key
+    max-clients = 4
+    max-same-clients = 4
+    device = gate
+    ipv4-network = 10.66.0.0/24
+    ipv6-network = fd66::/64
+    route = default
+    keepalive = 300
+    END
+    ocserv --foreground --debug 1 --config ocserv.conf >server.log 2>&1 &
+    until grep -q 'sec-mod initialized' server.log; do sleep 0.02; done
+    """,
+    up="""
+    pin=$(openssl x509 -in server.pem -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64)
+    echo secret | openconnect --background --pid-file openconnect.pid --user user --passwd-on-stdin \
+        --servercert pin-sha256:$pin --interface tun0 10.8.0.10
+    """,
+    down=end("openconnect.pid", "INT"),
+    crash=signal("openconnect.pid", "KILL"),
+    restarts={"SIGUSR2": signal("openconnect.pid", "USR2")},
+)
+
+_TINC = Vpn(
+    "tinc",
+    ("tincd",),
+    "tinc0",
+    serve=f"""
+    for end in server client; do
+        mkdir -p $end.tinc/hosts
+        printf 'Name = %s\\nInterface = tinc0\\n' $end >$end.tinc/tinc.conf
+        tincd --config=$PWD/$end.tinc --generate-keys=2048 </dev/null
+    done
+    printf 'ConnectTo = server\\n' >>client.tinc/tinc.conf
+    printf 'Address = {_SERVER4}\\nSubnet = 0.0.0.0/0\\nSubnet = ::/0\\n' >>server.tinc/hosts/server
+    printf 'Subnet = 10.66.0.2/32\\nSubnet = fd66::2/128\\n' >>client.tinc/hosts/client
+    cp client.tinc/hosts/client server.tinc/hosts/
+    cp server.tinc/hosts/server client.tinc/hosts/
+    cat >server.tinc/tinc-up <<'END'
+    #!/bin/sh
+    ip link set $INTERFACE up
+    ip address add 10.66.0.1/24 dev $INTERFACE
+    ip address add fd66::1/64 dev $INTERFACE
+    END
+    cat >client.tinc/tinc-up <<'END'
+    #!/bin/sh
+    ip link set $INTERFACE up
+    ip address add 10.66.0.2/24 dev $INTERFACE
+    ip address add fd66::2/64 dev $INTERFACE
+    {_BY_WIFI}
+    {_halves("add", "$INTERFACE")}
+    END
+    chmod +x *.tinc/tinc-up
+    tincd --config=$PWD/server.tinc --pidfile=$PWD/server.pid --logfile=$PWD/server.log
+    """,
+    up="tincd --config=$PWD/client.tinc --pidfile=$PWD/tinc.pid --logfile=$PWD/tinc.log",
+    down=end("tinc.pid"),
+    crash=signal("tinc.pid", "KILL"),
+    restarts={"SIGHUP": signal("tinc.pid", "HUP"), "SIGALRM": signal("tinc.pid", "ALRM")},
+)
+
+_EDGE = "edge -c net -k secret -l {server}:7654 -r -a {address} -d n2n0"
+_N2N = Vpn(
+    "n2n",
+    ("edge", "supernode"),
+    "n2n0",
+    serve=f"supernode -l 7654 >supernode.log 2>&1 & {_EDGE.format(server='127.0.0.1', address='10.66.0.1')} >server.log 2>&1 &",
+    up=f"""
+    {_EDGE.format(server=_SERVER4, address="10.66.0.2")} >edge.log 2>&1 &
+    echo $! >edge.pid
+    until ip address show dev n2n0 2>/dev/null | grep -q 10.66.0.2; do sleep 0.02; done
+    {_BY_WIFI}
+    ip route add default via 10.66.0.1 dev n2n0 metric 50
+    """,
+    down=end("edge.pid"),
+    crash=signal("edge.pid", "KILL"),
+    families=(4,),
+)
+_ESP = (
+    "ESP (CONFIG_INET_ESP)",
+    "ip xfrm state add src ::1 dst ::2 proto esp spi 1 enc 'cbc(aes)' 0x00102030405060708090a0b0c0d0e0f0 && ip xfrm state flush",
+)
+_CONNECTIONS_ARE_TRACKED = """
+nft add table inet filter
+nft add chain inet filter input '{ type filter hook input priority 0; }'
+nft add rule inet filter input ct state established accept
+"""
+"""As any firewall does it. Else what redirects new connections takes the old ones for new as well."""
+
+
+def _charon(name: str, device: str, *, libipsec: bool) -> Vpn:
+    """strongSwan: by the kernel's IPsec with a policy and a virtual address on the uplink, or by its own with a TUN device."""
+
+    def start(*options: str) -> str:
+        connection = "\\n ".join(("conn net", "keyexchange = ikev2", "authby = secret", "auto = add", *options))
+        return f"""
+        sed -i 's/load = .*/load = {"yes" if libipsec else "no"}/' /etc/strongswan.d/charon/kernel-libipsec.conf
+        echo ': PSK "secret"' >/etc/ipsec.secrets
+        printf '{connection}\\n' >/etc/ipsec.conf
+        ipsec start
+        until ipsec statusall | grep -q 'net:'; do sleep 0.02; done
+        """
+
+    ids = ("leftid = server", "rightid = client")
+    server = (f"left = {_SERVER4}", "leftsubnet = 0.0.0.0/0", "right = %%any", "rightsourceip = 10.66.0.0/24", *ids)
+    ids = ("leftid = client", "rightid = server")
+    client = ("left = %%defaultroute", "leftsourceip = %%config", f"right = {_SERVER4}", "rightsubnet = 0.0.0.0/0", *ids)
+    return Vpn(
+        name,
+        ("ipsec",),
+        device,
+        serve=start(*server),
+        up=f"{start(*client)}\nipsec up net",
+        down="ipsec stop",
+        crash=signal("/run/charon.pid", "KILL"),
+        restarts={"down and up": "ipsec down net; ipsec up net"},
+        families=(4,),
+        ready="ip route show table 220 | grep -q default",
+        kernel=("", "") if libipsec else _ESP,
+        fault="" if libipsec else "a policy and a virtual address on the uplink take what is bound to it",
+    )
+
+
+def _sshuttle(method: str) -> Vpn:
+    """sshuttle: no device and no route, but a redirection of all TCP connections to a process of its own."""
+    rules = "nft list ruleset" if method == "nft" else "{ iptables-save; ip6tables-save; }"
+    return Vpn(
+        f"sshuttle-{method}",
+        ("sshuttle", "sshd", "ssh-keygen", "nft", "iptables"),
+        "",
+        serve="""
+        ssh-keygen -q -t ed25519 -N '' -f host.key
+        ssh-keygen -q -t ed25519 -N '' -f user.key
+        mkdir -p /run/sshd
+        cat >sshd.conf <<END
+        HostKey $PWD/host.key
+        AuthorizedKeysFile $PWD/user.key.pub
+        StrictModes no
+        PermitRootLogin yes
+        UsePAM no
+        END
+        /usr/sbin/sshd -f sshd.conf
+        """,
+        up=f"""
+        {_BY_WIFI}
+        sshuttle --method {method} --remote root@{_SERVER4} 0.0.0.0/0 ::/0 \\
+            --ssh-cmd "ssh -i $PWD/user.key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null" >sshuttle.log 2>&1 &
+        echo $! >sshuttle.pid
+        """,
+        down=end("sshuttle.pid"),
+        crash=signal("sshuttle.pid", "KILL"),
+        prepare=_CONNECTIONS_ARE_TRACKED,
+        fault="a dial that is redirected to another interface hangs, and nothing explains it",
+        ready=f"grep -q Connected sshuttle.log && [ $({rules} | grep -ci 'redirect.*12300') -eq 2 ]",
+    )
+
+
+VPNS = (
+    _wireguard("wg-quick"),
+    _wireguard("wg-quick-ipv6-endpoint", endpoint=_SERVER6),
+    _wireguard("wg-quick-halves", f"PostUp = {_BY_WIFI}", allowed="0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"),
+    _wireguard(
+        "wg-quick-table-off",
+        "Table = off",
+        "FwMark = 51820",
+        "PostUp = ip route add default dev %%i table 1000; ip rule add pref 100 not fwmark 51820 table 1000",
+        "PostUp = ip -6 route add default dev %%i table 1000; ip -6 rule add pref 100 not fwmark 51820 table 1000",
+        "PreDown = ip rule delete pref 100; ip -6 rule delete pref 100",
+    ),
+    _openvpn_static("openvpn-static-def1", "--redirect-gateway def1"),
+    _openvpn_static("openvpn-static-tcp", "--redirect-gateway def1", proto=("tcp-server", "tcp-client")),
+    _openvpn_tls("openvpn-tls", "redirect-gateway def1 ipv6"),
+    _openvpn_tls("openvpn-tls-persist", "redirect-gateway def1 ipv6", "--persist-tun --persist-key"),
+    _openvpn_tls("openvpn-tls-block-local", "redirect-gateway def1 ipv6 block-local"),
+    _openvpn_tls("openvpn-tls-tap", "redirect-gateway def1 ipv6", device="tap0"),
+    _OPENCONNECT,
+    _TINC,
+    _N2N,
+    _charon("charon-policy", "", libipsec=False),
+    _charon("charon-libipsec", "ipsec0", libipsec=True),
+)
+"""They leave the uplinks' routes as they are."""
+REPLACING = (_openvpn_static("openvpn-static-replace", "--redirect-gateway"),)
+"""They delete the best uplink's default route of IPv4."""
+KILL_SWITCHES = (_kill_switch("REJECT"), _kill_switch("DROP"))
+"""They let nothing pass beneath them."""
+REDIRECTING = (_sshuttle("nft"), _sshuttle("nat"))
+"""They change no route: a rule of the firewall hands them new TCP connections."""
+
+
+def cases(vpns: tuple[Vpn, ...]) -> list[ParameterSet]:
+    """For parametrized tests: a VPN beneath which something is known to go wrong must show it."""
+    wrong = (AssertionError, TimeoutError)
+    return [pytest.param(v, id=v.name, marks=[pytest.mark.xfail(reason=v.fault, raises=wrong)] if v.fault else []) for v in vpns]

@@ -1,0 +1,147 @@
+"""Real programs manage an uplink beneath a real VPN: leases are renewed, and changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bindsock.testing.lab import Lab, available
+from tests.integrations.tunnel import nothing_through_the_tunnel
+from tests.vpn.checks import bindsock, decided_right, has_the_default, left_by
+from tests.vpn.journey import Journey
+from tests.vpn.machine import Machine, missing
+from tests.vpn.managers import (
+    LISTEN_TO_ROUTERS,
+    MANAGERS,
+    PPPOE_ADDRESS,
+    PPPOE_CLIENT,
+    PPPOE_SERVER,
+    Advertisement,
+    Manager,
+    advertise,
+    lease,
+)
+from tests.vpn.programs import VPNS
+from tests.vpn.traffic import Echoes, fresh
+
+pytestmark = [pytest.mark.lab, pytest.mark.vpn]
+VPN = VPNS[0]
+FIRST, SECOND = "10.1.0.50", "10.1.0.51"
+
+
+def obtains(host: Machine, script: str, address: str) -> None:
+    """Run a script and wait until the uplink has the address and a default route."""
+    host.run(script)
+    default = "ip -4 route show default dev wifi0 | grep -q 'via 10.1.0.1'"
+    host.until(f"ip -4 address show dev wifi0 | grep -q 'inet {address}/' && {default}")
+
+
+@contextlib.contextmanager
+def machines(lab: Lab, directory: Path, *needs: str) -> Iterator[tuple[Machine, Machine]]:
+    """The host, which has everything to start the VPN, and the router."""
+    if (reason := available(vpn=True) or missing(*needs, *VPN.needs)) is not None:
+        pytest.skip(reason)
+    with contextlib.ExitStack() as stack:
+        host, gate, router = (stack.enter_context(Machine(lab, name, directory)) for name in ("host", "vpn", "router"))
+        gate.run(VPN.serve)
+        yield host, router
+
+
+@contextlib.contextmanager
+def beneath_a_vpn(lab: Lab, host: Machine, *interfaces: str) -> Iterator[Journey]:
+    """Connections that are open when the VPN starts."""
+    with Journey(lab) as journey:
+        journey.settled(*interfaces)
+        with nothing_through_the_tunnel(lab, VPN.device):
+            journey.undisturbed("start of the VPN", lambda: VPN.start(host), *interfaces)
+            has_the_default(lab, VPN)
+            decided_right(lab, VPN, *interfaces)
+            left_by(lab, journey.fresh(), *interfaces)
+            yield journey
+            journey.finish()
+
+
+@pytest.mark.parametrize("manager", MANAGERS, ids=lambda manager: manager.name)
+def test_connections_stay_through_renewed_leases_and_move_to_other_addresses(lab: Lab, tmp_path: Path, manager: Manager) -> None:
+    with machines(lab, tmp_path, "dnsmasq", *manager.needs) as (host, router):
+        obtain = functools.partial(obtains, host)
+        lab.ip("address", "delete", f"{lab.address('wifi0')}/24", "dev", "wifi0")
+        router.run(lease(FIRST))
+        obtain(manager.start, FIRST)
+        with beneath_a_vpn(lab, host, "wifi0") as journey:
+            journey.undisturbed("renewal", lambda: obtain(manager.renew, FIRST), "wifi0")
+            journey.through("restart", lambda: obtain(manager.restart, FIRST), "wifi0", may_lose_replies=(4,))
+            router.run(lease(SECOND))
+            journey.through("another lease", lambda: obtain(manager.ask_anew, SECOND), "wifi0", may_lose_replies=(4,))
+            decided_right(lab, VPN, "wifi0")
+            left_by(lab, journey.fresh(), "wifi0")
+
+
+@contextlib.contextmanager
+def listening_to_routers(lab: Lab, directory: Path, *said: Advertisement) -> Iterator[tuple[Machine, Machine]]:
+    """A host whose IPv6 is what the router advertises."""
+    with machines(lab, directory, "radvd") as (host, router):
+        host.run(LISTEN_TO_ROUTERS)
+        router.run(advertise(*said))
+        host.until("[ $(ip -6 route show default | grep -c 'proto ra') -eq 2 ]")
+        yield host, router
+
+
+@pytest.mark.xfail(
+    reason="the router preference (RFC 4191) is not read: the default route that is listed first is taken", raises=AssertionError
+)
+def test_the_preferred_router_is_taken(lab: Lab, tmp_path: Path) -> None:
+    high, low = Advertisement("high"), Advertisement("low")
+    with (
+        listening_to_routers(lab, tmp_path, high, low) as (host, router),
+        beneath_a_vpn(lab, host, "wifi0") as journey,
+    ):
+        for name, other in (("eth0", "wifi0"), ("wifi0", "eth0")):
+
+            def prefer(name: str = name) -> None:
+                router.run(advertise(*((low, high) if name == "eth0" else (high, low))))
+                host.until(f"ip -6 route show default dev {name} | grep -q 'pref high'")
+
+            journey.moves(f"preference of {name}", prefer, "wifi0", name, families=(6,))
+            assert other not in [interface for what, interface, _ in journey.fresh() if ":" in what]
+
+
+def test_connections_leave_a_router_that_is_none_any_more_and_stay_when_the_prefix_changes(lab: Lab, tmp_path: Path) -> None:
+    with (
+        listening_to_routers(lab, tmp_path, Advertisement("low"), Advertisement("high")) as (host, router),
+        beneath_a_vpn(lab, host, "wifi0", "eth0") as journey,
+    ):
+
+        def end() -> None:
+            router.run(advertise(Advertisement("low"), Advertisement("high", lifetime=0)))
+            host.until("! ip -6 route show default dev eth0 | grep -q via")
+
+        def renumber() -> None:
+            router.run(advertise(Advertisement("low", prefix="fd10:1:1::/64"), Advertisement("high", lifetime=0)))
+            host.until("ip -6 address show dev wifi0 | grep -q fd10:1:1:")
+
+        journey.moves("no router", end, "wifi0", families=(6,), gone="eth0")
+        left_by(lab, journey.fresh(), "wifi0")
+        journey.undisturbed("another prefix", renumber, "wifi0")
+        left_by(lab, journey.fresh(), "wifi0")
+
+
+def test_pppoe_is_the_uplink_when_there_is_no_other(lab: Lab, tmp_path: Path) -> None:
+    with machines(lab, tmp_path, "pppd", "pppoe", "pppoe-server") as (host, router):
+        if not host.succeeds("test -c /dev/ppp"):
+            pytest.skip("the kernel lacks PPP (CONFIG_PPP_ASYNC)")
+        lab.remove_addresses("wifi0")
+        lab.down("eth0")
+        router.run(PPPOE_SERVER)
+        host.run(PPPOE_CLIENT)
+        host.until("ip -4 route show default dev ppp0 | grep -q default")
+        VPN.start(host)
+        assert bindsock("status")["effective"]["ipv4"]["interface"] == "ppp0"
+        with nothing_through_the_tunnel(lab, VPN.device):
+            left = asyncio.run(fresh(Echoes([lab.server.ipv4], lab.server.udp_port, lab.server.tcp_port)))
+        assert [(interface, source) for _, interface, source in left] == [("ppp0", PPPOE_ADDRESS)] * 2
