@@ -11,12 +11,14 @@ READY := $(VENV)/.ready
 # The tests wait far more than they compute, so there are many more workers than processors.
 WORKERS ?= 8
 
-.PHONY: help demo test test-long lint abi bench-quick svg docs findings clean
+.PHONY: help demo test test-long test-vpn record-vpn lint abi bench-quick svg docs findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
 	@echo 'make test         run the tests, all but the soaks, in parallel (ARGS="-k watcher" to choose, ARGS=-n0 for one by one)'
 	@echo 'make test-long    run all tests, the soaks included'
+	@echo 'make test-vpn     run real VPN programs (on Debian, root installs what is missing; the rest is skipped)'
+	@echo 'make record-vpn   write down anew what they do to the routes (NAMES="openvpn-tls" to choose)'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
 	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
 	@echo 'make bench-quick  the first figures, as ratios, in about a minute'
@@ -37,10 +39,18 @@ demo: $(READY)
 	@$(BIN)/python -m bindsock demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak' $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak and not vpn' $(ARGS)
 
 test-long: $(READY)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-vpn: $(READY)
+	@tests/vpn/install
+	@$(BIN)/python -m pytest tests/vpn -n 4 -m vpn $(ARGS)
+
+record-vpn: $(READY)
+	@tests/vpn/install
+	@$(BIN)/python -m tests.vpn.recorded $(NAMES)
 
 lint: $(READY)
 	@$(BIN)/ruff check .
