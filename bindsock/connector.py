@@ -249,7 +249,6 @@ class Connector:
         """See :meth:`bindsock.TransportFactory.create_datagram_endpoint`."""
         return await open_datagram(
             self.watcher,
-            self.loop,
             protocol_factory,
             local_addr,
             remote_addr,
@@ -265,7 +264,7 @@ class Connector:
         :raises OSError: the socket is closed
         """
         if sock.type == socket.SOCK_DGRAM:
-            watch_datagrams(self.watcher, sock, address, path, loop=self.loop)
+            watch_datagrams(self.watcher, sock, address, path)
         else:
             self.follow_stream(sock, _NO_OPTIONS, address, path)
 
@@ -276,7 +275,7 @@ class Connector:
         :raises OSError: it could not be bound; then it is closed
         """
         try:
-            return follow_datagrams(self.watcher, sock, target=target, loop=self.loop) is not None
+            return follow_datagrams(self.watcher, sock, target=target) is not None
         except OSError:
             sock.close()
             raise

@@ -81,10 +81,8 @@ class TrioNetwork:
     async def open_datagram(
         self, protocol_factory: Callable[[], D], local_addr: Any, remote_addr: Any, **options: Any
     ) -> tuple[DatagramTransport, D]:
-        """A datagram transport; it calls nothing of its loop that trio's has not."""
-        return await open_datagram(
-            self.watcher, self._asyncio_loop, protocol_factory, local_addr, remote_addr, resolve=self._resolve, **options
-        )
+        """A datagram transport on the effective interface."""
+        return await open_datagram(self.watcher, protocol_factory, local_addr, remote_addr, resolve=self._resolve, **options)
 
     def bind(self, sock: socket.socket, destination: IPAddress) -> Decision:
         """Bind a fresh socket to the interface for a destination.
@@ -121,14 +119,14 @@ class TrioNetwork:
         :raises OSError: it cannot be bound; then it is closed
         """
         try:
-            return follow_datagrams(self.watcher, sock, target=destination, loop=self._asyncio_loop)
+            return follow_datagrams(self.watcher, sock, target=destination)
         except OSError:
             sock.close()
             raise
 
     def watch_datagrams(self, sock: socket.socket, destination: IPAddress, path: Path | None) -> InPlaceMover | None:
         """Follow a datagram socket that has just been bound and connected."""
-        return watch_datagrams(self.watcher, sock, destination, path, loop=self._asyncio_loop)
+        return watch_datagrams(self.watcher, sock, destination, path)
 
 
 _network: trio.lowlevel.RunVar[TrioNetwork] = trio.lowlevel.RunVar("bindsock network")

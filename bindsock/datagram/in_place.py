@@ -22,7 +22,6 @@ from bindsock.model.change import Cause
 from bindsock.model.network import unmapped
 from bindsock.netmon.backoff import Retry
 from bindsock.netmon.no_interface import no_effective_interface
-from bindsock.netmon.runtime import runtime_of
 
 if TYPE_CHECKING:
     import socket
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress, Network, Target
-    from bindsock.netmon.loop import Loop
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -167,7 +165,6 @@ def follow_datagrams(
     *,
     target: Target | None = None,
     interface: str | None = None,
-    loop: Loop,
 ) -> InPlaceMover | None:
     """Bind a datagram socket to the effective interface, and move it along until it is closed or forgotten.
 
@@ -175,7 +172,6 @@ def follow_datagrams(
 
     :param target: what it is for, where it is not connected; its family's default unless given
     :param interface: the name of the one interface to use instead of the watcher's
-    :param loop: the event loop on which the watcher runs
     :return: what follows it, ``None`` if it is left alone
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the destination leaves by the interface
@@ -188,13 +184,11 @@ def follow_datagrams(
     if peer is not None:
         target = unmapped(address_of(peer))
     requirement = Requirement((target,) if target is not None else families_of(sock))
-    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, runtime_of(loop))
+    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, watcher.runtime)
     return follower if follower.bind(sock) else None
 
 
-def watch_datagrams(
-    watcher: Watcher, sock: socket.socket, target: Target, path: Path | None, *, loop: Loop
-) -> InPlaceMover | None:
+def watch_datagrams(watcher: Watcher, sock: socket.socket, target: Target, path: Path | None) -> InPlaceMover | None:
     """Move a datagram socket along that has just been bound and connected.
 
     :param path: on which that was done; ``None`` where it is bound to nothing: then it is not followed
@@ -202,7 +196,7 @@ def watch_datagrams(
     """
     if path is None:
         return None
-    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), None, runtime_of(loop))
+    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), None, watcher.runtime)
     follower.start(sock)
     return follower
 

@@ -21,12 +21,10 @@ from bindsock.errors import NoEffectiveInterface, NoRoute
 from bindsock.model.decision import Path
 from bindsock.model.network import FAMILIES, Interface, Network, family_of, unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
-from bindsock.netmon.runtime import runtime_of
 
 if TYPE_CHECKING:
     import asyncio
 
-    from bindsock.netmon.loop import Loop
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -42,7 +40,6 @@ OVERLAP = 2.0
 
 async def open_datagram(
     watcher: Watcher,
-    loop: Loop,
     protocol_factory: Callable[[], D],
     local_addr: tuple[str, int] | None = None,
     remote_addr: tuple[str, int] | None = None,
@@ -70,7 +67,7 @@ async def open_datagram(
     :raises BindFailed: the system refused to bind, or the local address is another interface's
     :raises ValueError: the arguments contradict each other
     """
-    runtime = runtime_of(loop)
+    runtime = watcher.runtime
     opening = _Opening(watcher, runtime, interface, overlap)
     with watcher.hold():
         if sock is not None:

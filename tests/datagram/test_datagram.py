@@ -497,7 +497,7 @@ async def test_an_interface_that_was_created_again_is_another_one(scene: Scene) 
 
 async def test_where_binding_does_not_filter_a_socket_without_a_peer_moves_in_place(scene: Scene) -> None:
     scene.kernel.binding_filters_ingress = False
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+    transport, _ = await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
     scene.transports.append(transport)
     await scene.change(ETHERNET_BETTER)
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "eth0")]
@@ -621,7 +621,7 @@ async def test_many_endpoints_ask_for_one_first_hop_together(scene: Scene) -> No
 
 async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene: Scene) -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    transport, _ = await open_datagram(scene.watcher, Recorder, sock=sock)
     scene.transports.append(transport)
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)
@@ -974,8 +974,8 @@ async def test_what_is_buffered_leaves_by_the_new_interface(scene: Scene, new: N
 
 
 async def test_a_loopback_endpoint_is_a_plain_one(scene: Scene) -> None:
-    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, remote_addr=scene.peer.getsockname())
-    local, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("127.0.0.1", 0))
+    transport, protocol = await open_datagram(scene.watcher, Recorder, remote_addr=scene.peer.getsockname())
+    local, _ = await open_datagram(scene.watcher, Recorder, local_addr=("127.0.0.1", 0))
     transport.sendto(b"x")
     assert scene.arrived() == [b"x"]
     local.sendto(b"y", scene.peer.getsockname())
@@ -991,7 +991,7 @@ async def test_a_loopback_endpoint_is_a_plain_one(scene: Scene) -> None:
 
 async def test_an_endpoint_without_a_peer_is_bound_by_family(scene: Scene) -> None:
     transport, protocol = await open_datagram(
-        scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0), reuse_port=True, allow_broadcast=True
+        scene.watcher, Recorder, local_addr=("0.0.0.0", 0), reuse_port=True, allow_broadcast=True
     )
     scene.transports.append(transport)
     assert protocol.made == 1
@@ -1023,7 +1023,7 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 async def test_arguments_are_checked_as_asyncio_checks_them(scene: Scene, what: str) -> None:
     options, error, words = BAD_ARGUMENTS[what]
     with pytest.raises(error, match=words):
-        await open_datagram(scene.watcher, scene.loop, Recorder, **options)
+        await open_datagram(scene.watcher, Recorder, **options)
 
 
 async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: Scene) -> None:
@@ -1031,38 +1031,38 @@ async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: Scene) -> No
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await open_datagram(scene.watcher, scene.loop, broken, family=socket.AF_INET)
+        await open_datagram(scene.watcher, broken, family=socket.AF_INET)
 
 
 async def test_a_local_address_of_another_interface_is_refused(scene: Scene) -> None:
     elsewhere = interface("eth0", 3, "203.0.113.5/24")
     scene.kernel.change(network(WIFI_RENUMBERED, elsewhere, BY_WIFI, BY_ETHERNET))
     with pytest.raises(BindFailed, match=r"203\.0\.113\.5 is not one of wifi0's") as refusal:
-        await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("203.0.113.5", 0))
+        await open_datagram(scene.watcher, Recorder, local_addr=("203.0.113.5", 0))
     assert refusal.value.errno == errno.EADDRNOTAVAIL
 
 
 async def test_without_an_interface_opening_fails(scene: Scene) -> None:
     scene.kernel.change(NOTHING)
     with pytest.raises(NoEffectiveInterface, match="wifi0"):
-        await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+        await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
 
 
 async def test_without_a_route_to_the_peer_opening_fails_and_names_the_cure(scene: Scene) -> None:
     scene.kernel.routeless = {"wifi0"}
     with pytest.raises(NoRoute, match=r"give wifi0 a route to 198\.51\.100\.7"):
-        await open_datagram(scene.watcher, scene.loop, Recorder, remote_addr=(str(FAR), 9))
+        await open_datagram(scene.watcher, Recorder, remote_addr=(str(FAR), 9))
 
 
 async def test_a_bind_that_fails_leaves_nothing(scene: Scene) -> None:
     scene.kernel.refuse = {"wifi0"}
     with pytest.raises(BindFailed):
-        await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+        await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
 
 
 async def test_opening_waits_for_an_interface_if_that_is_preferred(nothing_left: None) -> None:
     scene = Scene(NOTHING, Preferences(on_no_interface="wait"))
-    opening = asyncio.ensure_future(open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET))
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, Recorder, family=socket.AF_INET))
     await turn()
     assert not opening.done()
     scene.kernel.change(BOTH)
@@ -1074,7 +1074,7 @@ async def test_opening_waits_for_an_interface_if_that_is_preferred(nothing_left:
 
 async def test_unbound_if_that_is_preferred_and_bound_when_there_is_an_interface(nothing_left: None) -> None:
     scene = Scene(NOTHING, Preferences(on_no_interface="unbound"))
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, family=socket.AF_INET)
+    transport, _ = await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
     scene.transports.append(transport)
     assert transport.get_extra_info("interface") is None
     transport.sendto(b"unbound", scene.peer.getsockname())
@@ -1094,9 +1094,7 @@ async def test_cancelling_while_a_name_is_resolved_leaves_nothing(scene: Scene) 
         asked.set()
         await asyncio.Event().wait()
 
-    opening = asyncio.ensure_future(
-        open_datagram(scene.watcher, scene.loop, Recorder, remote_addr=("name.test", 9), resolve=never)
-    )
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, Recorder, remote_addr=("name.test", 9), resolve=never))
     await asked.wait()
     assert scene.watcher.running
     opening.cancel()
@@ -1110,7 +1108,7 @@ async def test_cancelling_while_it_waits_for_an_interface_leaves_nothing(nothing
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     several: tuple[dict[str, Any], ...] = ({"family": socket.AF_INET}, {"sock": sock})
     for options in several:
-        opening = asyncio.ensure_future(open_datagram(scene.watcher, scene.loop, Recorder, **options))
+        opening = asyncio.ensure_future(open_datagram(scene.watcher, Recorder, **options))
         await turn()
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -1121,7 +1119,7 @@ async def test_cancelling_while_it_waits_for_an_interface_leaves_nothing(nothing
 
 async def test_cancelling_before_the_protocol_is_told_closes_the_transport(scene: Scene) -> None:
     protocol = Recorder()
-    opening = asyncio.ensure_future(open_datagram(scene.watcher, scene.loop, lambda: protocol, family=socket.AF_INET))
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, lambda: protocol, family=socket.AF_INET))
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -1175,7 +1173,7 @@ class Towards:
 @pytest.fixture
 async def lan(scene: Scene) -> Towards:
     scene.kernel.change(WIDE_BOTH)
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    transport, _ = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     return Towards(scene, transport)
 
@@ -1215,7 +1213,7 @@ async def test_the_current_socket_and_a_way_change_places_when_the_default_moves
 
 async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene: Scene) -> None:
     scene.kernel.change(WIDE_BOTH)
-    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    transport, protocol = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     for host in ("127.0.0.1", "localhost"):
         transport.sendto(b"to this host", (host, scene.peer.getsockname()[1]))
@@ -1228,7 +1226,7 @@ async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene:
 
 async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> None:
     scene.kernel.change(WIDE_BOTH)
-    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    transport, protocol = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     scene.kernel.refuse = {"lan0"}
     transport.sendto(b"x", ("192.0.2.9", 9))
@@ -1239,7 +1237,7 @@ async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> Non
 async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
     beyond = route("198.18.0.0/15", 4, "192.0.2.254")
     scene.kernel.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, beyond))
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, local_addr=("0.0.0.0", 0))
+    transport, _ = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     scene.kernel.hops["lan0"] = False
@@ -1259,7 +1257,7 @@ async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
 async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene: Scene) -> None:
     scene.kernel.change(WIDE_BOTH)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    transport, _ = await open_datagram(scene.watcher, Recorder, sock=sock)
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     assert (towards("198.51.100.7"), towards("192.0.2.9"), towards("127.0.0.1")) == ("wifi0", "lan0", "lo")
@@ -1278,7 +1276,7 @@ async def test_a_socket_for_both_families_has_a_way_for_each(scene: Scene, own: 
         sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, None if own else ("::", 0), sock=sock)
+    transport, _ = await open_datagram(scene.watcher, Recorder, None if own else ("::", 0), sock=sock)
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     assert transport.get_extra_info("interface") == "eth0"
@@ -1295,7 +1293,7 @@ async def test_a_socket_for_both_families_has_a_way_for_each(scene: Scene, own: 
 async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: Scene) -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("", 0))
-    transport, protocol = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+    transport, protocol = await open_datagram(scene.watcher, Recorder, sock=sock)
     scene.transports.append(transport)
     assert sock.getblocking() is False
     await scene.change(ETHERNET_BETTER)
@@ -1317,7 +1315,7 @@ async def test_a_socket_that_is_bound_already_is_left_alone(scene: Scene) -> Non
     connected.connect(scene.peer.getsockname())
     names = []
     for sock in (bound, addressed, connected):
-        transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+        transport, _ = await open_datagram(scene.watcher, Recorder, sock=sock)
         scene.transports.append(transport)
         names.append(transport.get_extra_info("interface"))
     with scene.watcher.hold():
@@ -1330,7 +1328,7 @@ async def test_a_socket_that_is_bound_already_is_left_alone(scene: Scene) -> Non
 async def test_a_connected_socket_of_ones_own_ignores_the_destination_as_asyncio_does(scene: Scene) -> None:
     connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     connected.connect(scene.peer.getsockname())
-    transport, _ = await open_datagram(scene.watcher, scene.loop, Recorder, sock=connected)
+    transport, _ = await open_datagram(scene.watcher, Recorder, sock=connected)
     scene.transports.append(transport)
     transport.sendto(b"x", ("192.0.2.1", 1))
     assert scene.arrived() == [b"x"]
@@ -1340,17 +1338,17 @@ async def test_a_socket_that_cannot_be_bound_is_closed(scene: Scene) -> None:
     scene.kernel.refuse = {"wifi0"}
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with pytest.raises(BindFailed):
-        await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock)
+        await open_datagram(scene.watcher, Recorder, sock=sock)
     assert sock.fileno() == -1
 
 
 async def test_a_socket_must_be_one_for_datagrams_and_comes_alone(scene: Scene) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream, pytest.raises(ValueError, match="UDP Socket was expected"):
-        await open_datagram(scene.watcher, scene.loop, Recorder, sock=stream)
+        await open_datagram(scene.watcher, Recorder, sock=stream)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix, pytest.raises(ValueError, match="only IPv4 and IPv6"):
-        await open_datagram(scene.watcher, scene.loop, Recorder, sock=unix)
+        await open_datagram(scene.watcher, Recorder, sock=unix)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
         pytest.raises(ValueError, match=r"socket modifier keyword arguments .*family=2"),
     ):
-        await open_datagram(scene.watcher, scene.loop, Recorder, sock=sock, family=socket.AF_INET)
+        await open_datagram(scene.watcher, Recorder, sock=sock, family=socket.AF_INET)

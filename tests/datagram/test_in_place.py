@@ -84,7 +84,7 @@ async def test_a_socket_without_a_route_to_its_peer_is_not_moved(kernel: PickyKe
         sock.connect(("127.0.0.1", 9))
         far = ip_address("203.0.113.9")
         decision = factory.explain(far)
-        watch_datagrams(connector_of(factory).watcher, sock, far, path_of(decision), loop=asyncio.get_running_loop())
+        watch_datagrams(connector_of(factory).watcher, sock, far, path_of(decision))
         kernel.routeless = {"en1"}
         kernel.change(ON_WIRED)
         await until(lambda: factory.statistics().rebinds_failed >= 1)
@@ -224,7 +224,7 @@ async def test_another_address_of_the_same_interface_is_no_reason_to_move(
 
 async def test_a_pin_of_its_own_counts(kernel: SimulatedKernel, factory: TransportFactory) -> None:
     with datagrams() as sock:
-        guard = follow_datagrams(connector_of(factory).watcher, sock, interface="en1", loop=asyncio.get_running_loop())
+        guard = follow_datagrams(connector_of(factory).watcher, sock, interface="en1")
         assert guard is not None
         assert guard.interface == "en1"
         assert kernel.bound(sock) == 3
