@@ -1,6 +1,7 @@
 """For tests, ours and yours: scripted networks and, on Linux, real ones in namespaces (:mod:`bindsock.testing.lab`)."""
 
+from bindsock.testing.check_kernel import check_kernel
 from bindsock.testing.multipath import SimulatedPathManager
 from bindsock.testing.simulated import SimulatedEvents, SimulatedKernel, interface, network, route
 
-__all__ = ["SimulatedEvents", "SimulatedKernel", "SimulatedPathManager", "interface", "network", "route"]
+__all__ = ["SimulatedEvents", "SimulatedKernel", "SimulatedPathManager", "check_kernel", "interface", "network", "route"]

@@ -198,6 +198,8 @@ class SimulatedKernel:
         self._activity += 1
 
     def _place(self, call: str, sock: socket.socket, interface: Interface) -> None:
+        if sock.fileno() == -1:
+            raise BindFailed("the socket is closed", errno=errno.EBADF, interface=interface.name, call=call)
         if interface.name in self.refuse:
             raise BindFailed("refused by the test", errno=errno.EPERM, interface=interface.name, call=call)
         if interface.index not in self._network.interfaces:

@@ -47,7 +47,7 @@ def unsent(sock: socket.socket) -> int:
     """How many datagrams, at the most, are in the send buffer: a device returns what they take of it when they have left."""
     try:
         answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
+    except (OSError, ValueError):  # closed
         return 0
     taken: int = struct.unpack("=i", answer)[0]
     return -(-taken // _SMALLEST_DATAGRAM)

@@ -1,0 +1,143 @@
+"""The conformance suite of kernel backends: the three that there are pass, and whoever breaks a promise does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from bindsock import BindFailed
+from bindsock import kernel as kernels
+from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
+from bindsock.testing import SimulatedEvents, SimulatedKernel, check_kernel, interface, network, route
+from bindsock.testing.lab import Lab
+from tests.darwin.machines import two_uplinks
+
+NETWORK = network(
+    interface("lo", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK),
+    interface("wifi0", 2, "192.0.2.5/24", "2001:db8::5/64"),
+    interface("eth0", 3, "198.51.100.5/24"),
+    route("0.0.0.0/0", 2, "192.0.2.1"),
+    route("::/0", 2, "fe80::1"),
+    route("0.0.0.0/0", 3, "198.51.100.1"),
+)
+
+
+@pytest.mark.lab
+def test_linux_keeps_the_promises(lab: Lab) -> None:
+    check_kernel(kernels.current())
+
+
+@pytest.mark.lab
+def test_linux_keeps_the_promises_beneath_a_vpn(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    check_kernel(kernels.current())
+
+
+def test_darwin_over_a_simulated_machine_keeps_the_promises() -> None:
+    check_kernel(two_uplinks().kernel())
+
+
+def test_the_simulated_kernel_keeps_the_promises() -> None:
+    check_kernel(SimulatedKernel(NETWORK))
+
+
+def test_a_kernel_without_any_uplink_can_be_checked() -> None:
+    check_kernel(SimulatedKernel(network()))
+
+
+class DifferentEachTime(SimulatedKernel):
+    def network(self, *, partial: bool = False) -> Network:
+        self.readings += 1
+        return dataclasses.replace(NETWORK, interfaces={9: interface(f"new{self.readings}", 9)})
+
+
+class WrongIndex(SimulatedKernel):
+    def network(self, *, partial: bool = False) -> Network:
+        return dataclasses.replace(NETWORK, interfaces={7: interface("wifi0", 2)}, **self.nothing)
+
+    nothing: dict[str, Any] = {}  # noqa: RUF012 - a subclass of a test
+
+
+class EmptyWhenPartial(SimulatedKernel):
+    def network(self, *, partial: bool = False) -> Network:
+        return network() if partial else NETWORK
+
+
+class BindsNothing(SimulatedKernel):
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        pass
+
+
+class BindsToAnything(SimulatedKernel):
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        self._bound[sock] = interface.index
+
+
+class TellsNoCall(SimulatedKernel):
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        try:
+            super().bind(sock, interface)
+        except BindFailed as error:
+            raise BindFailed(error.message, interface=interface.name) from error
+
+
+class StaysBound(SimulatedKernel):
+    def unbind(self, sock: socket.socket) -> None:
+        pass
+
+
+class AlwaysDirty(SimulatedEvents):
+    def drain(self) -> bool:
+        return True
+
+
+class NeverQuiet(SimulatedKernel):
+    def events(self) -> Sequence[SimulatedEvents]:
+        return [AlwaysDirty()]
+
+
+class ContradictsItself(SimulatedKernel):
+    def has_route(self, interface: Interface, destination: IPAddress) -> bool:
+        return False
+
+
+class SaysNothing(SimulatedKernel):
+    def cure(self, interface: Interface, destination: IPAddress) -> str:
+        return ""
+
+
+class Sleepy(SimulatedKernel):
+    def suspended(self) -> float:
+        self.sleep(1.0)
+        return super().suspended()
+
+
+class ForgetsAtClose(SimulatedKernel):
+    def close(self) -> None:
+        self._network = network()
+
+
+@pytest.mark.parametrize(
+    ("broken", "promise"),
+    [
+        (DifferentEachTime, "two readings of a network that stands still are equal"),
+        (WrongIndex, "wifi0 is listed under its own index"),
+        (EmptyWhenPartial, "a partial reading has the interfaces of a complete one"),
+        (BindsNothing, "binds a AF_INET SOCK_STREAM socket to wifi0"),
+        (BindsToAnything, "raises BindFailed"),
+        (TellsNoCall, "BindFailed names the call"),
+        (StaysBound, "takes wifi0 off the socket"),
+        (NeverQuiet, "drain\\(\\) is false when nothing has happened"),
+        (ContradictsItself, "has_route\\(\\) is true where lookups\\(\\) knows a route by wifi0"),
+        (SaysNothing, "cure\\(\\) says something"),
+        (Sleepy, "suspended\\(\\) grows only while the machine sleeps"),
+        (ForgetsAtClose, "after close\\(\\) the next question is answered as before"),
+    ],
+)
+def test_a_kernel_that_breaks_a_promise_fails(broken: Callable[[Network], SimulatedKernel], promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_kernel(broken(NETWORK))
