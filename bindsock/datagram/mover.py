@@ -298,6 +298,10 @@ class DatagramMover:
             assert placement.path is not None
             in_place.check_route(placement, network)
             self._swap(self.held.take_back(placement.path.index), placement, network)
+        elif orders.step is Step.IN_PLACE and self._has_another_source(placement):
+            # A socket keeps the address that it was bound to.
+            in_place.check_route(placement, network)
+            self._swap(self._duplicate(placement, network), placement, network)
         elif orders.step is Step.OVERLAP:
             in_place.check_route(placement, network)
             try:
@@ -353,6 +357,13 @@ class DatagramMover:
             return False
         return self.peer is not None or self._watcher.kernel.binding_filters_ingress
 
+    def _has_another_source(self, placement: Placement) -> bool:
+        """Whether the socket has to be bound to another local address than now, or to none."""
+        if self._endpoint.spec is None or self._endpoint.own_socket or placement.path is None:
+            return False
+        now = self.in_place.placement.path
+        return placement.path.source != (now.source if now is not None else None)
+
     def _duplicate(self, placement: Placement, network: Network) -> socket.socket:
         """Another socket like the current one.
 
@@ -363,7 +374,8 @@ class DatagramMover:
         assert placement.path is not None
         like = self.sock if self.handed_out else None
         ports = (spec.port,) if spec.port else (self.in_place.port(self.sock), 0)
-        return spec.duplicate_on(like, self._watcher.kernel, network.interfaces[placement.path.index], ports)
+        own = placement.path.source if spec.address is None else None
+        return spec.duplicate_on(like, self._watcher.kernel, network.interfaces[placement.path.index], ports, own=own)
 
     def _swap(self, fresh: socket.socket, placement: Placement, network: Network) -> None:
         """Send by another socket from now on."""

@@ -226,7 +226,8 @@ class _Opening:
             interface = decider.network.interfaces[placement.path.index] if placement.path is not None else None
             if interface is not None and requirement is not None:
                 self._check_route(requirement, interface)
-            spec.bind_and_connect(sock, self._kernel, interface)
+            own = placement.path.source if placement.path is not None and spec.address is None else None
+            spec.bind_and_connect(sock, self._kernel, interface, own=own)
         except BaseException:
             sock.close()
             raise

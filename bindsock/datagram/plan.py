@@ -155,7 +155,10 @@ def _step(facts: Facts) -> Step:
         return Step.STAY
     if wanted.path is None:
         return Step.UNBIND
-    if path is not None and path.index == wanted.path.index and not facts.broken:
+    same = path is not None and path.index == wanted.path.index and not facts.broken
+    if same and path is not None and path.source != wanted.path.source:
+        return Step.OVERLAP if facts.may_overlap and alive(facts.network, path, facts.source) else Step.IN_PLACE
+    if same and path is not None:
         return Step.STAY if facts.source is None or alive(facts.network, path, facts.source) else Step.IN_PLACE
     if wanted.path.index in facts.held:
         return Step.TAKE_BACK
@@ -170,7 +173,9 @@ def alive(network: Network, path: Path, source: IPAddress | None) -> bool:
     if interface is None or not (interface.up and interface.running):
         return False
     if source is None:
-        return bool(interface.usable_addresses(path.family))
+        return bool(interface.usable_addresses(path.family)) or path.source is not None
+    if source == path.source:
+        return network.owner_of(source) is not None
     return owns(interface, source)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bindsock.datagram.plan import owns
+from bindsock.dial.binding import local_text
 from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.errors import BindFailed
 from bindsock.model.network import unmapped
@@ -94,8 +95,7 @@ class SocketSpec:
         if port is None:
             port = self.port
         if own is not None:
-            mapped = own.version == 4 and self.family == socket.AF_INET6
-            sock.bind((f"::ffff:{own}" if mapped else str(own), port))
+            sock.bind((local_text(own, self.family), port))
         elif self.local is not None:
             sock.bind((self.local[0], port, *self.local[2:]))
         elif port:

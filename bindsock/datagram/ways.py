@@ -127,7 +127,8 @@ class Ways:
     def _way(self, way: Way, interface: Interface | None, path: Path | None) -> tuple[socket.socket, DropCounter]:
         held = self._mover.held.way(way)
         if held is None:
-            sock = self._open(interface, way if not isinstance(way, int) else None)
+            source = path.source if path is not None else None
+            sock = self._open(interface, source if isinstance(way, int) else way)
             held = HeldSocket(sock, way, path, None)
             self._mover.add_way(held)
         if held.drops is None:

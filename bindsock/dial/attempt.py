@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -137,7 +138,12 @@ class Attempt:
             sock.setblocking(False)
             if dialer.prepare is not None:
                 dialer.prepare(sock)
-            bind_or_close(dialer.watcher.kernel, sock, destination.decision, destination.address)
+            if self._local_infos is not None:
+                # The program has chosen an address itself.
+                decision = dataclasses.replace(destination.decision, source=None)
+            else:
+                decision = destination.decision
+            bind_or_close(dialer.watcher.kernel, sock, decision, destination.address)
             if dialer.farewell is not None and family == socket.AF_INET6:
                 sock.say_farewell(dialer.farewell)
             if self._local_infos is not None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute
 from bindsock.model.decision import Basis, Decision
 from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
@@ -56,6 +57,8 @@ def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, desti
         kernel.bind(sock, interface)
         if destination is not None and not kernel.has_route(interface, destination):
             raise NoRoute(kernel.cure(interface, destination), interface=interface.name)
+        if destination is not None:
+            bind_source(sock, decision)
     except BaseException:
         sock.close()
         raise
@@ -70,7 +73,7 @@ def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None
     interface = decision.interface
     if interface is None:
         return
-    own = {a.address for a in interface.addresses}
+    own = {a.address for a in interface.addresses} | {decision.source}
     if not any(a.is_unspecified or a in own for a in wanted):
         raise BindFailed(
             f"the local address {', '.join(map(str, wanted))} does not belong to {interface.name}, "
@@ -125,3 +128,23 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
             call="getsockname",
         )
     logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
+
+
+def bind_source(sock: socket.socket, decision: Decision) -> None:
+    """Bind a fresh socket to the local address that the decision names, if it names one and nobody has chosen another.
+
+    :raises BindFailed: the system refused
+    """
+    source, interface = decision.source, decision.interface
+    if source is None or interface is None or not address_of(sock.getsockname()).is_unspecified:
+        return
+    try:
+        sock.bind((local_text(source, sock.family), 0))
+    except OSError as error:
+        message = f"cannot bind to {source}, from which {decision.target} is reached"
+        raise BindFailed(message, errno=error.errno, interface=interface.name, call="bind") from error
+
+
+def local_text(source: IPAddress, family: int) -> str:
+    """A local address as a socket of the family takes it."""
+    return f"::ffff:{source}" if source.version == 4 and family == socket.AF_INET6 else str(source)

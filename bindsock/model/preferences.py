@@ -19,7 +19,7 @@ OnNoInterface: TypeAlias = Literal["error", "wait", "unbound"]
 class Preferences:
     """What may be chosen, and what is to happen when nothing can be.
 
-    Patterns are those of :mod:`fnmatch`, matched against the interface's name with regard to case.
+    Patterns are those of :mod:`fnmatch`, matched against the interface's name and its alternative names with regard to case.
 
     :raises TypeError: patterns are a bare string, or not strings
     :raises ValueError: a choice is none of its valid values
@@ -58,25 +58,22 @@ Preferences.__init__ = known_keywords_only(Preferences.__init__)  # type: ignore
 
 def is_expensive(interface: Interface, preferences: Preferences) -> bool:
     """Whether using the interface costs money: the system says so, it is cellular, or the preferences name it."""
-    return (
-        interface.expensive
-        or interface.kind is InterfaceKind.CELLULAR
-        or _match(interface.name, preferences.expensive) is not None
-    )
+    return interface.expensive or interface.kind is InterfaceKind.CELLULAR or _match(interface, preferences.expensive) is not None
 
 
 def exclusion(interface: Interface, preferences: Preferences) -> str | None:
     """Why the preferences keep the interface out, ``None`` where they do not."""
-    pattern = _match(interface.name, preferences.exclude)
+    pattern = _match(interface, preferences.exclude)
     if pattern is not None:
         return f"excluded by {pattern!r}"
-    if preferences.include and _match(interface.name, preferences.include) is None:
+    if preferences.include and _match(interface, preferences.include) is None:
         return f"not included by {' or '.join(map(repr, preferences.include))}"
     return None
 
 
-def _match(name: str, patterns: Sequence[str]) -> str | None:
-    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
+def _match(interface: Interface, patterns: Sequence[str]) -> str | None:
+    names = (interface.name, *interface.alternative_names)
+    return next((pattern for pattern in patterns if any(fnmatch.fnmatchcase(name, pattern) for name in names)), None)
 
 
 def _patterns(name: str, value: object) -> tuple[str, ...]:

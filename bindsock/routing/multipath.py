@@ -27,5 +27,5 @@ def multipath_obstacle(endpoints: Endpoints, network: Network, chosen: Interface
 def may_carry_subflow(interface: Interface, chosen: Interface | None, pin: str | None) -> bool:
     """Whether a subflow may be on an interface: where the pin says, or else wherever there is no tunnel that was not chosen."""
     if pin is not None:
-        return interface.name == pin
+        return interface.called(pin)
     return interface.kind is not InterfaceKind.TUNNEL or (chosen is not None and interface.index == chosen.index)
