@@ -6,7 +6,6 @@ import asyncio
 import functools
 import inspect
 import socket
-import weakref
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
@@ -18,13 +17,19 @@ from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Target
 from bindsock.model.statistics import Statistics
 from bindsock.model.subflows import Multipath
+from bindsock.netmon.runtime import Runtime, runtime_of, runtimes
 from bindsock.options import known_keywords_only
 from bindsock.routing.effective import Preferences
 
 A = ParamSpec("A")
 R = TypeVar("R")
 
-_factories: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TransportFactory] = weakref.WeakKeyDictionary()
+
+class _Default:
+    """What one event loop's module-level functions use: a factory, once it is needed."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.factory: TransportFactory | None = None
 
 
 def running_factory() -> TransportFactory:
@@ -33,24 +38,22 @@ def running_factory() -> TransportFactory:
     :raises RuntimeError: no loop is running
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
-    loop = asyncio.get_running_loop()
-    factory = _factories.get(loop)
-    if factory is None:
-        factory = _factories[loop] = TransportFactory()
-    return factory
+    default = runtime_of(asyncio.get_running_loop()).shared(_Default)
+    if default.factory is None:
+        default.factory = TransportFactory()
+    return default.factory
 
 
 def set_factory(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> None:
     """Make the module-level functions use this factory on that loop."""
-    _factories[loop] = factory
+    runtime_of(loop).shared(_Default).factory = factory
 
 
 def find_running() -> tuple[asyncio.AbstractEventLoop, TransportFactory] | None:
     """An event loop that runs in this process, and its factory, for threads that have none. Can be called from any thread."""
-    for reference in _factories.keyrefs():
-        loop = reference()
-        factory = _factories.get(loop) if loop is not None else None
-        if loop is not None and factory is not None and loop.is_running():
+    for loop, runtime in runtimes():
+        factory = runtime.shared(_Default).factory
+        if isinstance(loop, asyncio.AbstractEventLoop) and factory is not None and loop.is_running():
             return loop, factory
     return None
 

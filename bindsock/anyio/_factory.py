@@ -310,11 +310,10 @@ class TransportFactory:
         return self._asyncio
 
     def _trio_network(self) -> TrioNetwork:
-        import trio
-
+        from bindsock.anyio._trio import trio_runtime
         from bindsock.anyio._trio_network import TrioNetwork
 
-        if self._trio is None or self._trio.token is not trio.lowlevel.current_trio_token():
+        if self._trio is None or self._trio.runtime is not trio_runtime():
             self._trio = TrioNetwork(self._preferences, self._interface, self._kernel, self._better_path, self._resolver)
         return self._trio
 

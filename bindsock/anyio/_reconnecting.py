@@ -6,12 +6,13 @@ waits for that. So a stream that nobody uses is dialled again when it is used.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 from anyio.abc import ByteStream
+
+from bindsock.netmon.backoff import Backoff
 
 if TYPE_CHECKING:
     from bindsock.errors import InterfaceChanged
@@ -123,7 +124,7 @@ class ReconnectingStream(ByteStream):
             return True
 
     async def _replace(self, reason: InterfaceChanged) -> None:
-        delay = _FIRST_DELAY
+        backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY)
         cause: BaseException = reason
         with anyio.move_on_after(self._timeout):
             while True:
@@ -132,8 +133,7 @@ class ReconnectingStream(ByteStream):
                 except OSError as error:
                     error.__context__ = reason
                     cause = error
-                    await anyio.sleep(delay * random.uniform(0.5, 1.0))
-                    delay = min(delay * 2, _LONGEST_DELAY)
+                    await anyio.sleep(backoff.next())
                     continue
                 try:
                     self._unread = await self._on_reconnect(stream, b"") or b""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.decision import Decision, Path
     from bindsock.model.network import IPAddress
+    from bindsock.netmon.runtime import Runtime
     from bindsock.options import BetterPath
 
     D = TypeVar("D", bound=asyncio.DatagramProtocol)
@@ -49,12 +50,12 @@ class TrioNetwork:
         better_path: BetterPath,
         resolve: Resolve | None,
     ) -> None:
-        self.token = trio.lowlevel.current_trio_token()
-        self._loop = TrioLoop(self.token)
+        self.runtime = trio_runtime()
+        self._loop = TrioLoop(trio.lowlevel.current_trio_token())
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else system_resolve
-        self.watcher = Watcher(kernel, preferences, interface=interface, runtime=trio_runtime())
-        self.farewell = Farewell(self.watcher.runtime.shared(Farewells), kernel)
+        self.watcher = Watcher(kernel, preferences, interface=interface, runtime=self.runtime)
+        self.farewell = Farewell(self.runtime.shared(Farewells), kernel)
         """How an IPv6 connection is ended when its socket is closed."""
 
     @property
@@ -129,7 +130,11 @@ class TrioNetwork:
         return watch_datagrams(self.watcher, sock, destination, path)
 
 
-_network: trio.lowlevel.RunVar[TrioNetwork] = trio.lowlevel.RunVar("bindsock network")
+class _Default:
+    """What the module-level functions use on one trio run: a network, once it is needed."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.network: TrioNetwork | None = None
 
 
 def running_network() -> TrioNetwork:
@@ -137,17 +142,15 @@ def running_network() -> TrioNetwork:
 
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
-    try:
-        network = _network.get()
-    except LookupError:
-        network = TrioNetwork(Preferences(), None, kernels.current(), "auto", None)
-        _network.set(network)
-    return network
+    default = trio_runtime().shared(_Default)
+    if default.network is None:
+        default.network = TrioNetwork(Preferences(), None, kernels.current(), "auto", None)
+    return default.network
 
 
 def set_network(network: TrioNetwork) -> None:
     """Make this the run's own."""
-    _network.set(network)
+    trio_runtime().shared(_Default).network = network
 
 
 def _plain(sock: socket.socket) -> socket.socket:

@@ -184,6 +184,12 @@ def runtime_of(loop: Loop) -> Runtime:
     return find_runtime(loop, make)
 
 
+def runtimes() -> list[tuple[object, Runtime]]:
+    """Each event loop that has a runtime, with it. Can be called from any thread."""
+    pairs = ((run, _runtimes.get(run)) for reference in _runtimes.keyrefs() if (run := reference()) is not None)
+    return [(run, runtime) for run, runtime in pairs if runtime is not None]
+
+
 def find_runtime(run: object, make: Callable[[], Runtime]) -> Runtime:
     """The runtime of whatever stands for an event loop that runs.
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ import trio.testing
 import bindsock
 import bindsock.anyio
 from bindsock.anyio import install_trio_socket_factory
+from bindsock.anyio._trio import trio_runtime
+from bindsock.anyio._trio_network import running_network
 from bindsock.testing.lab import Lab
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 from tests.integrations import servers as ports
@@ -288,3 +291,21 @@ def test_the_watcher_keeps_the_runs_time() -> None:
         watcher.unfollow(nobody)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_trio_run_that_is_over_leaves_no_runtime() -> None:
+    ended = []
+
+    async def main() -> None:
+        install_trio_socket_factory()
+        network = running_network()
+        network.watcher.refresh()
+        assert running_network() is network
+        assert trio_runtime() is network.runtime
+        ended.append(weakref.ref(network.runtime))
+
+    for _ in range(2):
+        trio.run(main)
+    gc.collect()  # the run's own objects, of which some have finalizers
+    gc.collect()
+    assert [runtime() for runtime in ended] == [None, None]
