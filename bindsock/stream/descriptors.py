@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bindsock.dial.resolving import address_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
+    from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
     from bindsock.model.network import Interface, IPAddress
     from bindsock.netmon.loop import Timer
@@ -71,6 +73,50 @@ def follow_descriptor(
     return guard.release
 
 
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """What is followed, and what to do about it."""
+
+    target: IPAddress
+    path: Path
+    better_path: BetterPath
+    pin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Descriptor:
+    """A descriptor's number, and the addresses that tell whether it is still the connection's."""
+
+    number: int
+    local: SockAddr
+    peer: SockAddr | None
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[socket.socket | None]:
+        """The connection while the block lasts; ``None`` if it has been closed."""
+        try:
+            descriptor = os.dup(self.number)
+        except OSError:
+            yield None
+            return
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)  # the number is that of a file now
+            yield None
+            return
+        with sock:
+            yield sock if self._is_the_one(sock) else None
+
+    def _is_the_one(self, sock: socket.socket) -> bool:
+        try:
+            local, peer = sock.getsockname(), peer_of(sock)
+        except OSError:
+            return False
+        # While it connects it has no peer yet, and none any more once it has been reset.
+        return bool(local == self.local) and (peer is None or self.peer is None or peer == self.peer)
+
+
 class DescriptorGuard:
     """Follows one connection by its descriptor. All but :meth:`call` and :meth:`release` runs on the loop.
 
@@ -92,14 +138,9 @@ class DescriptorGuard:
         self._make_watcher = watcher
         self._watcher: Watcher | None = None
         self._sock = weakref.ref(sock)
-        self._descriptor = sock.fileno()
-        self._local = sock.getsockname()
-        self._peer = peer_of(sock)
-        self._target = target
-        self._path = path
+        self._connection = _Descriptor(sock.fileno(), sock.getsockname(), peer_of(sock))
+        self._policy = _Policy(target, path, better_path, pin)
         self._place: Location | None = None
-        self._better_path: BetterPath = better_path
-        self._pin = pin
         self._patience: Timer | None = None
         self._stalled_for_long = False
         self._sampling: Timer | None = None
@@ -126,13 +167,13 @@ class DescriptorGuard:
         try:
             self._watcher = watcher = self._make_watcher()
             watcher.follow(self)
-            local = unmapped(address_of(self._local))
+            local = unmapped(address_of(self._connection.local))
             decider = watcher.latest
-            self._place = location_of(decider.network, self._path.interface, self._path.index, local)
+            self._place = location_of(decider.network, self._policy.path.interface, self._policy.path.index, local)
             # What was read between the dial and now raises no further event.
             self.network_changed(decider, Cause.STARTED)
         except OSError as error:
-            logger.warning("the connection to %s is not followed: %s", self._target, error)
+            logger.warning("the connection to %s is not followed: %s", self._policy.target, error)
             self.close()
             return
         if watcher.follows(self):
@@ -165,21 +206,23 @@ class DescriptorGuard:
                 self._end(found)
             return
         self._stalled_for_long = False
-        if found.better is None or not leaves(self._better_path, decider.network, self._place, found.better, decider.preferences):
+        if found.better is None or not leaves(
+            self._policy.better_path, decider.network, self._place, found.better, decider.preferences
+        ):
             self._stop_counting()
-        elif self._better_path == "abort":
+        elif self._policy.better_path == "abort":
             self._end(found)
         elif self._countdown is None:
             self._sample(first=True)
 
     def _assess(self, place: Location, decider: Decider) -> Assessment:
         assert self._watcher is not None
-        decider, kernel = decider.with_pin(self._pin), self._watcher.kernel
+        decider, kernel = decider.with_pin(self._policy.pin), self._watcher.kernel
 
         def routed(interface: Interface) -> bool:
-            return kernel.has_route(interface, self._target)
+            return kernel.has_route(interface, self._policy.target)
 
-        return assess(decider.network, place, decider.decide(self._target), routed)
+        return assess(decider.network, place, decider.decide(self._policy.target), routed)
 
     def _out_of_patience(self) -> None:
         self._patience = None
@@ -196,7 +239,7 @@ class DescriptorGuard:
         watcher = self._watcher
         if watcher is None or self._place is None or not watcher.follows(self):
             return
-        with self._borrowed() as sock:
+        with self._connection.borrowed() as sock:
             activity = watcher.kernel.activity(sock) if sock is not None else None
         if sock is None:
             self.close()
@@ -213,7 +256,7 @@ class DescriptorGuard:
     def _check(self) -> None:
         """Let go of a connection that has been closed without a word."""
         self._checking = None
-        with self._borrowed() as sock:
+        with self._connection.borrowed() as sock:
             pass
         if sock is None:
             self.close()
@@ -225,11 +268,11 @@ class DescriptorGuard:
         assert watcher is not None
         self.close()
         successor = found.target.name if found.target is not None else None
-        connection = f"the connection to {self._target} over {self._path.interface}"
+        connection = f"the connection to {self._policy.target} over {self._policy.path.interface}"
         error = InterfaceChanged(
-            f"{connection} was ended: {found.reason}", interface=self._path.interface, new_interface=successor
+            f"{connection} was ended: {found.reason}", interface=self._policy.path.interface, new_interface=successor
         )
-        with self._borrowed() as sock:
+        with self._connection.borrowed() as sock:
             if sock is None:
                 return
             user = self._sock()
@@ -246,31 +289,6 @@ class DescriptorGuard:
                 # Linux 6.4 to 6.6 refuse to disconnect a socket on which a thread waits (net/ipv4/tcp.c, tcp_disconnect).
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-
-    @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[socket.socket | None]:
-        """The connection while the block lasts; ``None`` if it has been closed."""
-        try:
-            descriptor = os.dup(self._descriptor)
-        except OSError:
-            yield None
-            return
-        try:
-            sock = socket.socket(fileno=descriptor)
-        except OSError:
-            os.close(descriptor)  # the number is that of a file now
-            yield None
-            return
-        with sock:
-            yield sock if self._is_the_one(sock) else None
-
-    def _is_the_one(self, sock: socket.socket) -> bool:
-        try:
-            local, peer = sock.getsockname(), peer_of(sock)
-        except OSError:
-            return False
-        # While it connects it has no peer yet, and none any more once it has been reset.
-        return bool(local == self._local) and (peer is None or self._peer is None or peer == self._peer)
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

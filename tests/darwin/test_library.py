@@ -51,12 +51,12 @@ async def mac(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mac]:
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     mac.port = server.sockets[0].getsockname()[1]
-    connect = FollowedSocket.connect
+    connect = FollowedSocket.connect_ex
 
-    def redirected(sock: FollowedSocket, address: Any) -> None:
-        connect(sock, ("127.0.0.1", address[1]) if address[0] == FAR else address)
+    def redirected(sock: FollowedSocket, address: Any) -> int:
+        return connect(sock, ("127.0.0.1", address[1]) if address[0] == FAR else address)
 
-    monkeypatch.setattr(FollowedSocket, "connect", redirected)
+    monkeypatch.setattr(FollowedSocket, "connect_ex", redirected)
     async with mac.factory:
         yield mac
     server.close()

@@ -168,7 +168,7 @@ class Player:
 
     def left(self, sock: SimulatedSocket) -> set[tuple[object, ...]]:
         """What has left through the socket since it was last looked at; how often something was sent again does not count."""
-        own: list[Packet] = [p for p in self.kernel.sent[self.seen :] if p.source_port == sock._port]
+        own: list[Packet] = [p for p in self.kernel.sent[self.seen :] if p.source_port == sock.port]
         self.seen = len(self.kernel.sent)
         return {
             (p.interface, p.protocol, p.source, p.destination, p.source_port, p.destination_port, p.flags, p.payload) for p in own
@@ -194,7 +194,7 @@ class Player:
         """The model's port for a recorded one: ephemeral ports differ, but a socket keeps its own."""
         if recorded < _EPHEMERAL or self.sock is None:
             return recorded
-        return self.ports.setdefault(recorded, self.sock._port)
+        return self.ports.setdefault(recorded, self.sock.port)
 
 
 def _address(raw: str) -> tuple[Any, ...]:

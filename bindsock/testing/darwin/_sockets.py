@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,40 @@ class _Way(NamedTuple):
     local: bool = False
 
 
+@dataclass(slots=True)
+class _Options:
+    """What ``setsockopt()`` sets."""
+
+    bound: int = 0
+    only_v6: bool = False
+    fails_without_address: bool = False
+    broadcasts: bool = False
+    multicast: int = 0
+
+
+@dataclass(slots=True)
+class _Address:
+    """Its two ends."""
+
+    local: IPAddress | None = None
+    port: int = 0
+    peer: tuple[IPAddress, int, int] | None = None
+    mapped: bool = False
+    """It has an IPv4-mapped address, and so is no socket of IPv6 any more (xnu bsd/netinet6/udp6_usrreq.c)."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What TCP knows of it."""
+
+    connecting: bool = False
+    listening: bool = False
+    gone: bool = False
+    """It was reset or dropped."""
+    shut: int = 0
+    error: int = 0
+
+
 class SimulatedSocket:
     """A socket with the methods of :class:`socket.socket`, and Darwin's option numbers and errors. It never blocks."""
 
@@ -57,50 +92,46 @@ class SimulatedSocket:
         self.established = False
         self.unsent = b""
         """What TCP has not been told to have arrived."""
-        self._bound = 0
-        self._only_v6 = False
-        self._mapped = False
-        """It has an IPv4-mapped address, and so is no socket of IPv6 any more (xnu bsd/netinet6/udp6_usrreq.c)."""
-        self._local: IPAddress | None = None
-        self._port = 0
-        self._peer: tuple[IPAddress, int, int] | None = None
-        self._connecting = False
-        self._listening = False
-        self._shut = 0
+        self._options = _Options()
+        self._address = _Address()
+        self._tcp = _Stream()
         self._closed = False
-        self._gone = False
-        """TCP was reset or dropped."""
-        self._error = 0
-        self._fails_without_address = False
-        self._broadcasts = False
-        self._multicast = 0
         self._left_by = 0
         self._cached: tuple[IPAddress, int, SimulatedRoute] | None = None
         """The route used last, with its destination and the state of the table at that time."""
         self._received: deque[tuple[bytes, Sockaddr]] = deque()
+
+    @property
+    def port(self) -> int:
+        """The local port, 0 if there is none yet."""
+        return self._address.port
+
+    def listens_on(self, ip: IPAddress, port: int) -> bool:
+        """Whether it takes connections to the address."""
+        return self._tcp.listening and self._address.port == port and self._address.local in (None, ip)
 
     # Options.
 
     def setsockopt(self, level: int, option: int, value: int | bytes | None, size: int = 0) -> None:
         """Set an option; a value of ``None`` with a size is a null pointer."""
         self._check_open()
-        if self._shut == 3:
+        if self._tcp.shut == 3:
             raise darwin_error(abi.EINVAL)
         key = (level, option)
         raw = struct.pack("<i", value) if isinstance(value, int) else value
         if key == _BOUND[self.version] and self.proto != _IPPROTO_ICMPV6:
             self._bind_to_interface(_integer(raw))
         elif key == _SO_NOADDRERR:
-            self._fails_without_address = bool(_integer(raw))
+            self._options.fails_without_address = bool(_integer(raw))
         elif key == _SO_BROADCAST:
-            self._broadcasts = bool(_integer(raw))
+            self._options.broadcasts = bool(_integer(raw))
         elif key == _IPV6_V6ONLY and self.version == 6:
-            self._only_v6 = bool(_integer(raw))
+            self._options.only_v6 = bool(_integer(raw))
         elif (key == _IPV6_MULTICAST_IF and self.version == 6) or (key == _IP_MULTICAST_IFINDEX and self.version == 4):
-            self._multicast = _integer(raw)
+            self._options.multicast = _integer(raw)
         elif key == _IP_MULTICAST_IF and self.version == 4:
             owner = self.kernel.state.owner(IPv4Address(raw or bytes(4)))
-            self._multicast = owner.index if owner is not None else 0
+            self._options.multicast = owner.index if owner is not None else 0
         else:
             raise self._unknown(key)
 
@@ -109,17 +140,17 @@ class SimulatedSocket:
         self._check_open()
         key = (level, option)
         if key == _BOUND[self.version] and self.proto != _IPPROTO_ICMPV6:
-            value = self._bound
+            value = self._options.bound
         elif key in _OUT:
             value = self._left_by
         elif key == _SO_ERROR:
-            value, self._error = self._error, 0
+            value, self._tcp.error = self._tcp.error, 0
         elif key == _SO_NOADDRERR:
-            value = 2 * self._fails_without_address
+            value = 2 * self._options.fails_without_address
         elif key in (_IP_MULTICAST_IFINDEX, _IPV6_MULTICAST_IF):
-            value = self._multicast
+            value = self._options.multicast
         elif key == _IPV6_V6ONLY and self.version == 6:
-            value = self._only_v6
+            value = self._options.only_v6
         else:
             raise self._unknown(key)
         return int(value) if size < 0 else struct.pack("<i", value)[:size]
@@ -131,11 +162,11 @@ class SimulatedSocket:
         return darwin_error(abi.ENOPROTOOPT if known_nowhere else abi.EINVAL)
 
     def _bind_to_interface(self, index: int) -> None:
-        if self._mapped:
+        if self._address.mapped:
             raise darwin_error(abi.EINVAL)
         if index and index not in self.kernel.state.interfaces:
             raise darwin_error(abi.ENXIO)
-        self._bound = index
+        self._options.bound = index
         self._cached = None
 
     # Addresses.
@@ -146,9 +177,9 @@ class SimulatedSocket:
         ip, port, _ = self._parsed(address)
         if int(ip) and self.kernel.state.owner(ip) is None:
             raise darwin_error(abi.EADDRNOTAVAIL)
-        self._mapped = self.version == 6 and ip.version == 4
-        self._local = ip if int(ip) else None
-        self._port = port or self.kernel.free_port()
+        self._address.mapped = self.version == 6 and ip.version == 4
+        self._address.local = ip if int(ip) else None
+        self._address.port = port or self.kernel.free_port()
 
     def connect(self, address: Sockaddr) -> None:
         """Connect. A connected datagram socket is disconnected first, which takes its address off it and leaves it its port; so
@@ -157,42 +188,42 @@ class SimulatedSocket:
         if self.type == abi.SOCK_STREAM:
             self._connect_stream(address)
             return
-        if self._peer is not None:
-            self._peer = self._local = None
-            self._mapped = False
+        if self._address.peer is not None:
+            self._address.peer = self._address.local = None
+            self._address.mapped = False
         if not address:
             raise darwin_error(abi.EAFNOSUPPORT if self.version == 4 else abi.EINVAL)
         ip, port, scope = self._parsed(address)
         way = self._way(ip, scope, connecting=True)
-        self._port = self._port or self.kernel.free_port()
-        self._local = self._local or way.source
-        self._mapped = self.version == 6 and ip.version == 4
-        self._peer = (ip, port, scope)
+        self._address.port = self._address.port or self.kernel.free_port()
+        self._address.local = self._address.local or way.source
+        self._address.mapped = self.version == 6 and ip.version == 4
+        self._address.peer = (ip, port, scope)
 
     def getsockname(self) -> Sockaddr:
         """The local address and port."""
         self._check_open()
         any_address = IPv4Address(0) if self.version == 4 else IPv6Address(0)
-        return self._formatted(self._local or any_address, self._port, 0)
+        return self._formatted(self._address.local or any_address, self._address.port, 0)
 
     def getpeername(self) -> Sockaddr:
         """The peer's address and port."""
         self._check_open()
-        if self._gone:
+        if self._tcp.gone:
             raise darwin_error(abi.EINVAL)
-        if self._peer is None or self._connecting:
+        if self._address.peer is None or self._tcp.connecting:
             raise darwin_error(abi.ENOTCONN)
-        return self._formatted(*self._peer)
+        return self._formatted(*self._address.peer)
 
     def shutdown(self, how: int) -> None:
         """Shut down reading (0), writing (1) or both (2)."""
         self._check_open()
-        self._shut |= how + 1
+        self._tcp.shut |= how + 1
 
     def listen(self, backlog: int = 128) -> None:
         """Accept connections."""
         self._check_open()
-        self._listening = True
+        self._tcp.listening = True
 
     def close(self) -> None:
         """Close the socket."""
@@ -211,9 +242,9 @@ class SimulatedSocket:
         self._check_open()
         if self.type == abi.SOCK_STREAM:
             return self._send_stream(data)
-        if self._peer is None:
+        if self._address.peer is None:
             raise darwin_error(abi.ENOTCONN)
-        return self._send(data, *self._peer)
+        return self._send(data, *self._address.peer)
 
     def sendto(self, data: bytes, address: Sockaddr) -> int:
         """Send to an address."""
@@ -230,7 +261,7 @@ class SimulatedSocket:
         self._check_open()
         if address is None:
             return self.send(b"".join(buffers))
-        if self._peer is not None:
+        if self._address.peer is not None:
             raise darwin_error(abi.EISCONN)
         index, source = 0, None
         for level, kind, data in ancdata:
@@ -245,28 +276,28 @@ class SimulatedSocket:
 
     def _send(self, data: bytes, ip: IPAddress, port: int, scope: int, *, index: int = 0, source: IPAddress | None = None) -> int:
         way = self._way(ip, scope, index=index, wanted=source)
-        self._port = self._port or self.kernel.free_port()
+        self._address.port = self._address.port or self.kernel.free_port()
         if not way.local and not way.interface.up:
             raise darwin_error(abi.ENETDOWN)
         self._left_by = way.interface.index
         if way.local:
             self._deliver(data, ip, port, way.source)
         else:
-            packet = Packet(way.interface.name, "udp", way.source, ip, self._port, port, payload=data)
+            packet = Packet(way.interface.name, "udp", way.source, ip, self._address.port, port, payload=data)
             self.kernel.transmit(packet)
         return len(data)
 
     def _deliver(self, data: bytes, ip: IPAddress, port: int, source: IPAddress) -> None:
         for sock in self.kernel.sockets:
-            if sock.type == abi.SOCK_DGRAM and sock._port == port and sock._local in (None, ip):
+            if sock.type == abi.SOCK_DGRAM and sock._address.port == port and sock._address.local in (None, ip):
                 self.kernel.delivered += 1
-                sock._received.append((data, (str(source), self._port)))
+                sock._received.append((data, (str(source), self._address.port)))
                 return
 
     def recv(self, size: int) -> bytes:
         """Receive what has come."""
         self._check_open()
-        if self._gone:
+        if self._tcp.gone:
             return b""
         if not self._received:
             raise darwin_error(abi.EAGAIN)
@@ -278,54 +309,54 @@ class SimulatedSocket:
         if self.established:
             raise darwin_error(abi.EISCONN)
         ip, port, scope = self._parsed(address)
-        self._port = self._port or self.kernel.free_port()
+        self._address.port = self._address.port or self.kernel.free_port()
         state = self.kernel.state
         way = self._way(ip, scope, connecting=True)
-        self._local = self._local or way.source
-        self._mapped = self.version == 6 and ip.version == 4
+        self._address.local = self._address.local or way.source
+        self._address.mapped = self.version == 6 and ip.version == 4
         if way.local:
-            if ip.version == 4 and self._bound not in (0, way.interface.index):
+            if ip.version == 4 and self._options.bound not in (0, way.interface.index):
                 # The source, 127.0.0.1, is not the bound interface's.
                 raise darwin_error(abi.EADDRNOTAVAIL)
             self._connect_locally(ip, port)
-        elif state.owner(self._local) is None:
+        elif state.owner(self._address.local) is None:
             raise darwin_error(abi.EADDRNOTAVAIL)
         elif not way.interface.up:
             raise darwin_error(abi.ENETDOWN)
         else:
-            self._peer = (ip, port, scope)
-            self._connecting = True
+            self._address.peer = (ip, port, scope)
+            self._tcp.connecting = True
             self._segment(way.interface, "S")
         raise darwin_error(abi.EINPROGRESS)
 
     def _connect_locally(self, ip: IPAddress, port: int) -> None:
-        listening = any(s._listening and s._port == port and s._local in (None, ip) for s in self.kernel.sockets)
-        self._peer = (ip, port, 0)
-        self.established, self._gone = listening, not listening
+        listening = any(s.listens_on(ip, port) for s in self.kernel.sockets)
+        self._address.peer = (ip, port, 0)
+        self.established, self._tcp.gone = listening, not listening
 
     def answer(self) -> None:
         """The peer's SYN-ACK arrives."""
         way = self._stream_way()
-        if self._connecting and way is not None:
-            self._connecting, self.established = False, True
+        if self._tcp.connecting and way is not None:
+            self._tcp.connecting, self.established = False, True
             self._segment(way, "A")
 
     def syn(self, destination: str, source: str, port: int) -> None:
         """A SYN arrives at a listener: it is taken wherever it comes in, but answered by the bound interface or not at all."""
         here, there = ip_address(destination), ip_address(source)
         owner = self.kernel.state.owner(here)
-        route = self.kernel.state.lookup(there, self._bound or (owner.index if owner is not None else 0))
-        if route is not None and owner is not None and self._bound in (0, owner.index):
-            self.kernel.transmit(Packet(route.interface.name, "tcp", here, there, self._port, port, "SA"))
+        route = self.kernel.state.lookup(there, self._options.bound or (owner.index if owner is not None else 0))
+        if route is not None and owner is not None and self._options.bound in (0, owner.index):
+            self.kernel.transmit(Packet(route.interface.name, "tcp", here, there, self._address.port, port, "SA"))
 
     def _send_stream(self, data: bytes) -> int:
-        if self._gone:
+        if self._tcp.gone:
             raise darwin_error(abi.EPIPE)
-        if not self.established or self._local is None:
+        if not self.established or self._address.local is None:
             raise darwin_error(abi.ENOTCONN)
-        if self._fails_without_address and self.kernel.state.owner(self._local) is None:
-            self._gone, self.established = True, False
-            self._error = abi.EADDRNOTAVAIL
+        if self._options.fails_without_address and self.kernel.state.owner(self._address.local) is None:
+            self._tcp.gone, self.established = True, False
+            self._tcp.error = abi.EADDRNOTAVAIL
             raise darwin_error(abi.EADDRNOTAVAIL)
         waiting, self.unsent = self.unsent, self.unsent + data
         way = self._stream_way()
@@ -338,25 +369,25 @@ class SimulatedSocket:
         way = self._stream_way()
         if way is not None and self.established and self.unsent:
             self._segment(way, "AP", self.unsent)
-        elif way is not None and self._connecting:
+        elif way is not None and self._tcp.connecting:
             self._segment(way, "S")
 
     def _stream_way(self) -> SimulatedInterface | None:
         """The interface by which segments leave; without one they are dropped, and the program hears nothing of it."""
-        if self._peer is None or self._local is None:
+        if self._address.peer is None or self._address.local is None:
             return None
-        owner = self.kernel.state.owner(self._local)
-        if owner is None or self._bound not in (0, owner.index):
+        owner = self.kernel.state.owner(self._address.local)
+        if owner is None or self._options.bound not in (0, owner.index):
             return None
-        route = self.kernel.state.lookup(self._peer[0], owner.index)
+        route = self.kernel.state.lookup(self._address.peer[0], owner.index)
         return route.interface if route is not None and route.interface.up else None
 
     def _segment(self, interface: SimulatedInterface, flags: str, payload: bytes = b"") -> None:
-        assert self._peer is not None
-        assert self._local is not None
-        ip, port, _ = self._peer
+        assert self._address.peer is not None
+        assert self._address.local is not None
+        ip, port, _ = self._address.peer
         self._left_by = interface.index
-        self.kernel.transmit(Packet(interface.name, "tcp", self._local, ip, self._port, port, flags, payload))
+        self.kernel.transmit(Packet(interface.name, "tcp", self._address.local, ip, self._address.port, port, flags, payload))
 
     # Ways.
 
@@ -371,49 +402,54 @@ class SimulatedSocket:
 
     def _way_4(self, ip: IPAddress, *, connecting: bool, index: int, wanted: IPAddress | None) -> _Way:
         state = self.kernel.state
-        if ip == IPv4Address("255.255.255.255") and not self._broadcasts:
+        if ip == IPv4Address("255.255.255.255") and not self._options.broadcasts:
             raise darwin_error(abi.EACCES)
-        owner = None if self._local is None else state.owner(self._local)
-        scope = index or (self._multicast if ip.is_multicast else 0) or self._bound or (owner.index if owner is not None else 0)
+        owner = None if self._address.local is None else state.owner(self._address.local)
+        scope = (
+            index
+            or (self._options.multicast if ip.is_multicast else 0)
+            or self._options.bound
+            or (owner.index if owner is not None else 0)
+        )
         own = state.owner(ip)
         route = state.lookup(ip, scope) if index or ip.is_multicast else self._lookup(ip, scope)
         if (route is not None and route.local) or (own is not None and scope in (0, own.index)):
-            return _Way(own or state.named("lo0"), self._local or ip, local=True)
-        if not connecting and self._local is not None and (owner is None or scope != owner.index):
+            return _Way(own or state.named("lo0"), self._address.local or ip, local=True)
+        if not connecting and self._address.local is not None and (owner is None or scope != owner.index):
             raise darwin_error(abi.EADDRNOTAVAIL)
         if route is None:
-            raise darwin_error(abi.EHOSTUNREACH if self._peer is not None else abi.ENETUNREACH)
+            raise darwin_error(abi.EHOSTUNREACH if self._address.peer is not None else abi.ENETUNREACH)
         if wanted is not None and (owner := state.owner(wanted)) is not route.interface:
             raise darwin_error(abi.EADDRNOTAVAIL)
-        source = wanted or (self._local if not connecting else None) or route.source
+        source = wanted or (self._address.local if not connecting else None) or route.source
         if source is None or (route.interface.source(4) is None and not connecting):
             raise darwin_error(abi.EADDRNOTAVAIL)
         return _Way(route.interface, source)
 
     def _way_6(self, ip: IPAddress, *, connecting: bool, index: int) -> _Way:
         state = self.kernel.state
-        owner = None if self._local is None else state.owner(self._local)
-        scope = index or self._bound or (owner.index if owner is not None else 0)
+        owner = None if self._address.local is None else state.owner(self._address.local)
+        scope = index or self._options.bound or (owner.index if owner is not None else 0)
         route = self._lookup(ip, scope)
         if route is None:
             raise darwin_error(abi.EHOSTUNREACH)
         if route.local:
-            return _Way(state.named("lo0"), self._local or ip, local=True)
-        if self._local is not None and not connecting and (owner is None or scope != owner.index):
+            return _Way(state.named("lo0"), self._address.local or ip, local=True)
+        if self._address.local is not None and not connecting and (owner is None or scope != owner.index):
             raise darwin_error(abi.EHOSTUNREACH)
         # The source is the named interface's although the remembered route may lead elsewhere: IPV6_PKTINFO is best avoided.
         chooser = state.interfaces[index] if index else route.interface
-        source = (self._local if not connecting else None) or chooser.source(6)
+        source = (self._address.local if not connecting else None) or chooser.source(6)
         if source is None:
             raise darwin_error(abi.EHOSTUNREACH)
         return _Way(route.interface, source)
 
     def _way_on_link(self, ip: IPAddress, scope: int) -> _Way:
         """A link-local destination or a group: the binding gives no default scope for it."""
-        index = (self._multicast if ip.is_multicast else 0) or scope
+        index = (self._options.multicast if ip.is_multicast else 0) or scope
         interface = self.kernel.state.interfaces.get(index)
         source = interface.source(6, link_local=True) if interface is not None else None
-        if interface is None or source is None or (not ip.is_multicast and self._bound not in (0, index)):
+        if interface is None or source is None or (not ip.is_multicast and self._options.bound not in (0, index)):
             raise darwin_error(abi.EHOSTUNREACH)
         return _Way(interface, source)
 
@@ -428,7 +464,7 @@ class SimulatedSocket:
 
     def _parsed(self, address: Sockaddr) -> tuple[IPAddress, int, int]:
         ip = ip_address(str(address[0]).split("%", 1)[0])
-        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None and not self._only_v6:
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None and not self._options.only_v6:
             return ip.ipv4_mapped, address[1], 0
         if ip.version != self.version:
             raise darwin_error(abi.EAFNOSUPPORT)
