@@ -408,6 +408,15 @@ def test_the_cure_of_a_replaced_default_works(world: World, kernel: LinuxKernel,
     assert not kernel.has_route(interface(kernel, "wifi0"), destination)
 
 
+def test_a_kernel_that_never_saw_the_default_takes_the_gateway_from_the_vpns_host_route(
+    world: World, kernel: LinuxKernel
+) -> None:
+    replace_main(world)
+    ip("route add 10.9.1.10 via 10.2.0.1 dev eth0")
+    assert "`ip route add default via 10.2.0.1 dev eth0 metric 9999`" in cured(kernel, SERVER4)
+    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+
+
 def test_the_cure_of_a_kill_switch_works(world: World, kernel: LinuxKernel) -> None:
     kill_switch(world)
     sentence = cured(kernel, SERVER4)

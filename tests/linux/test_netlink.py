@@ -737,28 +737,28 @@ def default(interface: int | None, *, gateway: str | None = None, six: bool = Fa
 )
 def test_a_cure_is_as_concrete_as_what_is_known(seen: Network, destination: str, expected: str) -> None:
     eth0 = Interface("eth0", 3)
-    assert expected in cures.cure(seen, eth0, ipaddress.ip_address(destination), cures.Gateways())
+    assert expected in cures.cure(seen, eth0, ipaddress.ip_address(destination))
 
 
 def test_a_cure_leads_to_the_table_that_a_vpn_hides() -> None:
     seen = network(default(4), default(3, gateway="10.2.0.1"), default(None, table=7, kind=RouteKind.UNREACHABLE))
     own = Lookup(default(3, gateway="10.2.0.1", table=77))
-    sentence = cures.cure(seen, Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"), cures.Gateways(), own)
+    sentence = cures.cure(seen, Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"), None, own)
     assert "(table 7 ends in `unreachable default`); add `ip rule add pref 100 oif eth0 lookup 77`" in sentence
 
 
-def test_a_cure_names_the_gateway_that_the_vpn_took_away() -> None:
-    gateways = cures.Gateways()
-    gateways.note(network(default(3, gateway="10.2.0.1"), default(3, gateway="fe80::1", six=True)))
-    gateways.note(network(default(4), default(4, six=True)))
+def test_a_cure_names_the_gateway_that_is_known() -> None:
     eth0 = Interface("eth0", 3)
-    for destination, expected in (("192.0.2.1", "default via 10.2.0.1 dev"), ("2001:db8::1", "default via fe80::1 dev")):
-        assert expected in cures.cure(network(default(4)), eth0, ipaddress.ip_address(destination), gateways)
-    gateways.note(Network())
-    assert "GATEWAY" in cures.cure(network(default(4)), eth0, ipaddress.ip_address("192.0.2.1"), gateways)
+    for destination, gateway, expected in (
+        ("192.0.2.1", "10.2.0.1", "`ip route add default via 10.2.0.1 dev eth0 metric"),
+        ("2001:db8::1", "fe80::1", "`ip -6 route add default via fe80::1 dev eth0 metric"),
+        ("192.0.2.1", "fe80::1", "`ip route add default via inet6 fe80::1 dev eth0 metric"),
+    ):
+        sentence = cures.cure(network(default(4)), eth0, ipaddress.ip_address(destination), ipaddress.ip_address(gateway))
+        assert expected in sentence
 
 
 def test_a_cure_quotes_a_name_that_a_shell_would_misread() -> None:
     odd = Interface("a;reboot", 3, addresses=network().interfaces[3].addresses)
-    sentence = cures.cure(Network({3: odd}), odd, ipaddress.ip_address("192.0.2.1"), cures.Gateways())
+    sentence = cures.cure(Network({3: odd}), odd, ipaddress.ip_address("192.0.2.1"))
     assert "dev 'a;reboot' metric" in sentence

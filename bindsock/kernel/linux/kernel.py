@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bindsock.kernel.linux import route_hint as cures
 from bindsock.kernel.linux import sockets
 from bindsock.kernel.linux import statistics as counters
+from bindsock.kernel.linux.gateways import Gateways
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink import neighbours
@@ -19,7 +20,7 @@ from bindsock.kernel.linux.rtnetlink.events import RouteEvents
 from bindsock.kernel.linux.rtnetlink.lookups import Current, Total
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
-from bindsock.model.network import FAMILIES, Network
+from bindsock.model.network import FAMILIES, Network, family_of, unmapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,7 @@ class LinuxKernel:
         self._reader = Reader(self._channel)
         self._sources = _Sources()
         self._current = Current(Total(self._reader), self._sources.watched)
-        self._gateways = cures.Gateways()
+        self._gateways = Gateways()
         self.multipath = PathManager()
         self._filters_seen: set[int] = set()
 
@@ -160,9 +161,10 @@ class LinuxKernel:
         try:
             network = self.network()
             own = self._reader.behind_marks(interface, destination)
+            gateway = self._gateways.find(self._channel, interface, family_of(unmapped(destination)))
         except OSError:
-            network, own = Network({interface.index: interface}), None
-        return cures.cure(network, interface, destination, self._gateways, own)
+            network, own, gateway = Network({interface.index: interface}), None, None
+        return cures.cure(network, interface, destination, gateway.address if gateway is not None else None, own)
 
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP or MPTCP socket."""

@@ -12,26 +12,12 @@ _PREFERENCE = 100
 _METRIC = 9999
 
 
-class Gateways:
-    """The gateway by which each interface last had a default route: a VPN that replaces the route takes that knowledge along."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, socket.AddressFamily], IPAddress] = {}
-
-    def note(self, network: Network) -> None:
-        """Learn from a reading; what was known of interfaces that are gone is forgotten."""
-        self._known = {key: gateway for key, gateway in self._known.items() if key[0] in network.interfaces}
-        for key, lookup in network.defaults.items():
-            if lookup.usable and lookup.route.gateway is not None:
-                self._known[key] = lookup.route.gateway
-
-    def of(self, index: int, family: socket.AddressFamily) -> IPAddress | None:
-        return self._known.get((index, family))
-
-
-def cure(network: Network, interface: Interface, destination: IPAddress, gateways: Gateways, own: Lookup | None = None) -> str:
+def cure(
+    network: Network, interface: Interface, destination: IPAddress, gateway: IPAddress | None = None, own: Lookup | None = None
+) -> str:
     """One sentence: why nothing leads to the destination by the interface, and the command that would change that.
 
+    :param gateway: by which the interface reaches the world, if anything names it
     :param own: the route that a socket bound to the interface would have if it had the mark that a VPN's own traffic has
     """
     destination = unmapped(destination)
@@ -50,8 +36,7 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
 
     ip = "ip" if family == socket.AF_INET else "ip -6"
     default = network.defaults.get((interface.index, family))
-    gateway = gateways.of(interface.index, family)
-    via = f"via {gateway if gateway is not None else 'GATEWAY'} "
+    via = via_gateway(gateway, family) if gateway is not None else "via GATEWAY "
     route = f"`{ip} route add default {via}dev {name} metric {_METRIC}`"
     if own is not None or (default is not None and not default.usable):
         why = _obstacle(network, family, default)
@@ -68,6 +53,11 @@ def cure(network: Network, interface: Interface, destination: IPAddress, gateway
     table = f"`{ip} route add default {via}dev {name} table {_PREFERENCE}`"
     rule = f"`{ip} rule add pref {_PREFERENCE} oif {name} lookup {_PREFERENCE}`"
     return f"{start} ({why}); keep one with a high metric: {route}, or one for bound sockets alone: {table} and {rule}"
+
+
+def via_gateway(gateway: IPAddress, family: socket.AddressFamily) -> str:
+    """The gateway as ``ip route`` takes it: that of an IPv4 route may be an IPv6 neighbour (RFC 5549), which has to be said."""
+    return f"via {'inet6 ' if family_of(gateway) != family else ''}{gateway} "
 
 
 def _obstacle(network: Network, family: socket.AddressFamily, default: Lookup | None) -> str:

@@ -12,6 +12,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.rtnetlink.links import parse_ip
 
 if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
@@ -21,6 +22,8 @@ _RTM_GETNEIGH = 30
 _NDMSG = struct.Struct("=BxxxiHBB")
 """Family, interface index, state, flags, type."""
 _NDA_DST = 1
+_NDA_IFINDEX = 8
+_NTF_ROUTER = 0x80
 
 _NUD_INCOMPLETE = 0x01
 _NUD_FAILED = 0x20
@@ -60,3 +63,26 @@ def ask(sock: socket.socket, index: int, address: IPAddress) -> None:
     """
     host = str(address).partition("%")[0]
     sock.sendto(b"", (host, _DISCARD) if address.version == 4 else (host, _DISCARD, 0, index))
+
+
+def routers(channel: Channel, index: int) -> list[IPAddress]:
+    """The IPv6 neighbours on the interface that have said they are routers, in the kernel's order (RFC 4861 4.4, the R flag).
+
+    :raises KernelError: an answer cannot be understood
+    :raises OSError: the question is refused
+    """
+    body = _NDMSG.pack(socket.AF_INET6, 0, 0, 0, 0) + netlink.attribute_u32(_NDA_IFINDEX, index)
+    found = [parse_router(payload, index) for payload in channel.dump(_RTM_GETNEIGH, body)]
+    return [address for address in found if address is not None]
+
+
+def parse_router(payload: bytes, index: int) -> IPAddress | None:
+    """The address of an entry that is a router on the interface, and has answered.
+
+    :raises KernelError: the message is damaged
+    """
+    family, at, state, flags, _ = netlink.fixed(_NDMSG, payload)
+    if family != socket.AF_INET6 or at != index or not flags & _NTF_ROUTER or state in (_NUD_NONE, _NUD_INCOMPLETE, _NUD_FAILED):
+        return None
+    destination = netlink.attributes(payload, _NDMSG.size).get(_NDA_DST)
+    return parse_ip(family, destination) if destination is not None else None

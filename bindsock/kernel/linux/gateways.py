@@ -1,0 +1,178 @@
+"""By which gateway an interface reaches the world when no default route says so: whatever else names it.
+
+A VPN that replaces the default route takes the gateway's address along. It is still named in other places: by the last reading,
+by a default route in another table, by the host route to the VPN's own server, by the DHCP lease, and, of IPv6, by the neighbour
+table, where routers are marked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bindsock.kernel.linux.rtnetlink import neighbours
+from bindsock.kernel.linux.rtnetlink.dump import dump_routes
+from bindsock.model.network import Interface, IPAddress, Network, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from bindsock.kernel.linux.netlink import Channel
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway, and what names it."""
+
+    address: IPAddress
+    named_by: str
+
+
+class Gateways:
+    """The gateways that are known.
+
+    :param root: the directory beneath which leases are looked for
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._last: dict[tuple[int, socket.AddressFamily], IPAddress] = {}
+
+    def note(self, network: Network) -> None:
+        """Learn from a reading; what was known of interfaces that are gone is forgotten."""
+        self._last = {key: gateway for key, gateway in self._last.items() if key[0] in network.interfaces}
+        for key, lookup in network.defaults.items():
+            if lookup.usable and lookup.route.gateway is not None:
+                self._last[key] = lookup.route.gateway
+
+    def last(self, index: int, family: socket.AddressFamily) -> IPAddress | None:
+        """The gateway of the last default route that the interface had in a reading."""
+        return self._last.get((index, family))
+
+    def find(self, channel: Channel, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
+        """The gateway by which the interface reaches the world; ``None`` if nothing names one. Nothing is sent.
+
+        :raises KernelError: an answer cannot be understood
+        :raises OSError: a question is refused
+        """
+        last = self.last(interface.index, family)
+        if last is not None:
+            return Gateway(last, "the last default route by it")
+        routes = [route for route in dump_routes(channel, (family,)) if route.interface == interface.index]
+        found = named_by_routes(routes)
+        if found is None and family == socket.AF_INET:
+            found = named_by_lease(interface, self._root)
+        if found is None and family == socket.AF_INET6:
+            routers = neighbours.routers(channel, interface.index)
+            found = Gateway(routers[0], "the neighbour table") if len(routers) == 1 else None
+        return found
+
+
+def named_by_routes(routes: Iterable[Route]) -> Gateway | None:
+    """The gateway that an interface's routes name: by a default, or by routes to single hosts, as to a VPN's server.
+
+    Routes to networks do not count: they may have a router of their own. Neither do host routes that disagree.
+    """
+    hosts: Counter[IPAddress] = Counter()
+    for route in routes:
+        if route.gateway is None:
+            continue
+        if route.is_default:
+            return Gateway(route.gateway, f"the default route in table {'main' if route.table == 254 else route.table}")
+        if route.destination.prefixlen == route.destination.max_prefixlen:
+            hosts[route.gateway] += 1
+    if len(hosts) == 1:
+        return Gateway(next(iter(hosts)), "a route to a single host, such as the VPN's server")
+    return None
+
+
+_DHCLIENT_LEASE = re.compile(r"^lease\s*\{(.*?)^\}", re.MULTILINE | re.DOTALL)
+_DHCLIENT_OPTION = re.compile(r'^\s*(interface|fixed-address|option routers)\s+"?([^";,]+)', re.MULTILINE)
+_VARIABLE = re.compile(r"^(ADDRESS|ROUTER)=(\S+)", re.MULTILINE)
+_DHCP_COOKIE = b"\x63\x82\x53\x63"
+_DHCP_OPTIONS = 240
+_DHCP_ROUTER = 3
+_LARGEST_LEASE = 1 << 20
+
+
+def named_by_lease(interface: Interface, root: Path = Path("/")) -> Gateway | None:
+    """The router of the newest DHCP lease on disk that is for an address which the interface has."""
+    for program, address, router in _leases(interface, root):
+        if interface.has(address) and not router.is_unspecified:
+            return Gateway(router, f"a lease of {program}")
+    return None
+
+
+def _leases(interface: Interface, root: Path) -> Iterator[tuple[str, IPAddress, IPAddress]]:
+    """Program, address and router of the leases, the newest first. What cannot be read or understood is passed over."""
+    name = interface.name
+    for program, pattern in (
+        ("systemd-networkd", f"run/systemd/netif/leases/{interface.index}"),
+        ("NetworkManager", f"var/lib/NetworkManager/internal-*-{_literal(name)}.lease"),
+    ):
+        for data in _contents(root, pattern):
+            found = dict(_VARIABLE.findall(data.decode("utf-8", "replace")))
+            yield from _pair(program, found.get("ADDRESS"), found.get("ROUTER"))
+    for program, pattern in (
+        ("dhclient", "var/lib/dhcp/dhclient*.leases"),
+        ("dhclient", f"var/lib/NetworkManager/dhclient-*-{_literal(name)}.lease"),
+    ):
+        for data in _contents(root, pattern):
+            for lease in reversed(_DHCLIENT_LEASE.findall(data.decode("utf-8", "replace"))):
+                option = dict(_DHCLIENT_OPTION.findall(lease))
+                if option.get("interface", name) == name:
+                    yield from _pair(program, option.get("fixed-address"), option.get("option routers"))
+    for pattern in (f"var/lib/dhcpcd/{_literal(name)}.lease", f"var/lib/dhcpcd/{_literal(name)}-*.lease"):
+        for data in _contents(root, pattern):
+            yield from _packet("dhcpcd", data)
+
+
+def _literal(name: str) -> str:
+    """The name in a pattern that means itself."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _contents(root: Path, pattern: str) -> Iterator[bytes]:
+    """The files, the newest first."""
+    dated = []
+    for path in root.glob(pattern):
+        try:
+            dated.append((path.stat().st_mtime, str(path)))
+        except OSError:
+            continue
+    for _, name in sorted(dated, reverse=True):
+        try:
+            with open(name, "rb") as file:
+                yield file.read(_LARGEST_LEASE)
+        except OSError:
+            continue
+
+
+def _pair(program: str, address: str | None, routers: str | None) -> Iterator[tuple[str, IPAddress, IPAddress]]:
+    if address is None or routers is None:
+        return
+    try:
+        yield program, ipaddress.ip_address(address.strip()), ipaddress.ip_address(routers.split()[0].strip())
+    except (ValueError, IndexError):
+        return
+
+
+def _packet(program: str, data: bytes) -> Iterator[tuple[str, IPAddress, IPAddress]]:
+    """A lease that is the DHCPACK as it came (RFC 2131 figure 1, RFC 2132)."""
+    if len(data) < _DHCP_OPTIONS or data[_DHCP_OPTIONS - 4 : _DHCP_OPTIONS] != _DHCP_COOKIE:
+        return
+    offset = _DHCP_OPTIONS
+    while offset + 1 < len(data) and data[offset] != 255:
+        if data[offset] == 0:
+            offset += 1
+            continue
+        value = data[offset + 2 : offset + 2 + data[offset + 1]]
+        if data[offset] == _DHCP_ROUTER and len(value) >= 4:
+            yield program, ipaddress.IPv4Address(data[16:20]), ipaddress.IPv4Address(value[:4])
+            return
+        offset += 2 + data[offset + 1]
