@@ -65,7 +65,6 @@ class Watcher:
         self._followers = Followers(self.statistics)
         self._rest_at = 0.0
         self._decider: Decider | None = None
-        self._lookups: Lookups | None = None
 
     # Queries
 
@@ -186,7 +185,7 @@ class Watcher:
             raise
         self.statistics.readings += 1
         self._coalescer = Coalescer(now)
-        self._decide_by(network)
+        self._decide_by(network, self.kernel.lookups(network))
         self._announcements.start(self.latest)
 
     @property
@@ -286,10 +285,10 @@ class Watcher:
         self.statistics.readings += 1
         self._coalescer.read(now, now - begun)
         old = self.latest.network
-        answers, self._lookups = self._lookups, self.kernel.lookups(network)
-        other_answers = self._lookups != answers
+        lookups = self.kernel.lookups(network)
+        other_answers = lookups != self.latest.lookups
         if other_answers or (network is not old and network != old):
-            self._decide_by(network, foreseen=partial)
+            self._decide_by(network, lookups, foreseen=partial)
             # Move followers first, announce afterwards.
             if other_answers or _differ(network, old):
                 self._show(self.latest, cause, event_time)
@@ -299,15 +298,14 @@ class Watcher:
         else:
             self._announcements.announce(self.runtime.time(), cause, self.latest)
 
-    def _decide_by(self, network: Network, *, foreseen: bool = False) -> None:
+    def _decide_by(self, network: Network, lookups: Lookups, *, foreseen: bool = False) -> None:
         """
         :param foreseen: what was decided ahead will do; it is a guess, which a complete reading corrects
         """
-        self._lookups = self.kernel.lookups(network)
         ahead = self._ahead.find(network) if foreseen else None
         if ahead is not None:
-            ahead.lookups = self._lookups
-        self._decider = ahead or Decider(network, self.preferences, interface=self.interface, lookups=self._lookups)
+            ahead.lookups = lookups
+        self._decider = ahead or Decider(network, self.preferences, interface=self.interface, lookups=lookups)
         self._ahead.due = self.runtime.time() + QUIET
 
     def _show(self, decider: Decider, cause: Cause, event_time: float | None) -> None:
