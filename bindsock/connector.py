@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
+from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import MAX_REDIALS, Dialer
@@ -258,24 +258,25 @@ class Connector:
 
     # Following
 
-    def follow(self, sock: socket.socket, address: IPAddress, path: Path | None) -> None:
+    def follow(self, sock: socket.socket, address: IPAddress, path: Path | None, *, pin: str | None = None) -> None:
         """Follow a socket that has just been bound and connected, from the path on which that was done.
 
+        :param pin: the name of the one interface that it may use
         :raises OSError: the socket is closed
         """
         if sock.type == socket.SOCK_DGRAM:
-            watch_datagrams(self.watcher, sock, address, path)
+            watch_datagrams(self.watcher, sock, address, path, interface=pin)
         else:
-            self.follow_stream(sock, _NO_OPTIONS, address, path)
+            self.follow_stream(sock, ConnectOptions(interface=pin) if pin is not None else _NO_OPTIONS, address, path)
 
-    def follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> bool:
+    def follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> InPlaceMover | None:
         """Bind and follow a datagram socket without a peer that is about to send to the target.
 
-        :return: whether it is bound and followed; false if it is left alone
+        :return: what follows it; ``None`` if it is left alone
         :raises OSError: it could not be bound; then it is closed
         """
         try:
-            return follow_datagrams(self.watcher, sock, target=target) is not None
+            return follow_datagrams(self.watcher, sock, target=target)
         except OSError:
             sock.close()
             raise

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.connector import is_attaching
 from bindsock.default import set_factory
+from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.dial.unmanaged import is_client
 from bindsock.factory import TransportFactory, connector_of
-from bindsock.model.decision import path_of
+from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import FAMILIES
 from bindsock.options import (
     DRAIN_TIMEOUT,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Literal
 
+    from bindsock.datagram.in_place import InPlaceMover
     from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
     from bindsock.resolvers import InterfaceResolver
@@ -71,7 +73,7 @@ class BoundLoop(_Base):
             super().close()
             raise
         self._connector = connector_of(self.transport_factory)
-        self._bound_datagrams: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._bound_datagrams: weakref.WeakKeyDictionary[socket.socket, InPlaceMover] = weakref.WeakKeyDictionary()
         set_factory(self, self.transport_factory)
 
     @staticmethod
@@ -154,7 +156,7 @@ class BoundLoop(_Base):
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         """Bind the socket to the interface for this address, connect it, and follow it."""
-        if not self._is_client(sock) or self.transport_factory.kernel.bound(sock) is not None:
+        if not self._is_client(sock) or is_left_alone(self._connector.kernel, sock):
             await super().sock_connect(sock, address)
             return
         address = await self._resolved(sock, address)
@@ -162,7 +164,7 @@ class BoundLoop(_Base):
         decision = self.transport_factory.bind(sock, destination)
         await super().sock_connect(sock, address)
         if decision.interface is not None:
-            self._connector.follow(sock, destination, path_of(decision))
+            self._connector.follow(sock, destination, path_of(decision), pin=pinned_to(decision))
 
     @known_keywords_only
     async def start_tls(
@@ -242,12 +244,20 @@ class BoundLoop(_Base):
         return plain
 
     async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
-        """Bind a client's socket to the interface for the first address beyond this host that it sends to, and follow it."""
-        if sock not in self._bound_datagrams and self._is_client(sock):
+        """Bind a client's socket to the interface for the address that it sends to, and follow it."""
+        mover = self._bound_datagrams.get(sock)
+        if mover is not None:
             address = await self._resolved(sock, address)
-            if self._connector.follow_datagrams(sock, address_of(address)):
-                self._bound_datagrams.add(sock)
-        return await super().sock_sendto(sock, data, address)
+            mover.aim(sock, address_of(address))
+        elif self._is_client(sock):
+            address = await self._resolved(sock, address)
+            mover = self._connector.follow_datagrams(sock, address_of(address))
+            if mover is not None:
+                self._bound_datagrams[sock] = mover
+        sent = await super().sock_sendto(sock, data, address)
+        if mover is not None:
+            mover.sent(sock)
+        return sent
 
     def close(self) -> None:
         """Close the loop, and what its factory has open."""
@@ -256,7 +266,7 @@ class BoundLoop(_Base):
         super().close()
 
     def _is_client(self, sock: socket.socket) -> bool:
-        return not is_attaching(sock) and is_client(sock)
+        return not is_attaching(sock) and is_client(sock, self._connector.watcher.refresh)
 
     async def _resolved(self, sock: socket.socket, address: SockAddr) -> SockAddr:
         """The address with a numeric host, as asyncio's ``sock_connect`` makes it."""

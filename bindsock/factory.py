@@ -213,7 +213,7 @@ class TransportFactory:
         :param reconnect_timeout: seconds after which a replacement is given up; ``None`` for never
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises NoRoute: no route leaves by the interface
-        :raises BindFailed: the system refused to bind, or the local address is another interface's
+        :raises BindFailed: the system refused to bind, or the local address is no uplink's
         :raises EgressMismatch: the system chose a tunnel's address all the same
         :raises OSError: names, the connection or the handshake failed
         :raises TypeError: an unknown keyword, or a value of the wrong type
@@ -388,7 +388,7 @@ class TransportFactory:
         :param interface: the name of the one interface to use instead of the factory's
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the remote address leaves by the interface
-        :raises BindFailed: the system refused to bind, or the local address is another interface's
+        :raises BindFailed: the system refused to bind, or the local address is no uplink's
         """
         options = DatagramOptions(
             family=family,

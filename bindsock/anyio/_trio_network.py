@@ -125,9 +125,11 @@ class TrioNetwork:
             sock.close()
             raise
 
-    def watch_datagrams(self, sock: socket.socket, destination: IPAddress, path: Path | None) -> InPlaceMover | None:
+    def watch_datagrams(
+        self, sock: socket.socket, destination: IPAddress, path: Path | None, interface: str | None
+    ) -> InPlaceMover | None:
         """Follow a datagram socket that has just been bound and connected."""
-        return watch_datagrams(self.watcher, sock, destination, path)
+        return watch_datagrams(self.watcher, sock, destination, path, interface=interface)
 
 
 class _Default:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
+from bindsock.datagram.in_place import InPlaceMover
+from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_client
-from bindsock.model.decision import path_of
+from bindsock.model.decision import path_of, pinned_to
+from bindsock.options import ConnectOptions
 from bindsock.stream.guard import StreamGuard
 
 if TYPE_CHECKING:
     from bindsock.anyio._trio_network import TrioNetwork
-    from bindsock.datagram.in_place import InPlaceMover
     from bindsock.dial.resolving import SockAddr
 
     _TrioSocket = trio.socket.SocketType
@@ -39,7 +41,7 @@ class BoundSocket(_TrioSocket):
 
     async def connect(self, address: Any) -> None:
         """Bind the socket to the interface for this address, connect it, and follow it."""
-        if not is_client(self._plain) or self._network.watcher.kernel.bound(self._plain) is not None:
+        if not self._is_client() or is_left_alone(self._network.watcher.kernel, self._plain):
             await super().connect(address)
             return
         address = await self._numeric(address)
@@ -47,17 +49,25 @@ class BoundSocket(_TrioSocket):
         decision = self._network.bind(self._plain, destination)
         await super().connect(address)
         if self._plain.type == socket.SOCK_STREAM:
-            self._guard = self._network.follow(self._plain, destination, path_of(decision))
+            pinned = ConnectOptions(interface=pinned_to(decision))
+            self._guard = self._network.follow(self._plain, destination, path_of(decision), pinned)
         else:
-            self._guard = self._network.watch_datagrams(self._plain, destination, path_of(decision))
+            self._guard = self._network.watch_datagrams(self._plain, destination, path_of(decision), pinned_to(decision))
 
     async def sendto(self, *args: Any) -> int:
-        """Bind a client's socket to the interface for the first address beyond this host that it sends to, and follow it."""
-        if self._guard is None and is_client(self._plain):
+        """Bind a client's socket to the interface for the address that it sends to, and follow it."""
+        if isinstance(self._guard, InPlaceMover):
+            address = await self._numeric(args[-1])
+            args = (*args[:-1], address)
+            self._guard.aim(self._plain, address_of(address))
+        elif self._guard is None and self._is_client():
             address = await self._numeric(args[-1])
             args = (*args[:-1], address)
             self._guard = self._network.follow_datagrams(self._plain, address_of(address))
-        return await super().sendto(*args)
+        sent = await super().sendto(*args)
+        if isinstance(self._guard, InPlaceMover):
+            self._guard.sent(self._plain)
+        return sent
 
     async def recv(self, *args: Any) -> bytes:
         try:
@@ -90,6 +100,9 @@ class BoundSocket(_TrioSocket):
     def detach(self) -> int:
         self._let_go()
         return super().detach()
+
+    def _is_client(self) -> bool:
+        return is_client(self._plain, self._network.watcher.refresh)
 
     def _let_go(self) -> None:
         guard, self._guard = self._guard, None

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.first_hop import FirstHops
-from bindsock.datagram.plan import UNBOUND, Facts, Placement, Requirement, Step, plan
+from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
+from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoRoute
 from bindsock.model.change import Cause
-from bindsock.model.network import unmapped
+from bindsock.model.network import is_multicast, unmapped
 from bindsock.netmon.backoff import Retry
 from bindsock.netmon.no_interface import no_effective_interface
 
@@ -168,7 +169,8 @@ def follow_datagrams(
 ) -> InPlaceMover | None:
     """Bind a datagram socket to the effective interface, and move it along until it is closed or forgotten.
 
-    A socket that is bound to an interface or to a certain address already, and one whose peer is this host, is left alone.
+    A socket whose way the program has chosen is left alone (see :mod:`bindsock.dial.chosen`), and so is one whose peer is this
+    host.
 
     :param target: what it is for, where it is not connected; its family's default unless given
     :param interface: the name of the one interface to use instead of the watcher's
@@ -176,27 +178,35 @@ def follow_datagrams(
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
-    :raises ValueError: a socket for both families, whose effective interfaces differ
+    :raises ValueError: a socket for both families, whose effective interfaces differ, and no target
     """
+    if is_left_alone(watcher.kernel, sock):
+        return None
     peer = peer_of(sock)
-    if watcher.kernel.bound(sock) is not None or (peer is None and not address_of(sock.getsockname()).is_unspecified):
+    own = own_address(sock) if peer is None else None
+    if own is not None and uplink_of(watcher.refresh(), own) is None:
         return None
     if peer is not None:
         target = unmapped(address_of(peer))
-    requirement = Requirement((target,) if target is not None else families_of(sock))
+    if has_chosen_multicast(watcher.kernel, sock) and (target is None or is_multicast(target)):
+        return None
+    requirement = Requirement((target,) if target is not None else families_of(sock), own)
     follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, watcher.runtime)
     return follower if follower.bind(sock) else None
 
 
-def watch_datagrams(watcher: Watcher, sock: socket.socket, target: Target, path: Path | None) -> InPlaceMover | None:
+def watch_datagrams(
+    watcher: Watcher, sock: socket.socket, target: Target, path: Path | None, *, interface: str | None = None
+) -> InPlaceMover | None:
     """Move a datagram socket along that has just been bound and connected.
 
     :param path: on which that was done; ``None`` where it is bound to nothing: then it is not followed
+    :param interface: the name of the one interface that it may use
     :raises OSError: the socket is closed
     """
     if path is None:
         return None
-    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), None, watcher.runtime)
+    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), interface, watcher.runtime)
     follower.start(sock)
     return follower
 
@@ -235,15 +245,15 @@ class InPlaceMover:
         :return: false if it is to be left alone
         :raises OSError: it cannot be bound
         """
+        decider = self._watcher.refresh().with_pin(self._pin)
         self._watcher.follow(self)
         try:
-            decider = self._watcher.refresh().with_pin(self._pin)
             requirement = self._in_place.requirement
             assert requirement is not None
             decisions = requirement.decisions(decider)
             if len({d.interface.index for d in decisions if d.interface is not None}) > 1:
                 raise ValueError("the socket is for both families, whose effective interfaces differ: give family=")
-            placement = requirement.first_placement(decider)
+            placement = requirement.placement(decider)
             if placement.path is None:
                 if not placement.unbound:
                     raise no_effective_interface("the datagram socket", decisions, self._watcher.kernel, decider.network)
@@ -274,8 +284,31 @@ class InPlaceMover:
             self.close()
             raise
 
+    def aim(self, sock: socket.socket, target: IPAddress) -> None:
+        """The program is about to send to another destination by a socket without a peer: go where that leaves.
+
+        What comes for it by the interface that is left is not received: one socket cannot be on two.
+
+        :raises NoEffectiveInterface: no interface may be used
+        :raises BindFailed: the system refused
+        """
+        in_place, requirement = self._in_place, self._in_place.requirement
+        if requirement is None or requirement.address is not None or self._peer is not None or requirement.targets == (target,):
+            return
+        decider = self._watcher.refresh().with_pin(self._pin)
+        in_place.requirement = Requirement((target,))
+        placement = in_place.requirement.placement(decider)
+        if is_multicast(target) and has_chosen_multicast(self._watcher.kernel, sock):
+            placement = UNBOUND
+        if placement == NOWHERE:
+            raise no_effective_interface(str(target), (decider.decide(target),), self._watcher.kernel, decider.network)
+        if in_place.broken or placement.interface_index != in_place.placement.interface_index:
+            in_place.move(sock, None, placement, decider.network)
+        else:
+            in_place.placement = placement
+
     def sent(self, sock: socket.socket) -> None:
-        """The program is about to send a datagram by the socket. It may say so, so that what is sent and lost is counted."""
+        """The program has sent a datagram by the socket. It may say so, so that what is sent and lost is counted."""
         drops, now = self._in_place.drops, self._watcher.runtime.time()
         if now >= drops.due:
             drops.look(now, sock)

@@ -122,7 +122,7 @@ class DatagramMover:
     @property
     def followed(self) -> bool:
         """Whether the socket moves with the network."""
-        return self._endpoint.requirement is not None and self._state < _State.STOPPED
+        return (self._endpoint.requirement is not None or self.ways is not None) and self._state < _State.STOPPED
 
     @property
     def requirement(self) -> Requirement | None:
@@ -149,10 +149,12 @@ class DatagramMover:
         """Begin to follow."""
         self._user = user
         self.decider = decider.with_pin(self._endpoint.pin)
-        if self._endpoint.requirement is not None:
+        requirement, spec = self._endpoint.requirement, self._endpoint.spec
+        if requirement is not None:
             self.in_place.begin(decider.network)
-            if self._endpoint.spec is not None and self._endpoint.spec.remote is None and self.peer is None:
-                self.ways = Ways(self, self._watcher, self._endpoint.spec)
+        if spec is not None and spec.remote is None and self.peer is None and (requirement is not None or spec.address is None):
+            self.ways = Ways(self, self._watcher, spec)
+        if self.followed:
             self._watcher.follow(self)
 
     def start_reading(self) -> None:
@@ -201,13 +203,20 @@ class DatagramMover:
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """Go where the socket belongs now."""
-        requirement = self._endpoint.requirement
-        if self._state >= _State.STOPPED or requirement is None:
+        if self._state >= _State.STOPPED:
             return
         self._retry.cancel()
         decider = self.decider = decider.with_pin(self._endpoint.pin)
         self.held.end_dead(decider)
         self._forget_ways()
+        if self._endpoint.requirement is not None:
+            self._go_where_it_belongs(self._endpoint.requirement, decider)
+        if self.ways is not None:
+            # Other destinations may have a path now, whatever has become of the current socket.
+            self._forget_ways()
+            self.path_found()
+
+    def _go_where_it_belongs(self, requirement: Requirement, decider: Decider) -> None:
         in_place, network = self.in_place, decider.network
         wanted = requirement.placement(decider)
         orders = plan(
@@ -239,10 +248,6 @@ class DatagramMover:
                 self._go_on_where_it_is(network)
         else:
             self._move(orders, network)
-        if self.ways is not None:
-            # Other destinations may have a path now, whatever has become of the current socket.
-            self._forget_ways()
-            self.path_found()
 
     def path_found(self) -> None:
         """A datagram that waits may have a path now."""

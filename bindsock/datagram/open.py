@@ -15,6 +15,7 @@ from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement, owns
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
+from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoEffectiveInterface, NoRoute
@@ -64,7 +65,7 @@ async def open_datagram(
     :param resolve: names to addresses
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the remote address leaves by the interface
-    :raises BindFailed: the system refused to bind, or the local address is another interface's
+    :raises BindFailed: the system refused to bind, or the local address is no uplink's
     :raises ValueError: the arguments contradict each other
     """
     runtime = watcher.runtime
@@ -251,6 +252,8 @@ class _Opening:
 
     def _first_placement(self, requirement: Requirement, decider: Decider) -> Placement:
         placement = requirement.first_placement(decider)
+        if uplink_of(decider, requirement.address) is not None and not placement.unbound:
+            placement = requirement.placement(decider)
         if placement == NOWHERE:
             what = str(requirement.destination or "the default route")
             raise no_effective_interface(what, requirement.decisions(decider), self._kernel, decider.network)
@@ -277,13 +280,22 @@ class _Opening:
         index = self._kernel.bound(sock)
         if index is not None:
             return self._mover(sock, None, _bound_placement(index, sock, decider.network), None)
+        if is_left_alone(self._kernel, sock):
+            return self._mover(sock, None, UNBOUND, None)
         local = unmapped(address_of(sock.getsockname()))
         peer = peer_of(sock)
-        if peer is not None:
-            remote = unmapped(address_of(peer))
-            requirement = None if remote.is_loopback or local.is_loopback else Requirement((remote,))
+        if peer is None:
+            if local.is_unspecified and has_chosen_multicast(self._kernel, sock):
+                # The socket is for multicasts, which leave as the program has chosen; all else has ways.
+                return self._mover(
+                    sock, None, UNBOUND, SocketSpec(socket.AddressFamily(sock.family), sock.proto), own_socket=True
+                )
+            requirement = self._with_address(sock, decider)
         else:
-            requirement = Requirement(families_of(sock)) if local.is_unspecified else None
+            remote = unmapped(address_of(peer))
+            left = remote.is_loopback or local.is_loopback
+            left |= remote.is_multicast and has_chosen_multicast(self._kernel, sock)
+            requirement = None if left else Requirement((remote,))
         if requirement is None:
             return self._mover(sock, None, UNBOUND, None)
         placement = self._first_placement(requirement, decider)
@@ -293,12 +305,25 @@ class _Opening:
         interface = decider.network.interfaces[placement.path.index]
         self._check_route(requirement, interface)
         self._kernel.rebind(sock, interface, peer=peer)
-        if peer is not None and not owns(interface, unmapped(address_of(sock.getsockname()))):
+        local = unmapped(address_of(sock.getsockname()))
+        if peer is not None and not owns(interface, local):
             # It was bound to that address before it was connected: only now, disconnected for a moment, it tells.
-            logger.info("a socket that was bound to %s by somebody else is left alone", sock.getsockname()[0])
-            self._kernel.unbind(sock)
-            return self._mover(sock, None, UNBOUND, None)
+            uplink = uplink_of(decider, local)
+            if uplink is None:
+                logger.info("a socket that was bound to %s by somebody else is left alone", local)
+                self._kernel.unbind(sock)
+                return self._mover(sock, None, UNBOUND, None)
+            requirement = Requirement(requirement.targets, local)
+            placement = requirement.placement(decider)
+            self._kernel.rebind(sock, uplink, peer=peer)
         return self._mover(sock, requirement, placement, spec, own_socket=True)
+
+    def _with_address(self, sock: socket.socket, decider: Decider) -> Requirement | None:
+        """What decides the placement of a socket without a peer, ``None`` if its own address is no uplink's."""
+        own = own_address(sock)
+        if own is None:
+            return Requirement(families_of(sock))
+        return Requirement((family_of(own),), own) if uplink_of(decider, own) is not None else None
 
 
 def _bound_placement(index: int, sock: socket.socket, network: Network) -> Placement:

@@ -29,6 +29,11 @@ class Placement(NamedTuple):
     gone: bool = False
     """The local address that was asked for is no longer there."""
 
+    @property
+    def interface_index(self) -> int | None:
+        """The index of the interface that the socket is bound to."""
+        return self.path.index if self.path is not None else None
+
 
 NOWHERE = Placement(None)
 UNBOUND = Placement(None, unbound=True)

@@ -20,7 +20,7 @@ from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.held_sockets import HeldSocket, Way
 from bindsock.dial.resolving import address_of
 from bindsock.model.decision import Basis, Path
-from bindsock.model.network import InterfaceKind, IPAddress, family_of, unmapped
+from bindsock.model.network import InterfaceKind, IPAddress, Target, family_of, is_multicast, unmapped
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -83,22 +83,27 @@ class Ways:
 
     def _find(self, address: Any) -> Any:
         decider, target = self._mover.decider, _target(address, self._spec.family)
-        if target is None or decider is None:
+        for_multicast = self._mover.requirement is None
+        if decider is None or (target is None and not for_multicast):
             return _CURRENT
-        decision = decider.decide(target)
+        if for_multicast and target is not None and is_multicast(target):
+            return _CURRENT
+        wanted: Target = self._spec.family if target is None else target
+        decision = decider.decide(wanted)
         if decision.unbound:
-            return self._unbound(decision, target, decider)
+            return self._unbound(decision, wanted, decider)
         if decision.interface is None:
             unbound = decider.preferences.on_no_interface == "unbound"
             return self._way(None, None, None) if unbound else None
-        return self._by_interface(decision, decision.interface, target, decider, address)
+        return self._by_interface(decision, decision.interface, wanted, decider, address)
 
-    def _by_interface(self, decision: Decision, interface: Interface, target: IPAddress, decider: Decider, address: Any) -> Any:
+    def _by_interface(self, decision: Decision, interface: Interface, target: Target, decider: Decider, address: Any) -> Any:
         mover = self._mover
         requirement, placement = mover.requirement, mover.in_place.placement
-        if requirement is None or requirement.address is not None:
+        if requirement is not None and requirement.address is not None:
             return _CURRENT
-        indices = [path.index for path in (placement.path, requirement.placement(decider).path) if path is not None]
+        wanted = requirement.placement(decider).path if requirement is not None else None
+        indices = [path.index for path in (placement.path, wanted) if path is not None]
         if interface.index in indices:
             return _CURRENT
         path = decider.path(target)
@@ -111,10 +116,10 @@ class Ways:
             return before if before is not _CURRENT or not mover.no_path else None
         return self._way(interface.index, interface, path)
 
-    def _unbound(self, decision: Decision, target: IPAddress, decider: Decider) -> Any:
-        if self._mover.in_place.placement.path is None:
+    def _unbound(self, decision: Decision, target: Target, decider: Decider) -> Any:
+        if self._mover.in_place.placement.path is None and self._mover.requirement is not None:
             return _CURRENT
-        if decision.basis is not Basis.LOCAL:
+        if decision.basis is not Basis.LOCAL or isinstance(target, socket.AddressFamily):
             return self._way(None, None, None)
         loopback = next(
             (i for i in decider.network.interfaces.values() if i.kind is InterfaceKind.LOOPBACK and i.up and i.running), None

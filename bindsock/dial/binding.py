@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute
 from bindsock.model.decision import Basis, Decision
@@ -27,7 +28,7 @@ _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 
 
 def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, destination: IPAddress | None) -> Decision:
-    """Bind a fresh socket as decided for its destination, or for its family's default.
+    """Bind a fresh socket as decided for its destination, or for its family's default; one with the address of an uplink to that.
 
     Whatever fails, the socket is closed: it never sends unbound.
 
@@ -35,6 +36,7 @@ def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, desti
     :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
     """
+    decider = on_own_uplink(decider, own_address(sock))
     decision = decider.decide(destination if destination is not None else socket.AddressFamily(sock.family))
     if decision.interface is None and not decision.unbound and decider.preferences.on_no_interface != "unbound":
         sock.close()

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bindsock.dial.attempt import Attempt, Destination, Dialled
+from bindsock.dial.chosen import on_own_uplink
 from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of
+from bindsock.model.network import unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 from bindsock.options import ConnectOptions
 
@@ -62,7 +64,7 @@ class Dialer:
         for redials in range(MAX_REDIALS + 1):
             infos = await self._resolved(self.host, self.port)
             local_infos = await self._resolved(*options.local_addr) if options.local_addr is not None else None
-            destinations = await self._destinations(infos)
+            destinations = await self._destinations(infos, local_infos)
             if len(destinations) > 1:
                 destinations = self._in_order(destinations)
             attempts = [Attempt(self, destination, local_infos) for destination in destinations]
@@ -86,8 +88,12 @@ class Dialer:
             raise OSError(f"getaddrinfo() returned an empty list for {host!r}")
         return infos
 
-    async def _destinations(self, infos: Sequence[AddrInfo]) -> list[Destination]:
-        """The addresses that may be dialled, in the resolver's order, each with its decision."""
+    async def _destinations(self, infos: Sequence[AddrInfo], local_infos: Sequence[AddrInfo] | None) -> list[Destination]:
+        """The addresses that may be dialled, in the resolver's order, each with its decision.
+
+        :param local_infos: the local addresses that were asked for: that of an uplink means that uplink
+        """
+        own = {info[0]: unmapped(address_of(info[4])) for info in reversed(local_infos or ())}
         on_no_interface = self.watcher.preferences.on_no_interface
         while True:
             decider = self.watcher.refresh().with_pin(self.options.interface)
@@ -95,7 +101,7 @@ class Dialer:
             refused = []
             for info in infos:
                 address = address_of(info[4])
-                decision = decider.decide(address)
+                decision = on_own_uplink(decider, own.get(info[0])).decide(address)
                 if decision.interface is not None or decision.unbound or on_no_interface == "unbound":
                     chosen.append(Destination(info, address, decision, decider.path(address)))
                 else:

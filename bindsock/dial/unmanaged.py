@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from bindsock.dial.chosen import own_address, uplink_of
 from bindsock.dial.followed_socket import FollowedSocket
-from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.model.network import FAMILIES
+
+if TYPE_CHECKING:
+    from bindsock.dial.resolving import SockAddr
+    from bindsock.routing.effective import Decider
 
 _FIRST_AUTOMATIC_PORT = 32768
 """The lowest port that a socket gets without asking (Linux net.ipv4.ip_local_port_range; Darwin's begin at 49152)."""
 
 
-def is_client(sock: socket.socket) -> bool:
-    """Whether a socket that is about to connect or to send is one that bindsock has to bind.
+def is_client(sock: socket.socket, decider: Callable[[], Decider]) -> bool:
+    """Whether a socket that is about to connect or to send is one that bindsock has to look after.
 
-    It is not: a UNIX socket; one that a part of bindsock has made, and bound; one that somebody bound to a certain address, which
-    is a choice of its own; and a datagram socket with a low port and no peer. Such a port was given on purpose, by somebody who
-    waits for others to send to it; the system tells nothing better.
+    It is not: a UNIX socket; one that a part of bindsock has made, and bound; one with an address of its own that is no uplink's
+    (see :mod:`bindsock.dial.chosen`); and a datagram socket with a low port and no peer. Such a port was given on purpose, by
+    somebody who waits for others to send to it; the system tells nothing better.
+
+    :param decider: the newest decider; asked only for a socket with an address of its own
     """
     if sock.family not in FAMILIES or isinstance(sock, FollowedSocket):
         return False
-    local = sock.getsockname()
     if is_connected(sock):
         return True
-    if not address_of(local).is_unspecified:
+    if sock.type == socket.SOCK_DGRAM and 0 < sock.getsockname()[1] < _FIRST_AUTOMATIC_PORT:
         return False
-    return sock.type != socket.SOCK_DGRAM or not 0 < local[1] < _FIRST_AUTOMATIC_PORT
+    own = own_address(sock)
+    return own is None or uplink_of(decider(), own) is not None
 
 
 def is_connected(sock: socket.socket) -> bool:

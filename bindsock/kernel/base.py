@@ -160,6 +160,11 @@ class Kernel(Protocol):
     def bound(self, sock: socket.socket) -> int | None:
         """The index of the interface that the socket is bound to, or ``None``. The index may be stale."""
 
+    def chosen_options(self, sock: socket.socket) -> frozenset[str]:
+        """The options by which the program has chosen the socket's interface or routes, by name: of ``SO_MARK``,
+        ``IP_UNICAST_IF``, ``IPV6_UNICAST_IF``, ``IP_MULTICAST_IF`` and ``IPV6_MULTICAST_IF`` those that are set. Never raises.
+        """
+
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         """Whether a real route to the destination leaves by the interface for a socket bound to it."""
 

@@ -88,6 +88,11 @@ class Path:
     """The local address that the socket has to be bound to, where there is one."""
 
 
+def pinned_to(decision: Decision) -> str | None:
+    """The name of the one interface that was allowed, if that is what the decision rests on."""
+    return decision.interface.name if decision.basis is Basis.PINNED and decision.interface is not None else None
+
+
 def path_of(decision: Decision) -> Path | None:
     """The path that a decision leads to, ``None`` where nothing is bound."""
     interface = decision.interface

@@ -259,6 +259,11 @@ def without_scope(address: IPAddress) -> IPAddress:
     return address
 
 
+def is_multicast(target: Target) -> bool:
+    """Whether a target is a multicast address, and not a family or another address."""
+    return not isinstance(target, socket.AddressFamily) and unmapped(target).is_multicast
+
+
 def unmapped(address: IPAddress) -> IPAddress:
     """The IPv4 address inside an IPv4-mapped IPv6 one (``::ffff:192.0.2.1``), any other address as it is."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from bindsock.errors import BindFailed
 from bindsock.kernel import PathManager
+from bindsock.kernel.chosen import multicast_options
 from bindsock.model.network import (
     Interface,
     InterfaceAddress,
@@ -164,6 +165,9 @@ class SimulatedKernel:
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         self.binds.append(("limit silence", str(seconds)))
+
+    def chosen_options(self, sock: socket.socket) -> frozenset[str]:
+        return frozenset(multicast_options(sock))
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         found = TableAnswers(self._network)(destination).by_interface.get(interface.index)

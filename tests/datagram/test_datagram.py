@@ -1034,8 +1034,8 @@ async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: Scene) -> No
         await open_datagram(scene.watcher, broken, family=socket.AF_INET)
 
 
-async def test_a_local_address_of_another_interface_is_refused(scene: Scene) -> None:
-    elsewhere = interface("eth0", 3, "203.0.113.5/24")
+async def test_a_local_address_of_an_interface_that_is_no_uplink_is_refused(scene: Scene) -> None:
+    elsewhere = interface("utun0", 3, "203.0.113.5/24", kind=InterfaceKind.TUNNEL)
     scene.kernel.change(network(WIFI_RENUMBERED, elsewhere, BY_WIFI, BY_ETHERNET))
     with pytest.raises(BindFailed, match=r"203\.0\.113\.5 is not one of wifi0's") as refusal:
         await open_datagram(scene.watcher, Recorder, local_addr=("203.0.113.5", 0))

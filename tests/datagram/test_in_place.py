@@ -120,6 +120,51 @@ async def test_a_better_path_is_taken_when_its_first_hop_answers(kernel: Simulat
         await until(lambda: kernel.bound(sock) == 3)
 
 
+async def test_each_destination_that_is_sent_to_decides_where_the_socket_is(
+    kernel: PickyKernel, factory: TransportFactory
+) -> None:
+    lan = interface("lan0", 4, "192.168.7.1/24")
+    kernel.change(network(LOOPBACK, WIFI, WIRED, lan, route("0.0.0.0/0", 2, "192.0.2.1"), route("192.168.7.0/24", 4)))
+    far, near, own = (ip_address(a) for a in ("203.0.113.9", "192.168.7.9", "127.0.0.1"))
+    with datagrams() as sock:
+        mover = connector_of(factory).follow_datagrams(sock, far)
+        assert mover is not None
+        for target, index in ((far, 2), (near, 4), (own, None), (near, 4), (far, 2), (far, 2)):
+            mover.aim(sock, target)
+            assert kernel.bound(sock) == index
+        assert factory.statistics().rebinds == 4
+        kernel.change(network(LOOPBACK, lan, route("192.168.7.0/24", 4)))
+        mover.aim(sock, near)
+        with pytest.raises(NoEffectiveInterface, match=r"203\.0\.113\.9"):
+            mover.aim(sock, far)
+        assert kernel.bound(sock) == 4
+
+
+async def test_the_socket_follows_the_path_to_the_last_destination(kernel: PickyKernel, factory: TransportFactory) -> None:
+    lan = interface("lan0", 4, "192.168.7.1/24")
+    to_lan = route("192.168.7.0/24", 4)
+    kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, route("0.0.0.0/0", 2, "192.0.2.1")))
+    with datagrams() as sock:
+        mover = connector_of(factory).follow_datagrams(sock, ip_address("203.0.113.9"))
+        assert mover is not None
+        mover.aim(sock, ip_address("192.168.7.9"))
+        readings = kernel.readings
+        kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, route("0.0.0.0/0", 3, "198.51.100.1")))
+        await until(lambda: kernel.readings > readings)
+        assert kernel.bound(sock) == 4
+
+
+async def test_what_the_program_says_that_it_has_sent_is_counted(kernel: PickyKernel, factory: TransportFactory) -> None:
+    with datagrams() as sock:
+        mover = connector_of(factory).follow_datagrams(sock)
+        assert mover is not None
+        mover.sent(sock)
+        kernel.change(ON_WIRED)
+        await until(lambda: kernel.bound(sock) == 3)
+        mover.sent(sock)
+        assert factory.statistics().sent == {"unbound": 0, "en0": 1, "en1": 1}
+
+
 async def test_a_move_that_fails_is_tried_again_until_it_succeeds(kernel: SimulatedKernel, factory: TransportFactory) -> None:
     with datagrams() as sock:
         factory.track(sock)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 import bindsock
 from bindsock.datagram import open as datagram
+from bindsock.kernel.linux import LinuxKernel
 from bindsock.testing.lab import Lab, VpnMode
 from tests.lab.stream_runner import Streaming
 
@@ -329,8 +331,9 @@ async def test_when_only_the_vpn_is_left_datagrams_wait_rather_than_enter_it(lab
 
 async def test_a_local_address_is_a_pin_and_its_loss_the_end(lab: Lab) -> None:
     address = lab.address("wifi0")
-    with pytest.raises(bindsock.BindFailed, match=r"is not one of wifi0's"):
-        await bindsock.create_datagram_endpoint(Echoes, (lab.address("eth0"), 0), server(lab))
+    other, echoes = await bindsock.create_datagram_endpoint(Echoes, (lab.address("eth0"), 0), server(lab))
+    assert (await echoes.source(lab))[0] == "eth0"
+    other.close()
     transport, protocol = await bindsock.create_datagram_endpoint(Echoes, (address, 0), server(lab))
     assert (await protocol.source(lab))[0] == "wifi0"
     lab.default("eth0")
@@ -376,20 +379,76 @@ async def test_a_socket_of_ones_own_is_moved_in_place(lab: Lab, family: socket.A
     transport.close()
 
 
-async def test_a_socket_of_ones_own_that_has_an_address_is_left_alone(lab: Lab) -> None:
-    for connected in (True, False):
-        sock = socket.socket(V4, socket.SOCK_DGRAM)
-        sock.bind((lab.address("eth0"), 0))
-        before = sock.getsockname()
-        if connected:
-            sock.connect(server(lab))
-        transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
-        assert transport.get_extra_info("interface") is None
-        assert bindsock.interface_of(transport) is None
-        assert sock.getsockname() == before
-        # It leaves by the default route, as it did before.
-        assert await protocol.source(lab, server(lab)) == ("eth0", before[1])
-        transport.close()
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+async def test_a_socket_of_ones_own_that_has_an_uplinks_address_leaves_by_that_uplink(lab: Lab, connected: bool) -> None:
+    lab.vpn_up("metric")
+    with lab.tap(interface="tun0", protocol="udp") as tunnel:
+        for name in ("wifi0", "eth0"):
+            sock = socket.socket(V4, socket.SOCK_DGRAM)
+            sock.bind((lab.address(name), 0))
+            before = sock.getsockname()
+            if connected:
+                sock.connect(server(lab))
+            transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+            assert transport.get_extra_info("interface") == name
+            assert bindsock.interface_of(transport) == name
+            assert sock.getsockname() == before
+            assert await protocol.source(lab, None if connected else server(lab)) == (name, before[1])
+            transport.close()
+    assert tunnel.packets == []
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+async def test_a_socket_of_ones_own_that_has_the_tunnels_address_is_left_alone(lab: Lab, connected: bool) -> None:
+    lab.vpn_up("metric")
+    sock = socket.socket(V4, socket.SOCK_DGRAM)
+    sock.bind((lab.address("tun0"), 0))
+    before = sock.getsockname()
+    if connected:
+        sock.connect(server(lab))
+    transport, _ = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    assert transport.get_extra_info("interface") is None
+    assert sock.getsockname() == before
+    transport.close()
+
+
+@pytest.mark.parametrize("option", ["SO_MARK", "IP_UNICAST_IF", "SO_BINDTODEVICE"])
+async def test_a_socket_whose_way_the_program_has_chosen_is_left_alone(lab: Lab, option: str) -> None:
+    sock = socket.socket(V4, socket.SOCK_DGRAM)
+    if option == "SO_MARK":
+        sock.setsockopt(socket.SOL_SOCKET, 36, 7)
+    elif option == "IP_UNICAST_IF":
+        sock.setsockopt(socket.IPPROTO_IP, 50, struct.pack("!I", lab.index("eth0")))
+    else:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    bound = LinuxKernel().bound(sock)
+    assert bound == (lab.index("eth0") if option == "SO_BINDTODEVICE" else None)
+    assert (await protocol.source(lab, server(lab)))[0] == ("wifi0" if option == "SO_MARK" else "eth0")
+    bindsock.track(sock)
+    assert LinuxKernel().bound(sock) == bound
+    transport.close()
+
+
+@FAMILIES
+async def test_multicasts_leave_by_the_interface_that_the_program_has_chosen_and_all_else_as_ever(
+    lab: Lab, family: socket.AddressFamily
+) -> None:
+    lab.vpn_up("metric")
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    if family == V4:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(lab.address("eth0")))
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, lab.index("eth0"))
+    sock.bind(("", 0))
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    group = "239.255.255.250" if family == V4 else "ff05::c"
+    with lab.tap(protocol="udp") as seen:
+        transport.sendto(b"search", (group, 1900))
+        assert (await protocol.source(lab, server(lab, family)))[0] == "wifi0"
+    left_by = {p.interface for p in seen.packets if p.outgoing and p.payload == b"search"}
+    assert left_by == {"eth0"}
+    transport.close()
 
 
 async def test_a_port_nobody_listens_on_is_an_error_and_not_the_end(lab: Lab) -> None:

@@ -7,6 +7,7 @@ import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.darwin import routes, sockets
 from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
 from bindsock.kernel.darwin.interfaces import read_interfaces
@@ -96,6 +97,10 @@ class DarwinKernel:
     def bound(self, sock: socket.socket) -> int | None:
         """The index of the interface that the socket is bound to."""
         return sockets.bound(sock)
+
+    def chosen_options(self, sock: socket.socket) -> frozenset[str]:
+        """The options by which the program has chosen the interface of the socket's multicasts."""
+        return frozenset(multicast_options(sock))
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         """Ask the kernel for the route of a socket bound to the interface; where it cannot be asked, look at its routes."""

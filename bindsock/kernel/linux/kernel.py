@@ -147,6 +147,10 @@ class LinuxKernel:
         """The index of the interface that the socket is bound to."""
         return sockets.bound(sock)
 
+    def chosen_options(self, sock: socket.socket) -> frozenset[str]:
+        """The options by which the program has chosen the socket's interface or routes."""
+        return sockets.chosen_options(sock)
+
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         """What the kernel has answered since the last event, or ask it, 10 µs; policy rules, kill switches and all."""
         answers = self._current.asked.known.get(destination)

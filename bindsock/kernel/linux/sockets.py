@@ -20,6 +20,7 @@ import termios
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bindsock.errors import BindFailed
+from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _SO_BINDTODEVICE = 25
 _SO_BINDTOIFINDEX = 62
+_SO_MARK = 36
+_IP_UNICAST_IF = 50
+_IPV6_UNICAST_IF = 76
 _SIOCGIFNAME = 0x8910
 _IFREQ = struct.Struct("@16si20x")
 _TCP_KEEPIDLE = 4
@@ -98,6 +102,22 @@ def bound(sock: socket.socket) -> int | None:
         if error.errno not in (errno.ENODEV, errno.ENXIO):
             raise
         return -1
+
+
+def chosen_options(sock: socket.socket) -> frozenset[str]:
+    """The options by which the program has chosen the socket's interface or routes."""
+    found = multicast_options(sock)
+    with contextlib.suppress(OSError):
+        if sock.getsockopt(socket.SOL_SOCKET, _SO_MARK):
+            found.add("SO_MARK")
+    with contextlib.suppress(OSError):
+        if any(sock.getsockopt(socket.IPPROTO_IP, _IP_UNICAST_IF, 4)):
+            found.add("IP_UNICAST_IF")
+    if sock.family == socket.AF_INET6:
+        with contextlib.suppress(OSError):
+            if any(sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_UNICAST_IF, 4)):
+                found.add("IPV6_UNICAST_IF")
+    return frozenset(found)
 
 
 def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, port: int | None) -> None:
