@@ -255,7 +255,7 @@ def test_errors_are_bindsocks_own(lab: Lab, run: Run) -> None:
         with pytest.raises(anyio.ConnectionFailed, match="Errno 111"):
             await TCPConnectable(lab.server.ipv4, 1).connect()
         with pytest.raises(bindsock.BindFailed, match="does not belong to wifi0"):
-            await connect_tcp(lab.server.ipv4, lab.server.tcp_port, local_host=lab.address("eth0"))
+            await connect_tcp(lab.server.ipv4, lab.server.tcp_port, local_host=lab.address("tun0"))
         lab.down("wifi0")
         lab.down("eth0")
         with pytest.raises(bindsock.NoEffectiveInterface) as error:
@@ -270,9 +270,10 @@ def test_a_connectable_and_a_local_address_work(lab: Lab, run: Run) -> None:
     async def main() -> None:
         async with await TCPConnectable(lab.server.ipv4, lab.server.tcp_port).connect() as stream:
             assert await source(stream) == lab.address("wifi0")
-        stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port, local_host=lab.address("wifi0"))
-        async with stream:
-            assert await source(stream) == lab.address("wifi0")
+        for uplink in ("wifi0", "eth0"):
+            stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port, local_host=lab.address(uplink))
+            async with stream:
+                assert await source(stream) == lab.address(uplink)
         factory = bindsock.anyio.TransportFactory(interface="eth0")
         async with await TCPConnectable(lab.server.ipv4, lab.server.tcp_port, factory).connect() as stream:
             assert await source(stream) == lab.address("eth0")

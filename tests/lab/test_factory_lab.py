@@ -162,11 +162,13 @@ async def test_each_attempts_own_error_is_raised(lab: Lab) -> None:
         await bindsock.create_connection(asyncio.Protocol, lab.server.ipv4, closed)
 
 
-async def test_a_local_address_must_belong_to_the_interface(lab: Lab) -> None:
-    own, other = lab.address("wifi0"), lab.address("eth0")
-    assert await greeting(lab, lab.server.ipv4, local_addr=(own, 0)) == own
-    with pytest.raises(bindsock.BindFailed, match=f"{other} does not belong to wifi0") as caught:
-        await greeting(lab, lab.server.ipv4, local_addr=(other, 0))
+async def test_a_local_address_of_an_uplink_is_that_uplink_and_any_other_is_refused(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    for uplink in ("wifi0", "eth0"):
+        assert await greeting(lab, lab.server.ipv4, local_addr=(lab.address(uplink), 0)) == lab.address(uplink)
+    tunnels = lab.address("tun0")
+    with pytest.raises(bindsock.BindFailed, match=f"{tunnels} does not belong to wifi0") as caught:
+        await greeting(lab, lab.server.ipv4, local_addr=(tunnels, 0))
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
