@@ -355,6 +355,7 @@ async def test_an_unclosed_transport_warns_and_leaves_no_descriptor(nothing_left
     caught.clear()  # a warning keeps its source alive
     gc.collect()
     assert gone() is None
+    scene.watcher.stop()
 
 
 def test_a_loop_that_is_closed_by_hand_leaves_nothing(

@@ -420,7 +420,7 @@ async def test_a_socket_whose_way_the_program_has_chosen_is_left_alone(lab: Lab,
     elif option == "IP_UNICAST_IF":
         sock.setsockopt(socket.IPPROTO_IP, 50, struct.pack("!I", lab.index("eth0")))
     else:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        sock.setsockopt(socket.SOL_SOCKET, 25, b"eth0")
     transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
     bound = LinuxKernel().bound(sock)
     assert bound == (lab.index("eth0") if option == "SO_BINDTODEVICE" else None)
