@@ -15,6 +15,7 @@ def interface(value: Interface, network: Network, preferences: Preferences) -> d
     return {
         "name": value.name,
         "index": value.index,
+        "alternative_names": list(value.alternative_names),
         "kind": str(value.kind),
         "up": value.up,
         "running": value.running,
@@ -45,6 +46,7 @@ def decision(value: Decision) -> dict[str, Any]:
         "interface": value.interface.name if value.interface is not None else None,
         "index": value.interface.index if value.interface is not None else None,
         "gateway": str(value.gateway) if value.gateway is not None else None,
+        "source": str(value.source) if value.source is not None else None,
         "basis": str(value.basis),
         "unbound": value.unbound,
         "tunnels": list(value.tunnels),

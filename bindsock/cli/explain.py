@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from bindsock.cli import documents
+from bindsock.cli import documents, routes
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, document
 from bindsock.dial.resolving import address_of
 from bindsock.kernel import Kernel
 from bindsock.model.decision import Decision
-from bindsock.model.network import Interface, IPAddress, family_of
+from bindsock.model.network import Interface, IPAddress, Route, family_of, unmapped
 from bindsock.routing.effective import Decider
 from bindsock.routing.usable import unfit
 
@@ -41,6 +42,8 @@ class Explanation:
     decision: Decision
     advice: str | None
     """What is in the way of a connection and what would cure it; ``None`` if nothing is."""
+    routes: tuple[str, ...] | None = None
+    """The routes of all tables that match, if they were asked for."""
 
     @property
     def reachable(self) -> bool:
@@ -56,6 +59,9 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("hosts", metavar="HOST", nargs="*", help="a name or an address; the default routes if there is none")
+    parser.add_argument(
+        "--routes", action="store_true", help="list the routes of all tables that match, too; this reads the routing tables"
+    )
     add_json(parser)
     add_decision_options(parser)
     parser.set_defaults(run=run)
@@ -69,8 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     resolved = {host: _resolve(host, wanted) for host in arguments.hosts}
     network = kernel.network()
     decider = Decider(network, asked.preferences, interface=asked.interface, lookups=kernel.lookups(network))
+    tables = {family: kernel.routes(family) for family in wanted} if arguments.routes else None
     if not resolved:
-        explanations = [explain(kernel, decider, family) for family in wanted]
+        explanations = [explain(kernel, decider, family, tables) for family in wanted]
         reachable = any(e.reachable for e in explanations)
         if arguments.json:
             document({"defaults": [_document(e) for e in explanations]})
@@ -80,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print("  advice: name a host, and what would have to be done is told: bindsock explain example.com")
         return Exit.OK if reachable else Exit.NO
     answers = {
-        host: [explain(kernel, decider, address) for address in addresses] if isinstance(addresses, list) else addresses
+        host: [explain(kernel, decider, address, tables) for address in addresses] if isinstance(addresses, list) else addresses
         for host, addresses in resolved.items()
     }
     if arguments.json:
@@ -102,15 +109,32 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.OK if reachable else Exit.NO
 
 
-def explain(kernel: Kernel, decider: Decider, target: socket.AddressFamily | IPAddress) -> Explanation:
-    """The decision for the target, and what the kernel would have to be told where no route leads there."""
+def explain(
+    kernel: Kernel,
+    decider: Decider,
+    target: socket.AddressFamily | IPAddress,
+    tables: Mapping[socket.AddressFamily, Sequence[Route]] | None = None,
+) -> Explanation:
+    """The decision for the target, and what the kernel would have to be told where no route leads there.
+
+    :param tables: the routes of each family, if those that match are to be listed
+    """
     decision = decider.decide(target)
-    if decision.unbound or isinstance(target, int):
-        return Explanation(decision, None)
+    lines = None
+    if tables is not None:
+        plain = target if isinstance(target, socket.AddressFamily) else unmapped(target)
+        found = routes.matching(tables[decision.family], plain)
+        lines = tuple(routes.line(route, decider.network) for route in found)
+    return Explanation(decision, _advice(kernel, decider, decision, target), lines)
+
+
+def _advice(kernel: Kernel, decider: Decider, decision: Decision, target: socket.AddressFamily | IPAddress) -> str | None:
+    if decision.unbound or isinstance(target, socket.AddressFamily):
+        return None
     interface = decision.interface or _nearest(decision, decider)
     if interface is None or kernel.has_route(interface, target):
-        return Explanation(decision, None)
-    return Explanation(decision, kernel.cure(interface, target))
+        return None
+    return kernel.cure(interface, target)
 
 
 def _nearest(decision: Decision, decider: Decider) -> Interface | None:
@@ -144,6 +168,7 @@ def _document(explanation: Explanation) -> dict[str, Any]:
         "reachable": explanation.reachable,
         "advice": explanation.advice,
         "decision": documents.decision(explanation.decision),
+        **({} if explanation.routes is None else {"routes": list(explanation.routes)}),
     }
 
 
@@ -167,5 +192,7 @@ def _show(printer: Printer, explanations: list[Explanation]) -> None:
         printer.line(head, "bold green" if explanation.reachable else "bold red")
         for line in rest:
             printer.line(line, "green" if line.startswith("  + ") else "dim" if line.startswith("  - ") else "")
+        for route in explanation.routes or ():
+            printer.line(f"  route: {route}", "dim")
         if explanation.advice is not None:
             printer.line(f"  advice: {explanation.advice}", "yellow")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from bindsock.model.network import Interface, IPAddress, Lookups, Network
+    from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
     from bindsock.model.subflows import Endpoints, Subflow
 
 
@@ -121,6 +121,15 @@ class Kernel(Protocol):
         one decides anew. Asking it may raise :class:`OSError`.
 
         :param network: the last reading
+        """
+
+    def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> Sequence[Route]:
+        """The routing tables, for a person to read. No decision needs them, and they may be large.
+
+        :param family: one address family, both if ``None``
+        :param table: one routing table where there are several, all if ``None``
+        :raises KernelError: the system's answer cannot be understood
+        :raises OSError: a call failed
         """
 
     def events(self) -> Sequence[EventSource]:

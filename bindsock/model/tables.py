@@ -148,6 +148,11 @@ class TableAnswers:
         return found
 
 
+def routes_of(network: Network, family: socket.AddressFamily | None, table: int | None) -> tuple[Route, ...]:
+    """The network's routes of one family and of one table, or of all."""
+    return tuple(route for route in network.routes if family in (None, route.family) and table in (None, route.table))
+
+
 def order_of(route: Route, interfaces: Mapping[int, Interface]) -> tuple[int, int]:
     """What a system with these tables orders its routes to one destination by; equal ones stay in the order of its list."""
     return table_order(route, interfaces), route.metric

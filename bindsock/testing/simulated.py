@@ -24,7 +24,7 @@ from bindsock.model.network import (
     Network,
     Route,
 )
-from bindsock.model.tables import TableAnswers, tabulated
+from bindsock.model.tables import TableAnswers, routes_of, tabulated
 
 
 def interface(
@@ -172,6 +172,9 @@ class SimulatedKernel:
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         found = TableAnswers(self._network)(destination).by_interface.get(interface.index)
         return found is not None and found.usable
+
+    def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> tuple[Route, ...]:
+        return routes_of(self._network, family, table)
 
     def lookups(self, network: Network) -> Lookups:
         return TableAnswers(network)

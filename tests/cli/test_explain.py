@@ -116,3 +116,19 @@ def test_an_address_of_the_other_family_is_an_error_of_its_own(kernel: Simulated
     status, _, err = run("explain", "-6", "203.0.113.9")
     assert status == 1
     assert err == "bindsock: 203.0.113.9 is an IPv4 address\n"
+
+
+def test_the_routes_that_match_are_listed_on_demand(kernel: SimulatedKernel, run: Run) -> None:
+    _, out, _ = run("explain", "--routes", "203.0.113.9")
+    listed = [line for line in out.splitlines() if line.startswith("  route: ")]
+    assert listed
+    assert all("default" in line or "203.0.113" in line or "/1 " in line for line in listed)
+    assert "route:" not in run("explain", "203.0.113.9")[1]
+    document = json.loads(run("explain", "--routes", "--json", "203.0.113.9")[1])
+    (address,) = document["hosts"][0]["addresses"]
+    assert [f"  route: {line}" for line in address["routes"]] == listed
+
+
+def test_of_a_family_the_routes_that_stand_for_its_default_are_listed(kernel: SimulatedKernel, run: Run) -> None:
+    _, out, _ = run("explain", "--routes", "-4")
+    assert any(line.startswith("  route: default via ") for line in out.splitlines())

@@ -69,6 +69,7 @@ def test_json_is_one_document_with_everything_the_text_has(kernel: SimulatedKern
     assert tunnel == {
         "name": "utun4",
         "index": 4,
+        "alternative_names": [],
         "kind": "tunnel",
         "up": True,
         "running": True,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.cli import documents
+from bindsock.cli import documents, routes
 from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Stand
 from bindsock.cli.demo.scenario import DURATION, PREFERENCES, STEPS, UPLINKS, cling
@@ -18,7 +18,7 @@ from bindsock.cli.demo.timeline import svg
 from bindsock.cli.options import Exit, add_json, fail
 from bindsock.cli.output import NEEDS_RICH, Printer, document
 from bindsock.factory import TransportFactory
-from bindsock.model.network import Network, Route
+from bindsock.model.network import Network
 from bindsock.testing.lab import Lab, LabUnavailable, available, enter_user_namespace
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def _routes(lab: Lab, stand: Stand, found: dict[str, Any]) -> list[Fact]:
     try:
         kernel = kernels.current()
         network = kernel.network()
-        for line in _route_lines(network):
+        for line in _route_lines(kernel, network):
             stand.tell(f"  {line}")
         factory = TransportFactory(PREFERENCES, kernel=kernel)
         decision = factory.explain(server)
@@ -174,22 +174,10 @@ def _show_facts(stand: Stand, shown: Sequence[Fact]) -> None:
         stand.tell(f"all {len(shown)} facts held", "bold green")
 
 
-def _route_lines(network: Network) -> list[str]:
+def _route_lines(kernel: kernels.Kernel, network: Network) -> list[str]:
     """The IPv4 routes of the main table, defaults first."""
-    routes = [r for r in network.routes if r.family == socket.AF_INET and r.table == 254]
-    return [_route_line(r, network) for r in sorted(routes, key=lambda r: (not r.is_default, r.metric))]
-
-
-def _route_line(route: Route, network: Network) -> str:
-    interface = network.interfaces.get(route.interface) if route.interface is not None else None
-    parts = ["default" if route.is_default else str(route.destination)]
-    if route.gateway is not None:
-        parts.append(f"via {route.gateway}")
-    if interface is not None:
-        parts.append(f"dev {interface.name}")
-    if route.metric:
-        parts.append(f"metric {route.metric}")
-    return " ".join(parts)
+    found = kernel.routes(socket.AF_INET, 254)
+    return [routes.line(r, network) for r in sorted(found, key=lambda r: (not r.is_default, r.metric))]
 
 
 def _writable(text: str) -> Path:

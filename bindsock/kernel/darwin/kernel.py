@@ -13,7 +13,7 @@ from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
 from bindsock.kernel.darwin.interfaces import read_interfaces
 from bindsock.kernel.darwin.syscalls import LiveSyscalls
 from bindsock.model.network import RouteKind
-from bindsock.model.tables import TableAnswers, tabulated
+from bindsock.model.tables import TableAnswers, routes_of, tabulated
 
 if TYPE_CHECKING:
     import socket
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bindsock.kernel import EventSource
     from bindsock.kernel.darwin.syscalls import Syscalls
-    from bindsock.model.network import Interface, IPAddress, Lookups, Network
+    from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
 
 __all__ = ["DarwinKernel"]
 
@@ -54,6 +54,10 @@ class DarwinKernel:
     def lookups(self, network: Network) -> Lookups:
         """What the reading's routing table answers."""
         return TableAnswers(network)
+
+    def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> tuple[Route, ...]:
+        """The reading's own routing table."""
+        return routes_of(self.network(), family, table)
 
     def events(self) -> Sequence[EventSource]:
         """PF_ROUTE and kernel events; one of them where a sandbox denies the other, which is logged once."""
