@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from bindsock.testing.lab import Lab, available
 
-from . import connecting, reading, recovery, streams
+from . import connecting, datagrams, reading, recovery, streams
 from .acting import Actor
 from .figures import Figure
 
@@ -54,6 +54,8 @@ def main() -> int:
             for name, loop_factory in _loops().items():
                 with asyncio.Runner(loop_factory=loop_factory) as runner:
                     report(f"recovery on {name}, VPN up", runner.run(recovery.measure(lab, actor, arguments.runs)))
+                with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    report(f"datagrams on {name}, VPN up", runner.run(datagrams.measure(lab, actor, arguments.runs)))
                 with asyncio.Runner(loop_factory=loop_factory) as runner:
                     report(f"streams on {name}, VPN up", runner.run(streams.measure(lab, actor, arguments.runs)))
         lab.vpn_down()

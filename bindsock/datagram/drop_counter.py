@@ -118,7 +118,8 @@ class DropCounter:
         self._tally.setdefault(self._name, 0)
         self._reset()
         if interface is not None:
-            self._note(self._devices.time())
+            # The first note is made when something is sent: an idle socket asks for nothing.
+            self.due = self._note_due = 0.0
 
     def _stop(self) -> None:
         """The device is dead, and what it dropped is counted."""
@@ -148,10 +149,6 @@ class DropCounter:
         interface = self._interface
         if interface is None or not self._notes:
             return 0
-        if not self._sent:
-            # Whoever sends by the socket does not tell. What has not left yet never will.
-            self._stop()
-            return self._kernel.unsent(sock)
         self._forget(self._devices.time())
         before = self._notes[0]
         sent = self._sent - before.sent

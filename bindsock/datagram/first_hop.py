@@ -23,6 +23,8 @@ PATIENCE = 30.0
 _FIRST_LOOK = 0.001
 _LAST_LOOK = 0.05
 """Seconds between two looks, doubling."""
+_FRESH = 0.005
+"""Seconds for which an answer is not asked for again: thousands of endpoints move at the same time."""
 _ASK_AGAIN = 1.0
 """Seconds between two requests to look for it."""
 
@@ -30,11 +32,13 @@ _ASK_AGAIN = 1.0
 class FirstHops:
     """The first hops that are waited for on one event loop, by whoever it is."""
 
-    __slots__ = ("_runtime", "_silent")
+    __slots__ = ("_answered", "_runtime", "_silent")
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._silent: dict[tuple[int, IPAddress], _SilentHop] = {}
+        self._answered: dict[tuple[int, IPAddress], float] = {}
+        """When each was known to answer last."""
 
     def is_silent(self, kernel: Kernel, interface: Interface, gateway: IPAddress | None) -> bool:
         """Whether a first hop does not answer, and may do so yet. It is asked to.
@@ -44,13 +48,18 @@ class FirstHops:
         if gateway is None:
             return False
         key = (interface.index, gateway)
+        now = self._runtime.time()
+        if now < self._answered.get(key, 0.0) + _FRESH:
+            return False
         if kernel.first_hop_answers(interface, gateway) is not False:
             self._silent.pop(key, None)
+            self._answered[key] = now
             return False
+        self._answered.pop(key, None)
         hop = self._silent.get(key)
-        if hop is None or self._runtime.time() >= hop.until + PATIENCE:
+        if hop is None or now >= hop.until + PATIENCE:
             hop = self._silent[key] = _SilentHop(self._runtime, kernel, interface, gateway)
-        return self._runtime.time() < hop.until
+        return now < hop.until
 
     def when_answered(self, interface: Interface, gateway: IPAddress, method: Callable[[], object]) -> None:
         """Call a bound method once a silent first hop answers, or is waited for no longer; its object is not kept alive by it."""

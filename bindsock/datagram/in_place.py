@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.first_hop import FirstHops
+from bindsock.datagram.followers import followers_of
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import watch_end
@@ -53,7 +54,18 @@ class InPlace:
     :param local: its local address
     """
 
-    __slots__ = ("_hops", "_local", "_port", "_watcher", "broken", "drops", "placement", "requirement")
+    __slots__ = (
+        "_hops",
+        "_local",
+        "_port",
+        "_source",
+        "_source_known",
+        "_watcher",
+        "broken",
+        "drops",
+        "placement",
+        "requirement",
+    )
 
     def __init__(
         self, runtime: Runtime, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr
@@ -61,6 +73,8 @@ class InPlace:
         self._watcher = watcher
         self._local = local
         self._port: int = local[1]
+        self._source: IPAddress | None = None
+        self._source_known = False
         self._hops = runtime.shared(FirstHops)
         self.requirement = requirement
         self.placement = placement
@@ -82,7 +96,8 @@ class InPlace:
 
     def port(self, sock: socket.socket) -> int:
         """The local port; 0 if there has been none yet. A socket that failed to move may have lost its own."""
-        self._port = self.local_address(sock)[1] or self._port
+        if not self._port:
+            self._port = self.local_address(sock)[1]
         return self._port
 
     def source(self, sock: socket.socket, peer: SockAddr | None) -> IPAddress | None:
@@ -91,8 +106,10 @@ class InPlace:
             return self.requirement.address
         if peer is None:
             return None
-        address = unmapped(address_of(sock.getsockname()))
-        return None if address.is_unspecified else address
+        if not self._source_known:
+            address = unmapped(address_of(sock.getsockname()))
+            self._source, self._source_known = (None if address.is_unspecified else address), True
+        return self._source
 
     def check_route(self, placement: Placement, network: Network) -> None:
         """Without a real route, IPv4 asks the link for the destination and hangs (linux net/ipv4/route.c).
@@ -116,7 +133,7 @@ class InPlace:
         :raises BindFailed: the system refused
         """
         self.check_route(placement, network)
-        self.broken = True
+        self.broken, self._source_known = True, False
         if placement.path is None:
             self._watcher.kernel.unbind(sock)
         else:
@@ -125,7 +142,7 @@ class InPlace:
 
     def moved(self, placement: Placement, network: Network) -> None:
         """The socket, or the one that has taken over from it, is where it belongs."""
-        self.broken = False
+        self.broken = self._source_known = False
         self.placement = placement
         self._watcher.statistics.rebinds += 1
         self.begin(network)
@@ -149,6 +166,10 @@ class InPlace:
     def count_drops(self, sock: socket.socket) -> None:
         """The device is dead: count what it had taken and not sent."""
         self._watcher.statistics.lost_on_device += self.drops.lost(sock)
+
+    def count_unsent(self, sock: socket.socket) -> None:
+        """The device is dead, and the program has not told what it sent: what has not left yet never will."""
+        self._watcher.statistics.lost_on_device += self._watcher.kernel.unsent(sock)
 
     def failed(self, error: OSError, placement: Placement, delay: float) -> None:
         """A move failed.
@@ -226,7 +247,10 @@ class InPlaceMover:
         pin: str | None,
         runtime: Runtime,
     ) -> None:
+        self.used = 0.0
+        self.pending = False
         self._watcher = watcher
+        self._followers = followers_of(watcher)
         self._peer = peer_of(sock)
         self._in_place = InPlace(runtime, watcher, requirement, placement, sock.getsockname())
         self._pin = pin
@@ -246,7 +270,7 @@ class InPlaceMover:
         :raises OSError: it cannot be bound
         """
         decider = self._watcher.refresh().with_pin(self._pin)
-        self._watcher.follow(self)
+        self._followers.follow(self)
         try:
             requirement = self._in_place.requirement
             assert requirement is not None
@@ -274,7 +298,7 @@ class InPlaceMover:
 
         :raises OSError: the socket is closed
         """
-        self._watcher.follow(self)
+        self._followers.follow(self)
         try:
             decider = self._watcher.refresh()
             self._in_place.begin(decider.network)
@@ -310,13 +334,14 @@ class InPlaceMover:
     def sent(self, sock: socket.socket) -> None:
         """The program has sent a datagram by the socket. It may say so, so that what is sent and lost is counted."""
         drops, now = self._in_place.drops, self._watcher.runtime.time()
+        self.used = now
         if now >= drops.due:
             drops.look(now, sock)
         drops.sent()
 
     def close(self) -> None:
         """Stop following. The socket stays open, and bound where it is."""
-        self._watcher.unfollow(self)
+        self._followers.unfollow(self)
         self._sock = None
         self._retry.cancel()
 
@@ -343,9 +368,12 @@ class InPlaceMover:
             )
         )
         if orders.count_drops:
-            in_place.count_drops(sock)
+            if self.used:
+                in_place.count_drops(sock)
+            else:
+                in_place.count_unsent(sock)
         if orders.step is Step.AWAIT:
-            in_place.when_hop_answers(wanted, decider.network, self._look)
+            in_place.when_hop_answers(wanted, decider.network, self._hop_answers)
         if orders.step is Step.STAY:
             in_place.placement = orders.placement
         if orders.step not in (Step.IN_PLACE, Step.UNBIND):
@@ -358,5 +386,8 @@ class InPlaceMover:
             self._retry.reset()
 
     def _look(self) -> None:
-        if self._watcher.follows(self):
+        if self._followers.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
+
+    def _hop_answers(self) -> None:
+        self._followers.look_again(self)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bindsock.datagram.first_hop import FirstHops
+from bindsock.datagram.followers import followers_of
 from bindsock.datagram.held_sockets import HeldSocket, HeldSockets
 from bindsock.datagram.in_place import FIRST_RETRY, LAST_RETRY, InPlace
 from bindsock.datagram.plan import Facts, Orders, Placement, Requirement, Step, alive, plan
@@ -112,8 +113,10 @@ class DatagramMover:
         """The sockets besides the current one."""
         self.ways: Ways | None = None
         """How to find the socket for a destination; ``None`` if the current one is for all."""
+        self.used = 0.0
+        self.pending = False
         self._watcher = watcher
-        self._runtime = runtime
+        self._followers = followers_of(watcher)
         self._endpoint = endpoint
         self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._user: MoverUser | None = None
@@ -155,7 +158,7 @@ class DatagramMover:
         if spec is not None and spec.remote is None and self.peer is None and (requirement is not None or spec.address is None):
             self.ways = Ways(self, self._watcher, spec)
         if self.followed:
-            self._watcher.follow(self)
+            self._followers.follow(self)
 
     def start_reading(self) -> None:
         """Begin to receive."""
@@ -168,20 +171,20 @@ class DatagramMover:
         """Go on receiving after an error, or after nothing: libuv stops watching a descriptor for which the system reports an
         error, such as a peer's ICMP, whoever picks that up (src/unix/poll.c, uv__poll_io)."""
         if self._state is _State.READING:
-            self._runtime.remove_reader(sock)
+            self._watcher.runtime.remove_reader(sock)
             self._add_reader(sock)
 
     def stop_reading(self) -> None:
         """Receive no more, for good. Sending goes on."""
         self._state = max(self._state, _State.DEAF)
         self.held.end_all()
-        self._runtime.remove_reader(self.sock)
+        self._watcher.runtime.remove_reader(self.sock)
 
     def stop(self) -> None:
         """Follow and receive no more. The socket stays open."""
         if self._state < _State.STOPPED:
             self._state = _State.STOPPED
-            self._watcher.unfollow(self)
+            self._followers.unfollow(self)
             self._retry.cancel()
             self.stop_reading()
 
@@ -234,7 +237,7 @@ class DatagramMover:
         if orders.count_drops:
             in_place.count_drops(self.sock)
         if orders.hold or orders.step is Step.AWAIT:
-            in_place.when_hop_answers(wanted, network, self._look)
+            in_place.when_hop_answers(wanted, network, self._hop_answers)
         if orders.step is Step.END:
             self._end(requirement, decider)
         elif orders.step is Step.HOLD:
@@ -262,11 +265,18 @@ class DatagramMover:
 
     def hop_silent(self, interface: Interface, gateway: IPAddress | None) -> bool:
         """Whether the first hop of a way has not answered yet. If so, what waits is tried again when it does."""
-        hops = self._runtime.shared(FirstHops)
+        hops = self._watcher.runtime.shared(FirstHops)
         silent = hops.is_silent(self._watcher.kernel, interface, gateway)
         if silent and gateway is not None:
             hops.when_answered(interface, gateway, self._way_answers)
         return silent
+
+    def catch_up(self) -> None:
+        """The newest reading has not been shown yet, and something is to be sent: go where the socket belongs first."""
+        self._followers.catch_up(self)
+
+    def _hop_answers(self) -> None:
+        self._followers.look_again(self)
 
     def _way_answers(self) -> None:
         self._forget_ways()
@@ -340,7 +350,7 @@ class DatagramMover:
         """The path in use is to be left when a better one's first hop answers; its own may answer sooner."""
         in_place = self.in_place
         if in_place.hop_silent(in_place.placement, network, holding=True):
-            in_place.when_hop_answers(in_place.placement, network, self._look)
+            in_place.when_hop_answers(in_place.placement, network, self._hop_answers)
         else:
             self._go_on(network)
 
@@ -399,8 +409,8 @@ class DatagramMover:
     def _discard(self, sock: socket.socket, drain: bool) -> None:
         if drain and self._state is _State.READING and self._user is not None:
             self._user.drain(sock)
-        self._runtime.remove_reader(sock)
-        self._runtime.remove_writer(sock)
+        self._watcher.runtime.remove_reader(sock)
+        self._watcher.runtime.remove_writer(sock)
         self._forget_ways()
         sock.close()
 
@@ -409,7 +419,7 @@ class DatagramMover:
         self.no_path = orders.gap or in_place.broken
         if in_place.broken and self._state is _State.READING:
             # A silenced socket is for ever readable, with nothing to read.
-            self._runtime.remove_reader(self.sock)
+            self._watcher.runtime.remove_reader(self.sock)
         in_place.failed(error, orders.placement, self._retry.schedule())
 
     def _look(self) -> None:
@@ -437,4 +447,4 @@ class DatagramMover:
 
     def _add_reader(self, sock: socket.socket) -> None:
         if self._user is not None:
-            self._runtime.add_reader(sock, self._user.readable, sock)
+            self._watcher.runtime.add_reader(sock, self._user.readable, sock)

@@ -136,7 +136,10 @@ class Sender:
 
         :param addr: ``None`` for the only destination there is
         """
-        now = self._runtime.time()
+        mover = self._mover
+        now = mover.used = self._runtime.time()
+        if mover.pending:
+            mover.catch_up()
         if self._writing is not None or (self.backlog and self.backlog.waits_for(addr)):
             self._wait(Waiting(bytes(data), addr, now, held=self._writing is None))
             if self._turn is not None:
@@ -164,7 +167,7 @@ class Sender:
             self._trouble.clear()
         if self._ticks is not None:
             self._ticks.reset()
-        if self._turn is None:
+        if self._turn is None and self.backlog:
             self._allow()
             self._flush()
 

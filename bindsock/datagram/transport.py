@@ -159,6 +159,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def readable(self, sock: socket.socket) -> None:
         """Read some."""
+        self._mover.used = self._runtime.time()
         self._read(sock)
 
     def drain(self, sock: socket.socket) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bindsock")
 
-BUDGET = 0.01
+BUDGET = 0.005
 """Seconds that the work of one turn of the loop may take together."""
 
 

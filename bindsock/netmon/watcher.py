@@ -344,8 +344,8 @@ class Followers:
 
     def add(self, follower: Follower) -> None:
         """Follow."""
+        self._statistics.tracked += id(follower) not in self._followers
         self._followers[id(follower)] = follower
-        self._statistics.tracked = len(self._followers)
 
     def remove(self, follower: Follower) -> bool:
         """Leave it alone.
@@ -353,7 +353,7 @@ class Followers:
         :return: whether it was followed
         """
         found = self._followers.pop(id(follower), None) is not None
-        self._statistics.tracked = len(self._followers)
+        self._statistics.tracked -= found
         return found
 
     def clear(self) -> None:

@@ -28,6 +28,7 @@ from bindsock.datagram.plan import Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.errors import BindFailed, InterfaceChanged, NoEffectiveInterface, NoRoute
 from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.netmon import turns
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Preferences
@@ -457,6 +458,23 @@ async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch
         await scene.change(network(WIFI, BY_WIFI, *parts, best))
         used.append(transport._mover.sock)
     assert [sock.fileno() != -1 for sock in used] == [False, False, True, True, True]
+
+
+async def test_an_endpoint_that_waits_for_its_turn_to_move_moves_when_it_is_sent_by(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "BUDGET", 1e-9)
+    transports = [scene.open()[0] for _ in range(80)]
+    scene.kernel.silent = True
+    scene.kernel.change(ETHERNET_BETTER)
+    scene.watcher.recheck()
+    waiting = [transport for transport in transports if transport.get_extra_info("interface") == "wifi0"]
+    assert waiting
+    waiting[0].sendto(b"x")
+    assert scene.kernel.carried == [("eth0", b"x")]
+    assert waiting[-1].get_extra_info("interface") == "wifi0"
+    await scene.until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
+    assert scene.statistics.rebinds == 80
 
 
 @pytest.mark.parametrize("dead", [ETHERNET_ONLY, UNPLUGGED, network(ETHERNET, BY_ETHERNET)], ids=["down", "unplugged", "deleted"])

@@ -1,0 +1,160 @@
+"""Thousands of datagram sockets are moved in turns of the event loop, those that were used last first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from bindsock.datagram.followers import DatagramFollowers, followers_of
+from bindsock.model.change import Cause
+from bindsock.netmon import turns
+from bindsock.netmon.runtime import runtime_of
+from bindsock.netmon.watcher import Watcher
+from bindsock.routing.effective import Decider, Preferences
+from bindsock.testing import SimulatedKernel, interface, network, route
+
+WIFI = interface("wifi0", 2, "192.0.2.1/24")
+ETHERNET = interface("eth0", 3, "198.51.100.1/24")
+ON_WIFI = network(WIFI, ETHERNET, route("0.0.0.0/0", 2, "192.0.2.254"))
+ON_ETHERNET = network(WIFI, ETHERNET, route("0.0.0.0/0", 3, "198.51.100.254"))
+NOWHERE = network(WIFI, ETHERNET)
+PATIENCE = 5.0
+
+
+class Member:
+    """Writes down what it is shown."""
+
+    def __init__(self, number: int, log: list[int]) -> None:
+        self.used = float(number)
+        self.pending = False
+        self.number = number
+        self.seen: list[Decider] = []
+        self._log = log
+
+    def network_changed(self, decider: Decider, cause: Cause) -> None:
+        self.seen.append(decider)
+        self._log.append(self.number)
+        if self.number == 13:
+            raise ZeroDivisionError
+
+
+class Scene:
+    """A watcher on a scripted network, and many who follow it."""
+
+    def __init__(self) -> None:
+        self.kernel = SimulatedKernel(ON_WIFI)
+        self.watcher = Watcher(self.kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
+        self.log: list[int] = []
+        self.followers: DatagramFollowers = followers_of(self.watcher)
+
+    def members(self, count: int) -> list[Member]:
+        found = [Member(number, self.log) for number in range(count)]
+        for member in found:
+            self.followers.follow(member)
+        return found
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.watcher.forget_followers()
+    scene.watcher.stop()
+
+
+@pytest.fixture
+def _one_piece_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "BUDGET", 1e-9)
+
+
+async def test_a_few_are_moved_at_once_and_one_that_fails_stops_nobody(scene: Scene) -> None:
+    scene.members(20)
+    scene.kernel.change(ON_ETHERNET)
+    scene.watcher.refresh()
+    assert scene.log == list(range(20))
+
+
+@pytest.mark.usefixtures("_one_piece_a_turn")
+async def test_of_many_those_used_last_are_moved_first_and_the_program_runs_in_between(scene: Scene) -> None:
+    members = scene.members(200)
+    between: list[int] = []
+    scene.kernel.change(ON_ETHERNET)
+    scene.watcher.refresh()
+    at_once = len(scene.log)
+    assert 0 < at_once < 50
+    while len(scene.log) < 200:
+        before = len(scene.log)
+        await asyncio.sleep(0)
+        between.append(len(scene.log) - before)
+    assert scene.log == list(range(199, -1, -1))
+    assert max(between) <= 8
+    assert not any(member.pending for member in members)
+
+
+@pytest.mark.usefixtures("_one_piece_a_turn")
+async def test_a_second_change_in_the_middle_starts_over_and_nobody_is_forgotten(scene: Scene) -> None:
+    members = scene.members(200)
+    scene.kernel.change(ON_ETHERNET)
+    scene.watcher.refresh()
+    await scene.until(lambda: len(scene.log) > 100)
+    scene.kernel.change(NOWHERE)
+    scene.watcher.refresh()
+    newest = scene.watcher.latest
+    await scene.until(lambda: not any(member.pending for member in members))
+    assert all(member.seen[-1] is newest for member in members)
+    assert {len(member.seen) for member in members} == {1, 2}
+
+
+@pytest.mark.usefixtures("_one_piece_a_turn")
+async def test_one_that_is_used_meanwhile_is_moved_at_once_and_only_once(scene: Scene) -> None:
+    members = scene.members(200)
+    scene.kernel.change(ON_ETHERNET)
+    scene.watcher.refresh()
+    first = members[0]
+    assert first.pending
+    scene.followers.catch_up(first)
+    assert first.seen == [scene.watcher.latest]
+    await scene.until(lambda: len(scene.log) == 200)
+    assert len(first.seen) == 1
+
+
+@pytest.mark.usefixtures("_one_piece_a_turn")
+async def test_one_that_has_gone_meanwhile_is_not_moved(scene: Scene) -> None:
+    members = scene.members(200)
+    scene.kernel.change(ON_ETHERNET)
+    scene.watcher.refresh()
+    scene.followers.unfollow(members[0])
+    await scene.until(lambda: not any(member.pending for member in members))
+    assert members[0].seen == []
+
+
+@pytest.mark.usefixtures("_one_piece_a_turn")
+async def test_those_who_wait_for_the_same_are_moved_in_turns_too(scene: Scene) -> None:
+    members = scene.members(200)
+    for member in members:
+        scene.followers.look_again(member)
+    assert len(scene.log) < 50
+    await scene.until(lambda: len(scene.log) == 200)
+
+
+async def test_each_of_them_is_counted(scene: Scene) -> None:
+    members = scene.members(3)
+    assert scene.watcher.statistics.tracked == 3
+    scene.followers.unfollow(members[0])
+    scene.followers.unfollow(members[0])
+    assert scene.watcher.statistics.tracked == 2
+    assert [scene.followers.follows(member) for member in members] == [False, True, True]
+    scene.watcher.forget_followers()
+    assert scene.watcher.statistics.tracked == 0
+    assert not any(scene.followers.follows(member) for member in members)
+    scene.followers.follow(members[0])
+    assert scene.watcher.statistics.tracked == 1
+    scene.followers.unfollow(members[0])
+    assert (scene.watcher.statistics.tracked, scene.watcher.running) == (0, False)
