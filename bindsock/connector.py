@@ -30,7 +30,8 @@ from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
 from bindsock.reconnect.open import create_replaceable, is_replaceable, open_replaceable
 from bindsock.resolvers import InterfaceResolver
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.stream.guard import StreamGuard, follow_stream
+from bindsock.stream.guard import StreamGuard, StreamGuards, follow_stream
+from bindsock.stream.plan import Requirement
 
 if TYPE_CHECKING:
     from bindsock.dial.attempt import Dialled
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
-
-_guards: weakref.WeakKeyDictionary[socket.socket, StreamGuard] = weakref.WeakKeyDictionary()
-"""What follows each stream socket, whichever factory it was that began to."""
-_attaching: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 _NO_OPTIONS = ConnectOptions()
 
@@ -286,7 +283,8 @@ class Connector:
     ) -> StreamGuard | None:
         """Follow a connected stream socket, unless its destination is the machine itself, or it is followed already."""
         watcher = self.watcher
-        guard = _guards.get(sock)
+        guards = self._guards
+        guard = guards.find(sock)
         if guard is not None and (guard.following or guard.error is not None):
             return guard
         if address is None:
@@ -296,17 +294,21 @@ class Connector:
             path = self._path_in_use(sock)
         if path is None:
             return None
-        guard = _guards[sock] = follow_stream(
-            watcher,
-            sock,
-            address,
-            better_path=options.better_path or self.better_path,
-            interface=options.interface,
-            dead_after=options.dead_after,
-            path=path,
-            loop=self.loop,
-        )
-        return guard
+        better_path = options.better_path or self.better_path
+        requirement = Requirement(address, options.interface, better_path, options.dead_after)
+        return guards.add(sock, follow_stream(watcher, sock, requirement, path))
+
+    @property
+    def _guards(self) -> StreamGuards:
+        return runtime_of(self.loop).shared(StreamGuards)
+
+    def guard_of(self, sock: socket.socket) -> StreamGuard | None:
+        """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
+        return self._guards.find(sock)
+
+    def is_attaching(self, sock: socket.socket) -> bool:
+        """Whether a transport is being made of the socket now. An event loop that binds sockets leaves such a one alone."""
+        return self._guards.is_attaching(sock)
 
     def stop_following(self) -> None:
         """Stop following all sockets and release the watcher. The sockets stay open and bound."""
@@ -344,7 +346,7 @@ class Connector:
         """
         if isinstance(sock, FollowedSocket) or not self.kernel.needs_farewell(sock):
             return sock
-        guard = _guards.get(sock)
+        guard = self._guards.find(sock)
         if guard is not None:
             guard.close()
         own = FollowedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
@@ -392,31 +394,19 @@ class Connector:
         self, guard: StreamGuard | None, protocol_factory: Callable[[], P], sock: socket.socket, tls: dict[str, Any]
     ) -> tuple[asyncio.Transport, P]:
         """Let the event loop make its own transport of a connected socket."""
-        _attaching.add(sock)
         if isinstance(sock, FollowedSocket) and not isinstance(self.loop, asyncio.BaseEventLoop):
             sock.expect_detach()
         try:
-            transport, protocol = await self.loop.create_connection(protocol_factory, sock=sock, **tls)
+            with self._guards.attaching(sock):
+                transport, protocol = await self.loop.create_connection(protocol_factory, sock=sock, **tls)
         except BaseException:
             if guard is not None:
                 guard.close()
             sock.close()
             raise
-        finally:
-            _attaching.discard(sock)
         if guard is not None:
             guard.attach(transport)
         return transport, protocol
-
-
-def is_attaching(sock: socket.socket) -> bool:
-    """Whether a transport is being made of the socket at this moment: an event loop that binds leaves it alone."""
-    return sock in _attaching
-
-
-def guard_of(sock: socket.socket) -> StreamGuard | None:
-    """What follows a stream socket, or has ended it; ``None`` if nothing does."""
-    return _guards.get(sock)
 
 
 def _made(protocol_factory: Callable[[], P], dialled: Dialled) -> P:

@@ -18,7 +18,6 @@ import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bindsock.connector import is_attaching
 from bindsock.default import set_factory
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import SockAddr, address_of
@@ -147,7 +146,7 @@ class BoundLoop(_Base):
             drain_timeout=drain_timeout,
             reconnect_timeout=reconnect_timeout,
         )
-        if sock is not None and (sock.family not in FAMILIES or is_attaching(sock)):
+        if sock is not None and (sock.family not in FAMILIES or self._connector.is_attaching(sock)):
             made: tuple[asyncio.Transport, P] = await super().create_connection(
                 protocol_factory, host, port, sock=sock, **options.tls(host)
             )
@@ -266,7 +265,7 @@ class BoundLoop(_Base):
         super().close()
 
     def _is_client(self, sock: socket.socket) -> bool:
-        return not is_attaching(sock) and is_client(sock, self._connector.watcher.refresh)
+        return not self._connector.is_attaching(sock) and is_client(sock, self._connector.watcher.refresh)
 
     async def _resolved(self, sock: socket.socket, address: SockAddr) -> SockAddr:
         """The address with a numeric host, as asyncio's ``sock_connect`` makes it."""

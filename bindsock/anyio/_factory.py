@@ -18,7 +18,6 @@ from bindsock import kernel as kernels
 from bindsock.anyio._datagrams import FollowedConnectedUDPSocket, FollowedUDPSocket, open_queue
 from bindsock.anyio._reconnecting import OnReconnect, ReconnectingStream
 from bindsock.anyio._streams import FollowedStream
-from bindsock.connector import guard_of
 from bindsock.default import running_factory, set_factory
 from bindsock.extras import needs
 from bindsock.factory import TransportFactory as AsyncioFactory
@@ -292,8 +291,9 @@ class TransportFactory:
     async def _connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
         if on_trio():
             return await self._trio_network().connect(host, port, options)
-        sock = await connector_of(self._asyncio_factory()).connect(host, port, options)
-        return sock, guard_of(sock)
+        connector = connector_of(self._asyncio_factory())
+        sock = await connector.connect(host, port, options)
+        return sock, connector.guard_of(sock)
 
     def _open_datagram(self) -> Any:
         return self._trio_network().open_datagram if on_trio() else self._asyncio_factory().create_datagram_endpoint

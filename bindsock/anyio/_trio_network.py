@@ -20,6 +20,7 @@ from bindsock.netmon.watcher import Watcher
 from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Preferences
 from bindsock.stream.guard import StreamGuard, follow_stream
+from bindsock.stream.plan import Requirement
 
 if TYPE_CHECKING:
     import asyncio
@@ -103,16 +104,9 @@ class TrioNetwork:
         """Follow a connected stream socket, unless its peer is this host."""
         if path is None:
             return None
-        return follow_stream(
-            self.watcher,
-            sock,
-            address,
-            better_path=options.better_path or self._better_path,
-            interface=options.interface,
-            dead_after=options.dead_after,
-            path=path,
-            loop=self._asyncio_loop,
-        )
+        better_path = options.better_path or self._better_path
+        requirement = Requirement(address, options.interface, better_path, options.dead_after)
+        return follow_stream(self.watcher, sock, requirement, path)
 
     def follow_datagrams(self, sock: socket.socket, destination: IPAddress | None) -> InPlaceMover | None:
         """Bind a datagram socket and follow it, unless it is to be left alone.

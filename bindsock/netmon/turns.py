@@ -8,10 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bindsock.netmon.runtime import runtime_of
-
 if TYPE_CHECKING:
-    from bindsock.netmon.loop import Loop
     from bindsock.netmon.runtime import Runtime
 
 logger = logging.getLogger("bindsock")
@@ -62,8 +59,3 @@ class CallbackBudget:
         if self._queue:
             self._go_on()
             self._schedule()
-
-
-def callback_budget(loop: Loop) -> CallbackBudget:
-    """The loop's own budget."""
-    return runtime_of(loop).shared(CallbackBudget)

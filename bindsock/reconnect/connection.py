@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress
+    from bindsock.netmon.runtime import Runtime
     from bindsock.stream.follower import PathFollower
 
 logger = logging.getLogger("bindsock")
 
 _EARLY = 2**16
-"""Bytes that a new connection may bring before its hook begins; then it has to wait."""
+"""Bytes that a new connection may bring before its hook begins. Then it is not read any further."""
+_CLOSING = 1.0
+"""Seconds for which TLS may take to close."""
 
 
 class Dialled(Protocol):
-    """A connected socket, and on what it rests: what a dial returns."""
+    """A connected socket, with its peer and its path: what a dial returns."""
 
     @property
     def sock(self) -> socket.socket: ...
@@ -41,56 +44,63 @@ class Dialled(Protocol):
 
 
 Dial: TypeAlias = Callable[[], Awaitable[Dialled]]
-"""Connects anew: names resolved again, the socket bound to whatever interface is effective then."""
+"""Connects anew: resolves the name again, and binds the socket to the interface that is effective then."""
 Attach: TypeAlias = Callable[[asyncio.BaseProtocol, socket.socket], Awaitable[asyncio.Transport]]
 """Makes a transport of a connected socket, with TLS or without. If it fails, it closes the socket."""
 
 
-CloseMode: TypeAlias = Literal["kind", "none", "reset"]
-"""How a connection is left: with a ``close_notify`` where there is TLS; at once; or with a reset, since it is of no use."""
+CloseMode: TypeAlias = Literal["orderly", "abrupt", "reset"]
+"""How a connection is ended: with a ``close_notify`` where there is TLS; at once; or at once, and its peer gets a reset."""
 
 
 class ConnectionOwner(Protocol):
-    """Who is told what happens to a leg."""
+    """Who is told what happens to a connection."""
 
-    def leg_finished(self, leg: Connection) -> bool | None:
-        """The peer has sent its end of file. The return value is that of ``eof_received()``."""
+    def connection_finished(self, connection: Connection) -> None:
+        """The peer has sent its end of file. ``connection.keep_open`` is what ``eof_received()`` will return."""
 
-    def leg_ended(self, leg: Connection) -> None:
-        """The connection is over; ``leg.error`` says why."""
+    def connection_ended(self, connection: Connection) -> None:
+        """The connection is over; ``connection.error`` says why."""
 
-    def leg_full(self, leg: Connection, full: bool) -> None:
-        """The transport's write buffer is full, or no longer."""
+    def connection_full(self, connection: Connection) -> None:
+        """``connection.full`` has changed."""
 
 
 class Connection(asyncio.Protocol):
-    """The protocol of one real transport; it passes on what comes, or keeps it until somebody wants it."""
+    """The protocol of one real transport. It passes on what comes, or keeps it until somebody wants it."""
 
     def __init__(self, owner: ConnectionOwner, dialled: Dialled) -> None:
-        self.sock = dialled.sock
-        self.address = dialled.address
-        self.path = dialled.path
-        self.standing: PathFollower | None = None
+        self.dialled = dialled
+        self.follower: PathFollower | None = None
         self.transport: asyncio.Transport
         self.finished = False
+        """The peer has sent its end of file."""
+        self.keep_open: bool | None = True
+        """Whether the transport stays open for writing when the peer has finished."""
         self.ended = False
         self.error: Exception | None = None
         self.full = False
+        """The transport's write buffer is full."""
         self.received = 0
         """How often data came."""
         self.upgrading = False
-        """TLS is being started over the transport: for that time it is the TLS protocol's."""
+        """TLS is being started over the transport, which is the TLS protocol's until then."""
         self._owner: ConnectionOwner | None = owner
         self._sink: Callable[[bytes], object] | None = None
         self._early = bytearray()
         self._reading = True
 
     @property
+    def sock(self) -> socket.socket:
+        return self.dialled.sock
+
+    @property
     def interface(self) -> str | None:
         """The name of the interface that it uses."""
-        if self.standing is not None:
-            return self.standing.place.interface
-        return self.path.interface if self.path is not None else None
+        if self.follower is not None:
+            return self.follower.place.interface
+        path = self.dialled.path
+        return path.interface if path is not None else None
 
     @property
     def dropped(self) -> bool:
@@ -100,8 +110,6 @@ class Connection(asyncio.Protocol):
     @property
     def encrypted(self) -> bool:
         return self.transport.get_extra_info("sslcontext") is not None
-
-    # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -117,9 +125,11 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         self.finished = True
-        keep_open = self._owner.leg_finished(self) if self._owner is not None else None
-        # Over TLS there is no half of a connection, and asyncio warns of the attempt.
-        return keep_open and not self.encrypted
+        if self._owner is None:
+            return None
+        self._owner.connection_finished(self)
+        # TLS cannot be half-closed, and asyncio warns of the attempt.
+        return self.keep_open and not self.encrypted
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.ended:
@@ -127,19 +137,17 @@ class Connection(asyncio.Protocol):
         self.ended = True
         self.error = exc
         if self._owner is not None:
-            self._owner.leg_ended(self)
+            self._owner.connection_ended(self)
 
     def pause_writing(self) -> None:
         self.full = True
         if self._owner is not None:
-            self._owner.leg_full(self, True)
+            self._owner.connection_full(self)
 
     def resume_writing(self) -> None:
         self.full = False
         if self._owner is not None:
-            self._owner.leg_full(self, False)
-
-    # The owner calls these
+            self._owner.connection_full(self)
 
     def pour(self, sink: Callable[[bytes], object]) -> None:
         """Pass on what came, and from now on what comes."""
@@ -185,7 +193,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         transport.set_protocol(self)
         if not transport.is_closing():
-            # The other protocol may have paused it, and asyncio does not mind if it has not.
+            # The other protocol may have paused it. If not, asyncio ignores this.
             transport.resume_reading()
             self._reading = True
 
@@ -200,7 +208,7 @@ class Connection(asyncio.Protocol):
         try:
             transport = await start_tls(self.transport, self, sslcontext, **options)
         except BaseException as error:
-            # Of a handshake that fails asyncio does not tell the protocol.
+            # asyncio does not tell the protocol of a handshake that fails.
             self.connection_lost(error if isinstance(error, Exception) else None)
             raise
         finally:
@@ -211,16 +219,16 @@ class Connection(asyncio.Protocol):
     def half_close(self) -> bool:
         """Send what is buffered and then an end of file.
 
-        :return: whether that can be: not over TLS
+        :return: whether that is possible: not over TLS
         """
         if not self.transport.can_write_eof():
             return False
-        with contextlib.suppress(OSError, RuntimeError):  # half-closed by the application before, or just lost
+        with contextlib.suppress(OSError, RuntimeError):  # the program has half-closed it, or it was just lost
             self.transport.write_eof()
         return True
 
     def rest(self) -> bytes:
-        """What the kernel has received and nobody has read, because reading was paused. Over TLS it cannot be had."""
+        """What came and was not read since reading was paused. Over TLS the kernel's part of it cannot be had."""
         rest = self.early()
         if self._reading or self.ended or self.encrypted:
             return rest
@@ -229,33 +237,33 @@ class Connection(asyncio.Protocol):
                 rest += data
         return rest
 
-    def drop(self, kernel: Kernel, farewell: CloseMode, loop: asyncio.AbstractEventLoop, *, soon: bool = False) -> None:
+    def drop(self, kernel: Kernel, mode: CloseMode, runtime: Runtime, *, soon: bool = False) -> None:
         """Forget the connection, and end it.
 
-        :param soon: end it in the next turn of the loop only: what comes instead is not to wait for that
+        :param soon: end it in the next turn of the loop, so that what follows need not wait for that
         """
         dropped = self.dropped
         self._owner = self._sink = None
-        if self.standing is not None:
-            self.standing.close()
+        if self.follower is not None:
+            self.follower.close()
         if self.ended or dropped:
             return
         if not self.upgrading:
             self.transport.set_protocol(asyncio.Protocol())
         if soon:
-            loop.call_soon(self._end, kernel, farewell, loop)
+            runtime.call_soon(self._end, kernel, mode, runtime)
         else:
-            self._end(kernel, farewell, loop)
+            self._end(kernel, mode, runtime)
 
-    def _end(self, kernel: Kernel, farewell: CloseMode, loop: asyncio.AbstractEventLoop) -> None:
+    def _end(self, kernel: Kernel, mode: CloseMode, runtime: Runtime) -> None:
         if self.upgrading:
             end_transport(self.transport, InterfaceChanged("the connection was replaced while TLS was being started on it"))
-        elif farewell == "kind" and self.encrypted:
+        elif mode == "orderly" and self.encrypted:
             self.transport.close()
-            loop.call_later(1.0, self.transport.abort)
+            runtime.call_later(_CLOSING, self.transport.abort)
             return
         else:
             self.transport.abort()
-        if farewell == "reset" and self.sock.fileno() != -1:
+        if mode == "reset" and self.sock.fileno() != -1:
             with contextlib.suppress(OSError):
                 kernel.abort(self.sock)

@@ -1,4 +1,4 @@
-"""The application's part in a replacement: what it says on the new connection before it goes on."""
+"""The program's part in a replacement: what it sends on the new connection before the old conversation goes on."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from bindsock.reconnect.transport import ReplaceableTransport
 
 OnReconnect: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[bytes | None]]
-"""``async def on_reconnect(reader, writer, unread)``: log in again, say again what was not acknowledged.
+"""``async def on_reconnect(reader, writer, unread)``: log in again, and send again what was not acknowledged.
 
-The reader and the writer are the new connection's own, and the hook's until it returns. ``unread`` came over the old one and was
-not read. What the hook returns is read first by the application, before anything else that the new connection brings.
+The reader and the writer are the new connection's own, and the hook's until it returns. ``unread`` came over the old connection
+and was not read. What the hook returns is read first by the program, before anything else that the new connection brings.
 """
 
 
 class Hook(Protocol):
     """Runs on a new connection."""
 
-    async def run(self, leg: Connection, transport: ReplaceableTransport, rest: bytes) -> bytes:
-        """Let the application speak.
+    async def run(self, connection: Connection, transport: ReplaceableTransport, unread: bytes) -> bytes:
+        """Let the program send and receive.
 
-        :param rest: what came over the old connection and was not delivered
-        :return: what is to be delivered before anything else
+        :param unread: what came over the old connection and was not delivered
+        :return: what is delivered before anything else
         """
 
 
 class StreamHook:
     """Calls an ``on_reconnect`` with streams of its own.
 
-    They are asyncio's on the event loop's own transport: it can do whatever can be done with a fresh connection, start TLS for
-    one. Meanwhile the application's reader and writer wait.
+    They are asyncio's, on the event loop's own transport, so the hook can do whatever can be done with a fresh connection, for
+    example start TLS. Meanwhile the program's reader and writer wait.
     """
 
     def __init__(self, on_reconnect: OnReconnect, reader: ReplaceableReader, limit: int) -> None:
@@ -46,36 +46,36 @@ class StreamHook:
         self._limit = limit
         self._unread = b""
 
-    async def run(self, leg: Connection, transport: ReplaceableTransport, rest: bytes) -> bytes:
+    async def run(self, connection: Connection, transport: ReplaceableTransport, unread: bytes) -> bytes:
         loop = asyncio.get_running_loop()
-        # Of a hook that was stopped half-way the next one is told the same.
+        # If a hook is cancelled, the next one gets the same unread bytes.
         self._unread += self._reader.take()
         reader = ReplaceableReader(self._limit, loop)
-        protocol = _HookProtocol(reader, leg, loop)
-        leg.lend(protocol)
-        writer = _HookWriter(leg.transport, protocol, reader, loop)
+        protocol = _HookProtocol(reader, connection, loop)
+        connection.lend(protocol)
+        writer = _HookWriter(connection.transport, protocol, reader, loop)
         try:
-            first = await self._on_reconnect(reader, writer, self._unread + rest)
+            first = await self._on_reconnect(reader, writer, self._unread + unread)
         finally:
-            leg.take_back(writer.transport)  # type: ignore[arg-type]
+            connection.take_back(writer.transport)  # type: ignore[arg-type]
         self._unread = b""
         return (first or b"") + reader.take()
 
 
 class _HookProtocol(asyncio.StreamReaderProtocol):
-    """Keeps the leg informed while the transport is the hook's."""
+    """Tells the connection what happens while the transport is the hook's."""
 
-    def __init__(self, reader: asyncio.StreamReader, leg: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, reader: asyncio.StreamReader, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
-        self._leg = leg
+        self._connection = connection
 
     def eof_received(self) -> bool | None:
         super().eof_received()
-        return self._leg.eof_received()
+        return self._connection.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._leg.connection_lost(exc)
+        self._connection.connection_lost(exc)
 
 
 class _HookWriter(asyncio.StreamWriter):
@@ -90,29 +90,29 @@ class _HookWriter(asyncio.StreamWriter):
         self._hook_reader = reader
 
     async def start_tls(self, sslcontext: ssl.SSLContext, **options: Any) -> None:
-        """Go on over TLS, and let the reader pause the TLS transport from then on."""
+        """Start TLS, and let the reader pause the TLS transport from then on."""
         await super().start_tls(sslcontext, **options)
         self._hook_reader.set_transport(self.transport)
 
     def __del__(self) -> None:
-        """The connection lives on when the hook has let go of the writer; asyncio's would close it."""
+        """Leave the connection open when the hook lets go of the writer. asyncio's writer would close it."""
 
 
 class ProtocolHook:
     """Calls a protocol's ``connection_replaced(transport, unread)``, coroutine method or not.
 
-    What the new connection brings goes to the protocol's ``data_received()`` as ever. What the protocol writes to the transport
-    that it is given goes ahead of what was held.
+    What the new connection brings goes to the protocol's ``data_received()``. What the protocol writes to the transport that it
+    is given is sent before what was held.
     """
 
-    async def run(self, leg: Connection, transport: ReplaceableTransport, rest: bytes) -> bytes:
+    async def run(self, connection: Connection, transport: ReplaceableTransport, unread: bytes) -> bytes:
         protocol: Any = transport.get_protocol()
-        handle = HookTransport(transport, leg)
+        handle = HookTransport(transport, connection)
         try:
-            result = protocol.connection_replaced(handle, rest)
+            result = protocol.connection_replaced(handle, unread)
             if inspect.isawaitable(result):
-                # The method comes to its first await before the first byte comes to the protocol.
-                asyncio.get_running_loop().call_soon(leg.pour, transport.deliver)
+                # The method reaches its first await before the protocol gets the first byte.
+                asyncio.get_running_loop().call_soon(connection.pour, transport.deliver)
                 await result
         finally:
             handle.hook_is_done()
@@ -122,22 +122,22 @@ class ProtocolHook:
 class HookTransport(asyncio.Transport):
     """The new connection for as long as the hook runs, and the stable transport from then on."""
 
-    def __init__(self, stable: ReplaceableTransport, leg: Connection) -> None:
+    def __init__(self, stable: ReplaceableTransport, connection: Connection) -> None:
         super().__init__()
         self._stable = stable
-        self._leg: Connection | None = leg
+        self._connection: Connection | None = connection
 
     def hook_is_done(self) -> None:
-        """From now on be the stable transport."""
-        self._leg = None
+        """Be the stable transport from now on."""
+        self._connection = None
 
     @property
     def _now(self) -> asyncio.Transport:
-        return self._stable if self._leg is None else self._leg.transport
+        return self._stable if self._connection is None else self._connection.transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        if name == "interface" and self._leg is not None:
-            return self._leg.interface
+        if name == "interface" and self._connection is not None:
+            return self._connection.interface
         return self._now.get_extra_info(name, default)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -166,25 +166,25 @@ class HookTransport(asyncio.Transport):
 
     def pause_reading(self) -> None:
         self._stable.pause_reading()
-        if self._leg is not None:
-            self._leg.read(False)
+        if self._connection is not None:
+            self._connection.read(False)
 
     def resume_reading(self) -> None:
         self._stable.resume_reading()
-        if self._leg is not None:
-            self._leg.read(True)
+        if self._connection is not None:
+            self._connection.read(True)
 
     async def start_tls(
         self, start_tls: Callable[..., Awaitable[asyncio.Transport | None]], sslcontext: ssl.SSLContext, **options: Any
     ) -> None:
         """As :meth:`ReplaceableTransport.start_tls` does it."""
-        await (self._stable if self._leg is None else self._leg).start_tls(start_tls, sslcontext, **options)
+        await (self._stable if self._connection is None else self._connection).start_tls(start_tls, sslcontext, **options)
 
     async def sendfile(self, sendfile: Callable[..., Awaitable[int]], file: Any, *args: Any, **options: Any) -> int:
         """As :meth:`ReplaceableTransport.sendfile` does it."""
-        if self._leg is None:
+        if self._connection is None:
             return await self._stable.sendfile(sendfile, file, *args, **options)
-        return await sendfile(self._leg.transport, file, *args, **options)
+        return await sendfile(self._connection.transport, file, *args, **options)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._stable.set_protocol(protocol)

@@ -1,4 +1,4 @@
-"""Connections that outlive their path: made here, with one stable transport or one reader and writer for all their lives."""
+"""Opens connections that are replaced when their path is lost, with one stable transport or one reader and writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.options import LIMIT, ConnectOptions
-from bindsock.reconnect.controller import Controller, Replacing
+from bindsock.reconnect.connecting import Replacing
+from bindsock.reconnect.controller import Controller
 from bindsock.reconnect.hooks import Hook, OnReconnect, ProtocolHook, StreamHook
 from bindsock.reconnect.streams import ReplaceableReader, ReplaceableWriter
 from bindsock.reconnect.transport import ReplaceableTransport
@@ -20,7 +21,7 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 def is_replaceable(protocol: asyncio.BaseProtocol) -> bool:
-    """Whether a protocol has the method by which it goes on over another connection."""
+    """Whether a protocol has the method ``connection_replaced()``, and so can go on over another connection."""
     return callable(getattr(protocol, "connection_replaced", None))
 
 
@@ -34,7 +35,7 @@ async def create_replaceable(
 ) -> tuple[ReplaceableTransport, P]:
     """A stable transport for a protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not.
 
-    :param dial: called for each connection: connects a socket that is bound to whatever interface is effective then
+    :param dial: called for each connection: connects a socket that is bound to the interface that is effective then
     :param attach: makes a transport of it, with TLS or without
     :param options: those of the connection; ``better_path="keep"`` leaves a connection that works where it is
     :raises OSError: the first connection could not be made
@@ -56,11 +57,11 @@ async def open_replaceable(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A reader and a writer that stay when the connection is replaced.
 
-    :param on_reconnect: what the application says on each new connection: see :data:`~bindsock.reconnect.hooks.OnReconnect`
+    :param on_reconnect: what the program does on each new connection: see :data:`~bindsock.reconnect.hooks.OnReconnect`
     :param limit: the reader's buffer limit, in bytes
     :raises OSError: the first connection could not be made
 
-    The rest is as :func:`create_replaceable` has it.
+    The other parameters are those of :func:`create_replaceable`.
     """
     reader = ReplaceableReader(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class ReplaceableReader(asyncio.StreamReader):
     """An ``asyncio.StreamReader`` from which the unread bytes can be taken while somebody waits for more.
 
-    The standard library's remembers, in a ``readline()`` that waits, how much of the buffer it has searched. Were the buffer
-    emptied beneath it, it would overlook the new connection's first line; so that all that reads is written anew here, and a
-    search that waits begins again when the bytes are taken.
+    A ``readline()`` of the standard library's reader that waits remembers how much of the buffer it has searched. If the buffer
+    were emptied meanwhile, it would overlook the new connection's first line. So every method that reads is written anew here,
+    and a search that waits begins again when the bytes are taken.
     """
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,14 +37,12 @@ class ReplaceableReader(asyncio.StreamReader):
         return f"<{type(self).__name__} {len(self._unread)} bytes{' eof' if self._finished else ''}>"
 
     def take(self) -> bytes:
-        """All that has come and has not been read. It will not be read any more."""
+        """Take all that has come and has not been read out of the buffer."""
         unread = bytes(self._unread)
         self._unread.clear()
         self._taken += 1
         self._let_flow()
         return unread
-
-    # What the protocol calls.
 
     def exception(self) -> Exception | None:
         return self._failure
@@ -76,8 +74,6 @@ class ReplaceableReader(asyncio.StreamReader):
         if self._source is not None and not self._held_up and not self._greedy and len(self._unread) > 2 * self._most:
             self._source.pause_reading()
             self._held_up = True
-
-    # What the application calls.
 
     async def readline(self) -> bytes:
         try:
@@ -146,8 +142,6 @@ class ReplaceableReader(asyncio.StreamReader):
             finally:
                 self._greedy = False
         return self._consume(n)
-
-    # The inside
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -1,11 +1,13 @@
-"""The stable transport: what the application holds while the connections beneath it come and go."""
+"""The stable transport: what the program holds while the connections beneath it are replaced."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bindsock.errors import InterfaceChanged
@@ -13,6 +15,8 @@ from bindsock.errors import InterfaceChanged
 if TYPE_CHECKING:
     import ssl
 
+    from bindsock.netmon.loop import Future
+    from bindsock.netmon.runtime import Runtime
     from bindsock.reconnect.connection import Connection
 
 logger = logging.getLogger("bindsock")
@@ -22,15 +26,65 @@ _CHUNK = 2**16
 
 
 class TransportOwner(Protocol):
-    """What stands behind a stable transport."""
+    """Who replaces the connections beneath a stable transport."""
 
     def close(self) -> None:
-        """Everything that was written has been handed down, or there is nothing."""
+        """The program closes, and all that it wrote has been handed to the connection."""
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """The program aborts."""
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Compare with the newest reading of the network."""
+
+
+class _Phase(enum.IntEnum):
+    """How far a transport is on its way to the end."""
+
+    OPEN = 0
+    CLOSING = 1
+    OVER = 2
+    """The protocol has been told, or will be in the next turn of the loop."""
+
+
+class _Writing(enum.Enum):
+    """Where what the program writes goes."""
+
+    THROUGH = enum.auto()
+    """To the connection."""
+    HELD = enum.auto()
+    """It is held until TLS has been started."""
+    CUT = enum.auto()
+    """It is held until there is a new connection."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What the program wrote and no connection has been given yet."""
+
+    data: deque[bytes] = field(default_factory=deque)
+    size: int = 0
+
+    def add(self, data: bytes) -> None:
+        self.data.append(data)
+        self.size += len(data)
+
+    def take(self) -> bytes:
+        """All of it, in order."""
+        taken = b"".join(self.data)
+        self.data.clear()
+        self.size = 0
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The limits of the write buffer, in bytes."""
+
+    high: int = _HIGH
+    low: int = _HIGH // 4
+    chosen: bool = False
+    """The program has set them."""
 
 
 class ReplaceableTransport(asyncio.Transport):
@@ -39,39 +93,31 @@ class ReplaceableTransport(asyncio.Transport):
     ``get_extra_info()`` tells of the connection in use at that moment, ``"interface"`` the name of its interface.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, protocol: asyncio.BaseProtocol, owner: TransportOwner, leg: Connection
-    ) -> None:
+    def __init__(self, runtime: Runtime, protocol: asyncio.BaseProtocol, owner: TransportOwner, connection: Connection) -> None:
         super().__init__()
-        self._loop = loop
+        self._runtime = runtime
         self._owner = owner
-        self._leg = leg
-        self._held: deque[bytes] = deque()
-        self._held_size = 0
-        self._holding = False
-        self._cut = False
+        self._connection = connection
+        self._phase = _Phase.OPEN
+        self._writing = _Writing.THROUGH
+        self._held = _Held()
+        self._limits = _Limits()
         self._busy = False
         self._reading = True
-        self._closing = False
-        self._over = False
         self._eof = False
         self._full = False
-        self._high, self._low = _HIGH, _HIGH // 4
-        self._marks_set = False
-        self._writable: asyncio.Future[None] | None = None
+        self._writable: Future | None = None
         self.set_protocol(protocol)
 
     def __repr__(self) -> str:
-        state = "closed" if self._over else "closing" if self._closing else "waiting" if self._holding else "open"
-        return f"<{type(self).__name__} {state} over {self._leg.interface}>"
-
-    # Facts
+        state = {_Phase.OVER: "closed", _Phase.CLOSING: "closing"}.get(self._phase, "waiting" if self._holds else "open")
+        return f"<{type(self).__name__} {state} over {self._connection.interface}>"
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "interface":
-            return self._leg.interface
+            return self._connection.interface
         try:
-            return self._leg.transport.get_extra_info(name, default)
+            return self._connection.transport.get_extra_info(name, default)
         except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
             return default
 
@@ -90,26 +136,36 @@ class ReplaceableTransport(asyncio.Transport):
         return self._protocol
 
     @property
-    def busy(self) -> bool:
-        """Whether a file is being sent or TLS started: no moment to leave a connection that works."""
-        return self._busy
+    def _holds(self) -> bool:
+        return self._writing is not _Writing.THROUGH
 
-    # Reading
+    @property
+    def _closing(self) -> bool:
+        return self._phase >= _Phase.CLOSING
+
+    @property
+    def _over(self) -> bool:
+        return self._phase is _Phase.OVER
+
+    @property
+    def busy(self) -> bool:
+        """Whether a file is being sent or TLS being started, so that a connection that works must not be left."""
+        return self._busy
 
     def is_reading(self) -> bool:
         return self._reading and not self._closing
 
     def pause_reading(self) -> None:
         self._reading = False
-        self._leg.read(False)
+        self._connection.read(False)
 
     def resume_reading(self) -> None:
         self._reading = True
         if not self._closing:
-            self._leg.read(True)
+            self._connection.read(True)
 
     def deliver(self, data: bytes) -> None:
-        """Hand what the current connection brings to the application's protocol."""
+        """Give what the current connection brings to the program's protocol."""
         self._deliver(data)
 
     def _fill(self, data: bytes) -> None:
@@ -125,30 +181,28 @@ class ReplaceableTransport(asyncio.Transport):
             protocol.buffer_updated(taken)
             left = left[taken:]
 
-    # Writing
-
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
-        if self._holding:
+        if self._holds:
             self._hold(data)
         elif not self._over:
-            self._leg.transport.write(data)
+            self._connection.transport.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))
 
     def can_write_eof(self) -> bool:
-        return self._leg.transport.can_write_eof()
+        return self._connection.transport.can_write_eof()
 
     def write_eof(self) -> None:
         if self._closing or self._eof:
             return
         if not self.can_write_eof():
-            raise NotImplementedError("there is no half of a TLS connection")
+            raise NotImplementedError("a TLS connection cannot be half-closed")
         self._eof = True
-        if not self._holding:
-            self._leg.transport.write_eof()
+        if not self._holds:
+            self._connection.transport.write_eof()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if high is None:
@@ -157,20 +211,21 @@ class ReplaceableTransport(asyncio.Transport):
             low = high // 4
         if not high >= low >= 0:
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._high, self._low = high, low
-        self._marks_set = True
-        self._leg.transport.set_write_buffer_limits(high, low)
+        self._limits = _Limits(high, low, chosen=True)
+        self._connection.transport.set_write_buffer_limits(high, low)
         self.balance()
 
     def get_write_buffer_size(self) -> int:
-        return self._held_size + (0 if self._over else self._leg.transport.get_write_buffer_size())
+        return self._held.size + (0 if self._over else self._connection.transport.get_write_buffer_size())
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._low, self._high
+        return self._limits.low, self._limits.high
 
     def balance(self) -> None:
-        """Let the protocol pause or resume, by what is held and by what the connection's own transport says."""
-        full = self._held_size > (self._low if self._full else self._high) or (not self._holding and self._leg.full)
+        """Pause or resume the protocol, by what is held and by what the connection's own transport says."""
+        full = self._held.size > (self._limits.low if self._full else self._limits.high) or (
+            not self._holds and self._connection.full
+        )
         if full is self._full or self._over:
             return
         self._full = full
@@ -184,24 +239,19 @@ class ReplaceableTransport(asyncio.Transport):
     def _hold(self, data: bytes | bytearray | memoryview) -> None:
         held = bytes(data)
         if held and not self._over:
-            self._held.append(held)
-            self._held_size += len(held)
+            self._held.add(held)
             self.balance()
-
-    # The end
 
     def close(self) -> None:
         if self._closing:
             return
-        self._closing = True
-        if not self._held:
+        self._phase = _Phase.CLOSING
+        if not self._held.data:
             self._owner.close()
 
     def abort(self) -> None:
-        self._closing = True
+        self._phase = max(self._phase, _Phase.CLOSING)
         self._owner.abort()
-
-    # Another transport in the place of the connection's own
 
     async def start_tls(
         self,
@@ -215,21 +265,21 @@ class ReplaceableTransport(asyncio.Transport):
         :param options: as ``loop.start_tls()`` has them
         :raises InterfaceChanged: the connection was being replaced, or was lost during the handshake
         """
-        leg = self._leg
+        connection = self._connection
         self._occupy("start TLS")
-        self._holding = True
+        self._writing = _Writing.HELD
         try:
-            await leg.start_tls(start_tls, sslcontext, **options)
+            await connection.start_tls(start_tls, sslcontext, **options)
         finally:
             self._busy = False
-        if self._cut:
-            raise InterfaceChanged("the connection was lost while TLS was being started on it", interface=leg.interface)
-        if self._leg is not leg or self._over:
+        if self._writing is _Writing.CUT:
+            raise InterfaceChanged("the connection was lost while TLS was being started on it", interface=connection.interface)
+        if self._connection is not connection or self._over:
             return
-        if self._marks_set:
-            leg.transport.set_write_buffer_limits(self._high, self._low)
+        if self._limits.chosen:
+            connection.transport.set_write_buffer_limits(self._limits.high, self._limits.low)
         self.release()
-        self._owner.look()
+        self._owner.refresh()
 
     async def sendfile(
         self,
@@ -247,34 +297,34 @@ class ReplaceableTransport(asyncio.Transport):
         :raises InterfaceChanged: the connection was being replaced
         :raises OSError: it was lost; how much arrived is not known
         """
-        leg = self._leg
+        connection = self._connection
         self._occupy("send a file")
         try:
             try:
-                return await sendfile(leg.transport, file, offset, count, fallback=fallback)
+                return await sendfile(connection.transport, file, offset, count, fallback=fallback)
             except NotImplementedError:  # uvloop has none
                 if not fallback:
                     raise
-            return await self._send_by_hand(leg, file, offset, count)
+            return await self._send_by_hand(connection, file, offset, count)
         finally:
             self._busy = False
-            self._owner.look()
+            self._owner.refresh()
 
-    async def _send_by_hand(self, leg: Connection, file: Any, offset: int, count: int | None) -> int:
+    async def _send_by_hand(self, connection: Connection, file: Any, offset: int, count: int | None) -> int:
         if offset:
             file.seek(offset)
         sent = 0
         while count is None or sent < count:
             size = _CHUNK if count is None else min(_CHUNK, count - sent)
-            data = await self._loop.run_in_executor(None, file.read, size)
+            data = await asyncio.get_running_loop().run_in_executor(None, file.read, size)
             if not data:
                 break
-            if self._leg is not leg or self._holding or self._over:
-                raise InterfaceChanged("the connection was lost while a file was sent", interface=leg.interface)
-            leg.transport.write(data)
+            if self._connection is not connection or self._holds or self._over:
+                raise InterfaceChanged("the connection was lost while a file was sent", interface=connection.interface)
+            connection.transport.write(data)
             sent += len(data)
             if self._full:
-                self._writable = self._loop.create_future()
+                self._writable = self._runtime.create_future()
                 await self._writable
         return sent
 
@@ -283,58 +333,57 @@ class ReplaceableTransport(asyncio.Transport):
             raise RuntimeError(f"cannot {purpose}: the transport is closing")
         if self._busy:
             raise RuntimeError(f"cannot {purpose}: a file is being sent or TLS being started already")
-        if self._holding:
-            raise InterfaceChanged(f"cannot {purpose}: the connection is being replaced", interface=self._leg.interface)
+        if self._holds:
+            raise InterfaceChanged(f"cannot {purpose}: the connection is being replaced", interface=self._connection.interface)
         self._busy = True
 
-    # What the owner calls
-
     def cut(self) -> None:
-        """Write nothing to the current connection any more."""
-        self._holding = self._cut = True
+        """Hold what is written from now on."""
+        self._writing = _Writing.CUT
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self.balance()
 
-    def replace(self, leg: Connection, data: bytes) -> None:
+    def replace(self, connection: Connection, data: bytes) -> None:
         """Go on over another connection.
 
-        :param data: what the application is to read first
+        :param data: what the program reads first
         """
-        self._leg = leg
-        self._cut = False
-        if self._marks_set:
-            leg.transport.set_write_buffer_limits(self._high, self._low)
+        self._connection = connection
+        if self._limits.chosen:
+            connection.transport.set_write_buffer_limits(self._limits.high, self._limits.low)
         self.release()
         if data:
             self._deliver(data)
-        leg.pour(self.deliver)
+        connection.pour(self.deliver)
         if not self._reading:
-            leg.read(False)
+            connection.read(False)
 
     def release(self) -> None:
-        """Hand down what was held, in order."""
-        self._holding = False
-        held, self._held, self._held_size = b"".join(self._held), deque(), 0
+        """Give what was held to the connection, in order."""
+        self._writing = _Writing.THROUGH
+        held = self._held.take()
         if held:
-            self._leg.transport.write(held)
+            self._connection.transport.write(held)
         if self._eof:
-            self._leg.half_close()
+            self._connection.half_close()
         self.balance()
         if self._closing:
             self._owner.close()
 
     def finish(self) -> bool | None:
-        """Tell the protocol of the peer's end of file."""
+        """Tell the protocol of the peer's end of file.
+
+        :return: whether the transport stays open for writing
+        """
         return self._protocol.eof_received()  # type: ignore[attr-defined,no-any-return]
 
     def end(self, error: Exception | None) -> None:
-        """Tell the protocol, soon, that it is over."""
+        """Tell the protocol in the next turn of the loop that the connection is over."""
         if self._over:
             return
-        self._over = self._closing = True
-        self._held.clear()
-        self._held_size = 0
+        self._phase = _Phase.OVER
+        self._held.take()
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
-        self._loop.call_soon(self._protocol.connection_lost, error)
+        self._runtime.call_soon(self._protocol.connection_lost, error)

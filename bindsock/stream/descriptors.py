@@ -23,7 +23,8 @@ from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.network import unmapped
 from bindsock.stream import viability
-from bindsock.stream.viability import Countdown, Viability, assess, leaves, location_of
+from bindsock.stream.plan import Facts, Orders, Requirement, Step, plan
+from bindsock.stream.viability import Countdown, Viability, location_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.options import BetterPath
     from bindsock.routing.effective import Decider
-    from bindsock.stream.viability import Assessment, Location
+    from bindsock.stream.viability import Location
 
 logger = logging.getLogger("bindsock")
 
@@ -68,19 +69,9 @@ def follow_descriptor(
     :return: stops following; can be called from any thread
     :raises OSError: the socket is closed
     """
-    guard = DescriptorGuard(loop, watcher, sock, target, path, better_path, interface)
+    guard = DescriptorGuard(loop, watcher, sock, Requirement(target, interface, better_path), path)
     guard.call(guard.start)
     return guard.release
-
-
-@dataclass(frozen=True, slots=True)
-class _Policy:
-    """What is followed, and what to do about it."""
-
-    target: IPAddress
-    path: Path
-    better_path: BetterPath
-    pin: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +120,19 @@ class DescriptorGuard:
         loop: asyncio.AbstractEventLoop,
         watcher: Callable[[], Watcher],
         sock: socket.socket,
-        target: IPAddress,
+        requirement: Requirement,
         path: Path,
-        better_path: BetterPath,
-        pin: str | None,
     ) -> None:
         self._loop = weakref.ref(loop)
         self._make_watcher = watcher
         self._watcher: Watcher | None = None
         self._sock = weakref.ref(sock)
         self._connection = _Descriptor(sock.fileno(), sock.getsockname(), peer_of(sock))
-        self._policy = _Policy(target, path, better_path, pin)
+        self._requirement = requirement
+        self._path = path
         self._place: Location | None = None
         self._patience: Timer | None = None
-        self._stalled_for_long = False
+        self._waited = False
         self._sampling: Timer | None = None
         self._countdown: Countdown | None = None
         self._checking: Timer | None = None
@@ -169,11 +159,11 @@ class DescriptorGuard:
             watcher.follow(self)
             local = unmapped(address_of(self._connection.local))
             decider = watcher.latest
-            self._place = location_of(decider.network, self._policy.path.interface, self._policy.path.index, local)
+            self._place = location_of(decider.network, self._path.interface, self._path.index, local)
             # What was read between the dial and now raises no further event.
             self.network_changed(decider, Cause.STARTED)
         except OSError as error:
-            logger.warning("the connection to %s is not followed: %s", self._policy.target, error)
+            logger.warning("the connection to %s is not followed: %s", self._requirement.target, error)
             self.close()
             return
         if watcher.follows(self):
@@ -193,40 +183,34 @@ class DescriptorGuard:
         """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
         if self._place is None or self._watcher is None:
             return  # start() looks afterwards
-        found = self._assess(self._place, decider)
-        if found.viability is Viability.STALLED and not self._stalled_for_long:
+        orders = self._plan(self._watcher, self._place, decider)
+        if orders.found.viability is not Viability.STALLED:
+            self._stop_waiting()
+            self._waited = False
+        elif self._patience is None and not self._waited:
+            self._patience = self._watcher.runtime.call_later(viability.STALL_GRACE, self._has_waited)
+        if orders.step in (Step.END, Step.LEAVE):
+            self._end(orders)
+        elif orders.step is not Step.LEAVE_WHEN_IDLE:
             self._stop_counting()
-            if self._patience is None:
-                self._patience = self._watcher.runtime.call_later(viability.STALL_GRACE, self._out_of_patience)
-            return
-        self._stop_waiting()
-        if found.viability is not Viability.WORKS:
-            self._stop_counting()
-            if found.usable:
-                self._end(found)
-            return
-        self._stalled_for_long = False
-        if found.better is None or not leaves(
-            self._policy.better_path, decider.network, self._place, found.better, decider.preferences
-        ):
-            self._stop_counting()
-        elif self._policy.better_path == "abort":
-            self._end(found)
         elif self._countdown is None:
             self._sample(first=True)
 
-    def _assess(self, place: Location, decider: Decider) -> Assessment:
-        assert self._watcher is not None
-        decider, kernel = decider.with_pin(self._policy.pin), self._watcher.kernel
+    def _plan(self, watcher: Watcher, place: Location, decider: Decider) -> Orders:
+        requirement, kernel = self._requirement, watcher.kernel
+        target = requirement.target
+        decider = decider.with_pin(requirement.pin)
 
         def routed(interface: Interface) -> bool:
-            return kernel.has_route(interface, self._policy.target)
+            return isinstance(target, int) or kernel.has_route(interface, target)
 
-        return assess(decider.network, place, decider.decide(self._policy.target), routed)
+        decision = decider.decide(target)
+        facts = Facts(requirement, place, decider.network, decision, decider.preferences, routed, self._waited, immovable=True)
+        return plan(facts)
 
-    def _out_of_patience(self) -> None:
+    def _has_waited(self) -> None:
         self._patience = None
-        self._stalled_for_long = True
+        self._waited = True
         self._look()
 
     def _look(self) -> None:
@@ -249,7 +233,7 @@ class DescriptorGuard:
         elif self._countdown.due(watcher.runtime.time(), activity):
             decider = watcher.refresh()
             if self._countdown is not None:  # the newest reading may have ended it already, or made it stay
-                self._end(self._assess(self._place, decider))
+                self._end(self._plan(watcher, self._place, decider))
         else:
             self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
 
@@ -263,14 +247,14 @@ class DescriptorGuard:
         elif self._watcher is not None and self._watcher.follows(self):
             self._checking = self._watcher.runtime.call_later(_STILL_THERE, self._check)
 
-    def _end(self, found: Assessment) -> None:
-        watcher = self._watcher
+    def _end(self, orders: Orders) -> None:
+        watcher, found = self._watcher, orders.found
         assert watcher is not None
         self.close()
         successor = found.target.name if found.target is not None else None
-        connection = f"the connection to {self._policy.target} over {self._policy.path.interface}"
+        connection = f"the connection to {self._requirement.target} over {self._path.interface}"
         error = InterfaceChanged(
-            f"{connection} was ended: {found.reason}", interface=self._policy.path.interface, new_interface=successor
+            f"{connection} was ended: {found.reason}", interface=self._path.interface, new_interface=successor
         )
         with self._connection.borrowed() as sock:
             if sock is None:

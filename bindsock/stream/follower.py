@@ -1,4 +1,4 @@
-"""Where one connection stands: its place in the network, judged anew at each reading."""
+"""Follows one connected stream socket through the network: carries out the orders of :mod:`bindsock.stream.plan`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import dataclasses
 import logging
 import socket
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed
-from bindsock.model.decision import Path
-from bindsock.model.network import Interface, Target, unmapped
+from bindsock.model.network import Interface, unmapped
 from bindsock.stream import viability
-from bindsock.stream.multipath.manager import SubflowManager, situation
+from bindsock.stream.multipath.manager import SubflowManager
+from bindsock.stream.multipath.plan import Move, SubflowOrders
 from bindsock.stream.multipath.user_timeout import UserTimeout
-from bindsock.stream.viability import Assessment, Location, Viability, assess, location_of
+from bindsock.stream.plan import Facts, Orders, Requirement, Step, plan
+from bindsock.stream.viability import Location, Viability, location_of
 
 if TYPE_CHECKING:
-    import asyncio
-
+    from bindsock.model.decision import Path
+    from bindsock.netmon.loop import Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -28,188 +29,167 @@ logger = logging.getLogger("bindsock")
 
 
 class PathFollower:
-    """Judges one connected socket, with patience for a carrier or a route that is lost for a moment.
+    """Plans at each reading what to do with one connection, and does it as far as the connection itself can.
 
-    Where the socket's address has moved to another interface, the socket is moved after it: that is the one way in which TCP
-    itself survives. A multipath connection moves by itself, and its place is that of one of its subflows.
+    It moves a socket along with its address, and orders the subflows of a multipath connection. Its owner ends or replaces the
+    connection.
 
-    :param target: the peer's address
-    :param pin: the name of the interface to which the connection is pinned
-    :param path: the path on which it was dialled
-    :param look: called when something has changed that no reading tells; it is to ask :meth:`judge` again
-    :param stays: whether a multipath connection that works stays where it is, whatever is better
-    :param dead_after: seconds of silence after which a multipath connection counts as dead; plain TCP's are the kernel's affair
+    :param path: the path on which the connection was dialled
+    :param update: called when something has changed that no reading tells; it is to call :meth:`update`
     :raises OSError: the socket is closed
     """
 
     def __init__(
-        self,
-        watcher: Watcher,
-        sock: socket.socket,
-        target: Target,
-        pin: str | None,
-        path: Path,
-        loop: asyncio.AbstractEventLoop,
-        look: Callable[[], object],
-        *,
-        stays: bool = False,
-        dead_after: float | None = None,
+        self, watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path, update: Callable[[], object]
     ) -> None:
-        self.target = target
         self._watcher = watcher
-        self._pin = pin
-        self._loop = weakref.ref(loop)
-        self._look = weakref.WeakMethod(look)
-        self._timer: asyncio.TimerHandle | None = None
-        self._stalled_for_long = False
-        self._stays = stays
-        self._mover: SubflowManager | None = None
-        self._silence: UserTimeout | None = None
-        self._silent = False
+        self._requirement = requirement
+        self._update = weakref.WeakMethod(update)
+        self._timer: Timer | None = None
+        self._waited = False
+        self._manager: SubflowManager | None = None
+        self._user_timeout: UserTimeout | None = None
         paths = watcher.kernel.multipath
         if paths is not None and paths.subflows(sock) is not None:
-            self._mover = SubflowManager(watcher, paths, sock, loop, self._look_again)
-            if dead_after is not None:
-                self._silence = UserTimeout(watcher, paths, sock, loop, dead_after, self._fell_silent)
+            self._manager = SubflowManager(watcher, paths, sock, self._ask)
+            if requirement.dead_after is not None:
+                self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._ask)
         local = unmapped(address_of(sock.getsockname()))
         self.place = location_of(watcher.latest.network, path.interface, path.index, local)
 
-    def judge(self, sock: socket.socket, decider: Decider) -> Assessment:
-        """What a reading says of the connection. What is stalled for too long counts as dead.
+    def update(self, sock: socket.socket, decider: Decider) -> Orders:
+        """Plan, and carry out what concerns the connection itself.
 
         :param decider: the newest one, without the pin
+        :return: what remains for the owner to do
         """
-        found = self._assess(decider)
-        if self._mover is not None:
-            found = self._over_subflows(sock, self._mover, found, decider)
-        elif found.moved is not None and self._move(sock, found.moved):
-            found = self._assess(decider)
-        if found.viability is not Viability.STALLED:
+        facts: Facts | None = self._facts(sock, decider.with_pin(self._requirement.pin))
+        while facts is not None:
+            orders = plan(facts)
+            facts = self._carry_out(sock, facts, orders)
+        if orders.found.viability is not Viability.STALLED:
             self._stop_waiting()
-            self._stalled_for_long = False
-        elif self._stalled_for_long:
-            found = dataclasses.replace(found, viability=Viability.DEAD)
-        elif self._timer is None:
-            loop = self._loop()
-            if loop is not None and not loop.is_closed():
-                self._timer = loop.call_later(viability.STALL_GRACE, self._out_of_patience)
-        return found
+            self._waited = False
+        elif self._timer is None and not self._waited:
+            self._timer = self._watcher.runtime.call_later(viability.STALL_GRACE, self._has_waited)
+        return orders
 
     def close(self) -> None:
         """Call nothing any more."""
         self._stop_waiting()
-        if self._mover is not None:
-            self._mover.close()
-        if self._silence is not None:
-            self._silence.close()
+        if self._manager is not None:
+            self._manager.suspend()
+        if self._user_timeout is not None:
+            self._user_timeout.close()
+
+    def _facts(self, sock: socket.socket, decider: Decider) -> Facts:
+        decision = decider.decide(self._requirement.target)
+        subflows = None
+        if self._manager is not None:
+            established = self._manager.subflows()
+            if established is None:
+                self._fall_back(sock, self._manager)
+            else:
+                subflows = self._manager.facts(established, decider.network, decision.interface, decider.pin)
+                if self._user_timeout is not None and self._user_timeout.expired:
+                    subflows = dataclasses.replace(subflows, silent_for=self._user_timeout.seconds)
+        return Facts(
+            self._requirement,
+            self.place,
+            decider.network,
+            decision,
+            decider.preferences,
+            self._routed,
+            waited=self._waited,
+            subflows=subflows,
+        )
+
+    def _carry_out(self, sock: socket.socket, facts: Facts, orders: Orders) -> Facts | None:
+        """Carry the orders out.
+
+        :return: other facts, if the plan has to be made again
+        """
+        if orders.step is Step.MOVE_ALONG:
+            if not self._move_along(sock, orders.place, orders.found.moved):
+                return dataclasses.replace(facts, immovable=True)
+            return dataclasses.replace(facts, place=self.place)
+        if self._manager is not None and orders.subflows is not None:
+            return self._order_subflows(self._manager, facts, orders.subflows)
+        return None
+
+    def _move_along(self, sock: socket.socket, place: Location, interface: Interface | None) -> bool:
+        """Follow the local address to the interface that has it now, such as a bridge that has taken the old one in."""
+        kernel, target = self._watcher.kernel, self._requirement.target
+        assert interface is not None
+        try:
+            # A socket that is not bound goes where its address goes by itself.
+            if kernel.bound(sock) is not None:
+                kernel.rebind(sock, interface)
+        except BindFailed as error:
+            logger.info("the connection to %s could not move to %s along with its address: %s", target, interface, error)
+            return False
+        logger.info("the connection to %s moved to %s along with its address %s", target, interface, place.local)
+        self.place = place
+        self._watcher.statistics.rebinds += 1
+        return True
+
+    def _order_subflows(self, manager: SubflowManager, facts: Facts, orders: SubflowOrders) -> Facts | None:
+        subflows = facts.subflows
+        assert subflows is not None
+        if orders.place != self.place:
+            self.place = orders.place
+            manager.arrived(orders.place)
+        for address, why in orders.remove:
+            if not manager.remove(address, why) and why == "forbidden":
+                return dataclasses.replace(
+                    facts, subflows=dataclasses.replace(subflows, irremovable=subflows.irremovable | {address})
+                )
+        target = orders.found.target
+        if orders.move is Move.BEGIN:
+            assert target is not None
+            if not manager.move(target):
+                done = dataclasses.replace(subflows.situation, lost=(), forbidden=())
+                again = manager.refusal(dataclasses.replace(subflows, situation=done), target)
+                return dataclasses.replace(facts, place=self.place, subflows=again)
+        elif orders.move is Move.RETRY:
+            manager.retry()
+        elif orders.move is Move.CANCEL:
+            manager.cancel()
+        elif orders.move is Move.SUSPEND:
+            manager.suspend()
+        for address in orders.leave:
+            manager.remove(address, "left")
+        if orders.settle:
+            manager.settle(orders.place)
+        return None
+
+    def _routed(self, interface: Interface) -> bool:
+        target = self._requirement.target
+        return isinstance(target, int) or self._watcher.kernel.has_route(interface, target)
+
+    def _fall_back(self, sock: socket.socket, manager: SubflowManager) -> None:
+        """The connection is plain TCP now, so the kernel counts the silence."""
+        manager.suspend()
+        self._manager = None
+        user_timeout, self._user_timeout = self._user_timeout, None
+        if user_timeout is not None:
+            user_timeout.close()
+            try:
+                self._watcher.kernel.set_user_timeout(sock, user_timeout.seconds)
+            except OSError as error:
+                logger.warning("the user timeout of %s cannot be set: %s", self._requirement.target, error)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _assess(self, decider: Decider) -> Assessment:
-        decider = decider.with_pin(self._pin)
-        return assess(decider.network, self.place, decider.decide(self.target), self._routed)
-
-    def _routed(self, interface: Interface) -> bool:
-        return isinstance(self.target, int) or self._watcher.kernel.has_route(interface, self.target)
-
-    def _move(self, sock: socket.socket, interface: Interface) -> bool:
-        """Follow the local address to the interface that has it now: a bridge or a bond that took the old one in, a failover."""
-        kernel = self._watcher.kernel
-        try:
-            # One that is bound to nothing goes where its address goes by itself.
-            if kernel.bound(sock) is not None:
-                kernel.rebind(sock, interface)
-        except BindFailed as error:
-            logger.info("the connection to %s could not move to %s along with its address: %s", self.target, interface, error)
-            return False
-        logger.info("the connection to %s moved to %s along with its address %s", self.target, interface, self.place.local)
-        self.place = dataclasses.replace(self.place, interface=interface.name, index=interface.index, owner=interface.index)
-        self._watcher.statistics.rebinds += 1
-        return True
-
-    def _over_subflows(self, sock: socket.socket, mover: SubflowManager, found: Assessment, decider: Decider) -> Assessment:
-        """A multipath connection is well where one of its subflows is, and on its way to where it is to be."""
-        subflows = mover.subflows()
-        if subflows is None:
-            self._fall_back(sock, mover)
-            return found
-        if self._silent and self._silence is not None:
-            return _dead(found, f"nothing has come from the peer for {self._silence.seconds:g} seconds")
-        target, pin = found.target, decider.with_pin(self._pin).pin
-        now = situation(decider.network, subflows, target, pin)
-        for address, name in now.forbidden:
-            if not mover.remove(address, "forbidden"):
-                return _dead(found, f"the system has added a subflow by {name}, where it must not be")
-        working = now.working
-        if found.moved is not None:
-            # Its address is elsewhere now, but the subflow is bound to where that was, and cannot be bound anew.
-            working = tuple(place for place in working if place.local != self.place.local)
-            if not working:
-                return found
-        here = self._preferred(working, target)
-        if here is not None and here != self.place:
-            self.place = here
-            mover.arrived(here)
-            found = self._assess(decider)
-        if here is not None:
-            for address in now.lost:
-                mover.remove(address, "lost")
-        there = target is not None and here is not None and here.index == target.index
-        if target is not None and not there and not (self._stays and here is not None and found.viability is Viability.WORKS):
-            if mover.move(decider.network, target):
-                found = dataclasses.replace(found, viability=Viability.WORKS, better=None)
-            elif here is None and found.viability is Viability.DEAD and not mover.powerless:
-                # What was refused may have come too soon for the interface, or too late for it; the next reading will tell.
-                found = dataclasses.replace(found, viability=Viability.STALLED)
-        elif here is not None:
-            mover.stay()
-            if there and not self._stays:
-                for place in working:
-                    if place.index != here.index:
-                        mover.remove(place.local, "left")
-        else:
-            mover.close()
-        if here is not None:
-            mover.settle(here)
-        return found
-
-    def _preferred(self, working: Sequence[Location], target: Interface | None) -> Location | None:
-        """The best of the places where subflows are."""
-        on_target = [place for place in working if target is not None and place.index == target.index]
-        current = [place for place in working if place == self.place]
-        order = [*current, *on_target] if self._stays else [*on_target, *current]
-        return next(iter([*order, *working]), None)
-
-    def _fall_back(self, sock: socket.socket, mover: SubflowManager) -> None:
-        """It is plain TCP now, whose silence is the kernel's affair."""
-        mover.close()
-        self._mover = None
-        silence, self._silence = self._silence, None
-        if silence is not None:
-            silence.close()
-            try:
-                self._watcher.kernel.set_user_timeout(sock, silence.seconds)
-            except OSError as error:
-                logger.warning("the silence of %s cannot be limited: %s", self.target, error)
-
-    def _fell_silent(self) -> None:
-        self._silent = True
-        self._look_again()
-
-    def _out_of_patience(self) -> None:
+    def _has_waited(self) -> None:
         self._timer = None
-        self._stalled_for_long = True
-        self._look_again()
+        self._waited = True
+        self._ask()
 
-    def _look_again(self) -> None:
-        look = self._look()
-        if look is not None:
-            look()
-
-
-def _dead(found: Assessment, reason: str) -> Assessment:
-    """It has to end, whether there is another interface or not."""
-    return dataclasses.replace(found, viability=Viability.DEAD, usable=True, reason=reason)
+    def _ask(self) -> None:
+        update = self._update()
+        if update is not None:
+            update()

@@ -1,64 +1,51 @@
-"""Streams that bindsock cannot move: ended with an error as soon as they can no longer work.
+"""Ends stream connections with an error as soon as they can no longer work.
 
 TCP does not survive the loss of its address, and nobody tells it: on Linux a reader waits for 15 minutes, or for ever if nothing
-was unacknowledged. Until that moment the transport that the application has is the event loop's own, with nothing in between.
+was unacknowledged. Until the end the program has the event loop's own transport, with nothing in between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bindsock.dial.followed_socket import FollowedSocket, watch_end
 from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.decision import Path
-from bindsock.model.network import Target
-from bindsock.netmon.turns import callback_budget
-from bindsock.options import BetterPath
+from bindsock.netmon.turns import CallbackBudget
 from bindsock.stream import viability
 from bindsock.stream.follower import PathFollower
-from bindsock.stream.viability import Assessment, Countdown, Viability, leaves
+from bindsock.stream.plan import Orders, Requirement, Step
+from bindsock.stream.viability import Countdown
 
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
+    from bindsock.netmon.loop import Timer
+    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-__all__ = ["StreamGuard", "end_transport", "follow_stream"]
+__all__ = ["StreamGuard", "StreamGuards", "end_transport", "follow_stream"]
 
 logger = logging.getLogger("bindsock")
 
 
-def follow_stream(
-    watcher: Watcher,
-    sock: socket.socket,
-    target: Target,
-    *,
-    better_path: BetterPath = "auto",
-    interface: str | None = None,
-    dead_after: float | None = None,
-    path: Path | None,
-    loop: asyncio.AbstractEventLoop,
-) -> StreamGuard:
+def follow_stream(watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path | None) -> StreamGuard:
     """End a connected socket with :class:`InterfaceChanged` when it can no longer work and another interface can.
 
     Following stops when the socket is closed or forgotten.
 
-    :param target: the peer's address
-    :param better_path: what to do when it works but the effective interface is another one
-    :param interface: the name of the interface to which the connection is pinned
-    :param dead_after: seconds of silence that a multipath connection may keep
     :param path: the path on which it was dialled, ``None`` where it is bound to nothing: then it is not followed
-    :param loop: the event loop on which the watcher runs
     :raises OSError: the socket is closed
     """
-    guard = StreamGuard(watcher, sock, target, better_path, interface, dead_after, path, loop)
+    guard = StreamGuard(watcher, sock, requirement, path)
     if path is not None:
         guard.start(sock, path)
     return guard
@@ -67,38 +54,24 @@ def follow_stream(
 class StreamGuard:
     """Follows one stream socket. The watcher holds it; it holds socket and transport weakly."""
 
-    def __init__(
-        self,
-        watcher: Watcher,
-        sock: socket.socket,
-        target: Target,
-        better_path: BetterPath,
-        pin: str | None,
-        dead_after: float | None,
-        path: Path | None,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path | None) -> None:
         self.error: InterfaceChanged | None = None
         """Why it was ended, once it has been."""
         self._watcher = watcher
-        self._target = target
-        self._better_path: BetterPath = better_path
-        self._pin = pin
-        self._dead_after = dead_after
+        self._requirement = requirement
         self._path = path
-        self._loop = weakref.ref(loop)
-        self._standing: PathFollower | None = None
+        self._follower: PathFollower | None = None
         self._sock: weakref.ref[socket.socket] | None = weakref.ref(sock)
         self._transport: weakref.ref[asyncio.WriteTransport] | None = None
         self._kept_transport: asyncio.WriteTransport | None = None
-        self._sample_timer: asyncio.TimerHandle | None = None
+        self._sample_timer: Timer | None = None
         self._countdown: Countdown | None = None
 
     @property
     def interface(self) -> str | None:
         """The name of the interface that the connection uses, ``None`` if it is bound to none."""
-        if self._standing is not None:
-            return self._standing.place.interface
+        if self._follower is not None:
+            return self._follower.place.interface
         return self._path.interface if self._path is not None else None
 
     @property
@@ -119,22 +92,10 @@ class StreamGuard:
         """
         self._watcher.follow(self)
         try:
-            loop = self._loop()
-            assert loop is not None
-            self._standing = PathFollower(
-                self._watcher,
-                sock,
-                self._target,
-                self._pin,
-                path,
-                loop,
-                self._look,
-                stays=self._better_path == "keep",
-                dead_after=self._dead_after,
-            )
+            self._follower = PathFollower(self._watcher, sock, self._requirement, path, self._update)
             self._sock = watch_end(sock, self.close)
             # What happened between the dial and now raises no further event.
-            self._look()
+            self._update()
         except BaseException:
             self.close()
             raise
@@ -159,9 +120,9 @@ class StreamGuard:
     def close(self) -> None:
         """Stop following. The connection stays as it is."""
         self._watcher.unfollow(self)
-        self._stay()
-        if self._standing is not None:
-            self._standing.close()
+        self._stop_counting()
+        if self._follower is not None:
+            self._follower.close()
         self._sock = None
         self._transport = None
         self._kept_transport = None
@@ -172,26 +133,23 @@ class StreamGuard:
         if sock is None:
             self.close()
             return
-        if self._standing is None:
-            return  # it is being made, and what was announced before is read for that; start() looks afterwards
-        found = self._standing.judge(sock, decider)
-        if found.viability is not Viability.WORKS:
-            self._stay()
-            if found.viability is Viability.DEAD and found.usable:
-                self._end(sock, found)
-            return
-        place = self._standing.place
-        if found.better is None or not leaves(self._better_path, decider.network, place, found.better, decider.preferences):
-            self._stay()
-        elif self._better_path == "abort":
-            self._end(sock, found)
+        if self._follower is None:
+            return  # start() refreshes the watcher before there is a follower, and updates afterwards
+        orders = self._follower.update(sock, decider)
+        if orders.step in (Step.END, Step.LEAVE):
+            self._end(sock, orders)
+        elif orders.step is not Step.LEAVE_WHEN_IDLE:
+            self._stop_counting()
         elif self._countdown is None:
             self._countdown = Countdown(self._watcher.runtime.time(), self._watcher.kernel.activity(sock))
-            self._sample_timer = self._call_later(viability.SAMPLE, self._sample)
+            self._sample_soon()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         if self._watcher.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
+
+    def _sample_soon(self) -> None:
+        self._sample_timer = self._watcher.runtime.call_later(viability.SAMPLE, self._sample)
 
     def _sample(self) -> None:
         self._sample_timer = None
@@ -199,34 +157,32 @@ class StreamGuard:
         if sock is None or self._countdown is None or not self._watcher.follows(self):
             return
         if not self._countdown.due(self._watcher.runtime.time(), self._watcher.kernel.activity(sock)):
-            self._sample_timer = self._call_later(viability.SAMPLE, self._sample)
+            self._sample_soon()
             return
         decider = self._watcher.refresh()
         # The newest reading may have ended it already, or made it stay.
-        if self._countdown is not None and self._standing is not None:
-            self._end(sock, self._standing.judge(sock, decider))
+        if self._countdown is not None and self._follower is not None:
+            self._end(sock, self._follower.update(sock, decider))
 
-    def _stay(self) -> None:
+    def _stop_counting(self) -> None:
         self._countdown = None
         if self._sample_timer is not None:
             self._sample_timer.cancel()
             self._sample_timer = None
 
-    def _end(self, sock: socket.socket, found: Assessment) -> None:
-        connection = f"the connection to {self._target} over {self.interface}"
+    def _end(self, sock: socket.socket, orders: Orders) -> None:
+        found, interface = orders.found, self.interface
+        connection = f"the connection to {self._requirement.target} over {interface}"
         successor = found.target.name if found.target is not None else None
-        self.error = InterfaceChanged(
-            f"{connection} was ended: {found.reason}", interface=self.interface, new_interface=successor
-        )
+        self.error = InterfaceChanged(f"{connection} was ended: {found.reason}", interface=interface, new_interface=successor)
         logger.info(
             "%s is ended: %s; a new one leaves by %s", connection, found.reason, successor or "no interface in particular"
         )
         transport = self._attached(sock)
         self.close()
         self._watcher.statistics.ended += 1
-        loop = self._loop()
-        if loop is not None:
-            callback_budget(loop).do(functools.partial(_end, self._watcher.kernel, sock, transport, self.error))
+        budget = self._watcher.runtime.shared(CallbackBudget)
+        budget.do(functools.partial(_end, self._watcher.kernel, sock, transport, self.error))
 
     def _attached(self, sock: socket.socket) -> asyncio.WriteTransport | None:
         if self._transport is not None:
@@ -237,9 +193,41 @@ class StreamGuard:
         sock = self._sock() if self._sock is not None else None
         return sock if sock is not None and sock.fileno() != -1 else None
 
-    def _call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle | None:
-        loop = self._loop()
-        return loop.call_later(seconds, callback) if loop is not None and not loop.is_closed() else None
+
+class StreamGuards:
+    """The guards of one event loop, whichever factory made them.
+
+    :param runtime: the event loop, whose shared object this is
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._guards: weakref.WeakKeyDictionary[socket.socket, StreamGuard] = weakref.WeakKeyDictionary()
+        self._attaching: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def find(self, sock: socket.socket) -> StreamGuard | None:
+        """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
+        return self._guards.get(sock)
+
+    def add(self, sock: socket.socket, guard: StreamGuard) -> StreamGuard:
+        """Find this guard from now on.
+
+        :return: the guard
+        """
+        self._guards[sock] = guard
+        return guard
+
+    @contextlib.contextmanager
+    def attaching(self, sock: socket.socket) -> Iterator[None]:
+        """Make a transport of the socket during the block."""
+        self._attaching.add(sock)
+        try:
+            yield
+        finally:
+            self._attaching.discard(sock)
+
+    def is_attaching(self, sock: socket.socket) -> bool:
+        """Whether a transport is being made of the socket now. An event loop that binds sockets leaves such a one alone."""
+        return sock in self._attaching
 
 
 def _end(kernel: Kernel, sock: socket.socket, transport: asyncio.WriteTransport | None, error: InterfaceChanged) -> None:
@@ -247,8 +235,8 @@ def _end(kernel: Kernel, sock: socket.socket, transport: asyncio.WriteTransport 
         end_transport(transport, error)
     if sock.fileno() == -1:
         return
-    # Also where there is a transport: it wakes a sendfile(), which asyncio's abort() leaves asleep for ever, and the peer gets a
-    # reset, so that it does not take half a message for the whole of it.
+    # Also if there is a transport: asyncio's abort() does not wake a sendfile(), and the peer must get a reset, so that it does
+    # not take half a message for a whole one.
     try:
         kernel.abort(sock)
     except OSError as failure:
@@ -259,8 +247,8 @@ def end_transport(transport: asyncio.WriteTransport, error: InterfaceChanged) ->
     """Abort a transport so that its protocol's ``connection_lost()`` gets the error.
 
     ``transport.abort()`` alone looks like a clean end of file: ``connection_lost(None)``, and ``readline()`` returns ``b""``. So
-    another protocol is put in between at this moment. On a raw transport beneath ``start_tls()`` that is in front of the TLS
-    protocol, which tells the application's. Whoever is closing the transport already is not told.
+    another protocol is put in between now. On a raw transport beneath ``start_tls()`` it is in front of the TLS protocol, which
+    tells the program's. A program that is closing the transport already is not told.
     """
     if not transport.is_closing():
         transport.set_protocol(_Ending(transport.get_protocol(), error))

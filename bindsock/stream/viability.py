@@ -1,7 +1,7 @@
-"""What a change of the network means for one connection: pure, without sockets and without a clock.
+"""Whether a connection can still work where it is: values and pure functions, without sockets and without a clock.
 
 Two facts are kept apart. *Viability*: whether the connection can still work where it is. *Better path*: it can, but a new one
-would leave by another interface.
+would leave by another interface. What follows from them is in :mod:`bindsock.stream.plan`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Network, without_scope
-from bindsock.options import BetterPath
-from bindsock.routing.effective import Preferences, is_expensive
 
 STALL_GRACE = 1.0
-"""Seconds for which an interface may be without carrier or route before a connection on it is given up."""
+"""Seconds for which an interface may be without carrier or route before a connection on it is ended."""
+ROUTE_GRACE = 0.25
+"""Seconds for which a lost route is waited for although a new connection is ready. A DHCP client that is restarted takes the
+default route away for some 90 ms (systemd-networkd)."""
 IDLE = 5.0
 """Seconds of silence after which a connection is taken for idle."""
 LATEST = 30.0
 """Seconds after which a connection leaves an expensive interface, idle or not."""
 SAMPLE = 1.0
-"""Seconds between two looks at whether data moved."""
+"""Seconds between two checks of whether data moved."""
 
 
 class Viability(enum.Enum):
@@ -30,9 +31,9 @@ class Viability(enum.Enum):
 
     WORKS = "works"
     STALLED = "stalled"
-    """No carrier, or no route any more: often back within a moment."""
+    """There is no carrier or no route. Often it is back within a second."""
     DEAD = "dead"
-    """The interface or the local address is gone: nothing will ever come through again, and TCP would find out in 15 minutes."""
+    """The interface or the local address is gone. Nothing will come through again, and TCP would notice after 15 minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Location:
     index: int
     local: IPAddress
     owner: int
-    """Index of the interface that had the local address when the connection was made: another than the one the socket is bound
-    to where the host model is weak."""
+    """Index of the interface that had the local address when the connection was made. It differs from ``index`` where the socket
+    has the address of another interface (the weak host model)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,17 @@ class Assessment:
 
     viability: Viability
     reason: str
-    """Why it does not work, or why another interface is better; empty if all is well."""
+    """Why it does not work, or why another interface is better. Empty if it works and no other is better."""
     target: Interface | None
     """The interface by which a new connection would leave."""
     usable: bool
     """Whether a new connection could be made at all."""
     better: Interface | None = None
-    """It works, and yet a new connection would leave by this other interface."""
+    """It works, but a new connection would leave by this other interface."""
     moved: Interface | None = None
-    """The interface to which the local address has moved, and which is usable: the connection itself can move there."""
+    """The usable interface to which the local address has moved. The connection can move there."""
+    grace: float = 0.0
+    """Seconds for which the old path is waited for although a new connection is ready."""
 
 
 def assess(network: Network, place: Location, decision: Decision, routed: Callable[[Interface], bool]) -> Assessment:
@@ -81,7 +84,8 @@ def assess(network: Network, place: Location, decision: Decision, routed: Callab
     if target is None or target.index == place.index:
         return Assessment(Viability.WORKS, "", target, usable)
     if not routed(interface):
-        return Assessment(Viability.STALLED, f"no route to the peer leaves by {interface.name} any more", target, usable)
+        reason = f"no route to the peer leaves by {interface.name} any more"
+        return Assessment(Viability.STALLED, reason, target, usable, grace=ROUTE_GRACE)
     return Assessment(Viability.WORKS, f"{target.name} is the better path", target, usable, better=target)
 
 
@@ -107,7 +111,7 @@ def _moved(network: Network, place: Location) -> Interface | None:
 
 
 def location_of(network: Network, interface: str, index: int, local: IPAddress) -> Location:
-    """The place of a connection that is made now."""
+    """The place of a connection that is being made."""
     local = without_scope(local)
     bound = network.interfaces.get(index)
     if bound is not None and bound.has(local):
@@ -117,7 +121,7 @@ def location_of(network: Network, interface: str, index: int, local: IPAddress) 
 
 
 class Countdown:
-    """When a connection that works is to leave for a better path: once idle, and at the latest after a while.
+    """When to end a connection that works, for a better path: once it is idle, at the latest after :data:`LATEST` seconds.
 
     :param now: monotonic seconds
     :param activity: what ``Kernel.activity`` says of its socket
@@ -129,19 +133,8 @@ class Countdown:
         self._activity = activity
 
     def due(self, now: float, activity: object) -> bool:
-        """Whether it is time. To be asked about once a second."""
+        """Whether it is time. Call it about once every :data:`SAMPLE` seconds."""
         if activity is None or activity != self._activity:
             self._quiet_since = now
         self._activity = activity
         return now - self._quiet_since >= IDLE or now - self._begun >= LATEST
-
-
-def leaves(policy: BetterPath, network: Network, place: Location, target: Interface, preferences: Preferences) -> bool:
-    """Whether a connection without an ``on_reconnect`` is to leave what works for a better path, at once or later.
-
-    By ``"auto"`` it is kept within a cost class, and off an expensive interface it goes.
-    """
-    if policy != "auto":
-        return policy == "abort"
-    interface = network.interfaces.get(place.index)
-    return interface is not None and is_expensive(interface, preferences) and not is_expensive(target, preferences)

@@ -162,12 +162,6 @@ def interfaces(writer: asyncio.StreamWriter) -> list[str | None]:
     return [subflow.interface for subflow in bindsock.multipath_of(writer).subflows]
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 async def ping(connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], text: bytes) -> None:
     reader, writer = connected
     writer.write(text)

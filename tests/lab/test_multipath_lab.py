@@ -30,8 +30,8 @@ from tests.lab.multipath import (
     ping,
     program,
     source,
-    until,
 )
+from tests.waiting import until
 
 __all__ = ["path_manager", "source"]
 
@@ -98,7 +98,7 @@ async def test_it_follows_each_change_and_is_connected_once(lab: Lab, path_manag
                 lab.default(there)
             else:
                 lab.down(here)
-            await until(lambda there=there: interfaces(writer) == [there])
+            await until(lambda there=there: interfaces(writer) == [there])  # type: ignore[misc]
             await ping(connected, b"%d\n" % number)
             assert bindsock.interface_of(writer) == there
             if not number % 2:
@@ -144,7 +144,7 @@ async def test_what_was_added_to_the_system_is_removed(lab: Lab, source: Source)
         await ping(connected, b"x\n")
     lab.down("wifi0")
     for _, writer in connections:
-        await until(lambda writer=writer: interfaces(writer) == ["eth0"])
+        await until(lambda writer=writer: interfaces(writer) == ["eth0"])  # type: ignore[misc]
     assert lab.address("eth0") in endpoints(lab)
     assert lab.address("wifi0") not in endpoints(lab)
     connections[0][1].close()
@@ -273,7 +273,7 @@ async def test_over_tls_it_follows_each_change(lab: Lab, path_manager: str, sour
     with closing(connected[1]):
         for number, uplink in enumerate(["eth0", "wifi0"] * 4):
             lab.default(uplink)
-            await until(lambda uplink=uplink: interfaces(connected[1]) == [uplink])
+            await until(lambda uplink=uplink: interfaces(connected[1]) == [uplink])  # type: ignore[misc]
             await ping(connected, b"%d\n" % number)
         assert len(source.writers) == 1
 
@@ -322,7 +322,7 @@ async def test_many_connections_move_together(lab: Lab, path_manager: str, sourc
             await ping(connections[number], b"x\n")
         for uplink, switch in (("eth0", lab.down), ("wifi0", lab.up)):
             switch("wifi0")
-            await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))
+            await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))  # type: ignore[misc]
             for connected in connections:
                 await ping(connected, b"y\n")
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 100)

@@ -12,7 +12,8 @@ import bindsock
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
 from tests.lab.bridging import into_a_bridge
-from tests.lab.multipath import MOVING, Source, closing, endpoints, interfaces, path_manager, ping, program, source, until
+from tests.lab.multipath import MOVING, Source, closing, endpoints, interfaces, path_manager, ping, program, source
+from tests.waiting import until
 
 __all__ = ["path_manager", "source"]
 
@@ -30,7 +31,7 @@ async def test_the_end_of_one_connection_leaves_the_others_their_subflows(lab: L
             await ping(connected, b"x\n")
         for uplink in ("eth0", "wifi0"):
             lab.default(uplink)
-            await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))
+            await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))  # type: ignore[misc]
             for connected in connections:
                 await ping(connected, b"y\n")
         for number in range(2):

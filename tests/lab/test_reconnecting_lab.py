@@ -15,7 +15,9 @@ import pytest_asyncio
 import trustme
 
 import bindsock
+from bindsock.stream import viability
 from bindsock.testing.lab import Lab
+from tests.waiting import until
 
 from .bridging import into_a_bridge
 from .commands import Client, Commands
@@ -71,12 +73,6 @@ async def place(lab: Lab) -> AsyncIterator[Place]:
     made = Place(lab)
     yield made
     await made.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def kinds(function: Any) -> Any:
@@ -229,6 +225,47 @@ async def test_the_carrier_is_lost_for_good(lab: Lab, place: Place) -> None:
         await running
     assert place.commands.applied == list(range(500))
     assert place.interfaces() == ["wifi0", "eth0"]
+
+
+@kinds
+async def test_carrier_that_comes_back_first_costs_nothing(lab: Lab, place: Place, tls: bool) -> None:
+    """There is another uplink, but the server does not answer by it."""
+    await place.listen(tls=tls)
+    client = Client()
+    running = asyncio.create_task(client.run(place.connect, 500))
+    await until(lambda: client.next > 100)
+    lab.blackhole("eth0", True)
+    for _ in range(3):
+        lab.carrier("wifi0", False)
+        lab.wait_until_running("wifi0", False)
+        lab.carrier("wifi0", True)
+        lab.wait_until_running("wifi0")
+    async with asyncio.timeout(30):
+        await running
+    assert place.commands.applied == list(range(500))
+    assert client.reconnected == 0
+    assert place.interfaces() == ["wifi0"]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+async def test_a_default_route_that_is_away_for_a_moment_replaces_nothing(
+    lab: Lab, place: Place, family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart of systemd-networkd does that."""
+    monkeypatch.setattr(viability, "ROUTE_GRACE", 10.0)
+    await place.listen(family=family)
+    client = Client()
+    running = asyncio.create_task(client.run(place.connect, 500))
+    await until(lambda: client.next > 100)
+    version = "-4" if family == socket.AF_INET else "-6"
+    route = lab.ip(version, "route", "show", "default", "dev", "wifi0").split("\n", maxsplit=1)[0].split()
+    lab.ip(version, "route", "del", "default", "dev", "wifi0")
+    await until(lambda: place.commands.connections == 2)
+    lab.ip(version, "route", "add", *route, "dev", "wifi0")
+    async with asyncio.timeout(30):
+        await running
+    assert place.commands.applied == list(range(500))
+    assert client.reconnected == 0
 
 
 async def test_a_blackhole_is_found_out_by_the_silence(lab: Lab, place: Place) -> None:

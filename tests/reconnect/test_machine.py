@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bindsock.reconnect.machine import TABLE, Action, Event, Machine, State, pause
+from bindsock.reconnect.machine import TABLE, Action, Event, Machine, State
 
 A, E, S = Action, Event, State
 
@@ -48,7 +48,7 @@ def test_a_better_path_that_comes_to_nothing_leaves_the_old_one_untouched(end: E
 def test_the_whole_way() -> None:
     state, done = walk(E.BETTER, E.DIALLED, E.DRAINED, E.RESUMED)
     assert state is S.LIVE
-    assert done == [A.START_CLOCK, A.DIAL, A.CUT, A.DRAIN, A.DROP, A.RUN_HOOK, A.STOP_CLOCK, A.GO_ON, A.LOOK]
+    assert done == [A.START_CLOCK, A.DIAL, A.CUT, A.DRAIN, A.STOP_WAITING, A.DROP, A.RUN_HOOK, A.STOP_CLOCK, A.GO_ON, A.REFRESH]
 
 
 def test_a_dial_that_is_under_way_when_the_old_path_dies_goes_on() -> None:
@@ -83,6 +83,35 @@ def test_a_hook_that_fails_ends_it() -> None:
     assert done[-1] is A.GIVE_UP
 
 
+def test_off_a_stalled_path_the_new_connection_is_made_before_the_old_one_is_touched() -> None:
+    state, done = walk(E.STALLED)
+    assert (state, done) == (S.STALLED, [A.START_CLOCK, A.DIAL])
+    state, done = walk(E.STALLED, E.DIALLED)
+    assert (state, done[-1]) == (S.WAITING, A.HOLD_OUT)
+    state, done = walk(E.STALLED, E.DIALLED, E.GIVEN_UP)
+    assert state is S.RESUMING
+    assert done[-3:] == [A.CUT, A.DROP, A.RUN_HOOK], "nothing can be drained from it"
+
+
+@pytest.mark.parametrize("way", [(E.STALLED,), (E.STALLED, E.DIAL_FAILED), (E.STALLED, E.DIALLED)])
+def test_a_stalled_path_that_comes_back_first_costs_nothing(way: tuple[Event, ...]) -> None:
+    state, done = walk(*way, E.STAYS)
+    assert state is S.LIVE
+    assert not {A.CUT, A.DRAIN, A.DROP, A.GIVE_UP, A.RUN_HOOK} & set(done)
+
+
+def test_a_stalled_path_that_comes_back_as_the_worse_one_is_drained() -> None:
+    state, done = walk(E.STALLED, E.DIALLED, E.BETTER)
+    assert state is S.DRAINING
+    assert done[-2:] == [A.CUT, A.DRAIN]
+
+
+def test_what_cannot_be_replaced_any_more_ends_when_it_is_stalled_for_long() -> None:
+    assert walk(E.CLOSE, E.STALLED)[0] is S.FINISHING
+    assert walk(E.CLOSE, E.STALLED, E.OVERDUE)[1][-1] is A.GIVE_UP
+    assert walk(E.STALLED, E.OVERDUE)[0] is S.STALLED
+
+
 def test_a_new_network_ends_the_pause() -> None:
     assert A.HURRY in walk(E.LOST, E.DIAL_FAILED, E.USABLE)[1]
 
@@ -102,10 +131,10 @@ events = st.lists(
 @given(events)
 def test_whatever_happens_nothing_is_left_running_behind(happened: list[Event]) -> None:
     machine = Machine()
-    clock = dialling = hook = cut = False
+    clock = dialling = hook = cut = waiting = False
     new = False
     for event in happened:
-        if event is E.DIALLED and machine.state in (S.DIALLING, S.RECONNECTING):
+        if event is E.DIALLED and machine.state in (S.DIALLING, S.STALLED, S.RECONNECTING):
             dialling, new = False, True
         for action in machine.feed(event):
             match action:
@@ -117,6 +146,10 @@ def test_whatever_happens_nothing_is_left_running_behind(happened: list[Event]) 
                     dialling = True
                 case A.STOP_DIALLING:
                     dialling = False
+                case A.HOLD_OUT | A.DRAIN:
+                    waiting = True
+                case A.STOP_WAITING:
+                    waiting = False
                 case A.RUN_HOOK:
                     assert new
                     assert cut
@@ -134,10 +167,11 @@ def test_whatever_happens_nothing_is_left_running_behind(happened: list[Event]) 
                 case _:
                     pass
         state = machine.state
-        assert clock == (state in (S.DIALLING, S.DRAINING, S.RECONNECTING, S.RESUMING))
-        assert dialling == (state in (S.DIALLING, S.RECONNECTING))
+        assert clock == (state not in (S.LIVE, S.FINISHING, S.CLOSED))
+        assert dialling == (state in (S.DIALLING, S.STALLED, S.RECONNECTING))
+        assert waiting == (state in (S.WAITING, S.DRAINING))
         assert hook == (state is S.RESUMING)
-        assert new == (state in (S.DRAINING, S.RESUMING))
+        assert new == (state in (S.WAITING, S.DRAINING, S.RESUMING))
         assert cut == (state in (S.DRAINING, S.RECONNECTING, S.RESUMING)) or state is S.CLOSED
 
 
@@ -153,10 +187,3 @@ def test_an_abort_ends_everything_in_every_state(state: State) -> None:
     after, actions = TABLE[state, E.ABORT]
     assert after is S.CLOSED
     assert actions[-1] is A.TELL_CLOSED
-
-
-def test_pauses_grow_and_differ() -> None:
-    assert pause(0, 0.5) == 0.0
-    assert [pause(n, 0.0) for n in (1, 2, 3)] == [0.1, 0.2, 0.4]
-    assert pause(1000, 0.0) == 5.0
-    assert pause(1, 1.0) == 0.05

@@ -5,30 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import socket
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
-import trustme
 
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, Network
-from bindsock.netmon.runtime import runtime_of
-from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath
-from bindsock.routing.effective import Preferences
-from bindsock.stream import viability
 from bindsock.stream.guard import StreamGuard, follow_stream
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.stream.plan import Requirement
+from bindsock.stream.viability import IDLE, LATEST, SAMPLE, STALL_GRACE
+from bindsock.testing import interface, network, route
+from tests.scene import Scene
+from tests.stepped_loop import SteppedLoop
+from tests.tls import tls_client_context, tls_server_context
+from tests.waiting import settle, until
 
 PEER = ip_address("198.51.100.7")
 WIFI = interface("wifi0", 2, "127.0.0.1/8")
@@ -50,13 +50,12 @@ UNPLUGGED = network(WIFI_UNPLUGGED, ETHERNET, BY_WIFI, BY_ETHERNET)
 Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Scene:
-    """A watcher on a scripted network, and a server on loopback that pretends to be far away."""
+class StreamScene(Scene):
+    """And a server on loopback that pretends to be far away."""
 
     def __init__(self, initial: Network = ON_WIFI) -> None:
-        self.kernel = SimulatedKernel(initial)
         self.loop = asyncio.get_running_loop()
-        self.watcher = Watcher(self.kernel, Preferences(), runtime=runtime_of(self.loop))
+        super().__init__(initial, SteppedLoop(self.loop))
         self.accepted: list[asyncio.Transport] = []
         self.upgrades: list[asyncio.Task[Any]] = []
         self.guards: list[StreamGuard] = []
@@ -74,7 +73,7 @@ class Scene:
 
     def follow(self, sock: socket.socket, *, better_path: BetterPath = "auto", pin: str | None = None) -> StreamGuard:
         path = Path(socket.AF_INET, "wifi0", 2, frozenset([ip_address("127.0.0.1")]), None)
-        guard = follow_stream(self.watcher, sock, PEER, better_path=better_path, interface=pin, path=path, loop=self.loop)
+        guard = follow_stream(self.watcher, sock, Requirement(PEER, pin, better_path), path)
         self.guards.append(guard)
         return guard
 
@@ -93,17 +92,18 @@ class Scene:
     async def close(self) -> None:
         await self.exits.aclose()
         self.server.close()
-        await asyncio.sleep(0.01)
+        await settle()
         for transport in self.accepted:
             transport.abort()
         self.watcher.forget_followers()
-        await asyncio.sleep(0.01)
+        self.watcher.stop()
+        await settle()
 
 
 class Echo(asyncio.Protocol):
     """The server's side: returns what comes; ``upgrade`` starts TLS."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: StreamScene) -> None:
         self.scene = scene
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -123,45 +123,20 @@ class Echo(asyncio.Protocol):
         self.transport = transport
 
 
-_authority = trustme.CA()
-_certificate = _authority.issue_cert("localhost")
-
-
-def tls_server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _certificate.configure_cert(context)
-    return context
-
-
-def tls_client_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    _authority.configure_trust(context)
-    return context
-
-
 @pytest_asyncio.fixture
-async def scene() -> AsyncIterator[Scene]:
-    made = Scene()
+async def scene() -> AsyncIterator[StreamScene]:
+    made = StreamScene()
     await made.listen()
     yield made
     await made.close()
 
 
 @pytest_asyncio.fixture
-async def tls_scene() -> AsyncIterator[Scene]:
-    made = Scene()
+async def tls_scene() -> AsyncIterator[StreamScene]:
+    made = StreamScene()
     await made.listen(tls_server_context())
     yield made
     await made.close()
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same policies, with no patience."""
-    monkeypatch.setattr(viability, "STALL_GRACE", 0.02)
-    monkeypatch.setattr(viability, "SAMPLE", 0.01)
-    monkeypatch.setattr(viability, "IDLE", 0.05)
-    monkeypatch.setattr(viability, "LATEST", 0.3)
 
 
 async def ended(reader: asyncio.StreamReader) -> InterfaceChanged:
@@ -179,20 +154,7 @@ async def still_works(connected: Connected) -> bool:
         return await reader.readline() == b"ping\n"
 
 
-async def settle() -> None:
-    """Let what has been scheduled run."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.001)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def test_a_pending_read_wakes_with_the_reason(scene: Scene) -> None:
+async def test_a_pending_read_wakes_with_the_reason(scene: StreamScene) -> None:
     reader, _ = await scene.open()
     read = asyncio.ensure_future(ended(reader))
     await settle()
@@ -204,7 +166,7 @@ async def test_a_pending_read_wakes_with_the_reason(scene: Scene) -> None:
     assert scene.watcher.statistics.tracked == 0
 
 
-async def test_a_pending_read_over_tls_wakes_with_the_reason(tls_scene: Scene) -> None:
+async def test_a_pending_read_over_tls_wakes_with_the_reason(tls_scene: StreamScene) -> None:
     reader, writer = await tls_scene.open(tls=True)
     tls_scene.kernel.change(ON_ETHERNET)
     assert (await ended(reader)).new_interface == "eth0"
@@ -212,7 +174,7 @@ async def test_a_pending_read_over_tls_wakes_with_the_reason(tls_scene: Scene) -
         await writer.wait_closed()
 
 
-async def test_a_pending_drain_wakes_with_the_reason(scene: Scene) -> None:
+async def test_a_pending_drain_wakes_with_the_reason(scene: StreamScene) -> None:
     _, writer = await scene.open()
     scene.accepted[0].pause_reading()
     writer.transport.set_write_buffer_limits(0)
@@ -226,7 +188,7 @@ async def test_a_pending_drain_wakes_with_the_reason(scene: Scene) -> None:
             await drain
 
 
-async def test_tls_that_the_application_started_later_is_told(scene: Scene) -> None:
+async def test_tls_that_the_application_started_later_is_told(scene: StreamScene) -> None:
     reader, writer = await scene.open()
     writer.write(b"upgrade\n")
     # What a client says before the server calls start_tls() is lost (asyncio).
@@ -234,7 +196,6 @@ async def test_tls_that_the_application_started_later_is_told(scene: Scene) -> N
     await settle()
     await writer.start_tls(tls_client_context(), server_hostname="localhost")
     assert writer.get_extra_info("ssl_object") is not None
-    await scene.upgrades[0]  # until then the server answers without TLS
     assert await still_works((reader, writer))
     scene.kernel.change(ON_ETHERNET)
     await ended(reader)
@@ -261,7 +222,7 @@ class Buffered(asyncio.BufferedProtocol):
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_a_buffered_protocol_is_told(scene: Scene, tls_scene: Scene, tls: bool) -> None:
+async def test_a_buffered_protocol_is_told(scene: StreamScene, tls_scene: StreamScene, tls: bool) -> None:
     here = tls_scene if tls else scene
     sock = await here.dial()
     guard = here.follow(sock)
@@ -277,7 +238,7 @@ async def test_a_buffered_protocol_is_told(scene: Scene, tls_scene: Scene, tls: 
     assert sock.fileno() == -1
 
 
-async def test_a_raw_socket_fails_whoever_waits_on_it(scene: Scene) -> None:
+async def test_a_raw_socket_fails_whoever_waits_on_it(scene: StreamScene) -> None:
     sock = await scene.dial()
     scene.follow(sock)
     scene.kernel.change(ON_ETHERNET)
@@ -287,7 +248,9 @@ async def test_a_raw_socket_fails_whoever_waits_on_it(scene: Scene) -> None:
     sock.close()
 
 
-async def test_a_transport_of_a_socket_that_was_ended_before_is_ended(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transport_of_a_socket_that_was_ended_before_is_ended(
+    scene: StreamScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sock = await scene.dial()
     guard = scene.follow(sock)
     monkeypatch.setattr(scene.kernel, "abort", lambda sock: None)
@@ -298,7 +261,7 @@ async def test_a_transport_of_a_socket_that_was_ended_before_is_ended(scene: Sce
     assert await ended(reader) is guard.error
 
 
-async def test_what_happened_between_the_dial_and_the_following_counts(scene: Scene) -> None:
+async def test_what_happened_between_the_dial_and_the_following_counts(scene: StreamScene) -> None:
     sock = await scene.dial()
     scene.kernel.change(ON_ETHERNET)
     assert scene.follow(sock).error is not None
@@ -306,7 +269,7 @@ async def test_what_happened_between_the_dial_and_the_following_counts(scene: Sc
     sock.close()
 
 
-async def test_kept_while_nothing_else_is_usable(scene: Scene) -> None:
+async def test_kept_while_nothing_else_is_usable(scene: StreamScene) -> None:
     connected = await scene.open()
     scene.kernel.change(NOWHERE)
     await settle()
@@ -315,7 +278,7 @@ async def test_kept_while_nothing_else_is_usable(scene: Scene) -> None:
     await ended(connected[0])
 
 
-async def test_kept_if_what_was_lost_comes_back(scene: Scene) -> None:
+async def test_kept_if_what_was_lost_comes_back(scene: StreamScene) -> None:
     connected = await scene.open()
     scene.kernel.change(NOWHERE)
     await settle()
@@ -325,43 +288,43 @@ async def test_kept_if_what_was_lost_comes_back(scene: Scene) -> None:
     assert scene.guards[0].error is None
 
 
-async def test_lost_carrier_is_waited_for(scene: Scene, impatient: None) -> None:
+async def test_lost_carrier_is_waited_for(scene: StreamScene) -> None:
     reader, _ = await scene.open()
-    begun = scene.loop.time()
-    scene.kernel.change(UNPLUGGED)
+    scene.change(UNPLUGGED)
+    scene.wait(STALL_GRACE - 0.01)
+    assert scene.guards[0].error is None
+    scene.wait(0.01)
     assert "no carrier" in str(await ended(reader))
-    assert scene.loop.time() - begun >= viability.STALL_GRACE
 
 
-async def test_carrier_that_comes_back_is_forgiven(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viability, "STALL_GRACE", 0.05)
+async def test_carrier_that_comes_back_is_forgiven(scene: StreamScene) -> None:
     connected = await scene.open()
     for _ in range(3):
-        scene.kernel.change(UNPLUGGED)
-        scene.watcher.refresh()
-        scene.kernel.change(ON_WIFI)
-        scene.watcher.refresh()
-    await asyncio.sleep(0.1)
+        scene.change(UNPLUGGED)
+        scene.wait(STALL_GRACE / 2)
+        scene.change(ON_WIFI)
+        scene.wait(STALL_GRACE / 4)
+    scene.wait(10 * STALL_GRACE)
     assert await still_works(connected)
 
 
-async def test_carrier_is_lost_and_nothing_else_usable_for_long(scene: Scene, impatient: None) -> None:
+async def test_carrier_is_lost_and_nothing_else_usable_for_long(scene: StreamScene) -> None:
     connected = await scene.open()
-    scene.kernel.change(network(WIFI_UNPLUGGED, BY_WIFI))
-    await asyncio.sleep(0.1)
+    scene.change(network(WIFI_UNPLUGGED, BY_WIFI))
+    scene.wait(10 * STALL_GRACE)
     assert await still_works(connected)
-    scene.kernel.change(UNPLUGGED)
+    scene.change(UNPLUGGED)
     await ended(connected[0])
 
 
-async def test_a_better_path_is_left_alone_within_a_cost_class(scene: Scene, impatient: None) -> None:
+async def test_a_better_path_is_left_alone_within_a_cost_class(scene: StreamScene) -> None:
     connected = await scene.open()
-    scene.kernel.change(ETHERNET_BETTER)
-    await asyncio.sleep(0.15)
+    scene.change(ETHERNET_BETTER)
+    scene.wait(2 * LATEST)
     assert await still_works(connected)
 
 
-async def test_a_better_path_ends_what_is_to_be_aborted(scene: Scene) -> None:
+async def test_a_better_path_ends_what_is_to_be_aborted(scene: StreamScene) -> None:
     reader, _ = await scene.open(better_path="abort")
     scene.kernel.change(ETHERNET_BETTER)
     error = await ended(reader)
@@ -369,51 +332,51 @@ async def test_a_better_path_ends_what_is_to_be_aborted(scene: Scene) -> None:
     assert error.new_interface == "eth0"
 
 
-async def test_off_an_expensive_interface_once_idle(scene: Scene, impatient: None) -> None:
-    scene.kernel.change(network(CELLULAR, BY_WIFI))
+async def test_off_an_expensive_interface_once_idle(scene: StreamScene) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
     reader, _ = await scene.open()
-    scene.kernel.change(CELLULAR_WORKS)
-    await settle()
+    scene.change(CELLULAR_WORKS)
+    scene.wait(IDLE - SAMPLE / 2)
     assert scene.guards[0].error is None
+    scene.wait(SAMPLE)
     await ended(reader)
 
 
-async def test_off_an_expensive_interface_at_last_though_busy(
-    scene: Scene, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene.kernel.change(network(CELLULAR, BY_WIFI))
+async def test_off_an_expensive_interface_at_last_though_busy(scene: StreamScene) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
     reader, _ = await scene.open()
-    activity = itertools.count()
-    monkeypatch.setattr(scene.kernel, "activity", lambda sock: next(activity))  # data has moved whenever it asks
-    begun = scene.loop.time()
-    scene.kernel.change(CELLULAR_WORKS)
+    scene.change(CELLULAR_WORKS)
+    for _ in range(int(LATEST / SAMPLE) - 1):
+        scene.kernel.transfer()
+        scene.wait(SAMPLE)
+    assert scene.guards[0].error is None, "a busy connection was taken for an idle one"
+    scene.kernel.transfer()
+    scene.wait(2 * SAMPLE)
     await ended(reader)
-    assert scene.loop.time() - begun >= viability.LATEST, "a busy connection was taken for an idle one"
 
 
 @pytest.mark.parametrize("back", [network(CELLULAR, BY_WIFI), ON_WIFI])
-async def test_a_better_path_that_goes_away_calls_it_off(scene: Scene, impatient: None, back: Network) -> None:
-    scene.kernel.change(network(CELLULAR, BY_WIFI))
+async def test_a_better_path_that_goes_away_calls_it_off(scene: StreamScene, back: Network) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
     connected = await scene.open()
-    scene.kernel.change(CELLULAR_WORKS)
-    scene.watcher.refresh()
-    scene.kernel.change(back)
-    scene.watcher.refresh()
-    await asyncio.sleep(0.15)
+    scene.change(CELLULAR_WORKS)
+    scene.wait(IDLE / 2)
+    scene.change(back)
+    scene.wait(2 * LATEST)
     assert await still_works(connected)
 
 
-async def test_keep_means_keep(scene: Scene, impatient: None) -> None:
-    scene.kernel.change(network(CELLULAR, BY_WIFI))
+async def test_keep_means_keep(scene: StreamScene) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
     connected = await scene.open(better_path="keep")
-    scene.kernel.change(CELLULAR_WORKS)
-    await asyncio.sleep(0.15)
+    scene.change(CELLULAR_WORKS)
+    scene.wait(2 * LATEST)
     assert await still_works(connected)
-    scene.kernel.change(ON_ETHERNET)
+    scene.change(ON_ETHERNET)
     await ended(connected[0])
 
 
-async def test_a_pinned_connection_waits_for_its_interface(scene: Scene) -> None:
+async def test_a_pinned_connection_waits_for_its_interface(scene: StreamScene) -> None:
     connected = await scene.open(pin="wifi0", better_path="abort")
     scene.kernel.change(ETHERNET_BETTER)
     await settle()
@@ -430,7 +393,7 @@ IN_BRIDGE = network(interface("wifi0", 2), BRIDGE, ETHERNET, route("0.0.0.0/0", 
 
 
 @pytest.mark.parametrize("bound", [True, False])
-async def test_a_connection_moves_along_with_its_address(scene: Scene, bound: bool) -> None:
+async def test_a_connection_moves_along_with_its_address(scene: StreamScene, bound: bool) -> None:
     connected = await scene.open()
     sock = scene.guards[0]._socket()
     assert sock is not None
@@ -449,7 +412,7 @@ async def test_a_connection_moves_along_with_its_address(scene: Scene, bound: bo
     assert (await ended(connected[0])).interface == "br0"
 
 
-async def test_a_connection_that_may_not_move_is_ended(scene: Scene) -> None:
+async def test_a_connection_that_may_not_move_is_ended(scene: StreamScene) -> None:
     reader, _ = await scene.open()
     sock = scene.guards[0]._socket()
     assert sock is not None
@@ -459,7 +422,7 @@ async def test_a_connection_that_may_not_move_is_ended(scene: Scene) -> None:
     assert (await ended(reader)).new_interface == "br0"
 
 
-async def test_following_stops_when_the_transport_is_closed(scene: Scene, tls_scene: Scene) -> None:
+async def test_following_stops_when_the_transport_is_closed(scene: StreamScene, tls_scene: StreamScene) -> None:
     for here, tls in ((scene, False), (tls_scene, True)):
         watcher = here.watcher
         _, writer = await here.open(tls=tls)
@@ -471,7 +434,7 @@ async def test_following_stops_when_the_transport_is_closed(scene: Scene, tls_sc
         assert not watcher.running
 
 
-async def test_following_stops_when_a_foreign_socket_is_forgotten(scene: Scene) -> None:
+async def test_following_stops_when_a_foreign_socket_is_forgotten(scene: StreamScene) -> None:
     sock = await scene.dial(socket.socket)
     guard = weakref.ref(scene.follow(sock))
     scene.guards.clear()
@@ -484,7 +447,7 @@ async def test_following_stops_when_a_foreign_socket_is_forgotten(scene: Scene) 
     assert guard() is None
 
 
-async def test_following_stops_when_a_foreign_socket_is_found_closed(scene: Scene) -> None:
+async def test_following_stops_when_a_foreign_socket_is_found_closed(scene: StreamScene) -> None:
     sock = await scene.dial(socket.socket)
     scene.follow(sock)
     sock.close()
@@ -493,7 +456,7 @@ async def test_following_stops_when_a_foreign_socket_is_found_closed(scene: Scen
     assert scene.kernel.binds == []
 
 
-async def test_a_forgotten_tls_transport_is_not_kept_alive(tls_scene: Scene) -> None:
+async def test_a_forgotten_tls_transport_is_not_kept_alive(tls_scene: StreamScene) -> None:
     reader, writer = await tls_scene.open(tls=True)
     tls_scene.exits.pop_all()
     sock = weakref.ref(tls_scene.guards.pop()._socket())
@@ -503,16 +466,17 @@ async def test_a_forgotten_tls_transport_is_not_kept_alive(tls_scene: Scene) -> 
     await until(lambda: gc.collect() >= 0 and sock() is None)
 
 
-async def test_forgotten_followers_are_left_alone_by_their_timers(scene: Scene, impatient: None) -> None:
+@pytest.mark.parametrize("reading", [UNPLUGGED, CELLULAR_WORKS])
+async def test_forgotten_followers_are_left_alone_by_their_timers(scene: StreamScene, reading: Network) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
     connected = await scene.open()
-    scene.kernel.change(UNPLUGGED)
-    scene.watcher.refresh()
+    scene.change(reading)
     scene.watcher.forget_followers()
-    await asyncio.sleep(0.1)
+    scene.wait(2 * LATEST)
     assert await still_works(connected)
 
 
-async def test_a_connection_that_is_being_closed_is_not_told_of_it(scene: Scene) -> None:
+async def test_a_connection_that_is_being_closed_is_not_told_of_it(scene: StreamScene) -> None:
     sock = await scene.dial()
     guard = scene.follow(sock)
     transport, protocol = await scene.loop.create_connection(Buffered, sock=sock)
@@ -524,7 +488,7 @@ async def test_a_connection_that_is_being_closed_is_not_told_of_it(scene: Scene)
         assert await protocol.lost is None
 
 
-async def test_an_end_within_the_protocols_own_callback(scene: Scene) -> None:
+async def test_an_end_within_the_protocols_own_callback(scene: StreamScene) -> None:
     class Curious(asyncio.Protocol):
         def __init__(self) -> None:
             self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -545,7 +509,7 @@ async def test_an_end_within_the_protocols_own_callback(scene: Scene) -> None:
         assert await protocol.lost is guard.error
 
 
-async def test_sendfile_that_is_under_way_ends(scene: Scene, tmp_path: FilePath) -> None:
+async def test_sendfile_that_is_under_way_ends(scene: StreamScene, tmp_path: FilePath) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(32 << 20))
     _, writer = await scene.open()
@@ -553,7 +517,7 @@ async def test_sendfile_that_is_under_way_ends(scene: Scene, tmp_path: FilePath)
     with path.open("rb") as file:
         try:
             sending = asyncio.ensure_future(scene.loop.sendfile(writer.transport, file))
-            await asyncio.sleep(0.02)
+            await settle()
         except NotImplementedError:
             pytest.skip("this loop has no sendfile")
         if sending.done() and isinstance(sending.exception(), NotImplementedError):
@@ -564,7 +528,7 @@ async def test_sendfile_that_is_under_way_ends(scene: Scene, tmp_path: FilePath)
         assert isinstance(sending.exception(), OSError)
 
 
-async def test_many_streams_end_in_one_go(scene: Scene) -> None:
+async def test_many_streams_end_in_one_go(scene: StreamScene) -> None:
     connections = [await scene.open() for _ in range(100)]
     scene.kernel.change(ON_ETHERNET)
     for reader, _ in connections:
@@ -596,7 +560,7 @@ def test_a_followed_socket_tells_when_it_is_detached() -> None:
     assert told == [-1]
 
 
-async def test_what_has_been_announced_but_not_read_when_following_begins_counts(scene: Scene) -> None:
+async def test_what_has_been_announced_but_not_read_when_following_begins_counts(scene: StreamScene) -> None:
     """Reading it shows the guard a network before it knows its own place."""
     with scene.watcher.hold():
         sock = await scene.dial()
@@ -606,14 +570,12 @@ async def test_what_has_been_announced_but_not_read_when_following_begins_counts
     sock.close()
 
 
-async def test_a_change_that_is_none_of_its_own_is_announced_when_following_begins(scene: Scene) -> None:
+async def test_a_change_that_is_none_of_its_own_is_announced_when_following_begins(scene: StreamScene) -> None:
     with scene.watcher.hold():
         sock = await scene.dial()
         scene.kernel.change(network(WIFI, BY_WIFI, ETHERNET, BY_ETHERNET))
         guard = scene.follow(sock)
     assert guard.following
     scene.kernel.change(ON_ETHERNET)
-    async with asyncio.timeout(20):
-        while guard.error is None:
-            await asyncio.sleep(0.001)
+    await until(lambda: guard.error is not None)
     sock.close()

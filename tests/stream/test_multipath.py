@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-import pytest_asyncio
 
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.model.decision import Path
 from bindsock.model.network import InterfaceKind, Network
 from bindsock.model.subflows import Endpoints, Multipath, Subflow
-from bindsock.netmon.runtime import runtime_of
-from bindsock.netmon.watcher import Watcher
+from bindsock.netmon.runtime import Runtime
+from bindsock.netmon.turns import CallbackBudget
 from bindsock.options import BetterPath
-from bindsock.routing.effective import Preferences
 from bindsock.routing.multipath import multipath_obstacle
 from bindsock.stream import viability
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.multipath import manager as multipath
-from bindsock.stream.multipath.manager import situation
+from bindsock.stream.multipath.plan import situation
+from bindsock.stream.plan import Requirement
 from bindsock.stream.viability import Location
-from bindsock.testing import SimulatedKernel, SimulatedPathManager, interface, network, route
+from bindsock.testing import SimulatedPathManager, interface, network, route
+from tests.scene import Scene
+from tests.virtual_loop import VirtualLoop
 
 PEER = ip_address("198.51.100.7")
 HERE = ip_address("127.0.0.1")
@@ -49,23 +49,16 @@ ETHERNET_LOST = network(WIFI, interface("eth0", 3, up=False, running=False), BY_
 WIFI_UNPLUGGED = network(interface("wifi0", 2, "127.0.0.1/8", running=False), ETHERNET, BY_WIFI, BY_ETHERNET)
 ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
 NOWHERE = network(interface("wifi0", 2, up=False, running=False))
+ON_WIFI_PATH = Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None)
 ONLY_USB = network(interface("wifi0", 2, up=False, running=False), USB, BY_USB)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-class Scene:
-    """A socket that is taken for a multipath connection, and what follows it."""
+class MultipathScene(Scene):
+    """And a socket that is taken for a multipath connection, with what follows it."""
 
     def __init__(self) -> None:
-        self.kernel = SimulatedKernel(ON_WIFI)
+        super().__init__(ON_WIFI, VirtualLoop())
         self.paths = self.kernel.multipath = SimulatedPathManager()
-        self.loop = asyncio.get_running_loop()
-        self.watcher = Watcher(self.kernel, Preferences(), runtime=runtime_of(self.loop))
         self.sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.sock.connect(self.listener.getsockname())
@@ -74,17 +67,7 @@ class Scene:
         self.guard: StreamGuard
 
     def follow(self, better_path: BetterPath = "auto", *, pin: str | None = None, dead_after: float | None = None) -> StreamGuard:
-        path = Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None)
-        self.guard = follow_stream(
-            self.watcher,
-            self.sock,
-            PEER,
-            better_path=better_path,
-            interface=pin,
-            dead_after=dead_after,
-            path=path,
-            loop=self.loop,
-        )
+        self.guard = follow_stream(self.watcher, self.sock, Requirement(PEER, pin, better_path, dead_after), ON_WIFI_PATH)
         return self.guard
 
     def systems(self, *addresses: str) -> None:
@@ -97,35 +80,27 @@ class Scene:
     def addresses(self) -> list[str]:
         return [str(subflow.local) for subflow in self.paths.connections[self.sock]]
 
-    async def change(self, network: Network) -> None:
-        """Let the followers see a network, and let what they then want be ordered."""
-        self.kernel.change(network)
-        self.watcher.refresh()
-        await until(self._at_rest)
-        await asyncio.sleep(0.02)
-
-    def _at_rest(self) -> bool:
-        """Whether the connection is where its last subflow was ordered, if that is to join."""
-        added = [interface for order, interface in self.paths.orders if order == "add"]
-        return not (added and self.paths.joins) or self.guard.interface == added[-1] or self.guard.error is not None
+    def change(self, network: Network) -> None:
+        """The network changes, and what is ordered then has the time to join."""
+        super().change(network)
+        self.wait(0.02)
 
     def close(self) -> None:
         self.sock.close()
         self.listener.close()
+        self.watcher.stop()
 
 
-@pytest_asyncio.fixture
-async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(multipath, "_AGAIN", 60.0)
-    monkeypatch.setattr(multipath, "JOINING", 60.0)
-    made = Scene()
+@pytest.fixture
+def scene() -> Iterator[MultipathScene]:
+    made = MultipathScene()
     yield made
     made.close()
 
 
-async def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: Scene) -> None:
+def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: MultipathScene) -> None:
     scene.follow()
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.paths.orders == [("add", "eth0"), ("arrived", str(THERE)), ("remove", str(HERE))]
     assert scene.addresses == [str(THERE)]
     assert scene.guard.interface == "eth0"
@@ -133,236 +108,249 @@ async def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: S
     assert scene.watcher.statistics.rebinds == 1
 
 
-async def test_carrier_that_is_lost_is_not_waited_for(scene: Scene) -> None:
+def test_carrier_that_is_lost_is_not_waited_for(scene: MultipathScene) -> None:
     scene.follow()
-    await scene.change(WIFI_UNPLUGGED)
+    scene.change(WIFI_UNPLUGGED)
     assert scene.addresses == [str(THERE)]
 
 
-async def test_a_better_path_is_followed(scene: Scene) -> None:
+def test_a_better_path_is_followed(scene: MultipathScene) -> None:
     scene.follow()
-    await scene.change(ETHERNET_BETTER)
+    scene.change(ETHERNET_BETTER)
     assert scene.addresses == [str(THERE)]
     assert scene.guard.interface == "eth0"
 
 
-async def test_keep_stays_on_what_works(scene: Scene) -> None:
+def test_keep_stays_on_what_works(scene: MultipathScene) -> None:
     scene.follow("keep")
-    await scene.change(ETHERNET_BETTER)
+    scene.change(ETHERNET_BETTER)
     assert scene.paths.orders == []
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.guard.interface == "eth0"
 
 
-async def test_what_is_in_the_middle_of_moving_is_not_ended(scene: Scene) -> None:
+def test_what_is_in_the_middle_of_moving_is_not_ended(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    await scene.change(WIFI_LOST)
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.paths.orders == [("add", "eth0")]
     assert scene.guard.error is None
     scene.paths.establish(scene.sock, THERE)
-    await until(lambda: scene.guard.interface == "eth0")
+    scene.wait(0.1)
+    assert scene.guard.interface == "eth0"
 
 
-async def test_a_move_that_is_not_wanted_any_more_is_taken_back(scene: Scene) -> None:
+def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(scene: MultipathScene) -> None:
+    class Late:
+        """Work is never done in the turn in which it is asked for."""
+
+        def __init__(self, runtime: Runtime) -> None:
+            self.runtime = runtime
+
+        def do(self, work: Callable[[], object]) -> None:
+            self.runtime.call_later(1.0, work)
+
+    scene.clock.runtime.shared(CallbackBudget)
+    scene.clock.runtime._shared[CallbackBudget] = Late(scene.clock.runtime)
+    scene.follow()
+    for reading in (WIFI_LOST, NOWHERE, WIFI_LOST):
+        scene.kernel.change(reading)
+        scene.watcher.refresh()
+    scene.wait(1.1)
+    assert scene.guard.interface == "eth0"
+    assert scene.paths.orders.count(("add", "eth0")) == 1
+
+
+def test_a_move_that_is_not_wanted_any_more_is_taken_back(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    await scene.change(ETHERNET_BETTER)
-    await scene.change(ON_WIFI)
+    scene.change(ETHERNET_BETTER)
+    scene.change(ON_WIFI)
     assert scene.paths.orders == [("add", "eth0"), ("remove", str(THERE))]
     assert scene.guard.interface == "wifi0"
 
 
-async def test_a_change_in_the_middle_of_a_move_begins_another(scene: Scene) -> None:
+def test_a_change_in_the_middle_of_a_move_begins_another(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     scene.paths.joins = True
-    await scene.change(ONLY_USB)
+    scene.change(ONLY_USB)
     assert [order for order in scene.paths.orders if order[0] == "add"] == [("add", "eth0"), ("add", "usb0")]
     assert ("remove", str(THERE)) in scene.paths.orders, "the peer is told once there is a way to it"
     assert scene.guard.interface == "usb0"
 
 
-async def test_what_was_ordered_is_not_taken_back_while_nobody_can_be_told(scene: Scene) -> None:
+def test_what_was_ordered_is_not_taken_back_while_nobody_can_be_told(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    await scene.change(WIFI_LOST)
-    await scene.change(NOWHERE)
+    scene.change(WIFI_LOST)
+    scene.change(NOWHERE)
     assert scene.paths.orders == [("add", "eth0")]
-    await scene.change(ON_WIFI)
+    scene.change(ON_WIFI)
     assert scene.paths.orders == [("add", "eth0"), ("remove", str(THERE))]
     assert scene.guard.interface == "wifi0"
 
 
-async def test_it_is_ended_if_the_new_subflow_does_not_join(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipath, "JOINING", 0.02)
-    monkeypatch.setattr(viability, "STALL_GRACE", 0.1)
+def test_it_is_ended_if_the_new_subflow_does_not_join(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    begun = scene.loop.time()
-    await scene.change(WIFI_LOST)
-    await until(lambda: scene.guard.error is not None)
-    assert scene.loop.time() - begun >= viability.STALL_GRACE, "the next reading may tell why"
+    scene.change(WIFI_LOST)
+    scene.wait(multipath.JOINING + 0.1)
+    assert scene.guard.error is None, "the next reading may tell why"
+    scene.wait(viability.STALL_GRACE)
     assert scene.guard.error is not None
     assert scene.guard.error.new_interface == "eth0"
 
 
-async def test_a_better_path_that_refuses_is_tried_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipath, "JOINING", 0.01)
-    monkeypatch.setattr(multipath, "_FIRST_RETRY", 0.05)
+def test_a_better_path_that_refuses_is_tried_again(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    await scene.change(ETHERNET_BETTER)
-    await asyncio.sleep(0.02)
+    scene.change(ETHERNET_BETTER)
+    scene.wait(multipath.JOINING)
     assert scene.guard.interface == "wifi0"
     scene.paths.joins = True
-    await until(lambda: scene.guard.interface == "eth0")
-
-
-async def test_it_is_kept_while_there_is_nothing_and_moves_when_there_is(scene: Scene) -> None:
-    scene.follow()
-    await scene.change(NOWHERE)
-    assert (scene.guard.error, scene.paths.orders) == (None, [])
-    await scene.change(WIFI_LOST)
+    scene.wait(multipath.FIRST_RETRY + 0.1)
     assert scene.guard.interface == "eth0"
 
 
-async def test_back_on_an_interface_whose_subflow_was_ended_another_is_made(scene: Scene) -> None:
+def test_it_is_kept_while_there_is_nothing_and_moves_when_there_is(scene: MultipathScene) -> None:
     scene.follow()
-    await scene.change(WIFI_LOST)
-    await scene.change(ETHERNET_LOST)
+    scene.change(NOWHERE)
+    assert (scene.guard.error, scene.paths.orders) == (None, [])
+    scene.change(WIFI_LOST)
+    assert scene.guard.interface == "eth0"
+
+
+def test_back_on_an_interface_whose_subflow_was_ended_another_is_made(scene: MultipathScene) -> None:
+    scene.follow()
+    scene.change(WIFI_LOST)
+    scene.change(ETHERNET_LOST)
     assert [order for order in scene.paths.orders if order[0] == "add"] == [("add", "eth0"), ("add", "wifi0")]
     assert scene.addresses == [str(HERE)]
 
 
-async def test_without_privilege_it_is_ended_as_plain_tcp_is(scene: Scene) -> None:
+def test_without_privilege_it_is_ended_as_plain_tcp_is(scene: MultipathScene) -> None:
     scene.paths.privileged = False
     scene.follow()
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.guard.error is not None
     assert "wifi0 is down" in str(scene.guard.error)
 
 
-async def test_without_privilege_the_systems_subflows_serve(scene: Scene) -> None:
+def test_without_privilege_the_systems_subflows_serve(scene: MultipathScene) -> None:
     scene.paths.privileged = False
     scene.systems(str(THERE))
     scene.follow()
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.guard.error is None
     assert scene.guard.interface == "eth0"
 
 
-async def test_without_privilege_and_carrier_there_is_the_usual_patience(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viability, "STALL_GRACE", 0.1)
+def test_without_privilege_and_carrier_there_is_the_usual_patience(scene: MultipathScene) -> None:
     scene.paths.privileged = False
     scene.follow()
-    begun = scene.loop.time()
-    await scene.change(WIFI_UNPLUGGED)
-    await until(lambda: scene.guard.error is not None)
-    assert scene.loop.time() - begun >= viability.STALL_GRACE
+    scene.change(WIFI_UNPLUGGED)
+    assert scene.guard.error is None
+    scene.wait(viability.STALL_GRACE)
+    assert scene.guard.error is not None
 
 
-async def test_the_systems_subflows_that_work_are_left_to_it(scene: Scene) -> None:
+def test_the_systems_subflows_that_work_are_left_to_it(scene: MultipathScene) -> None:
     scene.systems(str(HERE), str(THERE))
     scene.follow()
-    await scene.change(ETHERNET_BETTER)
+    scene.change(ETHERNET_BETTER)
     assert scene.guard.interface == "eth0"
     assert ("remove", str(HERE)) not in scene.paths.orders
     assert str(HERE) in scene.addresses
 
 
-async def test_a_subflow_that_the_system_adds_in_a_tunnel_is_ended(scene: Scene) -> None:
+def test_a_subflow_that_the_system_adds_in_a_tunnel_is_ended(scene: MultipathScene) -> None:
     scene.follow()
     scene.systems(str(INSIDE))
-    await scene.change(network(WIFI, TUNNEL, BY_WIFI))
+    scene.change(network(WIFI, TUNNEL, BY_WIFI))
     assert scene.addresses == [str(HERE)]
     assert scene.guard.error is None
 
 
-async def test_a_subflow_in_a_tunnel_that_cannot_be_ended_ends_the_connection(scene: Scene) -> None:
+def test_a_subflow_in_a_tunnel_that_cannot_be_ended_ends_the_connection(scene: MultipathScene) -> None:
     scene.paths.privileged = False
     scene.follow()
     scene.systems(str(INSIDE))
-    await scene.change(network(WIFI, TUNNEL, BY_WIFI))
+    scene.change(network(WIFI, TUNNEL, BY_WIFI))
     assert scene.guard.error is not None
     assert "tun0" in str(scene.guard.error)
 
 
-async def test_a_pinned_connection_is_nowhere_else(scene: Scene) -> None:
+def test_a_pinned_connection_is_nowhere_else(scene: MultipathScene) -> None:
     scene.follow(pin="wifi0")
     scene.systems(str(THERE))
-    await scene.change(network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST))
+    scene.change(network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST))
     assert scene.addresses == [str(HERE)]
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.guard.error is None, "there is nothing else for it"
     assert ("add", "eth0") not in scene.paths.orders
 
 
-async def test_one_that_falls_back_to_tcp_is_followed_as_tcp(scene: Scene) -> None:
+def test_one_that_falls_back_to_tcp_is_followed_as_tcp(scene: MultipathScene) -> None:
     scene.follow()
     del scene.paths.connections[scene.sock]
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     assert scene.guard.error is not None
 
 
-async def test_a_closed_socket_is_released_and_ordered_nothing(scene: Scene) -> None:
+def test_a_closed_socket_is_released_and_ordered_nothing(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     scene.sock.close()
-    await asyncio.sleep(0.02)
+    scene.wait(0.02)
     assert scene.paths.orders == [("add", "eth0"), ("release", "")]
 
 
-async def test_what_is_left_of_many_connections_is_swept_up_together(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = scene.paths.sweep
-
-    def sweep_twice() -> bool:
-        left = sweep()
-        scene.paths.needed = False
-        return left
-
-    monkeypatch.setattr(scene.paths, "sweep", sweep_twice)
+def test_what_is_left_of_many_connections_is_swept_up_together(scene: MultipathScene) -> None:
     scene.paths.needed = True
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(10):
             sock = FollowedSocket(socket.AF_INET, socket.SOCK_STREAM)
             sock.connect(listener.getsockname())
             scene.paths.connections[sock] = [Subflow(HERE, 40000, PEER, 443)]
-            follow_stream(
-                scene.watcher, sock, PEER, path=Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None), loop=scene.loop
-            )
+            follow_stream(scene.watcher, sock, Requirement(PEER), ON_WIFI_PATH)
             sock.close()
-    await until(lambda: scene.paths.orders.count(("sweep", "")) == 2)
+    scene.wait(0.05)
     assert scene.paths.orders.count(("release", "")) == 10
-    await asyncio.sleep(0.2)
+    assert scene.paths.orders.count(("sweep", "")) == 1
+    scene.paths.needed = False
+    scene.wait(0.1)
+    assert scene.paths.orders.count(("sweep", "")) == 2
+    scene.wait(60.0)
     assert scene.paths.orders.count(("sweep", "")) == 2
 
 
-async def test_the_end_of_the_following_leaves_it_as_it_is(scene: Scene) -> None:
+def test_the_end_of_the_following_leaves_it_as_it_is(scene: MultipathScene) -> None:
     scene.follow()
-    await scene.change(WIFI_LOST)
+    scene.change(WIFI_LOST)
     scene.guard.close()
     assert scene.addresses == [str(THERE)]
     assert ("release", "") not in scene.paths.orders
 
 
-async def test_a_peer_that_keeps_it_waiting_is_dead(scene: Scene) -> None:
-    scene.follow(dead_after=0.1)
-    await asyncio.sleep(0.15)
-    begun = scene.loop.time()
+def test_a_peer_that_keeps_it_waiting_is_dead(scene: MultipathScene) -> None:
+    scene.follow(dead_after=8.0)
+    scene.wait(12.0)
     scene.paths.silences[scene.sock] = 3600.0  # the last answer was long ago, but the question is new
-    await until(lambda: scene.guard.error is not None)
-    assert scene.loop.time() - begun >= 0.05
-    assert "0.1 seconds" in str(scene.guard.error)
+    scene.wait(6.0)
+    assert scene.guard.error is None
+    scene.wait(3.0)
+    assert scene.guard.error is not None
+    assert "8 seconds" in str(scene.guard.error)
 
 
-async def test_a_peer_that_answers_is_not_dead(scene: Scene) -> None:
-    scene.follow(dead_after=0.05)
-    scene.paths.silences[scene.sock] = 0.01
-    await asyncio.sleep(0.2)
+def test_a_peer_that_answers_is_not_dead(scene: MultipathScene) -> None:
+    scene.follow(dead_after=8.0)
+    scene.paths.silences[scene.sock] = 1.0
+    scene.wait(60.0)
     assert scene.guard.error is None
 
 

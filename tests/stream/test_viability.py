@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from bindsock.model.network import Interface, InterfaceKind, Network
-from bindsock.routing.effective import Decider, Preferences
+from bindsock.routing.effective import Decider
 from bindsock.stream.viability import (
     IDLE,
     LATEST,
@@ -16,7 +16,6 @@ from bindsock.stream.viability import (
     Location,
     Viability,
     assess,
-    leaves,
     location_of,
 )
 from bindsock.testing import interface, network, route
@@ -141,21 +140,6 @@ def test_unknown_activity_is_not_idle() -> None:
     countdown = Countdown(100.0, None)
     assert not countdown.due(100.0 + IDLE, None)
     assert countdown.due(100.0 + LATEST, None)
-
-
-def test_auto_leaves_an_expensive_interface_and_no_other() -> None:
-    cellular = interface("wwan0", 2, "192.0.2.5/24", kind=InterfaceKind.CELLULAR)
-    expensive = Preferences(expensive=["wifi*"])
-    dear_ethernet = interface("eth0", 3, "203.0.113.5/24", expensive=True)
-    for reading, target, preferences, expected in [
-        (network(WIFI, ETHERNET), ETHERNET, Preferences(), False),
-        (network(WIFI, ETHERNET), ETHERNET, expensive, True),
-        (network(cellular, ETHERNET), ETHERNET, Preferences(), True),
-        (network(cellular, dear_ethernet), dear_ethernet, Preferences(), False),
-    ]:
-        assert leaves("auto", reading, PLACE, target, preferences) is expected
-        assert leaves("abort", reading, PLACE, target, preferences)
-        assert not leaves("keep", reading, PLACE, target, preferences)
 
 
 def test_connections_with_the_same_pin_share_a_decider() -> None:

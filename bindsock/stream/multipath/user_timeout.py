@@ -1,4 +1,4 @@
-"""Finding out that the peer of a multipath connection has fallen silent: of plain TCP the kernel tells."""
+"""Finds out that the peer of a multipath connection is silent. For plain TCP the kernel does that."""
 
 from __future__ import annotations
 
@@ -8,39 +8,33 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import asyncio
-
     from bindsock.kernel import PathManager
+    from bindsock.netmon.loop import Timer
     from bindsock.netmon.watcher import Watcher
 
 
 class UserTimeout:
-    """Watches one multipath connection.
+    """The user timeout (RFC 5482) of one multipath connection.
 
     Linux has no TCP_USER_TIMEOUT for it (``net/mptcp/sockopt.c``), and only probes one that is at rest.
 
     :param seconds: of silence, with something unacknowledged, that are too many
-    :param found: called when they have passed
+    :param update: called when they have passed
     """
 
     def __init__(
-        self,
-        watcher: Watcher,
-        paths: PathManager,
-        sock: socket.socket,
-        loop: asyncio.AbstractEventLoop,
-        seconds: float,
-        found: Callable[[], object],
+        self, watcher: Watcher, paths: PathManager, sock: socket.socket, seconds: float, update: Callable[[], object]
     ) -> None:
         self.seconds = seconds
+        self.expired = False
+        """Whether the peer has been silent for so long."""
         self._paths = paths
-        self._clock = watcher.runtime.time
+        self._runtime = watcher.runtime
         self._sock = weakref.ref(sock)
-        self._loop = weakref.ref(loop)
-        self._found = weakref.WeakMethod(found)
+        self._update = weakref.WeakMethod(update)
         self._answered = watcher.runtime.time()
         """When nothing was left unanswered for the last time."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._wait()
 
     def close(self) -> None:
@@ -50,21 +44,20 @@ class UserTimeout:
             self._timer = None
 
     def _wait(self) -> None:
-        loop = self._loop()
-        if loop is not None and not loop.is_closed():
-            self._timer = loop.call_later(min(self.seconds / 8, 1.0), self._listen)
+        self._timer = self._runtime.call_later(min(self.seconds / 8, 1.0), self._check)
 
-    def _listen(self) -> None:
+    def _check(self) -> None:
         self._timer = None
-        sock, found = self._sock(), self._found()
-        if sock is None or sock.fileno() == -1 or found is None:
+        sock, update = self._sock(), self._update()
+        if sock is None or sock.fileno() == -1 or update is None:
             return
-        now = self._clock()
+        now = self._runtime.time()
         silence = self._paths.silence(sock)
         if not silence:
             self._answered = now
-        # After a long rest the last answer is long ago, and yet nobody has been kept waiting.
+        # After a long rest the last answer is long ago, but nothing has been left unanswered for so long.
         if min(silence, now - self._answered) >= self.seconds:
-            found()
+            self.expired = True
+            update()
         else:
             self._wait()

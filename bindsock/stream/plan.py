@@ -1,0 +1,134 @@
+"""What to do with a stream connection when the network has changed: values and pure functions.
+
+:class:`Facts` are what is known of one connection in one reading of the network, and :func:`plan` turns them into
+:class:`Orders`. :class:`bindsock.stream.follower.PathFollower` carries them out as far as they concern the connection itself; its
+owner ends or replaces the connection. If an order fails, that is another fact, and the plan is made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bindsock.model.decision import Decision
+from bindsock.model.network import Interface, Network, Target
+from bindsock.options import BetterPath
+from bindsock.routing.effective import Preferences, is_expensive
+from bindsock.stream.multipath.plan import SubflowFacts, SubflowOrders, plan_subflows
+from bindsock.stream.viability import Assessment, Location, Viability, assess
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What the program asks of a connection."""
+
+    target: Target
+    """The peer's address."""
+    pin: str | None = None
+    """The name of the interface to which the connection is pinned."""
+    better_path: BetterPath = "auto"
+    """What to do when it works but the effective interface is another one."""
+    dead_after: float | None = None
+    """Seconds of silence after which a multipath connection is dead. For plain TCP the kernel counts them."""
+    replaceable: bool = False
+    """A new connection takes the place of one that is lost, so a stalled one is kept until the new one is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan is made from."""
+
+    requirement: Requirement
+    place: Location
+    """Where the connection is."""
+    network: Network
+    decision: Decision
+    """The decision for the peer's address in this network."""
+    preferences: Preferences
+    routed: Callable[[Interface], bool]
+    """Whether a route to the peer leaves by an interface. Called only if the decision names another interface."""
+    waited: bool = False
+    """The connection has been stalled for as long as it may be."""
+    immovable: bool = False
+    """The system refused to bind the socket to the interface that has its address now."""
+    subflows: SubflowFacts | None = None
+    """``None`` for plain TCP."""
+
+
+class Step(enum.Enum):
+    """What to do with a connection."""
+
+    STAY = enum.auto()
+    """Nothing: it works, and stays where it is."""
+    MOVE_ALONG = enum.auto()
+    """Bind the socket to the interface that has its local address now. TCP survives that."""
+    WAIT = enum.auto()
+    """It is stalled: wait for the carrier or the route, and meanwhile prepare a new connection if it is replaceable."""
+    KEEP = enum.auto()
+    """It does not work, but neither would a new one: keep it in case the path comes back."""
+    END = enum.auto()
+    """It cannot work any more, and a new one could."""
+    LEAVE = enum.auto()
+    """It works, but it is to end or to be replaced since another interface is better."""
+    LEAVE_WHEN_IDLE = enum.auto()
+    """The same, once it is idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What to do: first the orders to the subflows, then the step."""
+
+    step: Step
+    place: Location
+    """Where the connection is once the orders are carried out."""
+    found: Assessment
+    overdue: bool = False
+    """It has been stalled for as long as it may be."""
+    subflows: SubflowOrders | None = None
+
+
+def plan(facts: Facts) -> Orders:
+    """What to do with the connection."""
+    if facts.subflows is not None:
+        orders = plan_subflows(
+            facts.subflows,
+            facts.network,
+            facts.place,
+            facts.decision,
+            facts.routed,
+            keep=facts.requirement.better_path == "keep",
+        )
+        return _orders(facts, orders.place, orders.found, orders)
+    found = assess(facts.network, facts.place, facts.decision, facts.routed)
+    if found.moved is not None and not facts.immovable:
+        index = found.moved.index
+        place = dataclasses.replace(facts.place, interface=found.moved.name, index=index, owner=index)
+        return Orders(Step.MOVE_ALONG, place, found)
+    return _orders(facts, facts.place, found)
+
+
+def _orders(facts: Facts, place: Location, found: Assessment, subflows: SubflowOrders | None = None) -> Orders:
+    overdue = facts.waited and found.viability is Viability.STALLED
+    return Orders(_step(facts, place, found), place, found, overdue, subflows)
+
+
+def _step(facts: Facts, place: Location, found: Assessment) -> Step:
+    requirement = facts.requirement
+    if found.viability is Viability.STALLED and (requirement.replaceable or not facts.waited):
+        return Step.WAIT
+    if found.viability is not Viability.WORKS:
+        return Step.END if found.usable else Step.KEEP
+    if found.better is None or requirement.better_path == "keep":
+        return Step.STAY
+    if requirement.better_path == "abort" or requirement.replaceable:
+        return Step.LEAVE
+    return Step.LEAVE_WHEN_IDLE if _saves_cost(facts, place, found.better) else Step.STAY
+
+
+def _saves_cost(facts: Facts, place: Location, better: Interface) -> bool:
+    """Whether the connection is on an expensive interface and the better one is not expensive."""
+    interface = facts.network.interfaces.get(place.index)
+    preferences = facts.preferences
+    return interface is not None and is_expensive(interface, preferences) and not is_expensive(better, preferences)

@@ -1,0 +1,182 @@
+"""What is to be done with a connection, as tables: from what is known of it to the orders."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.options import BetterPath
+from bindsock.routing.effective import Decider, Preferences
+from bindsock.stream.multipath.plan import Move, Situation, SubflowFacts, SubflowOrders
+from bindsock.stream.plan import Facts, Orders, Requirement, Step, plan
+from bindsock.stream.viability import ROUTE_GRACE, Location, Viability
+from bindsock.testing import interface, network, route
+
+PEER = ip_address("198.51.100.7")
+HERE, THERE = ip_address("192.0.2.5"), ip_address("203.0.113.5")
+ON_WIFI, ON_ETHERNET = Location("wifi0", 2, HERE, 2), Location("eth0", 3, THERE, 3)
+
+WIFI = interface("wifi0", 2, "192.0.2.5/24")
+CELLULAR = replace(WIFI, kind=InterfaceKind.CELLULAR)
+ETHERNET = interface("eth0", 3, "203.0.113.5/24", kind=InterfaceKind.WIRED)
+BRIDGE = interface("br0", 4, "192.0.2.5/24", kind=InterfaceKind.BRIDGE)
+BY_WIFI = route("0.0.0.0/0", 2, "192.0.2.1", metric=600)
+BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
+BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
+BY_BRIDGE = route("0.0.0.0/0", 4, "192.0.2.1", metric=100)
+
+BOTH = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET)
+ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
+CELLULAR_WORSE = network(CELLULAR, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
+UNPLUGGED = network(replace(WIFI, running=False), ETHERNET, BY_WIFI, BY_ETHERNET)
+UNPLUGGED_ALONE = network(replace(WIFI, running=False), BY_WIFI)
+ROUTE_LOST = network(WIFI, ETHERNET, BY_ETHERNET)
+WIFI_GONE = network(ETHERNET, BY_ETHERNET)
+NOTHING = network(interface("wifi0", 2, up=False, running=False))
+BRIDGED = network(interface("wifi0", 2), BRIDGE, ETHERNET, BY_BRIDGE, BY_ETHERNET)
+
+
+def facts(seen: Network, requirement: Requirement | None = None, place: Location = ON_WIFI) -> Facts:
+    requirement = requirement or Requirement(PEER)
+    decider = Decider(seen, Preferences(), interface=requirement.pin)
+
+    def routed(interface: Interface) -> bool:
+        return (interface.index, socket.AF_INET) in seen.reachable
+
+    return Facts(requirement, place, seen, decider.decide(PEER), decider.preferences, routed)
+
+
+@pytest.mark.parametrize(
+    ("seen", "better_path", "step"),
+    [
+        (BOTH, "auto", Step.STAY),
+        (BOTH, "abort", Step.STAY),
+        (ETHERNET_BETTER, "auto", Step.STAY),
+        (ETHERNET_BETTER, "keep", Step.STAY),
+        (ETHERNET_BETTER, "abort", Step.LEAVE),
+        (CELLULAR_WORSE, "auto", Step.LEAVE_WHEN_IDLE),
+        (CELLULAR_WORSE, "keep", Step.STAY),
+        (CELLULAR_WORSE, "abort", Step.LEAVE),
+        (UNPLUGGED, "auto", Step.WAIT),
+        (UNPLUGGED, "keep", Step.WAIT),
+        (UNPLUGGED_ALONE, "auto", Step.WAIT),
+        (ROUTE_LOST, "auto", Step.WAIT),
+        (WIFI_GONE, "auto", Step.END),
+        (WIFI_GONE, "keep", Step.END),
+        (NOTHING, "auto", Step.KEEP),
+        (BRIDGED, "auto", Step.MOVE_ALONG),
+        (BRIDGED, "keep", Step.MOVE_ALONG),
+    ],
+)
+def test_what_a_reading_means_for_a_connection(seen: Network, better_path: BetterPath, step: Step) -> None:
+    assert plan(facts(seen, Requirement(PEER, better_path=better_path))).step is step
+
+
+@pytest.mark.parametrize(
+    ("seen", "better_path", "step"),
+    [
+        (BOTH, "auto", Step.STAY),
+        (ETHERNET_BETTER, "auto", Step.LEAVE),
+        (ETHERNET_BETTER, "keep", Step.STAY),
+        (CELLULAR_WORSE, "auto", Step.LEAVE),
+        (UNPLUGGED, "auto", Step.WAIT),
+        (WIFI_GONE, "keep", Step.END),
+    ],
+)
+def test_what_it_means_for_one_that_is_replaced(seen: Network, better_path: BetterPath, step: Step) -> None:
+    assert plan(facts(seen, Requirement(PEER, better_path=better_path, replaceable=True))).step is step
+
+
+def test_one_that_has_been_stalled_for_long_ends_if_another_could_be_made() -> None:
+    assert plan(replace(facts(UNPLUGGED), waited=True)).step is Step.END
+    assert plan(replace(facts(UNPLUGGED_ALONE), waited=True)).step is Step.KEEP
+    assert plan(replace(facts(BOTH), waited=True)).step is Step.STAY
+
+
+def test_one_that_is_replaced_is_never_ended_for_being_stalled() -> None:
+    orders = plan(replace(facts(UNPLUGGED, Requirement(PEER, replaceable=True)), waited=True))
+    assert (orders.step, orders.overdue) == (Step.WAIT, True)
+
+
+def test_a_lost_route_is_given_a_moment_and_a_lost_carrier_none() -> None:
+    assert plan(facts(ROUTE_LOST)).found.grace == ROUTE_GRACE
+    assert plan(facts(UNPLUGGED)).found.grace == 0.0
+
+
+def test_it_moves_along_with_its_address_unless_that_was_refused() -> None:
+    orders = plan(facts(BRIDGED))
+    assert orders.place == Location("br0", 4, HERE, 4)
+    assert plan(replace(facts(BRIDGED), place=orders.place)).step is Step.STAY
+    assert plan(replace(facts(BRIDGED), immovable=True)).step is Step.END
+
+
+def over(seen: Network, *working: Location, keep: bool = False, place: Location = ON_WIFI, **known: Any) -> Orders:
+    """The orders for a multipath connection with these subflows."""
+    situation = known.pop("situation", Situation(working))
+    subflows = replace(SubflowFacts(situation), **known)
+    requirement = Requirement(PEER, better_path="keep" if keep else "auto")
+    return plan(replace(facts(seen, requirement, place), subflows=subflows))
+
+
+def subflow_orders(orders: Orders) -> SubflowOrders:
+    assert orders.subflows is not None
+    return orders.subflows
+
+
+@pytest.mark.parametrize(
+    ("seen", "working", "keep", "known", "move", "step"),
+    [
+        (BOTH, [ON_WIFI], False, {}, Move.CANCEL, Step.STAY),
+        (ETHERNET_BETTER, [ON_WIFI], False, {}, Move.BEGIN, Step.STAY),
+        (ETHERNET_BETTER, [ON_WIFI], True, {}, Move.CANCEL, Step.STAY),
+        (ETHERNET_BETTER, [ON_WIFI], False, {"refused": frozenset({3})}, Move.RETRY, Step.STAY),
+        (ETHERNET_BETTER, [ON_WIFI], False, {"powerless": True}, Move.GO_ON, Step.STAY),
+        (ROUTE_LOST, [ON_WIFI], True, {}, Move.BEGIN, Step.STAY),
+        (WIFI_GONE, [], False, {}, Move.BEGIN, Step.STAY),
+        (WIFI_GONE, [], False, {"refused": frozenset({3})}, Move.GO_ON, Step.WAIT),
+        (WIFI_GONE, [], False, {"powerless": True}, Move.GO_ON, Step.END),
+        (UNPLUGGED, [], False, {"powerless": True}, Move.GO_ON, Step.WAIT),
+        (NOTHING, [], False, {}, Move.SUSPEND, Step.KEEP),
+        (BOTH, [ON_WIFI], False, {"silent_for": 7.0}, Move.GO_ON, Step.END),
+        (BRIDGED, [Location("br0", 4, HERE, 4)], False, {}, Move.GO_ON, Step.END),
+    ],
+)
+def test_which_order_is_given_to_the_subflows(
+    seen: Network, working: list[Location], keep: bool, known: dict[str, Any], move: Move, step: Step
+) -> None:
+    orders = over(seen, *working, keep=keep, **known)
+    assert (subflow_orders(orders).move, orders.step) == (move, step)
+
+
+def test_what_has_joined_is_where_the_connection_is_and_the_rest_is_ended() -> None:
+    orders = over(ETHERNET_BETTER, ON_WIFI, ON_ETHERNET)
+    assert orders.place == ON_ETHERNET
+    assert subflow_orders(orders).leave == (HERE,)
+    orders = over(WIFI_GONE, situation=Situation((ON_ETHERNET,), lost=(HERE,)))
+    assert (orders.place, subflow_orders(orders).remove) == (ON_ETHERNET, ((HERE, "lost"),))
+
+
+def test_one_that_is_to_be_kept_ends_no_subflow_that_works() -> None:
+    orders = over(ETHERNET_BETTER, ON_WIFI, ON_ETHERNET, keep=True)
+    assert orders.place == ON_WIFI
+    assert subflow_orders(orders).leave == ()
+
+
+def test_a_subflow_where_none_may_be_is_ended_or_the_connection_is() -> None:
+    inside = ip_address("10.66.0.2")
+    forbidden = Situation((ON_WIFI,), forbidden=((inside, "tun0"),))
+    orders = over(BOTH, situation=forbidden)
+    assert (orders.step, subflow_orders(orders).remove) == (Step.STAY, ((inside, "forbidden"),))
+    orders = over(BOTH, situation=forbidden, irremovable=frozenset({inside}))
+    assert orders.step is Step.END
+    assert "tun0" in orders.found.reason
+
+
+def test_what_is_refused_where_nothing_works_is_stalled_until_it_ends() -> None:
+    orders = over(WIFI_GONE, refused=frozenset({3}))
+    assert orders.found.viability is Viability.STALLED

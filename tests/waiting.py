@@ -1,0 +1,23 @@
+"""Waiting in tests for what happens at a time of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
+    """Wait until something is true.
+
+    :param seconds: after which the test fails
+    """
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let what has been scheduled run, and what has been sent over loopback arrive."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
