@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bindsock.model.network import IPAddress
 
-MAIN, DEFAULT = 254, 253
+MAIN, DEFAULT, TABLE_LOCAL = 254, 253, 255
 _HALF = {4: 1, 6: 3}
 """The longest prefix of an uplink that may stand for a default route: ``0/1``, ``2000::/3``."""
 

@@ -24,7 +24,7 @@ from bindsock.model.decision import Basis, Candidate, Decision, Path, path_of
 from bindsock.model.network import Answers, Interface, InterfaceKind, IPAddress, Lookup, Network, Target, family_of, unmapped
 from bindsock.model.preferences import Preferences, is_expensive
 from bindsock.model.prefixes import is_private, specific_in
-from bindsock.model.tables import TableAnswers
+from bindsock.model.tables import TABLE_LOCAL, TableAnswers
 from bindsock.routing.default_route import Defaults, in_table, rank_of
 from bindsock.routing.sources import source_of
 from bindsock.routing.usable import dead, is_tunnel, unfit
@@ -261,6 +261,9 @@ class Decider:
         family = family_of(address)
         answers = self.lookups(address)
         unbound = answers.unbound
+        if unbound is not None and self._is_delivered_here(unbound):
+            note = f"the system delivers {address} to this host itself"
+            return Decision(family, family, None, Basis.LOCAL, unbound=True, notes=(note,))
         key = (
             family,
             on_link,
@@ -277,6 +280,11 @@ class Decider:
             if shared:
                 self._by_answer[key] = decision
         return decision
+
+    def _is_delivered_here(self, unbound: Lookup) -> bool:
+        """Whether a route of type local leads to the loopback, as ``ip route add local 192.0.2.0/24 dev lo`` makes it."""
+        interface = self.network.interfaces.get(unbound.route.interface or 0)
+        return interface is not None and interface.kind is InterfaceKind.LOOPBACK and unbound.route.table == TABLE_LOCAL
 
     def _ordered(self, answers: Answers) -> list[Lookup]:
         """The ways to a destination, in the order in which the system would use them without those before."""

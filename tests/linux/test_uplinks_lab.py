@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import bindsock
 from bindsock.dial.binding import decide_and_bind
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.model.network import InterfaceKind
@@ -186,6 +188,30 @@ def test_a_rule_for_certain_destinations_counts_for_those(world: World, kernel: 
     assert sent(world, kernel) == ("eth0", "10.2.0.2")
 
 
+def test_what_a_local_route_covers_is_this_host(world: World, kernel: LinuxKernel) -> None:
+    ip("route add local 192.0.2.0/24 dev lo")
+    assert decider(kernel).decide(ipaddress.ip_address("192.0.2.7")).unbound
+
+
+def test_a_networks_broadcast_address_is_on_its_card(world: World, kernel: LinuxKernel) -> None:
+    assert chosen(kernel, ipaddress.ip_address("10.2.0.255")) == "eth0"
+    assert chosen(kernel, ipaddress.ip_address("255.255.255.255")) == "wifi0"
+
+
+def test_a_single_container_is_reached_by_its_device_though_that_has_no_address(world: World, kernel: LinuxKernel) -> None:
+    pod = new_namespace()
+    subprocess.run(
+        ["ip", *f"link add cali1 type veth peer name eth9 netns /proc/self/fd/{pod}".split()], check=True, pass_fds=[pod]
+    )
+    ip("link set cali1 up", "route add 10.244.0.7/32 dev cali1 scope link")
+    with inside(pod):
+        ip("link set eth9 up")
+    until_running("cali1")
+    decision = decider(kernel).decide(ipaddress.ip_address("10.244.0.7"))
+    assert decision.interface is not None
+    assert (decision.interface.name, str(decision.source)) == ("cali1", "10.1.0.2")
+
+
 # Sources.
 
 
@@ -256,6 +282,44 @@ def test_a_source_that_changes_is_another_path(world: World, kernel: LinuxKernel
     assert before is not None
     assert after is not None
     assert (str(before.source), str(after.source)) == ("10.2.0.2", "10.2.0.77")
+
+
+class Nothing(asyncio.DatagramProtocol):
+    """Sends, and receives nothing."""
+
+
+async def test_an_endpoint_follows_the_source_that_its_route_needs(world: World) -> None:
+    source_rule()
+    ip("addr add 10.2.0.77/24 dev eth0", "route add default via 10.2.0.1 dev eth0 table 1002")
+    server = world.server(V4)
+    server.settimeout(0.05)
+    async with bindsock.TransportFactory(interface="eth0") as factory:
+        transport, _ = await factory.create_datagram_endpoint(Nothing, remote_addr=server.getsockname())
+        assert transport.get_extra_info("sockname")[0] == "10.2.0.2"
+        transport.sendto(b"before")
+        assert received(world, server).source == "10.2.0.2"
+        port = transport.get_extra_info("sockname")[1]
+        ip("rule del pref 512", "rule add pref 512 from 10.2.0.77 lookup 1002")
+        async with asyncio.timeout(5):
+            while transport.get_extra_info("sockname")[0] != "10.2.0.77":
+                await asyncio.sleep(0.01)
+        transport.sendto(b"after")
+        seen = received(world, server)
+        assert (seen.data, seen.source, seen.interface, seen.port) == (b"after", "10.2.0.77", "eth0", port)
+        transport.close()
+
+
+async def test_a_stream_is_dialled_from_the_source_that_its_route_needs(world: World) -> None:
+    source_rule()
+    server = world.server(V4, socket.SOCK_STREAM)
+    async with bindsock.TransportFactory(interface="eth0") as factory:
+        _, writer = await factory.open_connection(*server.getsockname())
+        connection, peer = server.accept()
+        with connection:
+            assert peer[0] == writer.get_extra_info("sockname")[0] == "10.2.0.2"
+        writer.close()
+        chosen_by_program = await factory.open_connection(*server.getsockname(), local_addr=("10.2.0.2", 0))
+        chosen_by_program[1].close()
 
 
 def test_ipv6_routes_for_certain_sources_are_found_by_each_uplink(world: World, kernel: LinuxKernel) -> None:

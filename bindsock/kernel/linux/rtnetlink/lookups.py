@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
 
 _KEPT = 4096
-_ASKED_AT_ONCE = 64
-"""About so many destinations a reading asks anew, in 2 ms; about more they are asked when they are decided next."""
+_ASKED_AT_ONCE = 24
+"""About so many destinations a reading asks anew, in 1 to 2 ms; about more they are asked when they are decided next."""
 _logger = logging.getLogger("bindsock")
 _BITS = {4: 32, 6: 128}
 

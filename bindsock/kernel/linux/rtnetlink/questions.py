@@ -312,6 +312,9 @@ def _unbound_answer(answer: ParsedRoute | int, destination: IPAddress) -> tuple[
     route = next(iter(answer.routes), None)
     if route is None or answer.type in routes.DEAD_ENDS:
         return None, None
+    if answer.type == routes.RTN_LOCAL:
+        # What is delivered here, by whatever table.
+        route = dataclasses.replace(route, table=routes.TABLE_LOCAL)
     return Lookup(route), None
 
 

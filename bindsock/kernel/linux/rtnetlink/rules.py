@@ -91,7 +91,8 @@ def read_rules(channel: Channel) -> Rules:
 def rules_of(found: Iterable[Rule]) -> Rules:
     """What a list of rules comes to."""
     ordered = sorted(found, key=lambda rule: (not rule.plain, rule.preference))
-    tables: dict[tuple[socket.AddressFamily, int], int] = {}
+    # The table of what is this host, or all on a link, comes before everything (linux net/ipv4/fib_rules.c).
+    tables = {(family, TABLE_LOCAL): -1 for family in FAMILIES}
     for position, rule in enumerate(ordered):
         tables.setdefault((rule.family, rule.table), position)
     sources = dict.fromkeys(rule.source for rule in ordered if rule.source is not None)
