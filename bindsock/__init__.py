@@ -1,41 +1,49 @@
-"""asyncio connections that leave by the right network interface and stay on it."""
+"""asyncio connections that leave by the right network interface and stay on it.
 
-from bindsock.datagram.open import DatagramTransport
-from bindsock.default import (
-    bind,
-    changes,
-    connect,
-    create_connection,
-    create_datagram_endpoint,
-    effective_interface,
-    explain,
-    interface_of,
-    multipath_of,
-    open_connection,
-    socket_factory,
-    statistics,
-    track,
-)
-from bindsock.errors import (
-    BindFailed,
-    BindsockError,
-    EgressMismatch,
-    InterfaceChanged,
-    KernelError,
-    NoEffectiveInterface,
-    NoRoute,
-    UnsupportedSystem,
-)
-from bindsock.eventloop import EventLoop, loop_factory
-from bindsock.factory import Changes, TransportFactory
-from bindsock.model.change import Cause, Change, FamilyChange
-from bindsock.model.decision import Basis, Candidate, Decision, Path
-from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
-from bindsock.model.statistics import Statistics
-from bindsock.model.subflows import Multipath, Subflow
-from bindsock.reconnect.hooks import OnReconnect
-from bindsock.resolvers import InterfaceResolver
-from bindsock.routing.effective import Preferences
+What is used is imported when it is first used: ``import bindsock`` alone costs next to nothing. A program that will not be able
+to read its libraries later, in a ``chroot`` say, imports ``bindsock.default`` and ``bindsock.kernel.linux`` before.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bindsock.datagram.open import DatagramTransport
+    from bindsock.default import (
+        bind,
+        changes,
+        connect,
+        create_connection,
+        create_datagram_endpoint,
+        effective_interface,
+        explain,
+        interface_of,
+        multipath_of,
+        open_connection,
+        socket_factory,
+        statistics,
+        track,
+    )
+    from bindsock.errors import (
+        BindFailed,
+        BindsockError,
+        EgressMismatch,
+        InterfaceChanged,
+        KernelError,
+        NoEffectiveInterface,
+        NoRoute,
+        UnsupportedSystem,
+    )
+    from bindsock.eventloop import EventLoop, loop_factory
+    from bindsock.factory import Changes, TransportFactory
+    from bindsock.model.change import Cause, Change, FamilyChange
+    from bindsock.model.decision import Basis, Candidate, Decision, Path
+    from bindsock.model.network import Interface, InterfaceAddress, InterfaceKind, Network, Route, RouteKind
+    from bindsock.model.statistics import Statistics
+    from bindsock.model.subflows import Multipath, Subflow
+    from bindsock.reconnect.hooks import OnReconnect
+    from bindsock.resolvers import InterfaceResolver
+    from bindsock.routing.effective import Preferences
 
 __all__ = [
     "Basis",
@@ -84,3 +92,65 @@ __all__ = [
     "statistics",
     "track",
 ]
+
+_MODULES = {
+    "Basis": "bindsock.model.decision",
+    "BindFailed": "bindsock.errors",
+    "BindsockError": "bindsock.errors",
+    "Candidate": "bindsock.model.decision",
+    "Cause": "bindsock.model.change",
+    "Change": "bindsock.model.change",
+    "Changes": "bindsock.factory",
+    "DatagramTransport": "bindsock.datagram.open",
+    "Decision": "bindsock.model.decision",
+    "EgressMismatch": "bindsock.errors",
+    "EventLoop": "bindsock.eventloop",
+    "FamilyChange": "bindsock.model.change",
+    "Interface": "bindsock.model.network",
+    "InterfaceAddress": "bindsock.model.network",
+    "InterfaceChanged": "bindsock.errors",
+    "InterfaceKind": "bindsock.model.network",
+    "InterfaceResolver": "bindsock.resolvers",
+    "KernelError": "bindsock.errors",
+    "Multipath": "bindsock.model.subflows",
+    "Network": "bindsock.model.network",
+    "NoEffectiveInterface": "bindsock.errors",
+    "NoRoute": "bindsock.errors",
+    "OnReconnect": "bindsock.reconnect.hooks",
+    "Path": "bindsock.model.decision",
+    "Preferences": "bindsock.routing.effective",
+    "Route": "bindsock.model.network",
+    "RouteKind": "bindsock.model.network",
+    "Statistics": "bindsock.model.statistics",
+    "Subflow": "bindsock.model.subflows",
+    "TransportFactory": "bindsock.factory",
+    "UnsupportedSystem": "bindsock.errors",
+    "bind": "bindsock.default",
+    "changes": "bindsock.default",
+    "connect": "bindsock.default",
+    "create_connection": "bindsock.default",
+    "create_datagram_endpoint": "bindsock.default",
+    "effective_interface": "bindsock.default",
+    "explain": "bindsock.default",
+    "interface_of": "bindsock.default",
+    "loop_factory": "bindsock.eventloop",
+    "multipath_of": "bindsock.default",
+    "open_connection": "bindsock.default",
+    "socket_factory": "bindsock.default",
+    "statistics": "bindsock.default",
+    "track": "bindsock.default",
+}
+
+if not TYPE_CHECKING:  # to a type checker, a name that is not above must stay an error
+
+    def __getattr__(name: str) -> Any:
+        """A public name, from the module that it lives in."""
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(module), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import itertools
 import socket
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
-from bindsock.dial.dialer import MAX_REDIALS, Dialer
+from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
@@ -165,7 +164,6 @@ class Connector:
         if sock is not None and (host is not None or port is not None):
             raise ValueError("host/port and sock can not be specified at the same time")
         tls = options.tls(host)
-        watcher = self.watcher
         if sock is not None:
             prepare = self._preparation(options)
             if prepare is not None:
@@ -173,27 +171,15 @@ class Connector:
             sock = self._owned(sock)
             return await self._attach(self.follow_stream(sock, options), protocol_factory, sock, tls)
         dialer = self._dialer(host, port, options)
-        once = functools.cache(protocol_factory)
-        with watcher.hold():
-            for redials in itertools.count():
-                dialled = await dialer.dial()
-                if is_replaceable(_made(once, dialled)):
-                    dial, attach = self._replacement(dialer, dialled, tls)
-                    return await create_replaceable(watcher, self.loop, once, dial, attach, self._with_policy(options))
-                if options.concerns_replacement:
-                    dialled.sock.close()
-                    raise ValueError(
-                        "drain_timeout and reconnect_timeout need a protocol with a method connection_replaced(transport, unread)"
-                    )
-                guard = self._follow_dialled(dialled, options)
-                try:
-                    return await self._attach(guard, once, dialled.sock, tls)
-                except OSError:
-                    # The handshake of a connection whose path went away meanwhile is part of the dial.
-                    if guard is None or guard.error is None or redials == MAX_REDIALS:
-                        raise
-                    watcher.statistics.redialled += 1
-        raise AssertionError("the last attempt returns or raises")
+        protocol: P | None = None
+
+        async def attach(dialled: Dialled) -> tuple[asyncio.Transport, P]:
+            nonlocal protocol
+            if protocol is None:
+                protocol = _made(protocol_factory, dialled)
+            return await self._attach_dialled(dialer, dialled, protocol, tls)
+
+        return await dialer.complete(attach)
 
     async def open_connection(
         self, host: str | None, port: int | str | None, options: ConnectOptions, limit: int, on_reconnect: OnReconnect | None
@@ -315,6 +301,30 @@ class Connector:
         if self._watcher is not None:
             self._watcher.forget_followers()
             self._watcher.stop()
+
+    async def _attach_dialled(
+        self, dialer: Dialer, dialled: Dialled, protocol: P, tls: dict[str, Any]
+    ) -> tuple[asyncio.Transport, P]:
+        """Make a transport of a socket that was dialled: one whose connections are replaced, if the protocol can bear that.
+
+        :raises PathChanged: the handshake failed because the path changed meanwhile
+        """
+        options = dialer.options
+        if is_replaceable(protocol):
+            dial, attach = self._replacement(dialer, dialled, tls)
+            return await create_replaceable(self.watcher, self.loop, lambda: protocol, dial, attach, self._with_policy(options))
+        if options.concerns_replacement:
+            dialled.sock.close()
+            raise ValueError(
+                "drain_timeout and reconnect_timeout need a protocol with a method connection_replaced(transport, unread)"
+            )
+        guard = self._follow_dialled(dialled, options)
+        try:
+            return await self._attach(guard, lambda: protocol, dialled.sock, tls)
+        except OSError as error:
+            if guard is None or guard.error is None:
+                raise
+            raise PathChanged(error) from error
 
     def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,28 @@ def test_every_task_has_a_name(module: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
     starting = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in _STARTS_A_TASK]
     assert [ast.unparse(call) for call in starting if not any(keyword.arg == "name" for keyword in call.keywords)] == []
+
+
+def test_importing_bindsock_loads_nothing_that_is_not_used_yet() -> None:
+    script = "import sys, bindsock; print(*(name for name in sys.modules if name.startswith(('bindsock', 'asyncio'))))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["bindsock"]
+
+
+def test_every_public_name_is_found_and_listed() -> None:
+    assert sorted(bindsock.__all__) == sorted(bindsock._MODULES)
+    assert set(bindsock.__all__) <= set(dir(bindsock))
+    for name in bindsock.__all__:
+        assert getattr(bindsock, name) is getattr(importlib.import_module(bindsock._MODULES[name]), name)
+
+
+def test_type_checkers_see_each_public_name_where_it_is_imported_from() -> None:
+    tree = ast.parse(Path(bindsock.__file__).read_text())
+    (checking,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for node in checking.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name: node.module for node in imports for alias in node.names} == bindsock._MODULES
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'open_conection'"):
+        bindsock.open_conection  # type: ignore[attr-defined]  # noqa: B018

@@ -4,16 +4,16 @@ Theory of operation. The names are resolved; each address gets its own decision;
 before the race begins, and ``on_no_interface`` applies only when none is left. The sockets of the race are made and bound here.
 
 If the path changes during a dial, the answer it waits for cannot come: it is started over, at most ``MAX_REDIALS`` times, inside
-the same await.
+the same await. A handshake that follows is part of the dial. This is the only place where a dial is started over.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.dial.attempt import Attempt, Destination, Dialled
 from bindsock.dial.chosen import on_own_uplink
@@ -27,14 +27,27 @@ if TYPE_CHECKING:
     from bindsock.dial.farewell import Farewell
     from bindsock.netmon.watcher import Watcher
 
-__all__ = ["MAX_REDIALS", "Dialer", "Dialled"]
+__all__ = ["MAX_REDIALS", "Dialer", "Dialled", "PathChanged"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("bindsock")
 
 MAX_REDIALS = 5
 
 
-@dataclass(frozen=True, slots=True)
+class PathChanged(Exception):
+    """The rest of a dial has failed because the path changed meanwhile: the dial is to be started over.
+
+    :param error: how it has failed
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(slots=True)
 class Dialer:
     """All that a dial needs to be done, and done again."""
 
@@ -53,6 +66,15 @@ class Dialer:
     async def dial(self) -> Dialled:
         """Connect.
 
+        :raises OSError: as :meth:`complete`
+        """
+        return await self.complete(_nothing_more)
+
+    async def complete(self, rest: Callable[[Dialled], Awaitable[T]]) -> T:
+        """Connect, and do what is left to do with each socket that is connected, until it has been done with one.
+
+        :param rest: raises :class:`PathChanged` if it failed because the path changed; it must have closed the socket then
+        :return: what that returns
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises NoRoute: the only attempt failed because no route leaves by its interface
         :raises BindFailed: the only attempt failed at binding the socket
@@ -71,8 +93,12 @@ class Dialer:
             race = Race(self.watcher, attempts, options.happy_eyeballs_delay)
             winner = await race.run(interruptible=redials < MAX_REDIALS)
             if winner is not None:
-                return winner.verified()
-            if not race.interrupted:
+                try:
+                    return await rest(winner.verified())
+                except PathChanged as change:
+                    if redials == MAX_REDIALS:
+                        raise change.error from change.error.__cause__
+            elif not race.interrupted:
                 raise self._failure(race.errors)
             self.watcher.statistics.redialled += 1
             logger.info("the path to %s changed while it was dialled, dialling again", self.host)
@@ -130,3 +156,7 @@ class Dialer:
         combined = OSError(code, f"Multiple exceptions: {', '.join(map(str, errors))}")
         combined.__cause__ = ExceptionGroup("the attempts", errors)
         return combined
+
+
+async def _nothing_more(dialled: Dialled) -> Dialled:
+    return dialled

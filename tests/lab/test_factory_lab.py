@@ -416,7 +416,7 @@ def test_a_factory_belongs_to_one_loop(lab: Lab) -> None:
 
 UNPRIVILEGED = """
 import asyncio, os, sys
-import bindsock, bindsock.kernel.linux, encodings.idna
+import bindsock.default, bindsock.kernel.linux, encodings.idna  # what cannot be read any more later
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 async def main():
     reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]))
