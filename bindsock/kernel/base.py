@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
+    from bindsock.model.policy import Gateway, PolicyRule
     from bindsock.model.subflows import Endpoints, Subflow
 
 
@@ -94,8 +95,31 @@ class PathManager(Protocol):
         """As :meth:`release`, for what could not be undone yet."""
 
 
+class Administration(Protocol):
+    """The policy rules and routing tables as an administrator sees them, where an operating system has them.
+
+    Every method raises :class:`KernelError` for an answer that cannot be understood, and :class:`OSError` for a refusal.
+    """
+
+    def rules(self) -> Sequence[PolicyRule]:
+        """The policy rules of both families, in the order in which they are tried."""
+
+    def routes(self) -> Sequence[Route]:
+        """The routing tables of both families, without the local one."""
+
+    def filters_strictly(self, interface: Interface) -> bool:
+        """Whether IPv4 answers to a bound socket are dropped where the default route is another interface's."""
+
+    def gateway(self, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
+        """The gateway by which the interface reaches the world, ``None`` if nothing names one. Nothing is sent."""
+
+
 class Kernel(Protocol):
     """What bindsock needs of an operating system."""
+
+    @property
+    def administration(self) -> Administration | None:
+        """``None`` where there are no policy rules."""
 
     @property
     def multipath(self) -> PathManager | None:

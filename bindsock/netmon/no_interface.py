@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-_ANYWHERE: dict[socket.AddressFamily, IPAddress] = {
+ANYWHERE: dict[socket.AddressFamily, IPAddress] = {
     socket.AF_INET: IPv4Address("8.8.8.8"),
     socket.AF_INET6: IPv6Address("2001:4860:4860::8888"),
 }
@@ -35,7 +35,7 @@ def no_effective_interface(what: str, decisions: tuple[Decision, ...], kernel: K
 
 def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
     """What would give the decision an interface: for one that lacks nothing but a route."""
-    destination = _ANYWHERE[decision.family] if isinstance(decision.target, socket.AddressFamily) else decision.target
+    destination = ANYWHERE[decision.family] if isinstance(decision.target, socket.AddressFamily) else decision.target
     for candidate in decision.candidates:
         interface = network.interfaces.get(candidate.index)
         if (

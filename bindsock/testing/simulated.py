@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 
 from bindsock.errors import BindFailed
-from bindsock.kernel import PathManager
+from bindsock.kernel import Administration, PathManager
 from bindsock.kernel.chosen import multicast_options
 from bindsock.model.network import (
     Interface,
@@ -88,6 +88,7 @@ class SimulatedKernel:
         self.refuse: set[str] = set()
         """Names of interfaces to which binding fails with EPERM."""
         self.multipath: PathManager | None = None
+        self.administration: Administration | None = None
         """What knows of multipath connections; a :class:`SimulatedPathManager` if the test has them."""
         self.hops: dict[str, bool] = {}
         """Whether the gateway of an interface answers, by its name; unknown where it is not among them."""

@@ -18,7 +18,7 @@ from bindsock.testing.simulated import SimulatedKernel
 
 from .conftest import Run
 
-COMMANDS = ("status", "explain", "watch", "demo")
+COMMANDS = ("status", "explain", "watch", "doctor", "demo")
 
 
 class Terminal(io.StringIO):

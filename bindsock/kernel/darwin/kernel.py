@@ -36,6 +36,8 @@ class DarwinKernel:
 
     multipath = None
     """Darwin's multipath sockets are Network.framework's, and take an entitlement (``bsd/netinet/mptcp_usrreq.c``)."""
+    administration = None
+    """Darwin has no policy rules: its routes are scoped by interface."""
     binding_filters_ingress = False
     """xnu bsd/netinet/in_pcb.c, in_pcblookup_hash: the bound interface is no part of it."""
 

@@ -11,26 +11,18 @@ import ipaddress
 import re
 import socket
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux.rtnetlink import neighbours
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.model.network import Interface, IPAddress, Network, Route
+from bindsock.model.policy import Gateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from bindsock.kernel.linux.netlink import Channel
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """A gateway, and what names it."""
-
-    address: IPAddress
-    named_by: str
 
 
 class Gateways:

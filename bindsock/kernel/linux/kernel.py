@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bindsock.kernel.linux import route_hint as cures
 from bindsock.kernel.linux import sockets
 from bindsock.kernel.linux import statistics as counters
+from bindsock.kernel.linux.administration import Administration
 from bindsock.kernel.linux.gateways import Gateways
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.kernel.linux.netlink import Channel
@@ -66,6 +67,7 @@ class LinuxKernel:
         self._current = Current(Total(self._reader), self._sources.watched)
         self._gateways = Gateways()
         self.multipath = PathManager()
+        self.administration = Administration(self._channel, self._gateways)
         self._filters_seen: set[int] = set()
 
     def network(self, *, partial: bool = False) -> Network:

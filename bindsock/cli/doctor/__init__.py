@@ -1,0 +1,108 @@
+"""``bindsock doctor``: one report that says what is wrong, made to be pasted into a bug report."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from bindsock.cli.doctor.advice import advice
+from bindsock.cli.doctor.examination import Examination
+from bindsock.cli.doctor.probing import Target, probe
+from bindsock.cli.doctor.redaction import Redaction
+from bindsock.cli.doctor.showing import show
+from bindsock.cli.doctor.system import usable_servers
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
+from bindsock.cli.output import Printer, document
+from bindsock.model.network import family_name
+from bindsock.routing.effective import Decider
+
+_HOST = "example.com"
+_MOST_PROBES = 16
+
+_EPILOG = """\
+Nothing is changed, and no privilege is needed; what only root may read is said to be
+unread. The probe looks HOST up and connects to it by each uplink, IPv4 and IPv6; without
+HOST it is example.com. With --redact every address and HOST are replaced, each always by
+the same, so that the report can be shown to others.
+
+examples:
+  bindsock doctor
+  bindsock doctor --redact git.example.com > report.txt
+  sudo bindsock doctor --port 22 git.example.com
+  bindsock doctor --json --no-probe | jq -r '.advice[]'
+
+exit status: 0 if a connection was made by an uplink (without a probe: if there is an
+effective interface), 1 if not
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "doctor",
+        help="what is wrong, and what to do about it: for a bug report",
+        description="Examine who has the default route and how, the uplinks, firewalls and filters, and probe each uplink.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("host", metavar="HOST", nargs="?", default=_HOST, help="a name or an address to connect to (%(default)s)")
+    parser.add_argument("--port", type=_port, default=443, help="the TCP port to connect to (%(default)s)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="for each step of the probe (%(default)s)")
+    parser.add_argument("--no-probe", action="store_true", help="send nothing")
+    parser.add_argument("--redact", action="store_true", help="replace addresses and HOST")
+    add_json(parser)
+    add_decision_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    asked = factory(arguments)
+    kernel = asked.kernel
+    try:
+        network = kernel.network()
+        decider = Decider(network, asked.preferences, interface=asked.interface, lookups=kernel.lookups(network))
+        report = Examination(kernel, decider, families(arguments)).report()
+    finally:
+        kernel.close()
+    target = Target(arguments.host, arguments.port, arguments.timeout)
+    probes = []
+    if not arguments.no_probe:
+        uplinks = _to_probe(report, asked.interface)
+        servers = usable_servers(report["names"]["servers"])
+        probes = asyncio.run(probe(uplinks, target, asked.preferences, servers))
+    report |= {"target": {"host": target.host, "port": target.port}, "probes": probes}
+    report["advice"] = advice(report)
+    status = Exit.OK if _works(report) else Exit.NO
+    if arguments.redact:
+        report = Redaction([] if target.numeric_family is not None else [target.host]).document(report)
+    if arguments.json:
+        document(report)
+    else:
+        show(Printer(), report)
+    return status
+
+
+def _to_probe(report: Mapping[str, Any], pin: str | None) -> list[tuple[str, socket.AddressFamily]]:
+    numbers = {family_name(family): family for family in (socket.AF_INET, socket.AF_INET6)}
+    found = [
+        (uplink["name"], numbers[family["family"]])
+        for uplink in report["uplinks"]
+        for family in uplink["families"]
+        if family["fit"] and pin in (None, uplink["name"])
+    ]
+    return found[:_MOST_PROBES]
+
+
+def _works(report: Mapping[str, Any]) -> bool:
+    if report["probes"]:
+        return any(p["tcp"] is not None and p["tcp"]["error"] is None for p in report["probes"])
+    return any(decision["interface"] is not None for decision in report["effective"])
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65536:
+        raise ValueError(text)
+    return number

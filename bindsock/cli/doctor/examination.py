@@ -1,0 +1,135 @@
+"""Everything that the report says about the network, each part by itself: one that is forbidden does not take others along."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bindsock.cli import documents
+from bindsock.cli.doctor import programs, system
+from bindsock.cli.doctor.firewall import obstacles
+from bindsock.model.network import InterfaceKind, family_name
+from bindsock.netmon.no_interface import ANYWHERE
+from bindsock.routing.usable import unfit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bindsock.kernel import Kernel
+    from bindsock.model.decision import Decision
+    from bindsock.model.network import Interface, Route
+    from bindsock.model.policy import PolicyRule
+    from bindsock.routing.effective import Decider
+
+T = TypeVar("T")
+
+
+class Examination:
+    """Asks, and notes what could not be had.
+
+    :param kernel: what to ask
+    :param decider: the decisions about a reading of it
+    :param families: the address families that are asked about
+    """
+
+    def __init__(self, kernel: Kernel, decider: Decider, families: Sequence[socket.AddressFamily]) -> None:
+        self._kernel = kernel
+        self._decider = decider
+        self._families = families
+        self.failures: list[str] = []
+        """What could not be examined, and why."""
+
+    def report(self) -> dict[str, Any]:
+        """The report without the probe and what follows from it."""
+        network, kernel = self._decider.network, self._kernel
+        decisions = [self._decider.decide(family) for family in self._families]
+        uplinks = [self._uplink(i, decisions) for i in network.interfaces.values() if _may_be_uplink(i)]
+        rules: tuple[PolicyRule, ...] = ()
+        routes: tuple[Route, ...] = network.routes
+        if (administration := kernel.administration) is not None:
+            rules = self._try("policy rules", lambda: tuple(administration.rules()), ())
+            routes = self._try("routes", lambda: tuple(administration.routes()), routes)
+        chains, unread = system.firewall() if administration is not None else ([], [])
+        fit = [u["name"] for u in uplinks if any(f["fit"] for f in u["families"])]
+        return {
+            "machine": system.machine(),
+            "capabilities": system.capabilities(),
+            "container": system.container(),
+            "effective": [documents.decision(decision) for decision in decisions],
+            "default": [
+                {"family": family_name(o.family), "interface": o.interface, "tunnel": o.tunnel, "how": o.how}
+                for o in programs.ownership(network, rules, routes)
+                if o.family in self._families
+            ],
+            "programs": [{"program": g.program, "evidence": g.evidence} for g in programs.guesses(network, rules, routes)],
+            "rules": [f"{family_name(rule.family)} {rule}" for rule in rules],
+            "uplinks": uplinks,
+            "firewall": {
+                "obstacles": [
+                    {
+                        "interface": o.interface,
+                        "family": family_name(socket.AddressFamily(o.family)) if o.family else None,
+                        "verdict": o.verdict,
+                        "certain": o.certain,
+                        "rule": o.rule,
+                    }
+                    for o in obstacles(chains, fit)
+                ],
+                "failures": unread,
+            },
+            "multipath": system.multipath(),
+            "names": system.names(),
+            "failures": self.failures,
+        }
+
+    def _uplink(self, interface: Interface, decisions: Sequence[Decision]) -> dict[str, Any]:
+        administration = self._kernel.administration
+        strict = None
+        if administration is not None and interface.up:
+            strict = self._try(f"rp_filter of {interface.name}", lambda: administration.filters_strictly(interface), None)
+        return {
+            "name": interface.name,
+            "kind": str(interface.kind),
+            "addresses": [f"{a.address}/{a.prefix_length}" for a in interface.addresses],
+            "strict_filter": strict,
+            "families": [self._family(interface, decision) for decision in decisions],
+        }
+
+    def _family(self, interface: Interface, decision: Decision) -> dict[str, Any]:
+        family = decision.family
+        network = self._decider.network
+        lookup = network.defaults.get((interface.index, family))
+        refusal = unfit(interface, family, self._decider.preferences, lookup)
+        usable = refusal is None and lookup is not None and lookup.usable
+        candidate = next((c for c in decision.candidates if c.index == interface.index), None)
+        reason = refusal.reason if refusal is not None else candidate.reason if candidate is not None else "has no default route"
+        cure = gateway = None
+        if refusal is None:
+            if not usable and not self._kernel.has_route(interface, ANYWHERE[family]):
+                cure = self._kernel.cure(interface, ANYWHERE[family])
+            administration = self._kernel.administration
+            if usable and lookup is not None:
+                gateway = str(lookup.route.gateway) if lookup.route.gateway is not None else None
+            elif administration is not None:
+                known = self._try(f"gateway of {interface.name}", lambda: administration.gateway(interface, family), None)
+                gateway = f"{known.address} (by {known.named_by})" if known is not None else None
+        return {
+            "family": family_name(family),
+            "fit": refusal is None,
+            "usable": usable,
+            "effective": decision.interface is not None and decision.interface.index == interface.index,
+            "reason": None if usable else reason,
+            "gateway": gateway,
+            "cure": cure,
+        }
+
+    def _try(self, what: str, ask: Callable[[], T], otherwise: T) -> T:
+        try:
+            return ask()
+        except OSError as error:
+            self.failures.append(f"{what}: {error.strerror or error}")
+            return otherwise
+
+
+def _may_be_uplink(interface: Interface) -> bool:
+    return interface.kind not in (InterfaceKind.LOOPBACK, InterfaceKind.TUNNEL, InterfaceKind.DUMMY)

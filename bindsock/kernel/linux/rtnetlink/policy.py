@@ -1,0 +1,95 @@
+"""Every policy rule with its conditions, for a person to read. No decision needs them.
+
+Layout and numbers: ``include/uapi/linux/fib_rules.h``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.rtnetlink.rules import RTM_GETRULE
+from bindsock.model.network import FAMILIES, IPNetwork
+from bindsock.model.policy import PolicyRule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bindsock.kernel.linux.netlink import Channel
+
+RULE = struct.Struct("=BBBBBxxBI")
+"""fib_rule_hdr: family, destination and source length, TOS, table, action, flags."""
+TO_TABLE = 1
+_ACTIONS = {TO_TABLE: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_INVERT = 0x2
+
+FRA_PRIORITY = 6
+FRA_TABLE = 15
+FRA_SUPPRESS_PREFIXLEN = 14
+FRA_OIFNAME = 17
+FRA_PROTOCOL = 21
+_FRA_DST = 1
+_FRA_SRC = 2
+_FRA_IIFNAME = 3
+_FRA_FWMARK = 10
+_FRA_FWMASK = 16
+_FRA_UID_RANGE = 20
+_FRA_OTHERS = frozenset({19, 22, 23, 24})
+"""A VRF, an IP protocol, a source and a destination port."""
+_UID_RANGE = struct.Struct("=II")
+_NO_SUPPRESSION = 0xFFFFFFFF
+
+
+def read_policy(channel: Channel) -> tuple[PolicyRule, ...]:
+    """The rules of both families in the kernel's order.
+
+    :raises KernelError: the answer cannot be understood
+    :raises OSError: the question is refused
+    """
+    found = []
+    for family in FAMILIES:
+        payloads = channel.dump(RTM_GETRULE, RULE.pack(family, 0, 0, 0, 0, 0, 0))
+        # A kernel without IPv6 answers the second time with what it said the first time.
+        found += [rule for payload in payloads if (rule := parse_policy_rule(payload)) is not None and rule.family == family]
+    return tuple(found)
+
+
+def parse_policy_rule(payload: bytes) -> PolicyRule | None:
+    """A rule out of RTM_NEWRULE; ``None`` for one of another family.
+
+    :raises KernelError: the message is damaged
+    """
+    family, to_length, source_length, tos, table, action, flags = netlink.fixed(RULE, payload)
+    if family not in FAMILIES:
+        return None
+    found = netlink.attributes(payload, RULE.size)
+    suppressed = _u32(found, FRA_SUPPRESS_PREFIXLEN)
+    protocol = found.get(FRA_PROTOCOL, b"")
+    return PolicyRule(
+        family=socket.AddressFamily(family),
+        preference=_u32(found, FRA_PRIORITY) or 0,
+        action=_ACTIONS.get(action, f"action {action}"),
+        table=_u32(found, FRA_TABLE) or table,
+        inverted=bool(flags & _INVERT),
+        source=_prefix(found.get(_FRA_SRC), source_length),
+        destination=_prefix(found.get(_FRA_DST), to_length),
+        incoming=netlink.text(found.get(_FRA_IIFNAME, b"")),
+        outgoing=netlink.text(found.get(FRA_OIFNAME, b"")),
+        mark=_u32(found, _FRA_FWMARK),
+        mask=mask if (mask := _u32(found, _FRA_FWMASK)) is not None else 0xFFFFFFFF,
+        suppressed_length=None if suppressed == _NO_SUPPRESSION else suppressed,
+        users=netlink.fixed(_UID_RANGE, found[_FRA_UID_RANGE]) if _FRA_UID_RANGE in found else None,
+        selective=bool(tos) or any(kind in found and any(found[kind]) for kind in _FRA_OTHERS),
+        protocol=protocol[0] if protocol else 0,
+    )
+
+
+def _u32(found: Mapping[int, bytes], kind: int) -> int | None:
+    return netlink.u32(found[kind]) if kind in found else None
+
+
+def _prefix(packed: bytes | None, length: int) -> IPNetwork | None:
+    return ipaddress.ip_network((packed, length), strict=False) if packed is not None and length else None

@@ -1,0 +1,69 @@
+"""A policy rule, as an administrator sees it: what leads packets to a routing table, and which."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from bindsock.model.network import IPAddress, IPNetwork
+
+MAIN_TABLE = 254
+_NAMES = {253: "default", MAIN_TABLE: "main", 255: "local"}
+
+
+def table_name(table: int) -> str:
+    """A routing table as ``ip rule`` names it."""
+    return _NAMES.get(table, str(table))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """A policy rule. ``str()`` of it reads like a line of ``ip rule``."""
+
+    family: socket.AddressFamily
+    preference: int
+    action: str
+    """``lookup``, or what becomes of the packet: ``unreachable``, ``prohibit``, ``blackhole``, ``goto``, ``nop``."""
+    table: int = 0
+    inverted: bool = False
+    source: IPNetwork | None = None
+    destination: IPNetwork | None = None
+    incoming: str = ""
+    outgoing: str = ""
+    mark: int | None = None
+    mask: int = 0xFFFFFFFF
+    suppressed_length: int | None = None
+    """Routes whose prefix is not longer do not count."""
+    users: tuple[int, int] | None = None
+    selective: bool = False
+    """It has conditions beyond these: a protocol, ports, a type of service, a VRF."""
+    protocol: int = 0
+    """Who made it (``linux include/uapi/linux/rtnetlink.h``, RTPROT)."""
+
+    def exempts(self, mark: int) -> bool:
+        """Whether packets with the mark pass the rule by, which packets without any do not."""
+        return self.inverted and self.mark is not None and mark & self.mask == self.mark != 0
+
+    def __str__(self) -> str:
+        words = [f"{self.preference}:", *(["not"] if self.inverted else []), "from", str(self.source or "all")]
+        if self.destination is not None:
+            words += ["to", str(self.destination)]
+        if self.mark is not None:
+            words += ["fwmark", f"{self.mark:#x}" + ("" if self.mask == 0xFFFFFFFF else f"/{self.mask:#x}")]
+        for word, name in (("iif", self.incoming), ("oif", self.outgoing)):
+            words += [word, name] if name else []
+        if self.users is not None:
+            words += ["uidrange", f"{self.users[0]}-{self.users[1]}"]
+        words += ["..."] if self.selective else []
+        words += ["lookup", table_name(self.table)] if self.action == "lookup" else [self.action]
+        if self.suppressed_length is not None:
+            words += ["suppress_prefixlength", str(self.suppressed_length)]
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway, and what names it."""
+
+    address: IPAddress
+    named_by: str

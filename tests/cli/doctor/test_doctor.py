@@ -1,0 +1,90 @@
+"""``bindsock doctor`` on a scripted network, which is that of a system without policy rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bindsock.cli.doctor.advice import advice
+from bindsock.testing.simulated import SimulatedKernel, network
+from tests.cli.conftest import LOOPBACK, Run, only_vpn
+
+
+def test_the_report_has_a_part_for_each_question(kernel: SimulatedKernel, run: Run) -> None:
+    status, out, err = run("doctor", "--no-probe")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    for title in ("who has the default route", "uplinks", "in the way", "this process", "what to do"):
+        assert title in lines
+    assert "  IPv4  utun4  a default route with metric 50, better than the others'" in lines
+    assert any(line.split()[:2] == ["*", "en0"] and line.endswith("IPv4  via 192.0.2.1") for line in lines)
+
+
+def test_a_family_can_be_left_out(kernel: SimulatedKernel, run: Run) -> None:
+    _, out, _ = run("doctor", "--no-probe", "--json", "-6")
+    report = json.loads(out)
+    assert [d["family"] for d in report["effective"]] == ["IPv6"]
+    assert {f["family"] for u in report["uplinks"] for f in u["families"]} == {"IPv6"}
+
+
+def test_where_no_route_is_left_the_cure_is_the_first_step(kernel: SimulatedKernel, run: Run) -> None:
+    kernel.change(only_vpn())
+    status, out, _ = run("doctor", "--no-probe", "--json", "-4")
+    report = json.loads(out)
+    assert status == 1
+    assert report["advice"][0].startswith("give en0 a route to ")
+
+
+def test_without_an_uplink_one_has_to_be_connected(kernel: SimulatedKernel, run: Run) -> None:
+    kernel.change(network(LOOPBACK))
+    status, out, _ = run("doctor", "--json")
+    report = json.loads(out)
+    assert status == 1
+    assert report["probes"] == []
+    assert report["advice"] == ["connect an uplink: no interface but tunnels has carrier and an address (there is none at all)"]
+
+
+def test_what_is_excluded_is_neither_probed_nor_cured(kernel: SimulatedKernel, run: Run) -> None:
+    _, out, _ = run("doctor", "--no-probe", "--json", "--exclude", "en1")
+    (en1,) = [u for u in json.loads(out)["uplinks"] if u["name"] == "en1"]
+    assert {(f["fit"], f["reason"], f["cure"]) for f in en1["families"]} == {(False, "excluded by 'en1'", None)}
+
+
+def a_report(**parts: Any) -> dict[str, Any]:
+    fit = {"family": "IPv4", "fit": True, "usable": True, "reason": None, "cure": None, "effective": True}
+    return {
+        "uplinks": [{"name": "eth0", "strict_filter": False, "families": [fit]}],
+        "firewall": {"obstacles": [], "failures": []},
+        "probes": [],
+        "effective": [{"interface": "eth0"}],
+        **parts,
+    }
+
+
+def probed(error: str | None, dns: str | None = None) -> dict[str, Any]:
+    return {
+        "interface": "eth0",
+        "family": "IPv4",
+        "dns": {"error": dns},
+        "tcp": {"address": "192.0.2.9", "port": 443, "error": error},
+    }
+
+
+DROP = {"interface": "eth0", "verdict": "drop", "certain": True, "rule": "R"}
+
+
+def test_a_failure_that_a_firewall_explains_is_told_once() -> None:
+    steps = advice(a_report(firewall={"obstacles": [DROP], "failures": []}, probes=[probed("timed out")]))
+    assert len(steps) == 1
+    assert steps[0].startswith("a firewall drops what leaves by eth0, by `R`")
+
+
+def test_a_failure_without_an_explanation_says_what_could_not_be_seen() -> None:
+    (step,) = advice(a_report(firewall={"obstacles": [], "failures": ["nft: refused"]}, probes=[probed("timed out")]))
+    assert step.endswith("which only root may read: run this as root")
+    (step,) = advice(a_report(probes=[probed("refused")]))
+    assert step == "192.0.2.9 port 443 is not reached by eth0 (refused)"
+
+
+def test_where_all_is_well_nothing_is_to_do() -> None:
+    assert advice(a_report(probes=[probed(None)])) == ["nothing: connections leave by eth0"]
