@@ -21,7 +21,7 @@ from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
-from bindsock.model.decision import Decision, Path, path_of
+from bindsock.model.decision import Decision, Path, path_of, pinned_to
 from bindsock.model.network import FAMILIES, IPAddress, Target, unmapped
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
@@ -189,9 +189,12 @@ class Connector:
         if on_reconnect is not None:
             if options.sock is not None or (host is None and port is None):
                 raise ValueError("on_reconnect needs a host and a port: a sock cannot be connected anew")
-            dial, attach = self._replacement(self._dialer(host, port, options), None, options.tls(host))
-            watcher = self.watcher
+            tls, dialer, watcher = options.tls(host), self._dialer(host, port, options), self.watcher
             with watcher.hold():
+                dialled = await dialer.dial() if options.local_addr is not None else None
+                if dialled is not None:
+                    options = _pinned(options, dialled.decision)
+                dial, attach = self._replacement(dialer, dialled, tls)
                 return await open_replaceable(watcher, loop, on_reconnect, dial, attach, self._with_policy(options), limit=limit)
         if options.concerns_replacement:
             raise ValueError("drain_timeout and reconnect_timeout need on_reconnect")
@@ -312,7 +315,8 @@ class Connector:
         options = dialer.options
         if is_replaceable(protocol):
             dial, attach = self._replacement(dialer, dialled, tls)
-            return await create_replaceable(self.watcher, self.loop, lambda: protocol, dial, attach, self._with_policy(options))
+            policy = self._with_policy(_pinned(options, dialled.decision))
+            return await create_replaceable(self.watcher, self.loop, lambda: protocol, dial, attach, policy)
         if options.concerns_replacement:
             dialled.sock.close()
             raise ValueError(
@@ -328,7 +332,7 @@ class Connector:
 
     def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
         try:
-            return self.follow_stream(dialled.sock, options, dialled.address, dialled.path)
+            return self.follow_stream(dialled.sock, _pinned(options, dialled.decision), dialled.address, dialled.path)
         except BaseException:
             dialled.sock.close()
             raise
@@ -417,6 +421,12 @@ class Connector:
         if guard is not None:
             guard.attach(transport)
         return transport, protocol
+
+
+def _pinned(options: ConnectOptions, decision: Decision) -> ConnectOptions:
+    """The options of a connection that its local address may have pinned to an interface."""
+    pin = pinned_to(decision)
+    return options if pin is None or options.interface is not None else dataclasses.replace(options, interface=pin)
 
 
 def _made(protocol_factory: Callable[[], P], dialled: Dialled) -> P:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import socket
 from typing import TYPE_CHECKING, cast
@@ -16,6 +17,7 @@ from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import Dialer
 from bindsock.dial.farewell import Farewell, Farewells
+from bindsock.model.decision import pinned_to
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Preferences
@@ -75,7 +77,9 @@ class TrioNetwork:
         # trio wants sockets of the standard library's own class.
         sock = _plain(dialled.sock)
         try:
-            return sock, self.follow(sock, dialled.address, dialled.path, options)
+            pin = options.interface or pinned_to(dialled.decision)
+            pinned = options if pin is None else dataclasses.replace(options, interface=pin)
+            return sock, self.follow(sock, dialled.address, dialled.path, pinned)
         except BaseException:
             sock.close()
             raise

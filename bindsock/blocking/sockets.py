@@ -27,6 +27,7 @@ from bindsock import kernel as kernels
 from bindsock.blocking.farewell import duplicate_for_farewell, look_after_farewells, say_farewell
 from bindsock.default import find_running
 from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
+from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of
@@ -185,7 +186,8 @@ class BlockingConnector:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         errors: list[OSError] = []
         with self._asking() as kernel:
-            network, decisions = self._decisions(kernel, host, infos, _seconds(timeout))
+            local = ip_address(source_address[0]) if source_address is not None and source_address[0] else None
+            network, decisions = self._decisions(kernel, host, infos, _seconds(timeout), local)
             for (family, kind, proto, _, sockaddr), decision in decisions:
                 sock = BlockingSocket(family, kind, proto)
                 try:
@@ -193,8 +195,8 @@ class BlockingConnector:
                         sock.settimeout(timeout)
                     self._bind(kernel, sock, decision, address_of(sockaddr))
                     if source_address is not None:
-                        if source_address[0]:
-                            check_local_address(decision, [ip_address(source_address[0])])
+                        if local is not None:
+                            check_local_address(decision, [local])
                         sock.bind(source_address)
                     self._connect(kernel, socket.socket.connect, sock, sockaddr, decision, network)
                 except OSError as error:
@@ -231,7 +233,9 @@ class BlockingConnector:
         info: AddrInfo = (sock.family, sock.type, sock.proto, "", address)
         with self._asking() as kernel:
             try:
-                network, ((_, decision),) = self._decisions(kernel, str(destination), [info], sock.gettimeout())
+                network, ((_, decision),) = self._decisions(
+                    kernel, str(destination), [info], sock.gettimeout(), own_address(sock)
+                )
             except BaseException:
                 sock.close()
                 raise
@@ -247,9 +251,12 @@ class BlockingConnector:
             kernel.close()
 
     def _decisions(
-        self, kernel: Kernel, host: str, infos: Sequence[AddrInfo], timeout: float | None
+        self, kernel: Kernel, host: str, infos: Sequence[AddrInfo], timeout: float | None, local: IPAddress | None
     ) -> tuple[Network, list[tuple[AddrInfo, Decision]]]:
-        """The decision for each address that may be used, and the reading it rests on."""
+        """The decision for each address that may be used, and the reading it rests on.
+
+        :param local: the local address that a socket has, or is to have
+        """
         preferences = self.preferences if self.preferences is not None else Preferences()
         policy = preferences.on_no_interface
         deadline = time.monotonic() + timeout if timeout is not None else None
@@ -257,7 +264,9 @@ class BlockingConnector:
         sources = list(kernel.events()) if policy == "wait" else []
         try:
             while True:
-                decider = Decider(kernel.network(), preferences, interface=self.interface)
+                network = kernel.network()
+                read = Decider(network, preferences, interface=self.interface, lookups=kernel.lookups(network))
+                decider = on_own_uplink(read, local)
                 decisions = [(info, decider.decide(unmapped(address_of(info[4])))) for info in infos]
                 usable = [(i, d) for i, d in decisions if d.interface is not None or d.unbound or policy == "unbound"]
                 if usable:
