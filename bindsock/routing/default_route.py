@@ -94,8 +94,6 @@ class Defaults:
         best = self._best.get(index)
         return best is not None and not best.is_default
 
-    # An interface by itself.
-
     def _refusal(self, index: int, interface: Interface) -> Refusal | None:
         """Why the interface is no uplink of the family, whether or not its default has a gateway."""
         lookup = self.lookups.get(index)
@@ -159,8 +157,6 @@ class Defaults:
         lookup = self.lookups.get(index)
         given = lookup is not None and (lookup.source is not None or lookup.needs_source is not None)
         return not given and not self.interfaces[index].usable_addresses(self.family)
-
-    # The choice.
 
     def _decide(self) -> Decision:
         index, above = self._first_default()
@@ -262,8 +258,6 @@ class Defaults:
         """The tunnels between an unbound socket and the interface that was taken, the one that catches first ahead."""
         found = (link for i in above if i != self.index for link in self._chain(i))
         return tuple(self.interfaces[i].name for i in dict.fromkeys(found))
-
-    # What a person reads.
 
     def _default_of(self, index: int) -> str:
         best = self._best[index]

@@ -191,8 +191,6 @@ class Decider:
         ]
         return f"{address} is this host's own address on {' and '.join(owners)}" if owners else f"{address} is this host"
 
-    # The pin.
-
     def _by_pin(self, family: socket.AddressFamily, address: IPAddress | None, *, on_link: bool) -> Decision:
         interface = self.network.named(self.pin or "")
         lookup = None
@@ -232,8 +230,6 @@ class Decider:
             source=source_of(lookup, interface, family) if lookup is not None else None,
         )
 
-    # The scope.
-
     def _scope(self, scope: str) -> Interface | None:
         if scope.isdecimal():
             return self.network.interfaces.get(int(scope))
@@ -254,8 +250,6 @@ class Decider:
             return Decision(target, family, None, Basis.LINK_SCOPE, candidates=(candidate,))
         candidate = Candidate(interface.name, interface.index, True, "is named by the scope id")
         return Decision(target, family, interface, Basis.LINK_SCOPE, candidates=(candidate,))
-
-    # The longest prefix.
 
     def _by_prefix(self, address: IPAddress, on_link: bool) -> Decision:
         family = family_of(address)

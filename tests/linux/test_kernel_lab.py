@@ -520,6 +520,21 @@ def test_an_event_that_changes_no_answer_leaves_everybody_alone(kernel: LinuxKer
     assert kernel.lookups(kernel.network(partial=True)) == lookups
 
 
+def test_who_asks_though_nothing_was_said_learns_what_was_never_announced(kernel: LinuxKernel, events: RouteEvents) -> None:
+    network = kernel.network()
+    lookups = kernel.lookups(network)
+    assert lookups(SERVER4).unbound is not None
+    ip("route del default dev wifi0", "route add 10.9.0.0/24 via 10.2.0.1")
+    while events.drain():
+        pass
+    events.news.clear()  # as if there had been no event
+    after = kernel.network(partial=True)
+    assert after != network
+    answer = kernel.lookups(after)(SERVER4).unbound
+    assert answer is not None
+    assert str(answer.route.destination) == "10.9.0.0/24"
+
+
 def test_what_is_lost_with_an_interface_is_known_without_asking(
     kernel: LinuxKernel, events: RouteEvents, asked: list[int]
 ) -> None:

@@ -80,9 +80,6 @@ def link_local(world: World, name: str) -> str:
     return {"wifi0": "fe80::1:1", "eth0": "fe80::2:1"}[name]
 
 
-# The primary uplink.
-
-
 def test_a_rule_before_main_chooses_the_uplink(world: World, kernel: LinuxKernel) -> None:
     ip("route add default via 10.2.0.1 dev eth0 table 300", "rule add pref 32765 lookup 300")
     assert chosen(kernel) == "eth0"
@@ -212,9 +209,6 @@ def test_a_single_container_is_reached_by_its_device_though_that_has_no_address(
     assert (decision.interface.name, str(decision.source)) == ("cali1", "10.1.0.2")
 
 
-# Sources.
-
-
 @pytest.mark.parametrize("vpn", [False, True])
 def test_an_uplink_without_an_address_sends_from_the_loopbacks(world: World, kernel: LinuxKernel, vpn: bool) -> None:
     without_defaults()
@@ -227,6 +221,17 @@ def test_an_uplink_without_an_address_sends_from_the_loopbacks(world: World, ker
     assert str(decision.source) == "10.139.128.39"
     assert "from 10.139.128.39" in str(decision)
     assert sent(world, kernel) == ("eth0", "10.139.128.39")
+
+
+def test_an_uplink_without_an_address_sends_from_an_inner_cards(world: World, kernel: LinuxKernel) -> None:
+    without_defaults()
+    ip("addr del 10.2.0.2/24 dev eth0", f"route add 0.0.0.0/0 via inet6 {link_local(world, 'eth0')} dev eth0 metric 100")
+    assert sent(world, kernel) == by_itself(world) == ("eth0", "10.1.0.2")
+
+
+def test_an_uplink_without_an_address_does_not_send_from_another_uplinks(world: World, kernel: LinuxKernel) -> None:
+    ip("addr del 10.2.0.2/24 dev eth0", f"route add 0.0.0.0/0 via inet6 {link_local(world, 'eth0')} dev eth0 metric 100")
+    assert chosen(kernel) == "wifi0"
 
 
 def test_an_uplink_without_an_address_does_not_send_from_a_tunnels(world: World, kernel: LinuxKernel) -> None:
@@ -262,6 +267,14 @@ def test_a_second_card_whose_default_is_for_its_own_address_can_be_used(world: W
     decision = decider(kernel).decide(SERVER4)
     assert (decision.interface and decision.interface.name, str(decision.source)) == ("eth0", "10.2.0.2")
     assert sent(world, kernel) == ("eth0", "10.2.0.2")
+
+
+@pytest.mark.parametrize("source", ["fd10:2::2", "fd10:2::/64"])
+def test_an_ipv6_rule_for_certain_sources_counts_as_well(world: World, kernel: LinuxKernel, source: str) -> None:
+    ip("-6 route del default dev eth0", "-6 route add default via fd10:2::1 dev eth0 table 1001")
+    ip(f"-6 rule add pref 512 from {source} lookup 1001")
+    assert sent(world, kernel, SERVER6) == ("wifi0", "fd10:1::2")
+    assert sent(world, kernel, SERVER6, pin="eth0") == ("eth0", "fd10:2::2")
 
 
 def test_the_address_that_a_rule_asks_for_need_not_be_the_first(world: World, kernel: LinuxKernel) -> None:
@@ -352,9 +365,6 @@ def test_a_source_that_main_names_is_the_administrators_choice(world: World, ker
     assert sent(world, kernel) == by_itself(world) == ("wifi0", "10.1.0.77")
 
 
-# What the kernel confirms is usable.
-
-
 @pytest.mark.parametrize("vpn", ["halves", "metric"])
 def test_a_default_without_a_gateway_is_good_enough_beneath_a_vpn(world: World, kernel: LinuxKernel, vpn: str) -> None:
     without_defaults()
@@ -379,9 +389,6 @@ def test_a_dormant_uplink_comes_after_others_and_before_none(world: World, kerne
     assert chosen(kernel) == "eth0"
     ip("link set eth0 down")
     assert chosen(kernel) == "wifi0"
-
-
-# What is a tunnel.
 
 
 def kind(kernel: LinuxKernel, name: str) -> InterfaceKind:
@@ -451,9 +458,6 @@ def test_ipv4_leaves_by_464xlats_translator(world: World, kernel: LinuxKernel) -
     assert (chosen(kernel, V4), chosen(kernel, V6)) == ("clat", "wifi0")
 
 
-# Names.
-
-
 def test_an_alternative_name_is_taken_for_the_name_and_the_kernels_is_shown(world: World, kernel: LinuxKernel) -> None:
     if subprocess.run(
         ["ip", "link", "property", "add", "dev", "eth0", "altname", "enp3s0"], capture_output=True, check=False
@@ -468,9 +472,6 @@ def test_an_alternative_name_is_taken_for_the_name_and_the_kernels_is_shown(worl
     without = decider(kernel, Preferences(exclude=["enp*"])).decide(SERVER4)
     assert without.interface is not None
     assert without.interface.name == "wifi0"
-
-
-# What was right, and is to stay so.
 
 
 @pytest.mark.parametrize(

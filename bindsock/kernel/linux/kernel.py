@@ -82,7 +82,9 @@ class LinuxKernel:
         down = frozenset(index for each in news for index in each.down)
         same_interfaces = known and not any(each.interfaces for each in news)
         same_rules = known and not any(each.rules for each in news)
-        same_defaults = known and not any(each.defaults for each in news)
+        # Whoever asks though nothing was said suspects what is never announced: a route that went with something else.
+        suspicion = known and not any(each.anything or each.defaults or each.down or each.prefixes for each in news)
+        same_defaults = known and not suspicion and not any(each.defaults for each in news)
         before = self._reader.last
         try:
             if down and same_interfaces and same_rules and same_defaults:
@@ -92,7 +94,7 @@ class LinuxKernel:
                 network = self._reader.network(
                     same_interfaces=same_interfaces and not down, same_rules=same_rules, same_defaults=same_defaults and not down
                 )
-                everything = bool(down) or any(each.anything for each in news) or network is not before
+                everything = bool(down) or suspicion or any(each.anything for each in news) or network is not before
                 self._current.renew(everything, {prefix for each in news for prefix in each.prefixes})
         except OSError:
             for each in news:
