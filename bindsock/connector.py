@@ -12,10 +12,12 @@ import functools
 import socket
 import weakref
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
+from bindsock.dial import nat64
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
@@ -68,6 +70,7 @@ class Connector:
         self.better_path: BetterPath = better_path
         self._resolver = InterfaceResolver() if resolver == "interface" else resolver
         self._resolve: Resolve | None = None
+        self._interface_resolve: Resolve | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._watcher: Watcher | None = None
         self._complaints: set[str] = set()
@@ -85,7 +88,7 @@ class Connector:
                 raise RuntimeError("this TransportFactory belongs to another event loop")
             self._loop = weakref.ref(loop)
             self._watcher = None
-            self._resolve = None
+            self._resolve = self._interface_resolve = None
         return loop
 
     @property
@@ -350,6 +353,17 @@ class Connector:
 
     # Dialling
 
+    async def _nat64_prefixes(self) -> tuple[IPv6Network, ...]:
+        """Asked of the interface's own name servers, whoever resolves names: a VPN's do not know the network's prefix.
+
+        :raises OSError: nobody answers
+        """
+        if self._interface_resolve is None:
+            own = self._resolver if isinstance(self._resolver, InterfaceResolver) else InterfaceResolver()
+            self._interface_resolve = own.on(self.watcher)
+        infos = await self._interface_resolve(nat64.NAME, 0, family=socket.AF_INET6, type=socket.SOCK_STREAM)
+        return nat64.prefixes_in(IPv6Address(info[4][0]) for info in infos)
+
     def _farewell(self) -> Farewell:
         return Farewell(self.watcher.runtime.shared(Farewells), self.kernel)
 
@@ -378,6 +392,7 @@ class Connector:
             prepare=self._preparation(options),
             complaints=self._complaints,
             farewell=self._farewell(),
+            find_nat64=self._nat64_prefixes,
         )
 
     def _preparation(self, options: ConnectOptions) -> Callable[[socket.socket], None] | None:

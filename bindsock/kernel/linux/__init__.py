@@ -1,5 +1,6 @@
 """Linux: rtnetlink, ``SO_BINDTOIFINDEX`` and multipath TCP; no privilege, no thread."""
 
 from bindsock.kernel.linux.kernel import LinuxKernel
+from bindsock.kernel.linux.rtnetlink import links
 
-__all__ = ["LinuxKernel"]
+__all__ = ["LinuxKernel", "links"]
