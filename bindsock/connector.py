@@ -286,9 +286,10 @@ class Connector:
             path = self._path_in_use(sock)
         if path is None:
             return None
-        better_path = options.better_path or self.better_path
-        requirement = Requirement(address, options.interface, better_path, options.dead_after)
-        return guards.add(sock, follow_stream(watcher, sock, requirement, path))
+        return guards.add(sock, follow_stream(watcher, sock, self._requirement(address, options), path))
+
+    def _requirement(self, address: IPAddress, options: ConnectOptions) -> Requirement:
+        return Requirement(address, options.interface, options.better_path or self.better_path, options.dead_after)
 
     @property
     def _guards(self) -> StreamGuards:
@@ -334,8 +335,13 @@ class Connector:
             raise PathChanged(error) from error
 
     def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
+        if dialled.path is None:
+            return None
+        requirement = self._requirement(dialled.address, _pinned(options, dialled.decision))
+        sock = dialled.sock
         try:
-            return self.follow_stream(dialled.sock, _pinned(options, dialled.decision), dialled.address, dialled.path)
+            guard = follow_stream(self.watcher, sock, requirement, dialled.path, local=dialled.local, decider=dialled.decider)
+            return self._guards.add(sock, guard)
         except BaseException:
             dialled.sock.close()
             raise
@@ -423,16 +429,19 @@ class Connector:
         self, guard: StreamGuard | None, protocol_factory: Callable[[], P], sock: socket.socket, tls: dict[str, Any]
     ) -> tuple[asyncio.Transport, P]:
         """Let the event loop make its own transport of a connected socket."""
-        if isinstance(sock, FollowedSocket) and not isinstance(self.loop, asyncio.BaseEventLoop):
+        loop, guards = self.loop, self._guards
+        if isinstance(sock, FollowedSocket) and not isinstance(loop, asyncio.BaseEventLoop):
             sock.expect_detach()
+        guards.begin_attaching(sock)
         try:
-            with self._guards.attaching(sock):
-                transport, protocol = await self.loop.create_connection(protocol_factory, sock=sock, **tls)
+            transport, protocol = await loop.create_connection(protocol_factory, sock=sock, **tls)
         except BaseException:
             if guard is not None:
                 guard.close()
             sock.close()
             raise
+        finally:
+            guards.end_attaching(sock)
         if guard is not None:
             guard.attach(transport)
         return transport, protocol

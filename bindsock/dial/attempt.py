@@ -17,11 +17,12 @@ from bindsock.dial.resolving import AddrInfo, address_of
 from bindsock.dial.unmanaged import is_connected
 from bindsock.errors import BindFailed, EgressMismatch
 from bindsock.model.decision import Basis, Decision, Path
-from bindsock.model.network import IPAddress
+from bindsock.model.network import IPAddress, unmapped
 from bindsock.routing.multipath import multipath_obstacle
 
 if TYPE_CHECKING:
     from bindsock.dial.dialer import Dialer
+    from bindsock.routing.effective import Decider
 
 logger = logging.getLogger("bindsock")
 
@@ -36,6 +37,8 @@ class Destination:
     address: IPAddress
     decision: Decision
     path: Path | None
+    decider: Decider
+    """The watcher's own, whatever the dial is pinned to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class Dialled:
     decision: Decision
     path: Path | None
     """``None`` where the socket is not bound: a local destination, or ``on_no_interface="unbound"``."""
+    local: IPAddress
+    """The socket's own address."""
+    decider: Decider
+    """By which it was decided: if it is still the newest, nothing has changed since."""
 
 
 class Attempt:
@@ -122,7 +129,7 @@ class Attempt:
         except EgressMismatch:
             sock.close()
             raise
-        return Dialled(sock, address, decision, self.destination.path)
+        return Dialled(sock, address, decision, self.destination.path, unmapped(local), self.destination.decider)
 
     def _make(self) -> FollowedSocket:
         dialer, destination = self._dialer, self.destination

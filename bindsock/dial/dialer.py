@@ -127,14 +127,15 @@ class Dialer:
         own = {info[0]: unmapped(address_of(info[4])) for info in reversed(local_infos or ())}
         on_no_interface = self.watcher.preferences.on_no_interface
         while True:
-            decider = self.watcher.refresh().with_pin(self.options.interface)
+            newest = self.watcher.refresh()
+            decider = newest.with_pin(self.options.interface)
             chosen = []
             refused = []
             for info in infos:
                 address = address_of(info[4])
                 decision = on_own_uplink(decider, own.get(info[0])).decide(address)
                 if decision.interface is not None or decision.unbound or on_no_interface == "unbound":
-                    chosen.append(Destination(info, address, decision, decider.path(address)))
+                    chosen.append(Destination(info, address, decision, decider.path(address), newest))
                 else:
                     refused.append(decision)
             if not chosen and (translated := await self._translated(infos, decider)):

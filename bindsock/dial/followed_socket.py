@@ -26,6 +26,8 @@ class FollowedSocket(socket.socket):
     transport: asyncio.WriteTransport | None = None
     """The transport that uses the socket, where whoever follows it must keep it alive no longer than the socket itself."""
 
+    guard: object = None
+    """What ends the connection when it cannot work any more."""
     _farewell: Farewell | None = None
     _kept: Callable[[], socket.socket] | None = None
 

@@ -21,6 +21,7 @@ from bindsock.stream.viability import Location, Viability, location_of
 
 if TYPE_CHECKING:
     from bindsock.model.decision import Path
+    from bindsock.model.network import IPAddress
     from bindsock.netmon.loop import Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -36,11 +37,18 @@ class PathFollower:
 
     :param path: the path on which the connection was dialled
     :param update: called when something has changed that no reading tells; it is to call :meth:`update`
+    :param local: the socket's own address, if that is known
     :raises OSError: the socket is closed
     """
 
     def __init__(
-        self, watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path, update: Callable[[], object]
+        self,
+        watcher: Watcher,
+        sock: socket.socket,
+        requirement: Requirement,
+        path: Path,
+        update: Callable[[], object],
+        local: IPAddress | None = None,
     ) -> None:
         self._watcher = watcher
         self._requirement = requirement
@@ -54,7 +62,8 @@ class PathFollower:
             self._manager = SubflowManager(watcher, paths, sock, self._ask)
             if requirement.dead_after is not None:
                 self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._ask)
-        local = unmapped(address_of(sock.getsockname()))
+        if local is None:
+            local = unmapped(address_of(sock.getsockname()))
         self.place = location_of(watcher.latest.network, path.interface, path.index, local)
 
     def update(self, sock: socket.socket, decider: Decider) -> Orders:

@@ -7,12 +7,10 @@ was unacknowledged. Until the end the program has the event loop's own transport
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import socket
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bindsock.dial.followed_socket import FollowedSocket, watch_end
@@ -27,6 +25,7 @@ from bindsock.stream.viability import Countdown
 
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
+    from bindsock.model.network import IPAddress
     from bindsock.netmon.loop import Timer
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
@@ -37,17 +36,27 @@ __all__ = ["StreamGuard", "StreamGuards", "end_transport", "follow_stream"]
 logger = logging.getLogger("bindsock")
 
 
-def follow_stream(watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path | None) -> StreamGuard:
+def follow_stream(
+    watcher: Watcher,
+    sock: socket.socket,
+    requirement: Requirement,
+    path: Path | None,
+    *,
+    local: IPAddress | None = None,
+    decider: Decider | None = None,
+) -> StreamGuard:
     """End a connected socket with :class:`InterfaceChanged` when it can no longer work and another interface can.
 
     Following stops when the socket is closed or forgotten.
 
     :param path: the path on which it was dialled, ``None`` where it is bound to nothing: then it is not followed
+    :param local: its own address, if that is known
+    :param decider: the one by which the path was chosen, if that is known
     :raises OSError: the socket is closed
     """
     guard = StreamGuard(watcher, sock, requirement, path)
     if path is not None:
-        guard.start(sock, path)
+        guard.start(sock, path, local, decider)
     return guard
 
 
@@ -85,17 +94,18 @@ class StreamGuard:
             self._watcher.refresh()
         return self.error is None
 
-    def start(self, sock: socket.socket, path: Path) -> None:
-        """Begin to follow.
+    def start(self, sock: socket.socket, path: Path, local: IPAddress | None = None, decider: Decider | None = None) -> None:
+        """Begin to follow. See :func:`follow_stream`.
 
         :raises OSError: the socket is closed
         """
         self._watcher.follow(self)
         try:
-            self._follower = PathFollower(self._watcher, sock, self._requirement, path, self._update)
+            self._follower = PathFollower(self._watcher, sock, self._requirement, path, self._update, local)
             self._sock = watch_end(sock, self.close)
-            # What happened between the dial and now raises no further event.
-            self._update()
+            if decider is not self._watcher.latest:
+                # What happened between the dial and now raises no further event.
+                self._update()
         except BaseException:
             self.close()
             raise
@@ -202,10 +212,12 @@ class StreamGuards:
 
     def __init__(self, runtime: Runtime) -> None:
         self._guards: weakref.WeakKeyDictionary[socket.socket, StreamGuard] = weakref.WeakKeyDictionary()
-        self._attaching: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._attaching: set[socket.socket] = set()
 
     def find(self, sock: socket.socket) -> StreamGuard | None:
         """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
+        if isinstance(sock, FollowedSocket):
+            return sock.guard if isinstance(sock.guard, StreamGuard) else None
         return self._guards.get(sock)
 
     def add(self, sock: socket.socket, guard: StreamGuard) -> StreamGuard:
@@ -213,17 +225,19 @@ class StreamGuards:
 
         :return: the guard
         """
-        self._guards[sock] = guard
+        if isinstance(sock, FollowedSocket):
+            sock.guard = guard
+        else:
+            self._guards[sock] = guard
         return guard
 
-    @contextlib.contextmanager
-    def attaching(self, sock: socket.socket) -> Iterator[None]:
-        """Make a transport of the socket during the block."""
+    def begin_attaching(self, sock: socket.socket) -> None:
+        """Begin to make a transport of the socket."""
         self._attaching.add(sock)
-        try:
-            yield
-        finally:
-            self._attaching.discard(sock)
+
+    def end_attaching(self, sock: socket.socket) -> None:
+        """The transport has been made, or could not be."""
+        self._attaching.discard(sock)
 
     def is_attaching(self, sock: socket.socket) -> bool:
         """Whether a transport is being made of the socket now. An event loop that binds sockets leaves such a one alone."""

@@ -118,7 +118,7 @@ def address(host: str) -> tuple[int, int, int, str, tuple[str | int, ...]]:
 
 def destination(decider: Decider, host: str) -> Destination:
     target = ip_address(host)
-    return Destination(address(host), target, decider.decide(target), decider.path(target))
+    return Destination(address(host), target, decider.decide(target), decider.path(target), decider)
 
 
 def refused(destination: Destination) -> OSError:

@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 
 import bindsock
+import bindsock.default
 import bindsock.kernel.linux
 
 NOBODY = 65534

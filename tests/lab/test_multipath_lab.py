@@ -222,7 +222,7 @@ async def test_a_multipath_connection_with_a_hook_never_needs_it(lab: Lab, path_
 
 UNPRIVILEGED = """
 import asyncio, os, sys, concurrent.futures.thread, encodings.idna
-import bindsock, bindsock.kernel.linux
+import bindsock.default, bindsock.kernel.linux
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 async def main():
     reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)

@@ -20,6 +20,7 @@ from typing import Any, Self
 from aioquic.quic.configuration import QuicConfiguration
 
 import bindsock
+import bindsock.default
 import bindsock.kernel.linux
 from bindsock.integrations import aioquic
 from bindsock.testing.lab import Server

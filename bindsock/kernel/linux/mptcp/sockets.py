@@ -66,7 +66,7 @@ def states(sock: socket.socket) -> list[State] | None:
 
     :return: ``None`` if the socket is none of MPTCP, is not connected or has fallen back to TCP
     """
-    if not _is_multipath(sock.fileno()):
+    if not _is_multipath(sock):
         return None
     try:
         addresses = _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)
@@ -146,10 +146,16 @@ def _largest_receive_buffer() -> int:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _is_multipath(descriptor: int) -> bool:
-    """Ask the descriptor: what uvloop shows of a transport's socket does not know its protocol."""
+def _is_multipath(sock: socket.socket) -> bool:
+    """Ask the system: a socket of any protocol may have been made for this one (a BPF program of ``mptcpize``)."""
+    if isinstance(sock, socket.socket):
+        try:
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == IPPROTO_MPTCP
+        except OSError:
+            return False
+    # What uvloop shows of a transport's socket has no such method for an option of any number.
     number, length = ctypes.c_int(), ctypes.c_uint32(4)
-    failed = _libc.getsockopt(descriptor, socket.SOL_SOCKET, _SO_PROTOCOL, ctypes.byref(number), ctypes.byref(length))
+    failed = _libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, _SO_PROTOCOL, ctypes.byref(number), ctypes.byref(length))
     return not failed and number.value == IPPROTO_MPTCP
 
 
