@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         NoRoute,
         UnsupportedSystem,
     )
-    from bindsock.eventloop import EventLoop, loop_factory
+    from bindsock.eventloop import Adoption, EventLoop, adopt, loop_factory
     from bindsock.factory import Changes, TransportFactory
     from bindsock.model.change import Cause, Change, FamilyChange
     from bindsock.model.decision import Basis, Candidate, Decision, Path
@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from bindsock.reconnect.hooks import OnReconnect
     from bindsock.resolvers import InterfaceResolver
     from bindsock.routing.effective import Preferences
+    from bindsock.run import Installation, install
 
 __all__ = [
+    "Adoption",
     "Basis",
     "BindFailed",
     "BindsockError",
@@ -58,6 +60,7 @@ __all__ = [
     "EgressMismatch",
     "EventLoop",
     "FamilyChange",
+    "Installation",
     "Interface",
     "InterfaceAddress",
     "InterfaceChanged",
@@ -77,6 +80,7 @@ __all__ = [
     "Subflow",
     "TransportFactory",
     "UnsupportedSystem",
+    "adopt",
     "bind",
     "changes",
     "connect",
@@ -84,6 +88,7 @@ __all__ = [
     "create_datagram_endpoint",
     "effective_interface",
     "explain",
+    "install",
     "interface_of",
     "loop_factory",
     "multipath_of",
@@ -94,6 +99,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Adoption": "bindsock.eventloop",
     "Basis": "bindsock.model.decision",
     "BindFailed": "bindsock.errors",
     "BindsockError": "bindsock.errors",
@@ -106,6 +112,7 @@ _MODULES = {
     "EgressMismatch": "bindsock.errors",
     "EventLoop": "bindsock.eventloop",
     "FamilyChange": "bindsock.model.change",
+    "Installation": "bindsock.run",
     "Interface": "bindsock.model.network",
     "InterfaceAddress": "bindsock.model.network",
     "InterfaceChanged": "bindsock.errors",
@@ -125,6 +132,7 @@ _MODULES = {
     "Subflow": "bindsock.model.subflows",
     "TransportFactory": "bindsock.factory",
     "UnsupportedSystem": "bindsock.errors",
+    "adopt": "bindsock.eventloop",
     "bind": "bindsock.default",
     "changes": "bindsock.default",
     "connect": "bindsock.default",
@@ -132,6 +140,7 @@ _MODULES = {
     "create_datagram_endpoint": "bindsock.default",
     "effective_interface": "bindsock.default",
     "explain": "bindsock.default",
+    "install": "bindsock.run",
     "interface_of": "bindsock.default",
     "loop_factory": "bindsock.eventloop",
     "multipath_of": "bindsock.default",

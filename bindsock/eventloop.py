@@ -39,6 +39,7 @@ from bindsock.reconnect.transport import ReplaceableTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
     from typing import Literal
 
     from bindsock.datagram.in_place import InPlaceMover
@@ -67,10 +68,13 @@ class BoundLoop(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         try:
-            self.transport_factory = self._make_factory()
+            self._begin_binding()
         except BaseException:
             super().close()
             raise
+
+    def _begin_binding(self) -> None:
+        self.transport_factory = self._make_factory()
         self._connector = connector_of(self.transport_factory)
         self._bound_datagrams: weakref.WeakKeyDictionary[socket.socket, InPlaceMover] = weakref.WeakKeyDictionary()
         set_factory(self, self.transport_factory)
@@ -313,7 +317,71 @@ def loop_factory(
     def make_factory() -> TransportFactory:
         return TransportFactory(preferences, interface=interface, kernel=kernel, better_path=better_path, resolver=resolver)
 
-    return type(f"Bound{base.__name__}", (BoundLoop, base), {"_make_factory": staticmethod(make_factory)})
+    bases = (base,) if issubclass(base, BoundLoop) else (BoundLoop, base)
+    return type(f"Bound{base.__name__.removeprefix('Bound')}", bases, {"_make_factory": staticmethod(make_factory)})
+
+
+class Adoption:
+    """What :func:`adopt` returns. It gives the loop back at the end of a ``with`` block, or by :meth:`end`."""
+
+    def __init__(self, loop: BoundLoop, plain: type[asyncio.AbstractEventLoop]) -> None:
+        self._loop = loop
+        self._plain = plain
+
+    def __enter__(self) -> TransportFactory:
+        return self._loop.transport_factory
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let new connections be the loop's own again. Those that there are stay bound, and are followed no longer."""
+        if isinstance(self._loop, BoundLoop):
+            self._loop._connector.stop_following()
+            _set_class(self._loop, self._plain)
+
+
+@known_keywords_only
+def adopt(
+    loop: asyncio.AbstractEventLoop | None = None,
+    preferences: Preferences | None = None,
+    *,
+    interface: str | None = None,
+    kernel: Kernel | None = None,
+    better_path: BetterPath = "auto",
+    resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
+) -> Adoption:
+    """Make an event loop that somebody else has made, and that may be running, bind as :class:`EventLoop` does.
+
+    For Jupyter, Textual and other frameworks that make their own loop. The loop gets a class that :func:`loop_factory` has
+    derived from its own, so asyncio's loops and uvloop's can be adopted. Connections that there are already stay as they are.
+
+    :param loop: the running one unless given
+    :param preferences: these and the rest as :class:`~bindsock.factory.TransportFactory` has them
+    :return: what gives the loop back, also as a context manager, whose value is the loop's factory
+    :raises RuntimeError: no loop is running, or the loop binds already
+    :raises TypeError: the loop's class cannot be changed: use the module-level functions there
+    """
+    loop = loop if loop is not None else asyncio.get_running_loop()
+    if isinstance(loop, BoundLoop):
+        raise RuntimeError("the event loop binds already")  # noqa: TRY004
+    plain = type(loop)
+    bound = loop_factory(plain, preferences, interface=interface, kernel=kernel, better_path=better_path, resolver=resolver)
+    try:
+        _set_class(loop, bound)
+    except TypeError as error:
+        raise TypeError(f"{plain.__qualname__} cannot be adopted, use bindsock's functions on it: {error}") from error
+    adopted: Any = loop
+    try:
+        adopted._begin_binding()
+    except BaseException:
+        _set_class(loop, plain)
+        raise
+    return Adoption(adopted, plain)
+
+
+def _set_class(loop: Any, to: type[object]) -> None:
+    loop.__class__ = to
 
 
 def _for_client(local_addr: Any, remote_addr: Any, family: int) -> bool:

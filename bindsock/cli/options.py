@@ -41,6 +41,15 @@ def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document ins
 
 def add_decision_options(parser: argparse.ArgumentParser) -> None:
     """The options that say how interfaces are chosen, and for which address families."""
+    add_preferences(parser)
+    family = parser.add_mutually_exclusive_group()
+    family.add_argument("--family", choices=("4", "6"), help="only IPv4, or only IPv6")
+    family.add_argument("-4", dest="family", action="store_const", const="4", help="the same as --family 4")
+    family.add_argument("-6", dest="family", action="store_const", const="6", help="the same as --family 6")
+
+
+def add_preferences(parser: argparse.ArgumentParser) -> None:
+    """The options that say how interfaces are chosen."""
     choice = parser.add_argument_group("how to choose", "patterns are those of the shell: 'en*', 'docker?'; quote them")
     choice.add_argument("--interface", metavar="NAME", help="this one and no other, whatever detection says")
     choice.add_argument(
@@ -61,10 +70,17 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         default="bypass",
         help="bypass all of them (the default), or let those have what they have a specific route to",
     )
-    family = parser.add_mutually_exclusive_group()
-    family.add_argument("--family", choices=("4", "6"), help="only IPv4, or only IPv6")
-    family.add_argument("-4", dest="family", action="store_const", const="4", help="the same as --family 4")
-    family.add_argument("-6", dest="family", action="store_const", const="6", help="the same as --family 6")
+
+
+def preferences(arguments: argparse.Namespace) -> Preferences:
+    """The preferences that the options say."""
+    return Preferences(
+        include=arguments.include,
+        exclude=arguments.exclude,
+        expensive=arguments.expensive,
+        cost=arguments.cost,
+        tunnels=arguments.tunnels,
+    )
 
 
 def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResolver | None = None) -> TransportFactory:
@@ -73,14 +89,7 @@ def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResol
     :param resolver: names to addresses; the system's resolver unless given
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
-    preferences = Preferences(
-        include=arguments.include,
-        exclude=arguments.exclude,
-        expensive=arguments.expensive,
-        cost=arguments.cost,
-        tunnels=arguments.tunnels,
-    )
-    return TransportFactory(preferences, interface=arguments.interface, kernel=kernels.current(), resolver=resolver)
+    return TransportFactory(preferences(arguments), interface=arguments.interface, kernel=kernels.current(), resolver=resolver)
 
 
 def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:

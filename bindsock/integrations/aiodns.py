@@ -7,27 +7,22 @@
 
     aiohttp.TCPConnector(resolver=bindsock.integrations.aiodns.DNSResolver())
 
-c-ares binds its sockets to ``local_dev``, and goes on without a word where that fails: a question then leaves unbound
-(c-ares src/lib/ares_conn.c, ares_conn_set_sockopts). Therefore its sockets also get the local address that the system gave a
-socket which was bound before. A ``local_ip`` that is not there any more is an error, and it goes with the device. On a change of
-path the channel is ended, and what was asked is asked again on a new one.
+How it is bound, :mod:`bindsock.resolvers.c_ares` tells. On a change of path the channel is ended, and what was asked is asked
+again on a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
-from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from bindsock.default import running_factory
 from bindsock.errors import NoEffectiveInterface
 from bindsock.extras import needs
 from bindsock.factory import connector_of
-from bindsock.model.network import family_of
 from bindsock.netmon.no_interface import until_changed
+from bindsock.resolvers.c_ares import bindings, server_address
 
 with needs("aiodns"):
     import aiodns
@@ -48,15 +43,6 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 """How often a question is asked whose path goes away meanwhile."""
-_SERVER = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+)(?::\d+)?|(.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Binding:
-    """How the sockets for one name server are bound."""
-
-    device: str
-    address: str
 
 
 class _Channel:
@@ -217,49 +203,21 @@ class DNSResolver:
 
     def _open(self) -> _Channel:
         names = self.nameservers
-        servers = tuple(_server_address(name) for name in names)
+        servers = tuple(server_address(name) for name in names)
         decider = self._watcher.refresh()
         paths = tuple(decider.path(server) for server in servers)
-        bindings: dict[str, _Binding | None] = {}
-        refused: NoEffectiveInterface | None = None
-        for name, server in zip(names, servers, strict=True):
-            try:
-                bindings[name] = self._binding(server)
-            except NoEffectiveInterface as error:
-                refused = error
-        if refused is not None and not bindings:
-            raise refused
-        if len({binding.device if binding is not None else None for binding in bindings.values()}) > 1:
-            ways = ", ".join(f"{name} by {b.device if b is not None else 'no interface'}" for name, b in bindings.items())
-            raise ValueError(f"the name servers leave by different interfaces, make a resolver for each: {ways}")
-        bound = [binding for binding in bindings.values() if binding is not None]
+        found = bindings(self._factory, names)
+        bound = [binding for binding in found.values() if binding is not None]
         options: dict[str, Any] = {"local_dev": bound[0].device, "local_ip": bound[0].address} if bound else {}
-        resolver = aiodns.DNSResolver(tuple(bindings), **options, **self._options)
+        resolver = aiodns.DNSResolver(tuple(found), **options, **self._options)
         for binding in bound[1:]:
             # c-ares keeps one address for each family; aiodns takes only one.
             resolver._channel.set_local_ip(binding.address)  # type: ignore[no-untyped-call]
         return _Channel(resolver, servers, paths)
 
-    def _binding(self, server: IPAddress) -> _Binding | None:
-        """How a socket for the server is to be bound, found out with one that sends nothing; ``None`` for unbound."""
-        with socket.socket(family_of(server), socket.SOCK_DGRAM) as probe:
-            decision = self._factory.bind(probe, server)
-            if decision.interface is None:
-                return None
-            probe.connect((str(server), 53))
-            return _Binding(decision.interface.name, probe.getsockname()[0])
-
 
 def _system_servers() -> tuple[str, ...]:
     return tuple(aiodns.DNSResolver(loop=asyncio.get_running_loop()).nameservers)
-
-
-def _server_address(name: str) -> IPAddress:
-    """The address of a name server that is written with or without a port."""
-    match = _SERVER.fullmatch(name)
-    if match is None:
-        raise ValueError(f"not a name server's address: {name!r}")
-    return ip_address(next(group for group in match.groups() if group))
 
 
 def _address_text(address: tuple[Any, ...]) -> str:

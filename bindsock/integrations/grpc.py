@@ -109,22 +109,44 @@ def _open(
     factory: TransportFactory | None,
 ) -> grpc.aio.Channel:
     loop = asyncio.get_running_loop()
-    given = list(options or ())
-    for name, value in given:
+    arguments: dict[str, Any] = {"compression": compression, "interceptors": interceptors}
+    factory = factory if factory is not None else running_factory()
+    endpoints: list[Endpoint] = []
+
+    def endpoint() -> Endpoint:
+        endpoints.append(runtime_of(loop).shared(_Endpoints).of(factory))
+        return endpoints[0]
+
+    target, leading = lead(target, list(options or ()), endpoint)
+    channel = connect(target, options=leading, **arguments)
+    return Channel(channel, endpoints[0]) if endpoints else channel
+
+
+def lead(target: str, options: ChannelOptions, endpoint: Callable[[], Endpoint]) -> tuple[str, ChannelOptions]:
+    """Lead a channel through a proxy of this process, unless its target stays on this machine.
+
+    :param endpoint: gives the proxy; called only if it is needed
+    :return: the target and the options that the channel is to be made with
+    :raises ValueError: the target or an option cannot be led over one interface: ``xds:``, several addresses, a proxy
+    """
+    for name, value in options:
         if name in _LEADING or (name == "grpc.enable_http_proxy" and value):
             raise ValueError(f"{name} leads the channel elsewhere: bindsock connects to the server itself")
     destination = split_target(target)
-    arguments: dict[str, Any] = {"compression": compression, "interceptors": interceptors}
     if destination is None or _is_loopback(destination[1]):
         # The environment names no proxy for what stays on this machine.
-        return connect(target, options=[*given, *_NO_PROXY], **arguments)
+        return target, [*options, *_NO_PROXY]
     authority, host, port = destination
-    factory = factory if factory is not None else running_factory()
-    endpoint = runtime_of(loop).shared(_Endpoints).of(factory)
-    leading = [*_NO_PROXY, *endpoint.options(host, port)]
-    if not any(name == "grpc.default_authority" for name, _ in given):
+    proxy = endpoint()
+    leading = [*_NO_PROXY, *proxy.options(host, port)]
+    if not any(name == "grpc.default_authority" for name, _ in options):
         leading.append(("grpc.default_authority", authority))
-    return Channel(connect(endpoint.target, options=[*given, *leading], **arguments), endpoint)
+    return proxy.target, [*options, *leading]
+
+
+def is_led(options: ChannelOptions) -> bool:
+    """Whether a channel's options are those of one that :func:`lead` has led."""
+    return any(name == "grpc.address_http_proxy_enabled_addresses" and value == "" for name, value in options)
 
 
 _NO_PROXY: ChannelOptions = (

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Self, cast
 
 import uvloop
 
@@ -28,6 +29,8 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.Loop,
     "`bindsock.loop_factory(uvloop.Loop)`": bindsock.eventloop.loop_factory(uvloop.Loop),
 }
+RUN = "asyncio, `bindsock run`"
+COLUMNS = (*LOOPS, RUN)
 _PATIENCE = 20.0
 
 
@@ -42,6 +45,10 @@ def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:
             _run(probe, servers, loop)
         except NotImplementedError:
             return "n/a"
+    return _result(lab, servers, probe)
+
+
+def _result(lab: Lab, servers: Servers, probe: Probe) -> str:
     interfaces = {lab.interface_of(source) for source in servers.wait_for(probe.server)}
     if interfaces == {"wifi0"}:
         return "bound"
@@ -58,6 +65,63 @@ def _run(probe: Probe, servers: Servers, loop: str) -> None:
         runner.run(run())
 
 
+def measure_under_run(lab: Lab, servers: Servers) -> dict[str, str]:
+    """*bound* or *leaks* for every library on asyncio's own event loop, in one process under ``bindsock run``."""
+    with UnderRun(servers) as program:
+        results = {}
+        for probe in PROBES:
+            servers.sources.pop(probe.server, None)
+            program.run(probe)
+            results[probe.name] = _result(lab, servers, probe)
+        return results
+
+
+class UnderRun:
+    """A process under ``bindsock run`` that runs one probe after the other, as it is told. It knows nothing of bindsock's run."""
+
+    def __init__(self, servers: Servers) -> None:
+        program = [sys.executable, "-m", "tests.integrations.capture", servers.host, str(servers.authority_file)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bindsock", "run", "--quiet", "--", *program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=TABLES[1].parent,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(timeout=_PATIENCE)
+            finally:
+                self._process.kill()
+
+    def run(self, probe: Probe) -> None:
+        """Run a probe, and wait until it is done."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{probe.run.__name__}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer == f"{probe.run.__name__}\n", answer
+
+
+def _serve_probes(host: str, authority: str) -> None:
+    """Run the probes whose names come on standard input, one a line. It knows no more of the servers than their address."""
+    pem = Path(authority).read_bytes()
+    context = ssl.create_default_context(cadata=pem.decode())
+    servers = cast("Servers", SimpleNamespace(host=host, context=context, authority_pem=pem))
+    probes = {probe.run.__name__: probe for probe in PROBES}
+    for line in sys.stdin:
+        _run(probes[line.strip()], servers, "asyncio")
+        print(line, end="", flush=True)
+
+
 def _run_alone(name: str, loop: str, host: str) -> None:
     """Run a probe that needs a process of its own, in that process. It knows no more of the servers than their address."""
     (probe,) = [probe for probe in PROBES if probe.run.__name__ == name]
@@ -72,9 +136,9 @@ def table(results: dict[tuple[str, str], str], probes: Iterable[Probe] = PROBES)
 
 
 def _table(results: dict[tuple[str, str], str], probes: list[Probe]) -> str:
-    lines = ["| | " + " | ".join(LOOPS) + " |", "|---" * (len(LOOPS) + 1) + "|"]
-    lines += [row(p, {loop: results[p.name, loop] for loop in LOOPS}) for p in probes]
-    counts = [sum(results[p.name, loop] == "bound" for p in probes) for loop in LOOPS]
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines += [row(p, {column: results[p.name, column] for column in COLUMNS}) for p in probes]
+    counts = [sum(results[p.name, column] == "bound" for p in probes) for column in COLUMNS]
     lines.append("| **bound** | " + " | ".join(f"**{count} of {len(probes)}**" for count in counts) + " |")
     return "\n".join(lines) + "\n"
 
@@ -82,9 +146,9 @@ def _table(results: dict[tuple[str, str], str], probes: list[Probe]) -> str:
 def row(probe: Probe, results: Mapping[str, str]) -> str:
     """The table's row of a library.
 
-    :param results: by loop
+    :param results: by column
     """
-    return f"| {probe.name} | " + " | ".join(_cell(results[loop]) for loop in LOOPS) + " |"
+    return f"| {probe.name} | " + " | ".join(_cell(results[column]) for column in COLUMNS) + " |"
 
 
 def _cell(result: str) -> str:
@@ -100,7 +164,7 @@ def read(text: str) -> dict[tuple[str, str], str]:
     """The results that a table tells."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| |", "| **bound**"))]
     rows = [[cell.strip().strip("*") for cell in line.strip("|").split(" | ")] for line in lines]
-    return {(name, loop): result for name, *results in rows for loop, result in zip(LOOPS, results, strict=True)}
+    return {(name, loop): result for name, *results in rows for loop, result in zip(COLUMNS, results, strict=True)}
 
 
 def measure_all() -> dict[tuple[str, str], str]:
@@ -108,12 +172,13 @@ def measure_all() -> dict[tuple[str, str], str]:
     with Lab() as lab, lab.inside():
         lab.vpn_up("metric")
         with Servers(lab) as servers:
-            return {(p.name, loop): measure(lab, servers, p, loop) for p in PROBES for loop in LOOPS}
+            results = {(p.name, loop): measure(lab, servers, p, loop) for p in PROBES for loop in LOOPS}
+            return results | {(name, RUN): result for name, result in measure_under_run(lab, servers).items()}
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     if arguments:
-        _run_alone(*arguments)
+        (_serve_probes if len(arguments) == 2 else _run_alone)(*arguments)
         return
     measured = table(measure_all())
     for path in TABLES:

@@ -1,0 +1,131 @@
+"""``bindsock run``: a program as it is, with everything that its Python code opens beneath the VPN."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from bindsock.cli.options import Exit, add_json, add_preferences, fail, preferences
+from bindsock.run import ledger
+from bindsock.run.environment import for_children, for_others, obstacle
+from bindsock.run.policy import RunPolicy
+from bindsock.run.proxying import ProxyThread
+from bindsock.run.supervising import end_like, run_child
+from bindsock.run.table import PATCHES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_EPILOG = """\
+The program is started as it would be without bindsock, and need not know of it. Covered are asyncio and uvloop, blocking sockets,
+trio, gRPC, c-ares, and Python programs that it starts. Servers, loopback and UNIX sockets are left alone. Not covered are
+libraries that connect in C, as libpq and libcurl do, and programs that are not Python: --proxy is for those. Names are looked up
+by the system's resolver.
+
+examples:
+  bindsock run -- python app.py
+  bindsock run -m http.client
+  bindsock run --interface eth0 -- uvicorn app:app
+  bindsock run --report -- pytest tests
+  bindsock run --proxy -- ./deploy.sh
+
+exit status: the program's; 3 if it cannot be covered, 126 or 127 if it cannot be started
+"""
+_CANNOT_START, _NOT_FOUND = 126, 127
+"""As a shell has it (POSIX, 2.8.2 Exit Status for Commands)."""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        help="run a program with all connections of its Python code beneath the VPN",
+        description="Run a program, unmodified: everything that its Python code opens leaves by the effective interface.",
+        usage="bindsock run [options] [--] PROGRAM [ARGUMENT ...]\n       bindsock run [options] -m MODULE [ARGUMENT ...]",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="the same as -- python -m MODULE")
+    parser.add_argument("--quiet", action="store_true", help="do not say what is covered")
+    parser.add_argument(
+        "--report", action="store_true", help="at the end, say by which interfaces connections left, what was left alone, and why"
+    )
+    add_json(parser, "the report as one JSON document")
+    parser.add_argument("--proxy", action="store_true", help="also run a proxy, and set http_proxy and the like for programs")
+    add_preferences(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if arguments.module is not None:
+        if not arguments.module or command:
+            arguments.parser.error("-m needs the name of a module")
+        command = [sys.executable, "-m", *arguments.module]
+    if not command:
+        arguments.parser.error("no program to run")
+    if arguments.json and not arguments.report:
+        arguments.parser.error("--json is of use with --report only")
+    reason = obstacle(command)
+    if reason is not None and reason.startswith("python -"):
+        return fail(reason, Exit.SYSTEM)
+    policy = RunPolicy(arguments.interface, preferences(arguments))
+    if not arguments.quiet:
+        _announce(policy, reason, proxy=arguments.proxy)
+    try:
+        if arguments.report or arguments.proxy:
+            return _supervise(command, policy, arguments)
+        environment = os.environ | for_children(policy, os.environ)
+        sys.stderr.flush()
+        os.execvpe(command[0], command, environment)
+    except FileNotFoundError:
+        return _fail_to_start(command[0], "not found", _NOT_FOUND)
+    except (PermissionError, OSError) as error:
+        return _fail_to_start(command[0], error.strerror or str(error), _CANNOT_START)
+    raise AssertionError("the program has taken this one's place")
+
+
+def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace) -> int:
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(tempfile.NamedTemporaryFile(prefix="bindsock-run-")).name if arguments.report else None
+        proxy = stack.enter_context(ProxyThread(policy)).url if arguments.proxy else None
+        policy = dataclasses.replace(policy, proxy=proxy, journal=journal)
+        environment = os.environ | for_children(policy, os.environ)
+        if proxy is not None:
+            environment |= for_others(proxy, os.environ)
+        status = run_child(command, environment)
+        if journal is not None:
+            _report(ledger.read_journal(journal), as_json=arguments.json)
+    return end_like(status)
+
+
+def _announce(policy: RunPolicy, reason: str | None, *, proxy: bool) -> None:
+    covered = ", ".join(patch.covers for patch in PATCHES)
+    try:
+        way = f"connections leave by {policy.factory().effective_interface().name} now"
+    except OSError as error:
+        way = f"no connection can be made now ({error})"
+    print(f"bindsock: {way}; covered: {covered}", file=sys.stderr)
+    if reason is not None:
+        what = "it has the proxy's address in http_proxy" if proxy else "its own connections are not covered (see --proxy)"
+        print(f"bindsock: {reason}: {what}; Python programs that it starts are", file=sys.stderr)
+
+
+def _report(entries: Mapping[ledger.Entry, int], *, as_json: bool) -> None:
+    """On standard error, since the other belongs to the program."""
+    if as_json:
+        print(json.dumps({"connections": ledger.document(entries)}, indent=2, ensure_ascii=False), file=sys.stderr)
+        return
+    for line in ledger.lines(entries):
+        print(f"bindsock: {line}", file=sys.stderr)
+
+
+def _fail_to_start(program: str, reason: str, status: int) -> int:
+    print(f"bindsock: {program}: {reason}", file=sys.stderr)
+    return status

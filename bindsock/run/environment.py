@@ -1,0 +1,88 @@
+"""What makes a Python child process load bindsock before its program: a ``sitecustomize`` that is first on its path.
+
+It runs the ``sitecustomize`` that the child would have had, and takes itself from ``sys.path``, so that the program finds the
+path that it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bindsock.run.policy import RunPolicy
+
+VARIABLE = "BINDSOCK_RUN"
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
+"""HTTP_PROXY is left out: a web server's client could set it (https://httpoxy.org), so that curl does not read it."""
+_SITE = Path(__file__).parent / "site"
+_PYTHON = re.compile(r"(python|pypy)[0-9.]*t?d?(\.exe)?")
+_ISOLATING = frozenset("EIS")
+
+
+def for_children(policy: RunPolicy, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables to add to an environment, so that a Python program in it is covered."""
+    import aiohappyeyeballs
+
+    import bindsock
+
+    # Another interpreter need not have bindsock installed. Both are pure Python.
+    places = sorted({str(Path(place).parent) for module in (bindsock, aiohappyeyeballs) for place in module.__path__})
+    others = [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place and place != str(_SITE)]
+    return {
+        VARIABLE: json.dumps({"policy": policy.to_json(), "places": places}),
+        "PYTHONPATH": os.pathsep.join([str(_SITE), *others]),
+    }
+
+
+def for_others(proxy: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that tell programs which are not Python to use the proxy."""
+    return {**dict.fromkeys(PROXY_VARIABLES, proxy), "no_proxy": environment.get("no_proxy", "localhost,127.0.0.1,::1")}
+
+
+def obstacle(command: Sequence[str], path: str | None = None) -> str | None:
+    """Why a command's own connections are not covered; ``None`` if it is a Python program that is.
+
+    :param path: where programs are looked for
+    """
+    program = shutil.which(command[0], path=path) or command[0]
+    if _PYTHON.fullmatch(Path(program).name):
+        flag = next((flag for flag in _flags(command[1:]) if _ISOLATING.intersection(flag)), None)
+        return f"python -{flag} does not load bindsock" if flag is not None else None
+    interpreter = _shebang(program)
+    if any(_PYTHON.fullmatch(Path(word).name) for word in interpreter):
+        return obstacle(interpreter, path) if _PYTHON.fullmatch(Path(interpreter[0]).name) else None
+    return f"{Path(command[0]).name} is not Python"
+
+
+def _flags(arguments: Sequence[str]) -> list[str]:
+    """The interpreter's own options, without their dashes, up to the program's name."""
+    flags = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-") or argument in ("-", "--") or argument[1] in "cm":
+            break
+        if argument in ("-X", "-W"):
+            next(rest, None)
+        elif not argument.startswith(("--", "-X", "-W")):
+            flags.append(argument[1:])
+    return flags
+
+
+def _shebang(program: str) -> list[str]:
+    """The words of a script's first line, nothing if it is no script."""
+    try:
+        with Path(program).open("rb") as file:
+            first = file.readline(256)
+            if first.startswith(b"#!/bin/sh"):
+                # Installers write it where the path to Python is too long or has a space: '''exec' /the/path/python "$0" "$@"
+                first = b"#!" + file.readline(4096).partition(b"exec'")[2].replace(b'"$0" "$@"', b"").replace(b'"', b"")
+    except OSError:
+        return []
+    return first[2:].decode(errors="replace").split() if first.startswith(b"#!") else []

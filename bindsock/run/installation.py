@@ -1,0 +1,126 @@
+"""Puts all patches in place, and takes them away again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from bindsock.options import known_keywords_only
+from bindsock.routing.effective import Preferences
+from bindsock.run import environment, ledger
+from bindsock.run.background import Background
+from bindsock.run.ledger import Ledger
+from bindsock.run.patching import AfterImport
+from bindsock.run.policy import RunPolicy
+from bindsock.run.table import PATCHES, Context
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bindsock.options import BetterPath
+
+
+_installed: Installation | None = None
+
+
+class Installation:
+    """What :func:`install` returns. It uninstalls at the end of a ``with`` block, or by :meth:`uninstall`."""
+
+    def __init__(self, policy: RunPolicy) -> None:
+        self._policy = policy
+        self._ledger = Ledger(policy.journal)
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        self.uninstall()
+
+    def report(self) -> list[dict[str, Any]]:
+        """What became of the connections of this process: ``outcome``, ``what``, ``detail`` and ``count`` for each kind.
+
+        The outcome is ``"bound"`` (to the interface that ``detail`` names), ``"left alone"``, ``"refused"`` or ``"escaped"``.
+        """
+        return ledger.document(self._ledger.entries())
+
+    def uninstall(self) -> None:
+        """Put everything back. Event loops and connections that there are stay as they are."""
+        global _installed
+        if _installed is self:
+            _installed = None
+        self._undo.close()
+
+    def _put_in_place(self) -> None:
+        background = Background(self._policy, self._ledger)
+        self._undo.callback(self._ledger.close)
+        self._undo.callback(background.stop)
+        context = Context(self._policy, self._ledger, background, self._undo)
+        imports = AfterImport()
+        imports.install(self._undo)
+        for patch in PATCHES:
+            imports.call(patch.module, functools.partial(patch.apply, context))
+        if self._policy.proxy is not None:
+            self._leave_proxy_to_others(self._policy.proxy)
+        for name, value in environment.for_children(self._policy, os.environ).items():
+            self._undo.callback(_set_variable, name, os.environ.get(name))
+            os.environ[name] = value
+
+    def _leave_proxy_to_others(self, proxy: str) -> None:
+        """Child processes inherit the variables, and Python code of this process does not see them: it is bound itself."""
+        for name in environment.PROXY_VARIABLES:
+            if os.environ.get(name) == proxy:
+                del os.environ[name]
+                os.putenv(name, proxy)
+                self._undo.callback(_set_variable, name, proxy)
+
+
+@known_keywords_only
+def install(
+    preferences: Preferences | None = None,
+    *,
+    interface: str | None = None,
+    better_path: BetterPath = "auto",
+) -> Installation:
+    """Let everything that Python code opens from now on in this process leave by the effective interface, bypassing VPN tunnels.
+
+    New event loops of asyncio and uvloop are bindsock's; blocking sockets are bound when they connect; trio runs get bindsock's
+    socket factory; gRPC is led through a proxy of this process; c-ares is bound. Python processes that are started from here are
+    covered as well. Event loops that there are already are not: see :func:`bindsock.adopt`.
+
+    What cannot be bound raises the errors of :mod:`bindsock.errors` and is closed.
+
+    :param preferences: how to choose among interfaces
+    :param interface: the name of the one interface to use, whatever detection says
+    :param better_path: what happens to streams that still work when another interface is better
+    :return: what puts everything back, also as a context manager
+    :raises RuntimeError: it is installed already
+    :raises UnsupportedSystem: there is no kernel backend for this system
+    """
+    policy = RunPolicy(interface, preferences if preferences is not None else Preferences(), better_path)
+    return install_policy(policy)
+
+
+def install_policy(policy: RunPolicy) -> Installation:
+    """See :func:`install`."""
+    global _installed
+    if _installed is not None:
+        raise RuntimeError("bindsock is installed already: uninstall it first")
+    policy.factory()  # raises where there is no kernel backend
+    installation = Installation(policy)
+    try:
+        installation._put_in_place()
+    except BaseException:
+        installation._undo.close()
+        raise
+    _installed = installation
+    return installation
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

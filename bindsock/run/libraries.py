@@ -1,0 +1,121 @@
+"""Libraries that connect in C, or that have an event loop of their own: trio, gRPC, c-ares."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from bindsock.errors import BindFailed, BindsockError
+from bindsock.run.patching import replace
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import ModuleType
+
+    from bindsock.integrations.grpc import ChannelOptions
+    from bindsock.run.ledger import Outcome
+    from bindsock.run.table import Context
+
+
+def patch_trio(context: Context, module: ModuleType) -> None:
+    """Let every trio run have bindsock's socket factory. Its sockets would be bound without it, but not followed."""
+    if importlib.util.find_spec("anyio") is None:
+        return
+    from bindsock.run.trio_sockets import install_in_run
+
+    def in_run(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @functools.wraps(function)
+        async def main(*args: Any) -> Any:
+            install_in_run(context.policy, context.ledger)
+            return await function(*args)
+
+        return main
+
+    for owner, name in ((module, "run"), (module.lowlevel, "start_guest_run")):
+        replace(context.undo, owner, name, _with_first_argument(getattr(owner, name), in_run))
+
+
+def _with_first_argument(function: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def changed(first: Any, *args: Any, **options: Any) -> Any:
+        return function(change(first), *args, **options)
+
+    return changed
+
+
+def patch_grpc(context: Context, module: ModuleType) -> None:
+    """Lead gRPC's channels, the synchronous and the asynchronous ones, through a proxy of this process."""
+    import grpc._channel  # type: ignore[import-untyped]
+    import grpc.aio._channel  # type: ignore[import-untyped]
+
+    from bindsock.integrations.grpc import is_led, lead
+
+    def leading(initialise: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(initialise)
+        def __init__(self: Any, target: str, options: Any, *args: Any, **keywords: Any) -> None:
+            given: ChannelOptions = list(options or ())
+            if not is_led(given):
+                try:
+                    target, given = lead(target, given, context.background.grpc_endpoint)
+                except ValueError as error:
+                    context.ledger.note("refused", "gRPC", str(error))
+                    raise BindFailed(f"the channel to {target} cannot be bound: {error}", call="grpc.Channel") from error
+            initialise(self, target, given, *args, **keywords)
+
+        return __init__
+
+    for owner in (grpc._channel.Channel, grpc.aio._channel.Channel):
+        replace(context.undo, owner, "__init__", leading(owner.__init__))
+
+
+_QUESTIONS = ("query", "search", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo")
+"""The methods of a channel that ask a name server. Version 5 of pycares has no gethostbyname."""
+
+
+def patch_pycares(context: Context, module: ModuleType) -> None:
+    """Bind c-ares to the interface of its name servers, anew for each question: it forgets neither device nor address."""
+    from bindsock.resolvers.c_ares import bind_channel
+
+    factory = context.policy.factory()
+    initialise = module.Channel.__init__
+
+    own_choices: weakref.WeakKeyDictionary[Any, tuple[Outcome, str]] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(initialise)
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        initialise(self, *args, **options)
+        device, address = options.get("local_dev"), options.get("local_ip")
+        if device and address:
+            own_choices[self] = ("bound", device)
+        elif device or address:
+            own_choices[self] = (
+                "escaped",
+                "c-ares leaves unbound where a device is gone, or an address is all that it was given",
+            )
+
+    def bound(ask: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(ask)
+        def asked(self: Any, *args: Any, **options: Any) -> Any:
+            if self in own_choices:
+                outcome, detail = own_choices[self]
+                context.ledger.note(outcome, "c-ares", detail)
+                return ask(self, *args, **options)
+            try:
+                device = bind_channel(factory, self)
+            except BindsockError as error:
+                context.ledger.note("refused", "c-ares", type(error).__name__)
+                raise
+            if device is None:
+                context.ledger.note("left alone", "c-ares", "a name server on this machine")
+            else:
+                context.ledger.note("bound", "c-ares", device)
+            return ask(self, *args, **options)
+
+        return asked
+
+    replace(context.undo, module.Channel, "__init__", __init__)
+    for name in _QUESTIONS:
+        if name in vars(module.Channel):
+            replace(context.undo, module.Channel, name, bound(getattr(module.Channel, name)))

@@ -1,0 +1,140 @@
+"""New event loops of asyncio and of uvloop: those that :func:`bindsock.loop_factory` makes.
+
+No event loop policy is set. The classes themselves are replaced where others find them, which covers ``asyncio.run()``,
+``asyncio.Runner``, ``asyncio.new_event_loop()``, ``uvloop.run()``, ``uvloop.install()``, and whoever calls these: uvicorn,
+aiohttp.web, pytest-asyncio, IPython.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from bindsock.connector import is_attaching
+from bindsock.default import interface_of
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.errors import BindsockError
+from bindsock.eventloop import BoundLoop, loop_factory
+from bindsock.model.network import FAMILIES
+from bindsock.run.patching import replace
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable
+    from types import ModuleType
+
+    from bindsock.run.ledger import Ledger
+    from bindsock.run.policy import RunPolicy
+    from bindsock.run.table import Context
+
+_PLAIN = asyncio.SelectorEventLoop
+
+
+def patch_asyncio(context: Context, module: ModuleType) -> None:
+    """Let new event loops of asyncio be bindsock's."""
+    # Whoever makes a loop of bindsock's own class or uses its functions means the same interfaces.
+    replace(context.undo, BoundLoop, "_make_factory", staticmethod(context.policy.factory))
+    plain = module.SelectorEventLoop
+    bound = bound_class(plain, context.policy, context.ledger)
+    for place in (module, module.unix_events):
+        for name in [name for name, value in vars(place).items() if value is plain]:
+            replace(context.undo, place, name, bound)
+    # The default policy keeps the class (Lib/asyncio/unix_events.py, _loop_factory).
+    for value in list(vars(module.unix_events).values()):
+        if isinstance(value, type) and vars(value).get("_loop_factory") is plain:
+            replace(context.undo, value, "_loop_factory", bound)
+
+
+def patch_uvloop(context: Context, module: ModuleType) -> None:
+    """Let new event loops of uvloop be bindsock's."""
+    replace(context.undo, module, "Loop", bound_class(module.Loop, context.policy, context.ledger))
+
+
+def background_loop(policy: RunPolicy, ledger: Ledger) -> BoundLoop:
+    """A loop for gRPC's connections."""
+    loop = bound_class(_PLAIN, policy, ledger, "gRPC")()
+    assert isinstance(loop, BoundLoop)
+    return loop
+
+
+def bound_class(
+    base: type[asyncio.AbstractEventLoop], policy: RunPolicy, ledger: Ledger, what: str = "event loops"
+) -> type[BoundLoop]:
+    """The class of loop that is made instead of another one.
+
+    :param what: what its connections are called in the ledger
+    """
+    bound = loop_factory(base, policy.preferences, interface=policy.interface, better_path=policy.better_path)
+    return type(bound.__name__, (_CountingLoop, bound), {"_ledger": ledger, "_what": what})
+
+
+if TYPE_CHECKING:
+    _Base = BoundLoop
+else:
+    _Base = object
+
+
+class _CountingLoop(_Base):
+    """Notes what becomes of the connections of a loop."""
+
+    _ledger: Ledger
+    _what: str
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._counted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    async def create_connection(self, *args: Any, **options: Any) -> Any:
+        made = await self._refusals(super().create_connection(*args, **options))
+        sock = options.get("sock")
+        if sock is None or (isinstance(sock, FollowedSocket) and not is_attaching(sock)):
+            self._note(made[0])
+        return made
+
+    async def create_datagram_endpoint(self, *args: Any, **options: Any) -> Any:
+        made = await self._refusals(super().create_datagram_endpoint(*args, **options))
+        name = interface_of(made[0])
+        if name is not None:
+            self._ledger.note("bound", self._what, name)
+        return made
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        await self._refusals(super().sock_connect(sock, address))
+        if sock.family in FAMILIES and not isinstance(sock, FollowedSocket) and not is_attaching(sock):
+            self._counted.add(sock)
+            self._note(sock)
+
+    async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
+        sent: int = await self._refusals(super().sock_sendto(sock, data, address))
+        if sock not in self._counted:
+            self._counted.add(sock)
+            name = interface_of(sock)
+            if name is not None:
+                self._ledger.note("bound", self._what, name)
+        return sent
+
+    async def _refusals(self, call: Awaitable[Any]) -> Any:
+        try:
+            return await call
+        except BindsockError as error:
+            self._ledger.note("refused", self._what, type(error).__name__)
+            raise
+
+    def _note(self, connection: Any) -> None:
+        name = interface_of(connection)
+        if name is not None:
+            self._ledger.note("bound", self._what, name)
+        elif _is_on_this_machine(connection):
+            self._ledger.note("left alone", self._what, "to this machine")
+        else:
+            self._ledger.note("escaped", self._what, "left to the system's routes, as the preferences say")
+
+
+def _is_on_this_machine(connection: Any) -> bool:
+    """Whether both ends of a connection have the same address, or it is over."""
+    if isinstance(connection, asyncio.BaseTransport):
+        local, peer = connection.get_extra_info("sockname"), connection.get_extra_info("peername")
+    else:
+        local, peer = connection.getsockname(), connection.getpeername()
+    return not isinstance(local, tuple) or not isinstance(peer, tuple) or local[0] == peer[0]

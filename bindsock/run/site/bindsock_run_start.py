@@ -1,0 +1,50 @@
+"""Installs bindsock in this process, and then lets the ``sitecustomize`` run that there would have been without it.
+
+If that fails the process ends: the program must not run uncovered. (:mod:`site` would print the error and go on.)
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+import traceback
+
+_HERE = os.path.dirname(__file__)
+_FAILED = 3
+
+
+def _install() -> None:
+    from_environment = os.environ.get("BINDSOCK_RUN")
+    if from_environment is None:  # somebody took it away and left PYTHONPATH: not to be covered
+        return
+    settings = json.loads(from_environment)
+    places = [place for place in settings["places"] if place not in sys.path]
+    sys.path += places
+    try:
+        from bindsock.run.installation import install_policy
+        from bindsock.run.policy import RunPolicy
+    finally:
+        for place in places:
+            sys.path.remove(place)
+    install_policy(RunPolicy.from_json(settings["policy"]))
+
+
+def _run_the_other() -> None:
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["sitecustomize"] = module
+        spec.loader.exec_module(module)
+
+
+sys.path[:] = [place for place in sys.path if place != _HERE]
+try:
+    _install()
+except BaseException:  # noqa: BLE001
+    sys.stderr.write(f"bindsock run: {sys.executable} cannot be covered and is not started\n{traceback.format_exc()}")
+    sys.stderr.flush()
+    os._exit(_FAILED)
+_run_the_other()

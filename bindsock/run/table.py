@@ -1,0 +1,50 @@
+"""The table of what is patched, and when: each patch is undone by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bindsock.run import libraries, loops, programs, sockets
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from bindsock.run.background import Background
+    from bindsock.run.ledger import Ledger
+    from bindsock.run.policy import RunPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the patches have in common.
+
+    ``undo`` takes what puts things back; ``ledger`` counts what became of connections.
+    """
+
+    policy: RunPolicy
+    ledger: Ledger
+    background: Background
+    undo: contextlib.ExitStack
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One row: as soon as the module is imported, ``apply`` patches it."""
+
+    module: str
+    covers: str
+    apply: Callable[[Context, ModuleType], None]
+
+
+PATCHES = (
+    Patch("socket", "blocking sockets", sockets.patch),
+    Patch("asyncio", "asyncio", loops.patch_asyncio),
+    Patch("uvloop", "uvloop", loops.patch_uvloop),
+    Patch("trio", "trio", libraries.patch_trio),
+    Patch("grpc", "gRPC", libraries.patch_grpc),
+    Patch("pycares", "c-ares", libraries.patch_pycares),
+    Patch("subprocess", "Python child processes", programs.patch),
+)
