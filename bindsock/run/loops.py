@@ -18,6 +18,7 @@ from bindsock.errors import BindsockError
 from bindsock.eventloop import BoundLoop, loop_factory
 from bindsock.model.network import FAMILIES
 from bindsock.run.patching import replace
+from bindsock.run.sockets import outcome_of
 
 if TYPE_CHECKING:
     import socket
@@ -86,10 +87,13 @@ class _CountingLoop(_Base):
         self._counted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
-        made = await self._refusals(super().create_connection(*args, **options))
         sock = options.get("sock")
-        if sock is None or (isinstance(sock, FollowedSocket) and not is_attaching(sock)):
-            self._note(made[0])
+        if sock is None or not is_attaching(sock):
+            return await self._refusals(super().create_connection(*args, **options))
+        # What the factory has dialled passes here, whoever has asked for it.
+        made = await super().create_connection(*args, **options)
+        if isinstance(sock, FollowedSocket):
+            self._note(sock)
         return made
 
     async def create_datagram_endpoint(self, *args: Any, **options: Any) -> Any:
@@ -121,20 +125,6 @@ class _CountingLoop(_Base):
             self._ledger.note("refused", self._what, type(error).__name__)
             raise
 
-    def _note(self, connection: Any) -> None:
-        name = interface_of(connection)
-        if name is not None:
-            self._ledger.note("bound", self._what, name)
-        elif _is_on_this_machine(connection):
-            self._ledger.note("left alone", self._what, "to this machine")
-        else:
-            self._ledger.note("escaped", self._what, "left to the system's routes, as the preferences say")
-
-
-def _is_on_this_machine(connection: Any) -> bool:
-    """Whether both ends of a connection have the same address, or it is over."""
-    if isinstance(connection, asyncio.BaseTransport):
-        local, peer = connection.get_extra_info("sockname"), connection.get_extra_info("peername")
-    else:
-        local, peer = connection.getsockname(), connection.getpeername()
-    return not isinstance(local, tuple) or not isinstance(peer, tuple) or local[0] == peer[0]
+    def _note(self, sock: socket.socket) -> None:
+        outcome, detail = outcome_of(sock)
+        self._ledger.note(outcome, self._what, detail)

@@ -35,7 +35,8 @@ def end_like(status: int) -> int:
     :return: the exit status, where no signal ended the child
     """
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
         return 128 - status  # the signal is blocked
     return status

@@ -20,7 +20,16 @@ def test_each_row_of_the_capture_table_is_what_is_measured(lab: Lab, servers: Se
         missing = "uvloop" in loop and "sock_sendto" in probe.name
         assert result == ("n/a" if missing else "bound" if binds else "leaks"), loop
     for text in capture.written():
-        assert capture.row(probe, results) in text.splitlines()
+        written = capture.read(text)
+        assert {loop: written[probe.name, loop] for loop in capture.LOOPS} == results
+
+
+def test_the_column_of_bindsock_run_is_what_is_measured(lab: Lab, servers: Servers) -> None:
+    results = capture.measure_under_run(lab, servers)
+    assert [name for name, result in results.items() if result != "bound"] == ["psycopg, async (libpq)"]
+    for text in capture.written():
+        written = capture.read(text)
+        assert {probe.name: written[probe.name, capture.RUN] for probe in PROBES} == results
 
 
 def test_the_capture_tables_have_a_row_for_each_library_and_count_them() -> None:

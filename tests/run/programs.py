@@ -1,0 +1,107 @@
+"""Programs under ``bindsock run``: started in the laboratory's host, read line by line, and ended with the block."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 30.0
+RUN = (sys.executable, "-m", "bindsock", "run")
+PYTHON = sys.executable
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment without the proxies that somebody may use here."""
+    plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return {**plain, "PYTHONUNBUFFERED": "1", **variables}
+
+
+def script(directory: Path, text: str, name: str = "program") -> str:
+    """Write a program to a file."""
+    path = directory / f"{name}.py"
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def run(*arguments: str, options: Sequence[str] = (), **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
+        [*RUN, *options, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **{"env": environment(), **more},
+    )
+
+
+def report_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """What ``--quiet --report --json`` printed."""
+    connections: list[dict[str, Any]] = json.loads(done.stderr)["connections"]
+    return connections
+
+
+class Program:
+    """A program that runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._errors: list[str] = []
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._reader.start()
+
+    def line(self) -> str:
+        """The next line of its output."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"it has ended: {self.errors()}"
+        return line.rstrip("\n")
+
+    def until(self, text: str) -> str:
+        """The next line of its output that has the text in it."""
+        while text not in (line := self.line()):
+            pass
+        return line
+
+    def errors(self) -> str:
+        """What it has written to standard error, once it has ended."""
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return "".join(self._errors)
+
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send it a signal, and wait for its end."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors += self.process.stderr
+
+
+@contextlib.contextmanager
+def running(*arguments: str, options: Sequence[str] = ("--quiet",), **more: Any) -> Iterator[Program]:
+    """Run a program while the block lasts."""
+    command = [*RUN, *options, "--", *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"env": environment(), **more}
+    ) as process:
+        try:
+            yield Program(process)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
