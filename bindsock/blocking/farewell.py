@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bindsock.dial.farewell import DEADLINE, Leaving, duplicate
+from bindsock.dial.farewell import AT_END, DEADLINE, Leaving, duplicate
 
 if TYPE_CHECKING:
     import socket
@@ -43,3 +43,9 @@ def _look_after_the_others() -> None:
     _leaving.reap()
     for descriptor in {*_leaving.surplus(), *_leaving.overdue(time.monotonic())}:
         _leaving.cut(descriptor)
+
+
+def wait_for_farewells() -> None:
+    """Wait a moment for the peers, as the process ends: what is not answered by then is left to the kernel."""
+    with _lock:
+        _leaving.reap(AT_END)

@@ -28,15 +28,13 @@ _ISOLATING = frozenset("EIS")
 
 def for_children(policy: RunPolicy, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables to add to an environment, so that a Python program in it is covered."""
-    import aiohappyeyeballs
-
     import bindsock
 
-    # Another interpreter need not have bindsock installed. Both are pure Python.
-    places = sorted({str(Path(place).parent) for module in (bindsock, aiohappyeyeballs) for place in module.__path__})
+    # Another interpreter need not have bindsock installed: it is pure Python, and needs no other package.
+    place = str(Path(bindsock.__path__[0]).parent)
     others = [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place and place != str(_SITE)]
     return {
-        VARIABLE: json.dumps({"policy": policy.to_json(), "places": places}),
+        VARIABLE: json.dumps({"policy": policy.to_json(), "place": place}),
         "PYTHONPATH": os.pathsep.join([str(_SITE), *others]),
     }
 

@@ -11,7 +11,6 @@ import asyncio
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from bindsock.connector import is_attaching
 from bindsock.default import interface_of
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import BindsockError
@@ -88,7 +87,7 @@ class _CountingLoop(_Base):
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         sock = options.get("sock")
-        if sock is None or not is_attaching(sock):
+        if sock is None or not self._connector.is_attaching(sock):
             return await self._refusals(super().create_connection(*args, **options))
         # What the factory has dialled passes here, whoever has asked for it.
         made = await super().create_connection(*args, **options)
@@ -105,7 +104,7 @@ class _CountingLoop(_Base):
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
         await self._refusals(super().sock_connect(sock, address))
-        if sock.family in FAMILIES and not isinstance(sock, FollowedSocket) and not is_attaching(sock):
+        if sock.family in FAMILIES and not isinstance(sock, FollowedSocket) and not self._connector.is_attaching(sock):
             self._counted.add(sock)
             self._note(sock)
 

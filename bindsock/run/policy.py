@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from bindsock.blocking import BlockingConnector
 from bindsock.factory import TransportFactory
 from bindsock.options import check_better_path, check_interface
 from bindsock.routing.effective import Preferences
@@ -39,10 +38,6 @@ class RunPolicy:
     def factory(self) -> TransportFactory:
         """A factory for one event loop, or for questions without one."""
         return TransportFactory(self.preferences, interface=self.interface, better_path=self.better_path)
-
-    def connector(self) -> BlockingConnector:
-        """What connects blocking sockets."""
-        return BlockingConnector(self.interface, self.preferences, self.better_path)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

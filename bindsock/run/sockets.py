@@ -7,17 +7,24 @@ that was not connected before its first datagram to another host.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import socket
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
+from bindsock.blocking import BlockingConnector, BlockingSocket
+from bindsock.blocking.farewell import duplicate_for_farewell, say_farewell, wait_for_farewells
 from bindsock.default import bind
+from bindsock.dial.chosen import is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_client, peer_of
 from bindsock.errors import BindsockError
+from bindsock.factory import connector_of
 from bindsock.model.network import FAMILIES, unmapped
 from bindsock.run.patching import replace
 
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from bindsock.dial.resolving import SockAddr
+    from bindsock.model.network import IPAddress
+    from bindsock.routing.effective import Decider
     from bindsock.run.ledger import Outcome
     from bindsock.run.table import Context
 
@@ -36,7 +45,13 @@ def patch(context: Context, module: ModuleType) -> None:
     """Bind the sockets that Python code connects, and sends from."""
     binder = SocketBinder(context)
     plain = module.socket
-    connect, connect_ex, sendto, sendmsg = plain.connect, plain.connect_ex, plain.sendto, plain.sendmsg
+    connect, connect_ex, sendto, sendmsg, real_close = (
+        plain.connect,
+        plain.connect_ex,
+        plain.sendto,
+        plain.sendmsg,
+        plain._real_close,
+    )
 
     def bound_connect(self: socket.socket, address: Any, /) -> None:
         binder.connect(self, address, connect)
@@ -56,15 +71,30 @@ def patch(context: Context, module: ModuleType) -> None:
         sent: int = sendmsg(self, buffers, ancdata, flags, *([address] if address is not None else []))
         return sent
 
-    for name, function in (
-        ("connect", bound_connect),
-        ("connect_ex", bound_connect_ex),
-        ("sendto", bound_sendto),
-        ("sendmsg", bound_sendmsg),
-    ):
+    def bound_real_close(self: socket.socket, *args: Any) -> None:
+        binder.close(self, functools.partial(real_close, self, *args))
+
+    functions: dict[str, Any] = {
+        "connect": bound_connect,
+        "connect_ex": bound_connect_ex,
+        "sendto": bound_sendto,
+        "sendmsg": bound_sendmsg,
+        "_real_close": bound_real_close,
+    }
+    for name, function in functions.items():
         function.__name__ = function.__qualname__ = name
         function.__doc__ = getattr(plain, name).__doc__
         replace(context.undo, plain, name, function)
+    atexit.register(wait_for_farewells)
+    context.undo.callback(atexit.unregister, wait_for_farewells)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a socket is to go to: a numeric address, and the name of the one interface for it, if there is one."""
+
+    address: SockAddr
+    interface: str | None
 
 
 class SocketBinder:
@@ -72,19 +102,18 @@ class SocketBinder:
 
     def __init__(self, context: Context) -> None:
         self._policy = context.policy
-        self._connector = context.policy.connector()
         self._ledger = context.ledger
         self._settled: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         """Those of which it is known that no datagram binds them any more."""
 
     def connect(self, sock: socket.socket, address: Any, connect: Callable[[socket.socket, Any], object]) -> None:
         """Bind the socket to the interface for the address and connect it; or only connect it, if it is not to be bound."""
-        numeric = self._destination(sock, address)
-        if numeric is None:
+        target = self._target(sock, address)
+        if target is None:
             connect(sock, address)
             return
         try:
-            self._connector.connect(sock, numeric, connect)
+            self._connector(target.interface).connect(sock, target.address, connect)
         except (BlockingIOError, InterruptedError):
             self._note(sock)
             raise
@@ -121,14 +150,14 @@ class SocketBinder:
         """
         if sock in self._settled:
             return address
-        numeric = self._destination(sock, address)
-        if numeric is None:
+        target = self._target(sock, address)
+        if target is None:
             return address
         try:
             decision = bind(
                 sock,
-                unmapped(address_of(numeric)),
-                interface=self._policy.interface,
+                unmapped(address_of(target.address)),
+                interface=target.interface,
                 preferences=self._policy.preferences,
             )
         except BindsockError as error:
@@ -137,24 +166,35 @@ class SocketBinder:
         if decision.interface is not None:
             self._settled.add(sock)
             self._ledger.note("bound", WHAT, decision.interface.name)
-        return numeric
+        return target.address
 
-    def _destination(self, sock: socket.socket, address: Any) -> SockAddr | None:
-        """Where the socket is to go to, with a numeric host; ``None`` if it is not to be bound for that."""
+    def close(self, sock: socket.socket, close: Callable[[], object]) -> None:
+        """Close a socket so that the last word of an IPv6 connection keeps to its interface, too."""
+        blocks = sock.fileno() != -1 and sock.gettimeout() != 0  # an event loop looks after those that do not block
+        if not blocks or sock.family != socket.AF_INET6 or isinstance(sock, FollowedSocket | BlockingSocket):
+            close()
+            return
+        left = duplicate_for_farewell(kernels.current(), sock)
+        close()
+        if left is not None:
+            say_farewell(left)
+
+    def _connector(self, interface: str | None) -> BlockingConnector:
+        return BlockingConnector(interface, self._policy.preferences, self._policy.better_path)
+
+    def _target(self, sock: socket.socket, address: Any) -> _Target | None:
+        """Where the socket is to go to; ``None`` if it is not to be bound for that."""
         if isinstance(sock, FollowedSocket) or sock.fileno() == -1 or sock.family not in FAMILIES:
             return None
         if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str | bytes | bytearray):
             return None
-        if not is_client(sock) and not self._has_address_of_interface(sock, address):
+        interface = self._policy.interface
+        own = own_address(sock) if peer_of(sock) is None else None
+        if own is not None:
+            uplink = self._uplink_of(own)
+            interface = uplink if uplink is not None else interface
+        if not is_client(sock, self._decider) or self._is_left_alone(sock):
             self._note_own_choice(sock)
-            return None
-        kernel = kernels.current()
-        interface = kernel.bound(sock)
-        if interface is not None:
-            # One that does not block belongs to an event loop, which counts it.
-            if sock.gettimeout() != 0 and sock not in self._settled:
-                self._ledger.note("bound", WHAT, _name(interface))
-            self._settled.add(sock)
             return None
         numeric = _numeric(sock, address)
         if numeric is None:
@@ -162,16 +202,19 @@ class SocketBinder:
         if unmapped(address_of(numeric)).is_loopback:
             self._ledger.note("left alone", WHAT, "to this machine")
             return None
-        return numeric
+        return _Target(numeric, interface)
 
-    def _has_address_of_interface(self, sock: socket.socket, address: Any) -> bool:
-        """Whether the program has bound the socket to an address of the interface to which it is to be bound anyway."""
-        local = unmapped(address_of(sock.getsockname()))
-        numeric = _numeric(sock, address) if not local.is_unspecified and peer_of(sock) is None else None
-        if numeric is None:
-            return False
-        decision = self._policy.factory().explain(unmapped(address_of(numeric)))
-        return decision.interface is not None and decision.interface.has(local)
+    def _decider(self) -> Decider:
+        with connector_of(self._policy.factory()).asking() as decider:
+            return decider
+
+    def _uplink_of(self, own: IPAddress) -> str | None:
+        """The name of the interface that a local address stands for."""
+        uplink = uplink_of(self._decider(), own) if not own.is_loopback else None
+        return uplink.name if uplink is not None else None
+
+    def _is_left_alone(self, sock: socket.socket) -> bool:
+        return is_left_alone(kernels.current(), sock)
 
     def _note(self, sock: socket.socket) -> None:
         outcome, detail = outcome_of(sock)
@@ -181,12 +224,17 @@ class SocketBinder:
         if sock in self._settled:
             return
         self._settled.add(sock)
-        if peer_of(sock) is not None or address_of(sock.getsockname()).is_loopback:
-            return
-        if sock.type == socket.SOCK_DGRAM and address_of(sock.getsockname()).is_unspecified:
-            self._ledger.note("left alone", WHAT, "a server's port")
-        else:
-            self._ledger.note("escaped", WHAT, "the program has bound the socket to an address of its choice")
+        interface = kernels.current().bound(sock)
+        if interface is not None:
+            if sock.gettimeout() != 0:  # one that does not block belongs to an event loop, which counts it
+                self._ledger.note("bound", WHAT, _name(interface))
+        elif self._is_left_alone(sock):
+            self._ledger.note("escaped", WHAT, "the program has chosen the socket's routes by an option")
+        elif peer_of(sock) is None and not address_of(sock.getsockname()).is_loopback:
+            if sock.type == socket.SOCK_DGRAM and address_of(sock.getsockname()).is_unspecified:
+                self._ledger.note("left alone", WHAT, "a server's port")
+            else:
+                self._ledger.note("escaped", WHAT, "the program has bound the socket to an address of its choice")
 
 
 def outcome_of(sock: socket.socket) -> tuple[Outcome, str]:

@@ -13,7 +13,8 @@ import uvloop
 
 import bindsock
 from bindsock.factory import connector_of
-from bindsock.integrations.aiodns import DNSResolver, _server_address
+from bindsock.integrations.aiodns import DNSResolver
+from bindsock.resolvers.c_ares import server_address
 from bindsock.testing.lab import Lab
 from tests.integrations import servers as ports
 from tests.integrations.servers import NAME, Servers
@@ -183,4 +184,4 @@ async def test_an_option_that_is_not_the_callers_is_refused(option: str) -> None
     ],
 )
 def test_a_name_server_is_written_with_a_port_or_without(name: str, address: str) -> None:
-    assert str(_server_address(name)) == address
+    assert str(server_address(name)) == address

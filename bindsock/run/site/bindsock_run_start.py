@@ -21,14 +21,12 @@ def _install() -> None:
     if from_environment is None:  # somebody took it away and left PYTHONPATH: not to be covered
         return
     settings = json.loads(from_environment)
-    places = [place for place in settings["places"] if place not in sys.path]
-    sys.path += places
+    sys.path.append(settings["place"])
     try:
         from bindsock.run.installation import install_policy
         from bindsock.run.policy import RunPolicy
     finally:
-        for place in places:
-            sys.path.remove(place)
+        sys.path.pop()
     install_policy(RunPolicy.from_json(settings["policy"]))
 
 
