@@ -18,7 +18,7 @@ from .acting import Actor, other
 from .figures import Figure, figure, paired
 
 _BATCH = 200
-_MANY = 5_000
+_MANY = 2_000
 _PATIENCE = 60.0
 
 
@@ -29,7 +29,7 @@ async def measure(lab: Lab, actor: Actor, runs: int) -> list[Figure]:
         return [
             *await _making(factory, remote, runs),
             *await _sending(factory, remote, runs),
-            *await _moving(factory, actor, remote, max(2, runs // 5)),
+            *await _moving(factory, actor, remote, max(2, runs // 10)),
         ]
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-MAX_HELD = 1024
+MAX_HELD = 4096
 """Datagrams that are held while there is no path; then the oldest are dropped."""
 MAX_HELD_BYTES = 1 << 20
 

@@ -36,6 +36,8 @@ RATE = 1000.0
 """Held datagrams that are sent in a second, and one more for each that the program adds meanwhile."""
 TURN = 0.01
 """Seconds between two turns of sending held datagrams."""
+LONGEST_TURN = 0.1
+"""Seconds that a turn counts for, however late it comes."""
 _FIRST_TICK = 0.05
 _LAST_TICK = 0.5
 
@@ -99,6 +101,7 @@ class Sender:
         "_ticks",
         "_trouble",
         "_turn",
+        "_turn_began",
         "_writing",
         "backlog",
         "errors",
@@ -124,6 +127,7 @@ class Sender:
         """The socket that takes no more for now."""
         self._ticks: Retry | None = None
         self._turn: Timer | None = None
+        self._turn_began = 0.0
         self._allowance = 0
         """How many held datagrams may be sent before the next turn."""
         self._trouble: _Trouble | None = None
@@ -137,16 +141,24 @@ class Sender:
         :param addr: ``None`` for the only destination there is
         """
         mover = self._mover
+        drops = mover.in_place.drops
         now = mover.used = self._runtime.time()
-        if mover.pending:
-            mover.catch_up()
-        if self._writing is not None or (self.backlog and self.backlog.waits_for(addr)):
-            self._wait(Waiting(bytes(data), addr, now, held=self._writing is None))
-            if self._turn is not None:
-                self._allowance += 1
-                self._flush()
-            return
-        outcome = self._attempt(data, addr, now)
+        if addr is None and now < drops.due and not (self._counted or mover.pending or mover.no_path or mover.peer is None):
+            # The usual case, without a call that can be saved.
+            try:
+                mover.sock.send(data)
+            except Exception as exc:  # noqa: BLE001 - every kind is told apart
+                outcome = self._failed(exc, mover.sock, drops, data, addr)
+            else:
+                drops.sent()
+                return
+        else:
+            if mover.pending:
+                mover.catch_up()
+            if self._writing is not None or (self.backlog and self.backlog.waits_for(addr)):
+                self._queue(data, addr, now)
+                return
+            outcome = self._attempt(data, addr, now)
         if outcome is Outcome.SENT or outcome is Outcome.FAILED:
             if self.errors:
                 self._owner.settled()
@@ -205,18 +217,28 @@ class Sender:
             drops.look(now, sock)
         try:
             self._transmit(sock, data, addr)
-        except (BlockingIOError, InterruptedError):
-            return self._full(sock)
-        except OSError as exc:
-            return self._refused(exc, sock, drops, data, addr)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:  # noqa: BLE001 - as asyncio: whatever it is, it ends the transport
-            self._statistics.lose(1, Loss.REFUSED)
-            self._owner.broken(exc)
-            return Outcome.FAILED
+        except Exception as exc:  # noqa: BLE001 - every kind is told apart
+            return self._failed(exc, sock, drops, data, addr)
         drops.sent()
         return Outcome.SENT
+
+    def _queue(self, data: Data, addr: Any, now: float) -> None:
+        """Send it after those that wait already."""
+        self._wait(Waiting(bytes(data), addr, now, held=self._writing is None))
+        if self._turn is not None:
+            self._allowance += 1
+            self._flush()
+
+    def _failed(self, exc: Exception, sock: socket.socket, drops: DropCounter, data: Data, addr: Any) -> Outcome:
+        """What becomes of a datagram that the socket did not take."""
+        if isinstance(exc, BlockingIOError | InterruptedError):
+            return self._full(sock)
+        if isinstance(exc, OSError):
+            return self._refused(exc, sock, drops, data, addr)
+        # As asyncio: whatever it is, it ends the transport.
+        self._statistics.lose(1, Loss.REFUSED)
+        self._owner.broken(exc)
+        return Outcome.FAILED
 
     def _transmit(self, sock: socket.socket, data: Data, addr: Any) -> None:
         if self._mover.peer is not None:
@@ -285,6 +307,7 @@ class Sender:
         if ended is not Outcome.FULL:
             self._remove_writer()
         if ended is Outcome.LATER and self._turn is None:
+            self._turn_began = now
             self._turn = self._runtime.call_later(TURN, self._next_turn)
 
     def _attempt_waiting(self, waiting: Waiting, now: float) -> Outcome:
@@ -296,12 +319,13 @@ class Sender:
             self._statistics.held += 1
         return outcome
 
-    def _allow(self) -> None:
-        self._allowance = int(RATE * TURN)
+    def _allow(self, seconds: float = TURN) -> None:
+        self._allowance = int(RATE * min(max(seconds, TURN), LONGEST_TURN))
 
     def _next_turn(self) -> None:
         self._turn = None
-        self._allow()
+        # On a busy loop the turn comes late.
+        self._allow(self._runtime.time() - self._turn_began)
         self._expire()
         self._flush()
 

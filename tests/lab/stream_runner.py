@@ -31,6 +31,10 @@ class Outcome:
     dropped: int
     """Packets that the uplinks' devices have dropped."""
 
+    def told(self) -> str:
+        """What a failed test should say."""
+        return f"{sorted(self.missing)[:9]}... of {self.sent}; {self.statistics}; {self.left_by}; dropped {self.dropped}"
+
     @property
     def missing(self) -> set[int]:
         return set(range(self.sent)) - self.arrived

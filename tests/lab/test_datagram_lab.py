@@ -151,7 +151,7 @@ def test_what_is_accepted_leaves_by_an_uplink_when_the_other_is_taken_away(
         outcome = program.finish()
     # While an interface goes down on one processor and a program sends on another, the device drops what it accepts for some
     # microseconds (linux net/core/dev.c, __dev_close_many): that is counted.
-    assert len(outcome.missing) <= outcome.statistics["lost_on_device"]
+    assert len(outcome.missing) <= outcome.statistics["lost_on_device"], outcome.told()
     assert len(outcome.missing) <= outcome.dropped
     assert outcome.statistics["lost"] == 0
     assert outcome.statistics["rebinds"] >= SWITCHES / 2

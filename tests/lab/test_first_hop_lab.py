@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -111,17 +112,16 @@ async def test_a_gateway_is_known_to_answer_once_it_has_been_asked(
 ) -> None:
     interface = kernel.network().named("eth0")
     assert interface is not None
-    (route,) = (r for r in kernel.network().routes if r.is_default and r.interface == interface.index and r.family == family)
-    assert route.gateway is not None
+    gateway = ip_address(lab.gateway("eth0", family))
     lab.down("eth0")
     lab.up("eth0")
     lab.wait_until_running("eth0")
     block(lab, "eth0", True)
-    assert kernel.first_hop_answers(interface, route.gateway) is False
-    kernel.ask_first_hop(interface, route.gateway)
-    assert kernel.first_hop_answers(interface, route.gateway) is False
+    assert kernel.first_hop_answers(interface, gateway) is False
+    kernel.ask_first_hop(interface, gateway)
+    assert kernel.first_hop_answers(interface, gateway) is False
     block(lab, "eth0", False)
     async with asyncio.timeout(PATIENCE):
-        while not kernel.first_hop_answers(interface, route.gateway):
-            kernel.ask_first_hop(interface, route.gateway)
+        while not kernel.first_hop_answers(interface, gateway):
+            kernel.ask_first_hop(interface, gateway)
             await asyncio.sleep(0.01)
