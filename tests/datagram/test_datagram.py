@@ -851,6 +851,7 @@ async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(scene: Sc
         return call_later(delay, callback, *args)
 
     monkeypatch.setattr(runtime, "call_later", by_hand)
+    monkeypatch.setattr(sending, "LONGEST_TURN", sending.TURN)
     transport, _ = scene.open()
     await scene.change(NOTHING)
     for number in range(25):
