@@ -29,6 +29,7 @@ from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
 from bindsock.reconnect.open import create_replaceable, is_replaceable, open_replaceable
+from bindsock.repair import Repairer
 from bindsock.resolvers import InterfaceResolver
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.guard import StreamGuard, StreamGuards, follow_stream
@@ -54,6 +55,7 @@ class Connector:
     :param interface: the name of the one interface to use, whatever detection says
     :param better_path: what happens to streams that still work when another interface is better
     :param resolver: names to addresses
+    :param repair_routes: make a route for bound sockets where a VPN has left none
     """
 
     def __init__(
@@ -63,11 +65,14 @@ class Connector:
         interface: str | None,
         better_path: BetterPath,
         resolver: Resolve | InterfaceResolver | Literal["interface"] | None,
+        *,
+        repair_routes: bool = False,
     ) -> None:
         self.kernel = kernel
         self.preferences = preferences
         self.interface = interface
         self.better_path: BetterPath = better_path
+        self.repairer = Repairer(kernel, preferences) if repair_routes else None
         self._resolver = InterfaceResolver() if resolver == "interface" else resolver
         self._resolve: Resolve | None = None
         self._interface_resolve: Resolve | None = None

@@ -303,6 +303,7 @@ def loop_factory(
     kernel: Kernel | None = None,
     better_path: BetterPath = "auto",
     resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
+    repair_routes: bool = False,
 ) -> type[BoundLoop]:
     """An event loop class as :class:`EventLoop`, made of another one and with a factory of one's own.
 
@@ -315,7 +316,14 @@ def loop_factory(
     check_better_path(better_path)
 
     def make_factory() -> TransportFactory:
-        return TransportFactory(preferences, interface=interface, kernel=kernel, better_path=better_path, resolver=resolver)
+        return TransportFactory(
+            preferences,
+            interface=interface,
+            kernel=kernel,
+            better_path=better_path,
+            resolver=resolver,
+            repair_routes=repair_routes,
+        )
 
     bases = (base,) if issubclass(base, BoundLoop) else (BoundLoop, base)
     return type(f"Bound{base.__name__.removeprefix('Bound')}", bases, {"_make_factory": staticmethod(make_factory)})

@@ -57,6 +57,8 @@ class TransportFactory:
         ``"auto"`` leaves an expensive interface once idle, ``"keep"`` keeps it, ``"abort"`` ends it at once
     :param resolver: names to addresses; the system's resolver unless given. ``"interface"`` or an
         :class:`~bindsock.resolvers.InterfaceResolver` asks over the effective interface, bypassing a VPN's name servers
+    :param repair_routes: where a VPN has left no route by any uplink, make one that only bound sockets use, and remove it at the
+        end (Linux, with CAP_NET_ADMIN): see ``docs/linux.md``. The factory changes the routing of the machine, so never unasked
     :raises TypeError: an unknown keyword, or a value of the wrong type
     :raises ValueError: a value that is none of its choices
     :raises UnsupportedSystem: there is no kernel backend for this system
@@ -71,6 +73,7 @@ class TransportFactory:
         kernel: Kernel | None = None,
         better_path: BetterPath = "auto",
         resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
+        repair_routes: bool = False,
     ) -> None:
         check_interface(interface)
         check_better_path(better_path)
@@ -80,6 +83,7 @@ class TransportFactory:
             interface,
             better_path,
             resolver,
+            repair_routes=repair_routes,
         )
         self._inspector = Inspector(self._connector.kernel, self._connector.asking)
         self._held: Any = None
@@ -100,6 +104,11 @@ class TransportFactory:
         return self._connector.kernel
 
     @property
+    def repair_routes(self) -> bool:
+        """Whether a route is made where a VPN has left none."""
+        return self._connector.repairer is not None
+
+    @property
     def better_path(self) -> BetterPath:
         """What happens to a stream that still works when another interface is better."""
         return self._connector.better_path
@@ -115,6 +124,8 @@ class TransportFactory:
         held, self._held = self._held, None
         held.__exit__(exc_type, exc, traceback)
         self._connector.stop_following()
+        if self._connector.repairer is not None:
+            self._connector.repairer.close()
 
     @known_keywords_only
     def explain(self, destination: Target | str) -> Decision:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bindsock.cli import demo, doctor, explain, proxy, run, status, watch
+from bindsock.cli import demo, doctor, explain, proxy, repair, run, status, watch
 from bindsock.cli.options import Exit, fail
 from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
 
@@ -27,6 +27,7 @@ examples:
   bindsock explain example.com         by which interface a connection would leave, and why
   bindsock watch --json                one line of JSON for each change
   bindsock doctor                      what is wrong, for a bug report
+  bindsock repair                      a route where a VPN has left none (Linux)
   bindsock run -- python app.py        a program as it is, with its connections beneath the VPN
   bindsock proxy                       SOCKS5 and HTTP for programs that do not know bindsock
   bindsock demo                        see it happen, in network namespaces of its own
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (status, explain, watch, doctor, run, proxy, demo):
+    for command in (status, explain, watch, doctor, repair, run, proxy, demo):
         command.add_parser(commands)
     return result
 

@@ -83,13 +83,29 @@ def preferences(arguments: argparse.Namespace) -> Preferences:
     )
 
 
+def add_repair(parser: argparse.ArgumentParser) -> None:
+    """The option that :func:`factory` asks for, of commands that make connections."""
+    parser.add_argument(
+        "--repair-routes",
+        action="store_true",
+        help="where a VPN has left no route by any uplink, make one that only bound sockets use, and remove it at the end "
+        "(Linux, with CAP_NET_ADMIN)",
+    )
+
+
 def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResolver | None = None) -> TransportFactory:
     """A factory that chooses as the options say.
 
     :param resolver: names to addresses; the system's resolver unless given
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
-    return TransportFactory(preferences(arguments), interface=arguments.interface, kernel=kernels.current(), resolver=resolver)
+    return TransportFactory(
+        preferences(arguments),
+        interface=arguments.interface,
+        kernel=kernels.current(),
+        resolver=resolver,
+        repair_routes=getattr(arguments, "repair_routes", False),
+    )
 
 
 def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bindsock.cli.options import Exit, add_decision_options, factory, families
+from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, families
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
 from bindsock.resolvers import InterfaceResolver
@@ -66,6 +66,7 @@ def add_parser(commands: Any) -> None:
         "--dns-server", metavar="ADDRESS", action="append", default=[], help="a name server for --resolver interface (repeatable)"
     )
     parser.add_argument("--quiet", action="store_true", help="say nothing of single connections")
+    add_repair(parser)
     add_decision_options(parser)
     parser.set_defaults(run=run, parser=parser)
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
-    from bindsock.model.policy import Gateway, PolicyRule
+    from bindsock.model.policy import Gateway, PolicyRule, Repair
     from bindsock.model.subflows import Endpoints, Subflow
 
 
@@ -112,6 +112,54 @@ class Administration(Protocol):
 
     def gateway(self, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
         """The gateway by which the interface reaches the world, ``None`` if nothing names one. Nothing is sent."""
+
+    mender: Mender | None
+    """Is shown each reading, and may repair what it finds."""
+
+    def repairs(self, *, kept: bool = False) -> Repairs:
+        """Open what makes repairs in this network namespace. The caller closes it.
+
+        :param kept: the repairs stay until they are removed; otherwise they end with the process, or are found by the next one
+        """
+
+
+class Repairs(Protocol):
+    """Makes, finds and removes repairs: a default route for sockets that are bound to an interface, in a table of its own.
+
+    Orders take CAP_NET_ADMIN. Methods raise as those of :class:`Administration`.
+    """
+
+    def standing(self) -> Sequence[Repair]:
+        """The complete repairs that there are, whoever made them."""
+
+    def make(self, repair: Repair) -> None:
+        """Make a repair, route first, so that no rule ever leads nowhere."""
+
+    def remove(self, repair: Repair) -> None:
+        """Remove a repair, rules first."""
+
+    def remove_all(self, *, orphans: bool = False) -> int:
+        """Remove what there is of repairs, complete or not.
+
+        :param orphans: only those that ended with no process: nothing if another process lives that makes some
+        :return: how many rules and routes that were
+        """
+
+    def close(self) -> None:
+        """Close the descriptors. Closing twice is harmless."""
+
+
+class Mender(Protocol):
+    """Looks at readings and repairs."""
+
+    said: str
+    """What stood in the way of the last repair; empty if nothing did."""
+
+    def mend(self, network: Network) -> bool:
+        """Look at a reading. Never raises :class:`OSError`.
+
+        :return: whether anything was changed, so that the reading is old
+        """
 
 
 class Kernel(Protocol):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from dataclasses import dataclass
 
-from bindsock.model.network import IPAddress, IPNetwork
+from bindsock.model.network import IPAddress, IPNetwork, family_of
 
 MAIN_TABLE = 254
 _NAMES = {253: "default", MAIN_TABLE: "main", 255: "local"}
@@ -67,3 +68,41 @@ class Gateway:
 
     address: IPAddress
     named_by: str
+
+
+_REPAIR_TABLES = range(0xB5000000, 0xB6000000)
+"""Routing tables for repairs: the first one, and the interface's index. Nobody else's, as far as is known."""
+REPAIR_PREFERENCES = (98, 99)
+"""Of the two rules of a repair: what main knows better than by its default, then the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A default route for sockets that are bound to an interface, in a table of its own."""
+
+    family: socket.AddressFamily
+    interface: str
+    index: int
+    gateway: Gateway
+
+    @property
+    def table(self) -> int:
+        """The routing table."""
+        return _REPAIR_TABLES[self.index % len(_REPAIR_TABLES)]
+
+    def commands(self) -> list[str]:
+        """The ``ip`` commands that make it."""
+        ip = "ip" if self.family == socket.AF_INET else "ip -6"
+        name = shlex.quote(self.interface)
+        via = f"{'' if family_of(self.gateway.address) == self.family else 'inet6 '}{self.gateway.address}"
+        first, second = REPAIR_PREFERENCES
+        return [
+            f"{ip} route add default via {via} dev {name} table {self.table}",
+            f"{ip} rule add pref {first} oif {name} lookup main suppress_prefixlength 0",
+            f"{ip} rule add pref {second} oif {name} lookup {self.table}",
+        ]
+
+
+def is_repair_table(table: int) -> bool:
+    """Whether the routing table is that of a repair."""
+    return table in _REPAIR_TABLES

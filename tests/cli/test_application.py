@@ -18,7 +18,7 @@ from bindsock.testing.simulated import SimulatedKernel
 
 from .conftest import Run
 
-COMMANDS = ("status", "explain", "watch", "doctor", "demo")
+COMMANDS = ("status", "explain", "watch", "doctor", "repair", "demo")
 
 
 class Terminal(io.StringIO):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.kernel.linux.rtnetlink.policy import read_policy
+from bindsock.kernel.linux.rtnetlink.repair import Repairs
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
 from bindsock.model.network import FAMILIES
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
+    from bindsock.kernel.base import Mender
     from bindsock.kernel.linux.gateways import Gateways
     from bindsock.kernel.linux.netlink import Channel
     from bindsock.model.network import Interface, Route
@@ -29,6 +31,7 @@ class Administration:
     def __init__(self, channel: Channel, gateways: Gateways) -> None:
         self._channel = channel
         self._gateways = gateways
+        self.mender: Mender | None = None
 
     def rules(self) -> Sequence[PolicyRule]:
         """The policy rules of both families."""
@@ -45,3 +48,7 @@ class Administration:
     def gateway(self, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
         """The gateway by which the interface reaches the world."""
         return self._gateways.find(self._channel, interface, family)
+
+    def repairs(self, *, kept: bool = False) -> Repairs:
+        """What makes repairs, over a socket of its own: they are of the network namespace in which it is opened."""
+        return Repairs(kept=kept)

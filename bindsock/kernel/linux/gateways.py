@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bindsock.kernel.linux.rtnetlink import neighbours
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.model.network import Interface, IPAddress, Network, Route
-from bindsock.model.policy import Gateway
+from bindsock.model.policy import Gateway, is_repair_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,18 +33,23 @@ class Gateways:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._last: dict[tuple[int, socket.AddressFamily], IPAddress] = {}
+        self._last: dict[tuple[int, socket.AddressFamily], tuple[IPAddress, frozenset[IPAddress]]] = {}
 
     def note(self, network: Network) -> None:
-        """Learn from a reading; what was known of interfaces that are gone is forgotten."""
-        self._last = {key: gateway for key, gateway in self._last.items() if key[0] in network.interfaces}
+        """Learn from a reading. What was known of an interface is forgotten when it is gone, or in another network."""
+        for key in list(self._last):
+            interface = network.interfaces.get(key[0])
+            own = interface.usable_addresses(key[1]) if interface is not None else ()
+            if interface is None or (own and self._last[key][1].isdisjoint(own)):
+                del self._last[key]
         for key, lookup in network.defaults.items():
-            if lookup.usable and lookup.route.gateway is not None:
-                self._last[key] = lookup.route.gateway
+            if lookup.usable and lookup.route.gateway is not None and not is_repair_table(lookup.route.table):
+                self._last[key] = lookup.route.gateway, frozenset(network.interfaces[key[0]].usable_addresses(key[1]))
 
     def last(self, index: int, family: socket.AddressFamily) -> IPAddress | None:
         """The gateway of the last default route that the interface had in a reading."""
-        return self._last.get((index, family))
+        known = self._last.get((index, family))
+        return known[0] if known is not None else None
 
     def find(self, channel: Channel, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
         """The gateway by which the interface reaches the world; ``None`` if nothing names one. Nothing is sent.
@@ -55,7 +60,11 @@ class Gateways:
         last = self.last(interface.index, family)
         if last is not None:
             return Gateway(last, "the last default route by it")
-        routes = [route for route in dump_routes(channel, (family,)) if route.interface == interface.index]
+        routes = [
+            route
+            for route in dump_routes(channel, (family,))
+            if route.interface == interface.index and not is_repair_table(route.table)
+        ]
         found = named_by_routes(routes)
         if found is None and family == socket.AF_INET:
             found = named_by_lease(interface, self._root)

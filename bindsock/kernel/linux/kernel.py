@@ -77,6 +77,12 @@ class LinuxKernel:
         is bound to nothing. A partial reading asks only about what events were about. If all that was said is that an interface
         went down, nothing is asked at all: it is the last reading without what goes down with an interface.
         """
+        network = self._read(partial)
+        if self.administration.mender is not None and self.administration.mender.mend(network):
+            network = self._read(False)
+        return network
+
+    def _read(self, partial: bool) -> Network:
         news = [source.news for source in self._sources.open()]
         known = partial and bool(news) and not any(each.lost for each in news)
         down = frozenset(index for each in news for index in each.down)
@@ -172,7 +178,9 @@ class LinuxKernel:
             gateway = self._gateways.find(self._channel, interface, family_of(unmapped(destination)))
         except OSError:
             network, own, gateway = Network({interface.index: interface}), None, None
-        return cures.cure(network, interface, destination, gateway.address if gateway is not None else None, own)
+        sentence = cures.cure(network, interface, destination, gateway.address if gateway is not None else None, own)
+        said = self.administration.mender.said if self.administration.mender is not None else ""
+        return f"{sentence}; {said}" if said else sentence
 
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP or MPTCP socket."""

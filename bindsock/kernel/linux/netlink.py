@@ -294,13 +294,14 @@ class Channel:
         """
         return [message.payload for message in self._retried(kind, NLM_F_DUMP, body)]
 
-    def tell(self, kind: int, body: bytes) -> None:
+    def tell(self, kind: int, body: bytes, flags: int = 0) -> None:
         """An order, which the kernel acknowledges when it has been carried out.
 
+        :param flags: besides the one that asks for the acknowledgement
         :raises OSError: the kernel refuses, with its errno
         :raises KernelError: the kernel does not answer, or nonsense
         """
-        self._retried(kind, NLM_F_ACK, body)
+        self._retried(kind, NLM_F_ACK | flags, body)
 
     def _retried(self, kind: int, flags: int, body: bytes) -> list[Message]:
         return self._retry(kind, partial(self._exchange, kind, flags, body))

@@ -1,0 +1,128 @@
+"""``bindsock repair``: a route for bound sockets where a VPN has left none; what would be done, done, or undone."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail
+from bindsock.cli.output import Printer, document
+from bindsock.model.network import family_name
+from bindsock.repair import Plan, plan
+
+if TYPE_CHECKING:
+    from bindsock.kernel import Repairs
+    from bindsock.model.policy import Repair
+
+_EPILOG = """\
+Some VPNs delete every other default route, or end their table in an unreachable one, so
+that no socket can be bound beneath them. Where that is so each uplink gets a default
+route in a table of its own, and two rules lead sockets there that are bound to it; all
+else stays as it is, and no firewall is touched. Without an option it is printed what
+would be done. What --apply makes stays until --undo, which removes all repairs, those of
+programs that crashed too.
+
+examples:
+  bindsock repair
+  sudo bindsock repair --apply --exclude 'docker*'
+  sudo bindsock repair --undo
+  bindsock repair --json | jq -r '.make[].commands[]'
+
+exit status: 0 if nothing has to be repaired, or it has been; 1 if something has to be, or
+cannot; 3 if the system refused (it takes CAP_NET_ADMIN)
+"""
+
+
+def add_parser(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "repair",
+        help="a route for bound sockets where a VPN has left none",
+        description="Give bound sockets a route where a VPN has left none by any uplink (Linux).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--apply", action="store_true", help="do it")
+    what.add_argument("--undo", action="store_true", help="remove every repair, whoever made it")
+    add_json(parser)
+    add_decision_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    asked = factory(arguments)
+    administration = asked.kernel.administration
+    if administration is None:
+        return fail("repair needs Linux: this system has no policy rules", Exit.SYSTEM)
+    repairs = administration.repairs(kept=True)
+    try:
+        if arguments.undo:
+            return _undo(arguments, repairs)
+        network = asked.kernel.network()
+        planned = plan(network, asked.preferences, repairs.standing(), administration.gateway)
+        if arguments.apply:
+            for repair in planned.remove:
+                repairs.remove(repair)
+            for repair in planned.make:
+                repairs.make(repair)
+        standing = repairs.standing()
+    finally:
+        repairs.close()
+        asked.kernel.close()
+    _show(arguments, planned, standing)
+    undone = planned.impossible or ((planned.make or planned.remove) and not arguments.apply)
+    return Exit.NO if undone else Exit.OK
+
+
+def _undo(arguments: argparse.Namespace, repairs: Repairs) -> int:
+    count = repairs.remove_all()
+    if arguments.json:
+        document({"removed": count})
+    else:
+        Printer().line(f"removed {count} rules and routes" if count else "there was nothing to undo")
+    return Exit.OK
+
+
+def _show(arguments: argparse.Namespace, planned: Plan, standing: Any) -> None:
+    if arguments.json:
+        document(
+            {
+                "applied": arguments.apply,
+                "make": [_document(repair) for repair in planned.make],
+                "remove": [_document(repair) for repair in planned.remove],
+                "impossible": [
+                    {"interface": i.interface, "family": family_name(i.family), "reason": str(i)} for i in planned.impossible
+                ],
+                "standing": [_document(repair) for repair in standing],
+            }
+        )
+        return
+    printer = Printer()
+    verb = "made" if arguments.apply else "would make"
+    for repair in planned.remove:
+        printer.line(f"{'removed' if arguments.apply else 'would remove'} the repair of {_named(repair)}: it is of no use now")
+    for repair in planned.make:
+        printer.line(f"{verb} a route for {_named(repair)}; {repair.gateway.named_by} names the gateway", "green")
+        printer.lines((f"  {command}" for command in repair.commands()), "dim")
+    for impossible in planned.impossible:
+        printer.line(str(impossible), "red")
+    if not (planned.make or planned.remove or planned.impossible):
+        held = f"; {len(standing)} repairs stand" if standing else ""
+        printer.line(f"nothing has to be repaired{held}", "green")
+    elif planned.make and not arguments.apply:
+        printer.line("nothing has been changed: bindsock repair --apply does it")
+
+
+def _named(repair: Repair) -> str:
+    return f"{repair.interface} by {repair.gateway.address} ({family_name(repair.family)})"
+
+
+def _document(repair: Repair) -> dict[str, Any]:
+    return {
+        "interface": repair.interface,
+        "family": family_name(repair.family),
+        "gateway": str(repair.gateway.address),
+        "named_by": repair.gateway.named_by,
+        "table": repair.table,
+        "commands": repair.commands(),
+    }

@@ -1,0 +1,292 @@
+"""Routes for bound sockets where a VPN has left none: made when asked, kept up to date, and removed, whatever ends a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+
+import bindsock
+from bindsock import kernel as kernels
+from bindsock.testing.lab import VpnMode, available
+from tests.cli.conftest import run as run
+from tests.integrations.tunnel import nothing_through_the_tunnel
+from tests.linux.namespaces import as_nobody
+
+if TYPE_CHECKING:
+    from bindsock.testing.lab import Lab
+    from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(autouse=True)
+def vpn() -> None:
+    if (reason := available(vpn=True)) is not None:
+        pytest.skip(reason)
+
+
+def tables(lab: Lab) -> str:
+    """Everything that a repair could have changed, byte for byte."""
+    return "".join(lab.ip(six, *what) for six in ("-4", "-6") for what in (["rule"], ["route", "show", "table", "all"]))
+
+
+async def greeting(lab: Lab, factory: bindsock.TransportFactory, host: str, **options: Any) -> str | None:
+    """By which interface the server sees a new connection come."""
+    async with asyncio.timeout(20):
+        reader, writer = await factory.open_connection(host, lab.server.tcp_port, **options)
+        source = (await reader.readline()).decode().split()[1]
+        writer.close()
+        await writer.wait_closed()
+    return lab.interface_of(source)
+
+
+@pytest.mark.parametrize("mode", get_args(VpnMode))
+async def test_every_mode_of_the_vpn_is_got_beneath_when_asked(lab: Lab, mode: VpnMode) -> None:
+    before = tables(lab)
+    async with bindsock.TransportFactory(repair_routes=True) as factory:
+        assert factory.repair_routes
+        factory.effective_interface()
+        lab.vpn_up(mode)
+        with nothing_through_the_tunnel(lab, "tun0"):
+            for host in (lab.server.ipv4, lab.server.ipv6):
+                assert await greeting(lab, factory, host) == "wifi0"
+                assert await greeting(lab, factory, host, interface="eth0") == "eth0"
+        lab.vpn_down()
+        assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
+        assert "proto 181" not in tables(lab), "the VPN has gone"
+    assert sorted(tables(lab).splitlines()) == sorted(before.splitlines())
+
+
+async def test_what_was_made_is_removed_at_the_end(lab: Lab) -> None:
+    async with bindsock.TransportFactory(repair_routes=True) as factory:
+        factory.effective_interface()
+        lab.vpn_up("replace")
+        before = tables(lab)
+        assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
+        assert "proto 181" in tables(lab)
+    assert tables(lab) == before
+
+
+async def test_it_is_never_done_unasked(lab: Lab) -> None:
+    async with bindsock.TransportFactory() as factory:
+        factory.effective_interface()
+        lab.vpn_up("replace")
+        before = tables(lab)
+        with pytest.raises(bindsock.NoEffectiveInterface, match="ip rule add"):
+            await factory.open_connection(lab.server.ipv4, lab.server.tcp_port)
+        assert tables(lab) == before
+
+
+async def test_an_excluded_interface_is_left_alone(lab: Lab) -> None:
+    async with bindsock.TransportFactory(bindsock.Preferences(exclude=["wifi*"]), repair_routes=True) as factory:
+        factory.explain(lab.server.ipv4)
+        lab.vpn_up("replace")
+        assert await greeting(lab, factory, lab.server.ipv4) == "eth0"
+        assert "oif wifi0" not in tables(lab)
+
+
+async def test_a_program_that_starts_beneath_the_vpn_takes_the_gateway_from_its_host_route(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    async with bindsock.TransportFactory(repair_routes=True) as factory:
+        assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
+        with pytest.raises(bindsock.NoEffectiveInterface, match="the gateway of wifi0 for IPv6 is not known"):
+            await factory.open_connection(lab.server.ipv6, lab.server.tcp_port)
+
+
+async def test_a_router_among_the_neighbours_is_enough_for_ipv6(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    gateway = lab.gateway("wifi0", socket.AF_INET6)
+    address = json.loads(lab.ip("-json", "link", "show", "wifi0", namespace="router"))[0]["address"]
+    lab.ip("-6", "neigh", "replace", gateway, "lladdr", address, "dev", "wifi0", "router", "nud", "reachable")
+    async with bindsock.TransportFactory(repair_routes=True) as factory:
+        assert await greeting(lab, factory, lab.server.ipv6) == "wifi0"
+
+
+async def test_what_is_on_the_link_is_not_sent_by_the_gateway(lab: Lab) -> None:
+    async with bindsock.TransportFactory(repair_routes=True) as factory:
+        factory.effective_interface()
+        lab.vpn_up("policy-kill")
+        assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
+        beside = lab.address("wifi0").rpartition(".")[0] + ".77"
+        found = lab.ip("route", "get", beside, "oif", "wifi0")
+        assert " via " not in found
+
+
+async def test_a_datagram_stream_goes_on_when_the_vpn_takes_all_routes(lab: Lab) -> None:
+    class Echo(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.replies: asyncio.Queue[bytes] = asyncio.Queue()
+
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            self.replies.put_nowait(data)
+
+    async with bindsock.TransportFactory(repair_routes=True) as factory, asyncio.timeout(20):
+        transport, protocol = await factory.create_datagram_endpoint(Echo, remote_addr=(lab.server.ipv4, lab.server.udp_port))
+        transport.sendto(b"before")
+        assert (await protocol.replies.get()).endswith(b" before")
+        lab.vpn_up("replace")
+        reply = asyncio.ensure_future(protocol.replies.get())
+        while not reply.done():
+            # What is sent before the kernel's event has been read goes nowhere.
+            transport.sendto(b"after")
+            await asyncio.wait([reply], timeout=0.02)
+        source, _, said = reply.result().split(b" ", 2)
+        assert (lab.interface_of(source.decode()), said) == ("wifi0", b"after")
+        transport.close()
+
+
+async def test_where_two_factories_repair_the_last_one_removes(lab: Lab) -> None:
+    first, second = (bindsock.TransportFactory(repair_routes=True, kernel=kernels.current()) for _ in range(2))
+    async with second:
+        async with first:
+            for factory in (first, second):
+                factory.effective_interface()
+            lab.vpn_up("replace")
+            before = tables(lab)
+            for factory in (first, second):
+                assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
+        assert await greeting(lab, second, lab.server.ipv4) == "wifi0"
+    assert tables(lab) == before
+
+
+def test_without_the_privilege_the_error_says_which_it_takes(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    host, port = lab.server.ipv4, lab.server.tcp_port
+
+    def error() -> str:
+        async def dial() -> str:
+            async with bindsock.TransportFactory(repair_routes=True) as factory:
+                try:
+                    await factory.open_connection(host, port)
+                except bindsock.NoEffectiveInterface as refused:
+                    return str(refused)
+            return "connected"
+
+        return asyncio.run(dial())
+
+    assert "it takes CAP_NET_ADMIN" in as_nobody(error)
+
+
+KILLED = """\
+import os, signal, sys
+from bindsock.cli import main
+from bindsock.kernel.linux.netlink import Channel
+tell, left = Channel.tell, int(sys.argv[1])
+def counted(self, *arguments):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    tell(self, *arguments)
+Channel.tell = counted
+main(["repair", "--apply"])
+"""
+
+
+@pytest.mark.parametrize("orders", range(4))
+def test_after_a_kill_in_the_middle_undo_leaves_the_tables_as_they_were(lab: Lab, run: Run, orders: int) -> None:
+    lab.vpn_up("policy-kill")
+    before = tables(lab)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(orders)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert (tables(lab) != before) == (orders > 0)
+    status, out, _ = run("repair", "--undo", "--json")
+    assert (status, json.loads(out)) == (0, {"removed": orders})
+    assert tables(lab) == before
+
+
+CRASHES = """\
+import asyncio, bindsock, os, signal, sys
+async def main():
+    factory = bindsock.TransportFactory(repair_routes=True)
+    await factory.open_connection(sys.argv[1], int(sys.argv[2]))
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+EXITS = CRASHES.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")
+
+
+def test_what_a_crash_has_left_is_removed_by_the_next_start(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    before = tables(lab)
+    arguments = [lab.server.ipv4, str(lab.server.tcp_port)]
+    done = subprocess.run([sys.executable, "-c", CRASHES, *arguments], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert tables(lab) != before
+    factory = bindsock.TransportFactory(bindsock.Preferences(exclude=["*"]), repair_routes=True)
+    factory.explain(lab.server.ipv4)
+    assert tables(lab) == before
+
+
+def test_an_interpreter_that_exits_removes_what_it_has_made(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    before = tables(lab)
+    arguments = [lab.server.ipv4, str(lab.server.tcp_port)]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", EXITS, *arguments], check=True, timeout=60)
+    assert tables(lab) == before
+
+
+def test_a_forked_child_that_exits_removes_nothing(lab: Lab) -> None:
+    factory = bindsock.TransportFactory(repair_routes=True)
+    factory.effective_interface()
+    lab.vpn_up("replace")
+    factory.effective_interface()
+    made = tables(lab)
+    assert "proto 181" in made
+    child = os.fork()
+    if child == 0:
+        try:
+            repairer = factory._connector.repairer
+            assert repairer is not None
+            repairer.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert tables(lab) == made
+
+
+def test_a_dry_run_prints_what_apply_does(lab: Lab, run: Run) -> None:
+    lab.vpn_up("policy-kill")
+    before = tables(lab)
+    status, out, _ = run("repair", "--json")
+    planned = json.loads(out)
+    assert (status, planned["applied"]) == (1, False)
+    assert tables(lab) == before
+    for repair in planned["make"]:
+        for command in repair["commands"]:
+            lab.ip(*command.split()[1:])
+    by_hand = tables(lab)
+    for repair in planned["make"]:
+        for command in reversed(repair["commands"]):
+            lab.ip(*command.replace(" add ", " del ").split()[1:])
+    assert tables(lab) == before
+    assert run("repair", "--apply")[0] == 0
+    assert tables(lab).replace(" proto 182", "") == by_hand
+    assert run("explain", lab.server.ipv4)[0] == 0
+    status, out, _ = run("repair")
+    assert (status, out) == (0, f"nothing has to be repaired; {len(planned['make'])} repairs stand\n")
+    assert run("repair", "--undo") == (0, f"removed {3 * len(planned['make'])} rules and routes\n", "")
+    assert tables(lab) == before
+
+
+def test_nobody_gets_the_dry_run_and_a_refusal(lab: Lab) -> None:
+    lab.vpn_up("policy-kill")
+
+    def statuses() -> tuple[int, int]:
+        import contextlib
+        import io
+
+        from bindsock.cli import main
+
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return main(["repair"]), main(["repair", "--apply"])
+
+    assert as_nobody(statuses) == (1, 3)

@@ -1,0 +1,118 @@
+"""What is planned: a table of networks, repairs that stand, and gateways that are known."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+import pytest
+
+from bindsock.errors import UnsupportedSystem
+from bindsock.model.network import Interface, InterfaceKind, Lookup, Network, Route
+from bindsock.model.policy import Gateway, Repair
+from bindsock.model.preferences import Preferences
+from bindsock.repair import Impossible, Plan, Repairer, plan
+from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+WIFI = interface("wifi0", 2, "10.1.0.2/24")
+ETH = interface("eth0", 3, "10.2.0.2/24", kind=InterfaceKind.WIRED)
+TUN = interface("tun0", 4, "10.66.0.2/24", kind=InterfaceKind.TUNNEL)
+TAKEN = route("0.0.0.0/0", 4)
+ONLY_VPN = network(WIFI, ETH, TUN, TAKEN)
+ADDRESSES = {2: "10.1.0.1", 3: "10.2.0.1"}
+
+
+def gateway(index: int) -> Gateway:
+    return Gateway(ipaddress.ip_address(ADDRESSES[index]), "the test")
+
+
+def known(interface: Interface, family: socket.AddressFamily) -> Gateway | None:
+    return gateway(interface.index)
+
+
+def unknown(interface: Interface, family: socket.AddressFamily) -> Gateway | None:
+    return None
+
+
+def repair(index: int, name: str, address: str | None = None) -> Repair:
+    return Repair(V4, name, index, Gateway(ipaddress.ip_address(address), "the repair") if address else gateway(index))
+
+
+WIFI_REPAIR, ETH_REPAIR = repair(2, "wifi0"), repair(3, "eth0")
+
+
+@pytest.mark.parametrize(
+    ("seen", "standing", "expected"),
+    [
+        pytest.param(ONLY_VPN, [], Plan(make=(WIFI_REPAIR, ETH_REPAIR)), id="both lack one"),
+        pytest.param(ONLY_VPN, [WIFI_REPAIR], Plan(make=(ETH_REPAIR,)), id="one stands"),
+        pytest.param(ONLY_VPN, [WIFI_REPAIR, ETH_REPAIR], Plan(), id="both stand"),
+        pytest.param(network(WIFI, ETH, TUN), [WIFI_REPAIR], Plan(remove=(WIFI_REPAIR,)), id="the VPN is gone"),
+        pytest.param(network(WIFI, ETH, TUN), [], Plan(), id="no VPN"),
+        pytest.param(
+            network(WIFI, ETH, TUN, route("0.0.0.0/0", 4, metric=50), route("0.0.0.0/0", 3, "10.2.0.1", metric=700)),
+            [WIFI_REPAIR],
+            Plan(remove=(WIFI_REPAIR,)),
+            id="an uplink has its own",
+        ),
+        pytest.param(
+            network(ETH, TUN, TAKEN), [WIFI_REPAIR, ETH_REPAIR], Plan(remove=(WIFI_REPAIR,)), id="the interface is gone"
+        ),
+        pytest.param(
+            ONLY_VPN,
+            [repair(2, "wifi0", "10.7.0.1"), ETH_REPAIR],
+            Plan(remove=(repair(2, "wifi0", "10.7.0.1"),), make=(WIFI_REPAIR,)),
+            id="another gateway",
+        ),
+        pytest.param(
+            ONLY_VPN, [repair(2, "wlan0"), ETH_REPAIR], Plan(remove=(repair(2, "wlan0"),), make=(WIFI_REPAIR,)), id="renamed"
+        ),
+    ],
+)
+def test_what_is_planned(seen: Network, standing: list[Repair], expected: Plan) -> None:
+    assert plan(seen, Preferences(), standing, known) == expected
+
+
+def test_a_default_in_the_table_of_a_repair_is_not_the_uplinks_own() -> None:
+    through = Route(ipaddress.ip_network("0.0.0.0/0"), 2, ipaddress.ip_address("10.1.0.1"), table=WIFI_REPAIR.table)
+    seen = Network(ONLY_VPN.interfaces, (), {(2, V4): Lookup(through)}, ONLY_VPN.unbound)
+    assert plan(seen, Preferences(), [WIFI_REPAIR, ETH_REPAIR], known) == Plan()
+
+
+def test_what_the_preferences_exclude_is_not_repaired_and_not_taken_from_who_has_it() -> None:
+    preferences = Preferences(exclude=["eth*"])
+    assert plan(ONLY_VPN, preferences, [], known) == Plan(make=(WIFI_REPAIR,))
+    assert plan(ONLY_VPN, preferences, [ETH_REPAIR], known) == Plan(make=(WIFI_REPAIR,))
+    assert plan(ONLY_VPN, Preferences(include=["eth0"]), [], known) == Plan(make=(ETH_REPAIR,))
+
+
+def test_where_nothing_names_the_gateway_it_is_said() -> None:
+    planned = plan(ONLY_VPN, Preferences(), [], unknown)
+    assert planned == Plan(impossible=(Impossible(V4, "wifi0"), Impossible(V4, "eth0")))
+    assert str(planned.impossible[0]).startswith("the gateway of wifi0 for IPv4 is not known")
+
+
+def test_a_repair_that_stands_stays_where_nothing_names_the_gateway_any_more() -> None:
+    assert plan(ONLY_VPN, Preferences(), [WIFI_REPAIR, ETH_REPAIR], unknown) == Plan()
+
+
+@pytest.mark.parametrize("down", [{"up": False}, {"running": False}])
+def test_an_interface_that_carries_nothing_is_not_repaired(down: dict[str, Any]) -> None:
+    seen = network(interface("wifi0", 2, "10.1.0.2/24", **down), ETH, TUN, TAKEN)
+    assert plan(seen, Preferences(), [WIFI_REPAIR], known) == Plan(remove=(WIFI_REPAIR,), make=(ETH_REPAIR,))
+
+
+def test_the_commands_of_a_repair_name_its_table_and_quote_its_name() -> None:
+    odd = Repair(V4, "a;b", 7, Gateway(ipaddress.ip_address("fe80::1"), "a test"))
+    assert odd.commands() == [
+        "ip route add default via inet6 fe80::1 dev 'a;b' table 3036676103",
+        "ip rule add pref 98 oif 'a;b' lookup main suppress_prefixlength 0",
+        "ip rule add pref 99 oif 'a;b' lookup 3036676103",
+    ]
+
+
+def test_a_system_without_rules_refuses_to_repair() -> None:
+    with pytest.raises(UnsupportedSystem, match="repair_routes needs Linux"):
+        Repairer(SimulatedKernel(ONLY_VPN), Preferences())
