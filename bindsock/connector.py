@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
+T = TypeVar("T")
 
 _NO_OPTIONS = ConnectOptions()
 
@@ -422,8 +423,12 @@ class Connector:
         """
         made = [first] if first is not None else []
 
-        async def dial() -> Dialled:
-            return made.pop() if made else await dialer.dial()
+        async def dial(rest: Callable[[Dialled], Awaitable[T]]) -> T:
+            if made:
+                with contextlib.suppress(PathChanged):
+                    return await rest(made.pop())
+                self.watcher.statistics.redialled += 1
+            return await dialer.complete(rest)
 
         async def attach(protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
             return (await self._attach(None, lambda: protocol, sock, tls))[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import socket
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import trio
 
 from bindsock import kernel as kernels
-from bindsock.anyio._trio import TrioLoop, trio_runtime
+from bindsock.anyio._trio import trio_runtime
 from bindsock.anyio._trio_resolving import resolve as system_resolve
 from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
@@ -54,17 +54,11 @@ class TrioNetwork:
         resolve: Resolve | None,
     ) -> None:
         self.runtime = trio_runtime()
-        self._loop = TrioLoop(trio.lowlevel.current_trio_token())
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else system_resolve
         self.watcher = Watcher(kernel, preferences, interface=interface, runtime=self.runtime)
         self.farewell = Farewell(self.runtime.shared(Farewells), kernel)
         """How an IPv6 connection is ended when its socket is closed."""
-
-    @property
-    def _asyncio_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop as those see it who were written for asyncio, and call nothing of it but what trio's has."""
-        return cast("asyncio.AbstractEventLoop", self._loop)
 
     async def connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
         """A connected socket, and what follows it."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import logging
+from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bindsock.dial.dialer import PathChanged
 from bindsock.netmon.backoff import Backoff
 from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT
-from bindsock.reconnect.connection import Attach, Connection, ConnectionOwner, Dial
+from bindsock.reconnect.connection import Attach, Connection, ConnectionOwner, Dial, Dialled
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.plan import Requirement
 
 if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
-    from bindsock.netmon.loop import Timer
+    from bindsock.netmon.loop import Future, Timer
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.options import BetterPath
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bindsock")
 
-_ATTEMPTS = 5
-"""How often a handshake is begun, if its path goes away each time."""
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 """Seconds between a dial that failed and the next."""
 MAX_CONCURRENT_REDIALS = 32
@@ -79,11 +78,42 @@ class ConnectingUser(ConnectionOwner, Protocol):
         """The pause is over."""
 
 
-class RedialSlots(asyncio.Semaphore):
-    """Limits how many connections of one event loop are dialled anew at the same time."""
+class RedialSlots:
+    """Limits how many connections of one event loop are dialled anew at the same time. The one that waits longest is next.
+
+    asyncio's semaphore would hold the loop.
+
+    :param runtime: the event loop, whose shared object this is
+    """
 
     def __init__(self, runtime: Runtime) -> None:
-        super().__init__(MAX_CONCURRENT_REDIALS)
+        self._runtime = runtime
+        self._free = MAX_CONCURRENT_REDIALS
+        self._waiting: deque[Future] = deque()
+
+    async def __aenter__(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn = self._runtime.create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            else:
+                self._release()
+            raise
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set_result(None)
+        else:
+            self._free += 1
 
 
 class Connecting:
@@ -106,26 +136,29 @@ class Connecting:
 
         :raises OSError: the dial or the handshake failed
         """
+        return await self._how.dial(self._attach)
+
+    async def _attach(self, dialled: Dialled) -> Connection:
+        """Do the handshake.
+
+        :raises PathChanged: it failed because the path went away meanwhile
+        """
         how = self._how
-        for attempts in itertools.count(1):
-            connection = Connection(self._user, await how.dial())
-            guard = self._guard(connection) if how.handshake else None
-            try:
-                connection.transport = await how.attach(connection, connection.sock)
-                if connection.ended:
-                    raise connection.error or ConnectionResetError(
-                        errno.ECONNRESET, "the connection ended as soon as it was made"
-                    )
-            except OSError:
-                if guard is None or guard.error is None or attempts == _ATTEMPTS:
-                    raise
-                self._watcher.statistics.redialled += 1
-            else:
-                return connection
-            finally:
-                if guard is not None:
-                    guard.close()
-        raise AssertionError("the last attempt returns or raises")
+        connection = Connection(self._user, dialled)
+        guard = self._guard(connection) if how.handshake else None
+        try:
+            connection.transport = await how.attach(connection, connection.sock)
+            if connection.ended:
+                raise connection.error or ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made")
+        except OSError as error:
+            if guard is None or guard.error is None:
+                raise
+            raise PathChanged(error) from error
+        else:
+            return connection
+        finally:
+            if guard is not None:
+                guard.close()
 
     def dial(self, address: IPAddress) -> None:
         """Begin to dial.

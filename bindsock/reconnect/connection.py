@@ -8,7 +8,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from bindsock.errors import InterfaceChanged
 from bindsock.stream.guard import end_transport
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
     from bindsock.netmon.runtime import Runtime
     from bindsock.stream.follower import PathFollower
+
+T = TypeVar("T")
 
 logger = logging.getLogger("bindsock")
 
@@ -43,8 +45,12 @@ class Dialled(Protocol):
         """``None`` where the socket is bound to no interface."""
 
 
-Dial: TypeAlias = Callable[[], Awaitable[Dialled]]
-"""Connects anew: resolves the name again, and binds the socket to the interface that is effective then."""
+class Dial(Protocol):
+    """Dials, does the rest with what is dialled, and starts both over while the path changes. See ``Dialer.complete``."""
+
+    def __call__(self, rest: Callable[[Dialled], Awaitable[T]], /) -> Awaitable[T]: ...
+
+
 Attach: TypeAlias = Callable[[asyncio.BaseProtocol, socket.socket], Awaitable[asyncio.Transport]]
 """Makes a transport of a connected socket, with TLS or without. If it fails, it closes the socket."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from bindsock.netmon.runtime import Runtime, runtime_of
+from bindsock.reconnect.connecting import MAX_CONCURRENT_REDIALS, RedialSlots
 from tests.virtual_loop import VirtualLoop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -176,3 +177,31 @@ def test_a_timer_that_is_kept_does_not_keep_its_loop_alive(loop_factory: LoopFac
     gc.collect()
     assert gone() is None
     timer.cancel()
+
+
+def test_the_slots_for_redials_are_given_in_order_and_do_not_keep_their_loop_alive(loop_factory: LoopFactory) -> None:
+    begun: list[int] = []
+    at_once: list[int] = []
+
+    async def hold(slots: RedialSlots, number: int) -> None:
+        async with slots:
+            begun.append(number)
+            at_once.append(len(begun) - len(ended))
+            await asyncio.sleep(0)
+            ended.append(number)
+
+    async def main() -> None:
+        slots = runtime_of(asyncio.get_running_loop()).shared(RedialSlots)
+        await asyncio.gather(*(hold(slots, number) for number in range(3 * MAX_CONCURRENT_REDIALS)))
+
+    ended: list[int] = []
+
+    loop = loop_factory()
+    gone = weakref.ref(loop)
+    loop.run_until_complete(main())
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
+    assert begun == list(range(3 * MAX_CONCURRENT_REDIALS))
+    assert max(at_once) == MAX_CONCURRENT_REDIALS

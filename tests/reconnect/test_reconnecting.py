@@ -14,11 +14,12 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import pytest_asyncio
 
+from bindsock.dial.dialer import PathChanged
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
@@ -35,6 +36,8 @@ from tests.scene import Scene
 from tests.stepped_loop import SteppedLoop
 from tests.tls import tls_client_context, tls_server_context
 from tests.waiting import settle, until
+
+T = TypeVar("T")
 
 PEER = ip_address("198.51.100.7")
 ADDRESSES = {"wifi0": "127.0.0.1", "eth0": "127.0.0.2", "wwan0": "127.0.0.3"}
@@ -153,6 +156,14 @@ class ReplacingScene(Scene):
             raise
         return Dialled(sock, PEER, path)
 
+    async def complete(self, rest: Callable[[Any], Awaitable[T]]) -> T:
+        """What :meth:`bindsock.dial.dialer.Dialer.complete` does."""
+        for _ in range(6):
+            with contextlib.suppress(PathChanged):
+                return await rest(await self.dial())
+            self.watcher.statistics.redialled += 1
+        raise AssertionError("the path changes for ever")
+
     async def attach(self, protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
         options: dict[str, Any] = {"ssl": tls_client_context(), "server_hostname": "localhost"} if self.tls else {}
         try:
@@ -170,7 +181,7 @@ class ReplacingScene(Scene):
         connect_options = self.options(options)
         before = len(self.sessions)
         reader, writer = await open_replaceable(
-            self.watcher, self.loop, on_reconnect, self.dial, self.attach, connect_options, limit=limit
+            self.watcher, self.loop, on_reconnect, self.complete, self.attach, connect_options, limit=limit
         )
         self.open.append(cast(asyncio.Transport, writer.transport))
         await until(lambda: len(self.sessions) > before)
@@ -180,7 +191,9 @@ class ReplacingScene(Scene):
     async def protocol(self, factory: Callable[[], Any], **options: Any) -> tuple[ReplaceableTransport, Any]:
         connect_options = self.options(options)
         before = len(self.sessions)
-        transport, protocol = await create_replaceable(self.watcher, self.loop, factory, self.dial, self.attach, connect_options)
+        transport, protocol = await create_replaceable(
+            self.watcher, self.loop, factory, self.complete, self.attach, connect_options
+        )
         self.open.append(transport)
         await until(lambda: len(self.sessions) > before)
         return transport, protocol
