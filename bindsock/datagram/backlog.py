@@ -46,13 +46,17 @@ class Waiting:
     """Monotonic seconds since when the system refuses it."""
 
 
+_NOTHING: deque[Waiting] = deque(maxlen=0)
+"""The queue of every backlog in which nothing has waited yet: an empty deque of its own takes 600 bytes."""
+
+
 class Backlog:
     """The datagrams of one transport that wait."""
 
     __slots__ = ("_counts", "_queue", "_unheld", "size")
 
     def __init__(self) -> None:
-        self._queue: deque[Waiting] = deque()
+        self._queue = _NOTHING
         self._counts: dict[Hashable, int] = {}
         self._unheld = 0
         """How many wait for room, and not for a path."""
@@ -158,6 +162,8 @@ class Backlog:
             self._unheld = 0
 
     def _put(self, waiting: Waiting) -> None:
+        if self._queue is _NOTHING:
+            self._queue = deque()
         self._queue.append(waiting)
         self._count(waiting, 1)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import socket
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.statistics import UNBOUND
@@ -103,7 +102,7 @@ class DropCounter:
         self._name = UNBOUND
         tally.setdefault(UNBOUND, 0)
         self._interface: Interface | None = None
-        self._notes: deque[_Note] = deque()
+        self._notes: list[_Note] = []
         self._sent = 0
         self._note_due = _NEVER
         self._unsent = 0
@@ -174,4 +173,4 @@ class DropCounter:
 
     def _forget(self, now: float) -> None:
         while len(self._notes) > 1 and self._notes[1].time <= now - LOOKBACK:
-            self._notes.popleft()
+            del self._notes[0]

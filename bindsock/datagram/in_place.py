@@ -63,6 +63,7 @@ class InPlace:
         "_watcher",
         "broken",
         "drops",
+        "handed_out",
         "placement",
         "requirement",
     )
@@ -80,6 +81,8 @@ class InPlace:
         self.placement = placement
         self.broken = False
         """A move failed half-way: the socket must be bound anew before it sends."""
+        self.handed_out = False
+        """Somebody was given the socket, and may have set options on it."""
         self.drops = DropCounter(watcher.kernel, runtime.shared(DeviceDrops), watcher.statistics.sent)
         """What the device by which the socket sends has dropped of it."""
 

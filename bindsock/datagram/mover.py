@@ -92,6 +92,24 @@ class DatagramMover:
     :param placement: where it is
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_endpoint",
+        "_retry",
+        "_state",
+        "_user",
+        "_watcher",
+        "decider",
+        "held",
+        "in_place",
+        "no_path",
+        "peer",
+        "pending",
+        "sock",
+        "used",
+        "ways",
+    )
+
     def __init__(
         self,
         watcher: Watcher,
@@ -104,8 +122,6 @@ class DatagramMover:
         self.peer: SockAddr | None = peer_of(sock)
         self.no_path = False
         """There is no path: nothing must be sent."""
-        self.handed_out = False
-        """Somebody was given the socket, and may have set options on it."""
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
         self.in_place = InPlace(runtime, watcher, endpoint.requirement, placement, sock.getsockname())
@@ -116,7 +132,6 @@ class DatagramMover:
         self.used = 0.0
         self.pending = False
         self._watcher = watcher
-        self._followers = followers_of(watcher)
         self._endpoint = endpoint
         self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._user: MoverUser | None = None
@@ -158,7 +173,7 @@ class DatagramMover:
         if spec is not None and spec.remote is None and self.peer is None and (requirement is not None or spec.address is None):
             self.ways = Ways(self, self._watcher, spec)
         if self.followed:
-            self._followers.follow(self)
+            followers_of(self._watcher).follow(self)
 
     def start_reading(self) -> None:
         """Begin to receive."""
@@ -184,7 +199,7 @@ class DatagramMover:
         """Follow and receive no more. The socket stays open."""
         if self._state < _State.STOPPED:
             self._state = _State.STOPPED
-            self._followers.unfollow(self)
+            followers_of(self._watcher).unfollow(self)
             self._retry.cancel()
             self.stop_reading()
 
@@ -273,10 +288,10 @@ class DatagramMover:
 
     def catch_up(self) -> None:
         """The newest reading has not been shown yet, and something is to be sent: go where the socket belongs first."""
-        self._followers.catch_up(self)
+        followers_of(self._watcher).catch_up(self)
 
     def _hop_answers(self) -> None:
-        self._followers.look_again(self)
+        followers_of(self._watcher).look_again(self)
 
     def _way_answers(self) -> None:
         self._forget_ways()
@@ -387,7 +402,7 @@ class DatagramMover:
         spec = self._endpoint.spec
         assert spec is not None
         assert placement.path is not None
-        like = self.sock if self.handed_out else None
+        like = self.sock if self.in_place.handed_out else None
         ports = (spec.port,) if spec.port else (self.in_place.port(self.sock), 0)
         own = placement.path.source if spec.address is None else None
         return spec.duplicate_on(like, self._watcher.kernel, network.interfaces[placement.path.index], ports, own=own)

@@ -83,6 +83,27 @@ class _Trouble:
         self.unreachable.clear()
 
 
+class _Pace:
+    """How what was held is sent, in turns."""
+
+    __slots__ = ("allowance", "began", "timer")
+
+    def __init__(self) -> None:
+        self.timer: Timer | None = None
+        """The next turn, if one is to come."""
+        self.began = 0.0
+        self.allowance = 0
+        """How many held datagrams may be sent before the next turn."""
+
+    def allow(self, seconds: float = TURN) -> None:
+        """Let a turn's datagrams be sent."""
+        self.allowance = int(RATE * min(max(seconds, TURN), LONGEST_TURN))
+
+
+_NO_PACE = _Pace()
+"""The pace of a sender that has held nothing yet."""
+
+
 class Sender:
     """The sending half of a datagram transport.
 
@@ -90,18 +111,16 @@ class Sender:
     """
 
     __slots__ = (
-        "_allowance",
         "_counted",
         "_mover",
         "_owner",
+        "_pace",
         "_remote",
         "_runtime",
         "_statistics",
         "_stopped",
         "_ticks",
         "_trouble",
-        "_turn",
-        "_turn_began",
         "_writing",
         "backlog",
         "errors",
@@ -126,10 +145,7 @@ class Sender:
         self._writing: socket.socket | None = None
         """The socket that takes no more for now."""
         self._ticks: Retry | None = None
-        self._turn: Timer | None = None
-        self._turn_began = 0.0
-        self._allowance = 0
-        """How many held datagrams may be sent before the next turn."""
+        self._pace = _NO_PACE
         self._trouble: _Trouble | None = None
         self._counted = 0
         """How many of the statistics' waiting datagrams are this one's."""
@@ -179,8 +195,8 @@ class Sender:
             self._trouble.clear()
         if self._ticks is not None:
             self._ticks.reset()
-        if self._turn is None and self.backlog:
-            self._allow()
+        if self._pace.timer is None and self.backlog:
+            self._own_pace().allow()
             self._flush()
 
     def stop(self) -> None:
@@ -189,9 +205,9 @@ class Sender:
         self._remove_writer()
         if self._ticks is not None:
             self._ticks.cancel()
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+        if self._pace.timer is not None:
+            self._pace.timer.cancel()
+            self._pace.timer = None
         self._statistics.lose(self.backlog.clear(), Loss.CLOSED)
         self._count_waiting()
 
@@ -225,8 +241,8 @@ class Sender:
     def _queue(self, data: Data, addr: Any, now: float) -> None:
         """Send it after those that wait already."""
         self._wait(Waiting(bytes(data), addr, now, held=self._writing is None))
-        if self._turn is not None:
-            self._allowance += 1
+        if self._pace.timer is not None:
+            self._pace.allowance += 1
             self._flush()
 
     def _failed(self, exc: Exception, sock: socket.socket, drops: DropCounter, data: Data, addr: Any) -> Outcome:
@@ -306,26 +322,29 @@ class Sender:
         ended = self.backlog.send(lambda waiting: self._attempt_waiting(waiting, now), now)
         if ended is not Outcome.FULL:
             self._remove_writer()
-        if ended is Outcome.LATER and self._turn is None:
-            self._turn_began = now
-            self._turn = self._runtime.call_later(TURN, self._next_turn)
+        pace = self._pace
+        if ended is Outcome.LATER and pace.timer is None:
+            pace = self._own_pace()
+            pace.began, pace.timer = now, self._runtime.call_later(TURN, self._next_turn)
 
     def _attempt_waiting(self, waiting: Waiting, now: float) -> Outcome:
-        if waiting.held and not self._allowance:
+        if waiting.held and not self._pace.allowance:
             return Outcome.LATER
         outcome = self._attempt(waiting.data, waiting.address, now)
         if waiting.held and outcome is Outcome.SENT:
-            self._allowance -= 1
+            self._pace.allowance -= 1
             self._statistics.held += 1
         return outcome
 
-    def _allow(self, seconds: float = TURN) -> None:
-        self._allowance = int(RATE * min(max(seconds, TURN), LONGEST_TURN))
+    def _own_pace(self) -> _Pace:
+        if self._pace is _NO_PACE:
+            self._pace = _Pace()
+        return self._pace
 
     def _next_turn(self) -> None:
-        self._turn = None
+        self._pace.timer = None
         # On a busy loop the turn comes late.
-        self._allow(self._runtime.time() - self._turn_began)
+        self._pace.allow(self._runtime.time() - self._pace.began)
         self._expire()
         self._flush()
 
@@ -356,8 +375,8 @@ class Sender:
             self._ticks.schedule()
 
     def _tick(self) -> None:
-        if self._turn is None:
-            self._allow()
+        if self._pace.timer is None:
+            self._own_pace().allow()
             self._send_waiting()
         self._expire()
         if self.backlog.holds:

@@ -36,6 +36,22 @@ _WARN_AFTER = 5
 class DatagramTransport(asyncio.DatagramTransport):
     """A datagram transport that stays on the effective interface. Made by ``create_datagram_endpoint()``."""
 
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_high_water",
+        "_lost",
+        "_low_water",
+        "_mover",
+        "_paused",
+        "_protocol",
+        "_remote",
+        "_runtime",
+        "_sender",
+        "_statistics",
+        "_strict",
+    )
+
     def __init__(
         self,
         runtime: Runtime,
@@ -87,7 +103,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         """
         mover = self._mover
         if name == "socket":
-            mover.handed_out = True
+            mover.in_place.handed_out = True
             return asyncio.trsock.TransportSocket(mover.sock)
         if name == "sockname":
             return mover.sockname

@@ -154,7 +154,7 @@ class Ways:
             with suppress(OSError):
                 mover.sock.bind(("", 0))
             port = mover.in_place.port(mover.sock)
-        like = mover.sock if mover.handed_out else None
+        like = mover.sock if mover.in_place.handed_out else None
         try:
             return self._spec.duplicate_on(like, kernel, interface, (port,), own=own)
         except OSError as error:
