@@ -8,15 +8,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := $(VENV)-lowest
 # The tests wait far more than they compute, so there are many more workers than processors.
 WORKERS ?= 8
 
-.PHONY: help demo test test-long test-vpn record-vpn lint abi bench-quick svg docs findings clean
+.PHONY: help demo test test-long test-lowest test-vpn record-vpn lint abi bench-quick svg docs findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
 	@echo 'make test         run the tests, all but the soaks, in parallel (ARGS="-k watcher" to choose, ARGS=-n0 for one by one)'
 	@echo 'make test-long    run all tests, the soaks included'
+	@echo 'make test-lowest  run the tests with the lowest allowed version of each dependency'
 	@echo 'make test-vpn     run real VPN programs (on Debian, root installs what is missing; the rest is skipped)'
 	@echo 'make record-vpn   write down anew what they do to the routes (NAMES="openvpn-tls" to choose)'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
@@ -43,6 +45,16 @@ test: $(READY)
 
 test-long: $(READY)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+$(LOWEST)/.ready: pyproject.toml
+	@echo "setting up $(LOWEST) (once; about a minute)"
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.ready
+	@$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak' $(ARGS)
 
 test-vpn: $(READY)
 	@tests/vpn/install

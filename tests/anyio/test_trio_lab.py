@@ -216,6 +216,7 @@ class DressedStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+        await trio.lowlevel.checkpoint()  # anyio's own aclose() is one since 4.16
 
 
 @contextlib.contextmanager

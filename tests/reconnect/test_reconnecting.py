@@ -1004,7 +1004,7 @@ async def test_the_application_starts_tls_itself(plain: ReplacingScene) -> None:
     writer.write(b"starttls\n")
     assert await line(reader) == b"go ahead\n"
     await settle()
-    await writer.start_tls(tls, server_hostname="localhost")
+    await cast(Any, writer).start_tls(tls, server_hostname="localhost", ssl_shutdown_timeout=1.0)
     writer.write(b"secret\n")
     assert await line(reader) == b"wifi0:secret\n"
     assert writer.get_extra_info("ssl_object") is not None
