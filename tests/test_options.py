@@ -31,6 +31,7 @@ OWN = {
     "on_reconnect",
     "limit",
     "all_errors",  # the standard library's since 3.12
+    "local_port",  # anyio's since 4.14
 }
 
 STANDARD = [
