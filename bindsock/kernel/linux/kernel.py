@@ -24,7 +24,7 @@ from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
 from bindsock.model.network import FAMILIES, Network, family_of, unmapped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Route
 
@@ -90,15 +90,17 @@ class LinuxKernel:
         same_rules = known and not any(each.rules for each in news)
         # Whoever asks though nothing was said suspects what is never announced: a route that went with something else.
         suspicion = known and not any(each.anything or each.defaults or each.down or each.prefixes for each in news)
-        same_defaults = known and not suspicion and not any(each.defaults for each in news)
+        families: Collection[socket.AddressFamily] = {family for each in news for family in each.defaults}
+        if suspicion or not known:
+            families = FAMILIES
         before = self._reader.last
         try:
-            if down and same_interfaces and same_rules and same_defaults:
+            if down and same_interfaces and same_rules and not families:
                 network = self._reader.without(down)
                 self._current.take_down(down)
             else:
                 network = self._reader.network(
-                    same_interfaces=same_interfaces and not down, same_rules=same_rules, same_defaults=same_defaults and not down
+                    same_interfaces=same_interfaces and not down, same_rules=same_rules, families=families
                 )
                 everything = bool(down) or suspicion or any(each.anything for each in news) or network is not before
                 self._current.renew(everything, {prefix for each in news for prefix in each.prefixes})

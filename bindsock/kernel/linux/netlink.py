@@ -7,7 +7,6 @@ The layout is that of ``include/uapi/linux/netlink.h``, in the machine's byte or
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from bindsock.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -318,45 +317,44 @@ class Channel:
         raise KernelError(f"netlink: {reason}, {_ATTEMPTS} times in a row", call=f"netlink message type {kind}")
 
     def _exchange(self, kind: int, flags: int, body: bytes) -> list[Message]:
-        with self._failing_closed(kind):
+        try:
             sock = self.socket()
             self._sequence = (self._sequence + 1) & 0x7FFFFFFF
             sock.send(request(kind, flags, self._sequence, body))
             answer = self._answer(sock, flags)
+        except OSError as error:
+            self._failed(kind, error)
+            raise
         if isinstance(answer, int):
             raise OSError(answer, os.strerror(answer))
         return answer
 
     def _exchange_batch(self, kind: int, bodies: Sequence[bytes]) -> list[Message | int]:
-        with self._failing_closed(kind):
+        count, first = len(bodies), self._sequence + 1
+        self._sequence += count
+        if self._sequence > 0x7FFFFFFF:  # once in 2 ** 31 questions
+            first, self._sequence = 1, count
+        try:
             sock = self.socket()
-            first = self._sequence + 1
-            self._sequence = (self._sequence + len(bodies)) & 0x7FFFFFFF
-            if self._sequence < first:  # once in 2 ** 31 questions
-                first, self._sequence = 1, len(bodies)
-            sock.send(b"".join(request(kind, 0, first + number, body) for number, body in enumerate(bodies)))
+            sock.send(b"".join([request(kind, 0, first + number, body) for number, body in enumerate(bodies)]))
             found: dict[int, Message | int] = {}
-            for _ in range(len(bodies) + _STRAY_DATAGRAMS):
-                if len(found) == len(bodies):
-                    return [found[number] for number in range(len(bodies))]
+            for _ in range(count + _STRAY_DATAGRAMS):
                 for message in messages(self._receive(sock)):
                     number = message.sequence - first
-                    if message.port == self._port and 0 <= number < len(bodies) and message.kind != NLMSG_NOOP:
+                    if message.port == self._port and 0 <= number < count and message.kind != NLMSG_NOOP:
                         found[number] = refusal(message.payload) if message.kind in (NLMSG_ERROR, NLMSG_DONE) else message
+                if len(found) == count:
+                    return [found[number] for number in range(count)]
             raise KernelError("netlink: only answers to questions that were not asked")
+        except OSError as error:
+            self._failed(kind, error)
+            raise
 
-    @contextlib.contextmanager
-    def _failing_closed(self, kind: int) -> Iterator[None]:
+    def _failed(self, kind: int, error: OSError) -> None:
         """What fails half-way leaves a socket behind with answers that nobody waits for."""
-        try:
-            yield
-        except KernelError as error:
-            self.close()
+        self.close()
+        if isinstance(error, KernelError):
             error.call = f"netlink message type {kind}"
-            raise
-        except OSError:
-            self.close()
-            raise
 
     def _answer(self, sock: NetlinkSocket, asked: int) -> list[Message] | int:
         """The messages of the answer, or the errno of a refusal (which leaves the channel as good as before)."""

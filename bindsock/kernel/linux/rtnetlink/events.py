@@ -14,7 +14,8 @@ from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.links import IFF_UP
 from bindsock.kernel.linux.rtnetlink.questions import PROBES
-from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, TABLE_LOCAL, destination_of
+from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, TABLE_LOCAL, head_of
+from bindsock.model.network import FAMILIES
 
 if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
@@ -135,8 +136,8 @@ class PendingEvents:
         """An interface or an address may have changed otherwise than by going down."""
         self.rules = True
         """A policy rule may have changed, or a nexthop object."""
-        self.defaults = True
-        """A default route may have changed otherwise than by going down with its interface."""
+        self.defaults: set[socket.AddressFamily] = set(FAMILIES)
+        """The families of which a default route may have changed otherwise than by going down with its interface."""
         self.down: set[int] = set()
         """The interfaces that went down: their routes went with that, and their IPv6 addresses, by default."""
         self.prefixes: set[tuple[int, int, int]] = set()
@@ -156,7 +157,8 @@ class PendingEvents:
 
     def clear(self) -> None:
         """All of it has been read."""
-        self.lost = self.interfaces = self.rules = self.defaults = False
+        self.lost = self.interfaces = self.rules = False
+        self.defaults.clear()
         self.down.clear()
         self.prefixes.clear()
 
@@ -180,7 +182,8 @@ class PendingEvents:
             elif kind != _RTM_DELADDR or index not in self.down:
                 self.interfaces = True
         else:  # rules and nexthops
-            self.rules = self.defaults = True
+            self.rules = True
+            self.defaults.update(FAMILIES)
         return "partial"
 
     def _take_route(self, family: int, length: int, datagram: bytes) -> Urgency:
@@ -188,17 +191,15 @@ class PendingEvents:
             return "none"
         version = 4 if family == socket.AF_INET else 6
         try:
-            destination = destination_of(datagram[16:])
+            head = head_of(datagram, _ROUTE_HEAD.size, version, length)
         except KernelError:
-            destination = None
-        if destination is None:
             self.lost = True
             return "partial"
-        head = int(destination.network_address) >> (_BITS[version] - length)
         covers_probe = any(v == version and number >> (_BITS[v] - length) == head for v, number in _PROBES)
-        if not (covers_probe or self._concerns(version, length, head)):
+        if covers_probe:
+            self.defaults.add(socket.AF_INET if version == 4 else socket.AF_INET6)
+        elif not self._concerns(version, length, head):
             return "none"
-        self.defaults |= covers_probe
         if len(self.prefixes) <= _MOST_PREFIXES:
             self.prefixes.add((version, length, head))
         return "partial"

@@ -73,7 +73,11 @@ class Questions:
         self._channel = channel
 
     def defaults(
-        self, interfaces: Mapping[int, Interface], enslaved: frozenset[int], sources: Sequence[IPNetwork]
+        self,
+        interfaces: Mapping[int, Interface],
+        enslaved: frozenset[int],
+        sources: Sequence[IPNetwork],
+        families: Iterable[socket.AddressFamily] = FAMILIES,
     ) -> tuple[dict[tuple[int, socket.AddressFamily], Lookup], dict[socket.AddressFamily, Lookup]]:
         """The default route by each interface that could have one, and that of a socket that is bound to nothing.
 
@@ -82,7 +86,7 @@ class Questions:
         """
         found: dict[tuple[int, socket.AddressFamily], Lookup] = {}
         unbound: dict[socket.AddressFamily, Lookup] = {}
-        for family in FAMILIES:
+        for family in families:
             asked = [i for i in interfaces.values() if _can_be_asked(i) and (_addressed(i, family) or i.index not in enslaved)]
             without = [i.index for i in asked if not _addressed(i, family)]
             passed = frozenset(without[_UNNUMBERED:])
@@ -322,6 +326,8 @@ def _as_chosen(chosen: Route, entry: Route) -> Route:
     """The entry of a table by the next hop that the kernel takes, if it is of the same table."""
     if entry.table != chosen.table:
         return chosen
+    if entry.gateway == chosen.gateway:
+        return entry
     return dataclasses.replace(entry, gateway=chosen.gateway)
 
 

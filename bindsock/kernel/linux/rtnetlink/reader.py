@@ -14,6 +14,7 @@ from bindsock.kernel.linux.rtnetlink import devices, links, routes
 from bindsock.kernel.linux.rtnetlink.questions import Questions
 from bindsock.kernel.linux.rtnetlink.rules import Rules, read_rules
 from bindsock.model.network import (
+    FAMILIES,
     Interface,
     InterfaceAddress,
     InterfaceKind,
@@ -25,7 +26,8 @@ from bindsock.model.network import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import socket
+    from collections.abc import Collection, Mapping
 
     from bindsock.kernel.linux.netlink import Channel
     from bindsock.model.network import Answers, Lookup
@@ -45,25 +47,33 @@ class Reader:
         self.last: Network | None = None
         """The last reading."""
 
-    def network(self, *, same_interfaces: bool = False, same_rules: bool = False, same_defaults: bool = False) -> Network:
+    def network(
+        self,
+        *,
+        same_interfaces: bool = False,
+        same_rules: bool = False,
+        families: Collection[socket.AddressFamily] = FAMILIES,
+    ) -> Network:
         """One reading.
 
         :param same_interfaces: nothing has been said of interfaces and addresses since the last reading
         :param same_rules: nor of rules
-        :param same_defaults: nor of a route that can change a default
+        :param families: of which a default route may have changed besides
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
         last = self.last
-        if last is None:
-            same_interfaces = same_rules = same_defaults = False
-        elif same_interfaces and same_rules and same_defaults:
+        if last is not None and same_interfaces and same_rules and not families:
             return last
         interfaces = last.interfaces if last is not None and same_interfaces else self._interfaces()
-        if not same_rules:
+        if last is None or not same_rules:
             self.rules = read_rules(self._channel)
         enslaved = frozenset(link.index for link in self._links.values() if link.master is not None)
-        defaults, unbound = self._questions.defaults(interfaces, enslaved, self.rules.sources)
+        wanted = families if last is not None and same_interfaces and same_rules else FAMILIES
+        defaults, unbound = self._questions.defaults(interfaces, enslaved, self.rules.sources, wanted)
+        if last is not None:
+            defaults = {key: lookup for key, lookup in last.defaults.items() if key[1] not in wanted} | defaults
+            unbound = {family: lookup for family, lookup in last.unbound.items() if family not in wanted} | unbound
         interfaces = self._without_tunnels_ports(interfaces, {index for index, _ in defaults})
         network = Network(interfaces, (), defaults, unbound, self.rules.tables)
         if network != self.last:

@@ -183,16 +183,20 @@ def _by(hops: Iterable[NextHop], destination: IPNetwork, metric: int, table: int
     return tuple(Route(destination, hop.interface, hop.gateway, metric, table) for hop in hops if hop.interface is not None)
 
 
-def destination_of(payload: bytes) -> IPNetwork | None:
-    """The prefix that an RTM_NEWROUTE or RTM_DELROUTE is about; ``None`` if it is of another family.
+def head_of(message: bytes, offset: int, version: int, length: int) -> int:
+    """The first bits of the prefix that an RTM_NEWROUTE or RTM_DELROUTE is about, as a number.
 
+    :param offset: where the attributes begin
+    :param length: of the prefix
     :raises KernelError: the message is damaged
     """
-    family, prefix_length, *_ = netlink.fixed(_RTMSG, payload)
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    packed = netlink.attributes(payload, _RTMSG.size).get(_RTA_DST, b"") if prefix_length else b""
-    return _network(family, packed, prefix_length)
+    if length == 0:
+        return 0
+    packed = netlink.attributes(message, offset).get(_RTA_DST, b"")
+    bits = 32 if version == 4 else 128
+    if len(packed) * 8 != bits or length > bits:
+        raise KernelError(f"netlink: a prefix of {length} bits in {len(packed)} bytes")
+    return int.from_bytes(packed, "big") >> (bits - length)
 
 
 def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:
