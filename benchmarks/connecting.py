@@ -36,7 +36,7 @@ async def measure(lab: Lab, runs: int) -> list[Figure]:
     ours, theirs = await _pairs(lab, runs)
     figures = [
         figure("connect, the loop's own", theirs, "us", scale=1e6),
-        paired("connect, nothing else followed (network read each time)", ours, theirs),
+        paired("connect, nothing else followed", ours, theirs),
     ]
     _, writer = await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port)
     ours, theirs = await _pairs(lab, runs)

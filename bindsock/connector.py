@@ -79,6 +79,7 @@ class Connector:
         self._interface_resolve: Resolve | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._watcher: Watcher | None = None
+        self._watcher_farewell: tuple[Watcher, Farewell] | None = None
         self._complaints: set[str] = set()
 
     @property
@@ -299,7 +300,7 @@ class Connector:
 
     @property
     def _guards(self) -> StreamGuards:
-        return runtime_of(self.loop).shared(StreamGuards)
+        return self.watcher.runtime.shared(StreamGuards)
 
     def guard_of(self, sock: socket.socket) -> StreamGuard | None:
         """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
@@ -377,7 +378,10 @@ class Connector:
         return nat64.prefixes_in(IPv6Address(info[4][0]) for info in infos)
 
     def _farewell(self) -> Farewell:
-        return Farewell(self.watcher.runtime.shared(Farewells), self.kernel)
+        watcher = self.watcher
+        if self._watcher_farewell is None or self._watcher_farewell[0] is not watcher:
+            self._watcher_farewell = watcher, Farewell(watcher.runtime.shared(Farewells), self.kernel)
+        return self._watcher_farewell[1]
 
     def _owned(self, sock: socket.socket) -> socket.socket:
         """A connected socket that a transport is to own from now on, as one that says farewell if it needs to.
@@ -439,7 +443,7 @@ class Connector:
         self, guard: StreamGuard | None, protocol_factory: Callable[[], P], sock: socket.socket, tls: dict[str, Any]
     ) -> tuple[asyncio.Transport, P]:
         """Let the event loop make its own transport of a connected socket."""
-        loop, guards = self.loop, self._guards
+        loop, guards = asyncio.get_running_loop(), self._guards
         if isinstance(sock, FollowedSocket) and not isinstance(loop, asyncio.BaseEventLoop):
             sock.expect_detach()
         guards.begin_attaching(sock)
