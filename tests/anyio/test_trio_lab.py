@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -21,6 +22,7 @@ import bindsock.anyio
 from bindsock.anyio import install_trio_socket_factory
 from bindsock.anyio._trio import trio_runtime
 from bindsock.anyio._trio_network import running_network
+from bindsock.datagram.sender import HELD_FOR
 from bindsock.testing.lab import Lab
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 from tests.integrations import servers as ports
@@ -310,3 +312,36 @@ def test_a_trio_run_that_is_over_leaves_no_runtime() -> None:
     gc.collect()  # the run's own objects, of which some have finalizers
     gc.collect()
     assert [runtime() for runtime in ended] == [None, None]
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    """Notes the errors that it is told, and when by trio's clock."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[float, Exception]] = []
+        self.told = trio.Event()
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append((trio.current_time(), exc))
+        self.told.set()
+
+
+def test_a_datagram_that_waits_for_a_path_is_given_up_by_trios_clock() -> None:
+    kernel = SimulatedKernel(ON_WIFI)
+
+    async def main() -> None:
+        inside = bindsock.anyio.TransportFactory(kernel=kernel)._trio_network()
+        transport, protocol = await inside.open_datagram(Datagrams, None, None, family=socket.AF_INET)
+        kernel.change(network(WIFI))
+        inside.watcher.refresh()
+        begun = trio.current_time()
+        transport.sendto(b"nobody takes it", ("198.51.100.7", 9))
+        await protocol.told.wait()
+        transport.abort()
+        ((when, error),) = protocol.errors
+        assert isinstance(error, bindsock.InterfaceChanged)
+        assert HELD_FOR <= when - begun < HELD_FOR + 1.0
+        inside.watcher.stop()
+        await trio.testing.wait_all_tasks_blocked()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
