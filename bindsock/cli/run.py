@@ -11,11 +11,12 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from bindsock.cli.options import Exit, add_json, add_preferences, fail, preferences
+from bindsock.cli.options import Exit, add_json, add_preferences, add_repair, fail, preferences
 from bindsock.run import ledger
 from bindsock.run.environment import for_children, for_others, obstacle
 from bindsock.run.policy import RunPolicy
 from bindsock.run.proxying import ProxyThread
+from bindsock.run.repairing import RepairThread
 from bindsock.run.supervising import end_like, run_child
 from bindsock.run.table import PATCHES
 
@@ -34,6 +35,7 @@ examples:
   bindsock run --interface eth0 -- uvicorn app:app
   bindsock run --report -- pytest tests
   bindsock run --proxy -- ./deploy.sh
+  sudo bindsock run --repair-routes -- python app.py
 
 exit status: the program's; 3 if it cannot be covered, 126 or 127 if it cannot be started
 """
@@ -57,6 +59,7 @@ def add_parser(commands: Any) -> None:
     )
     add_json(parser, "the report as one JSON document")
     parser.add_argument("--proxy", action="store_true", help="also run a proxy, and set http_proxy and the like for programs")
+    add_repair(parser)
     add_preferences(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(run=run, parser=parser)
@@ -79,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _announce(policy, reason, proxy=arguments.proxy)
     try:
-        if arguments.report or arguments.proxy:
+        if arguments.report or arguments.proxy or arguments.repair_routes:
             return _supervise(command, policy, arguments)
         environment = os.environ | for_children(policy, os.environ)
         sys.stderr.flush()
@@ -93,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
+        if arguments.repair_routes:
+            stack.enter_context(RepairThread(policy))
         journal = stack.enter_context(tempfile.NamedTemporaryFile(prefix="bindsock-run-")).name if arguments.report else None
         proxy = stack.enter_context(ProxyThread(policy)).url if arguments.proxy else None
         policy = dataclasses.replace(policy, proxy=proxy, journal=journal)

@@ -234,6 +234,25 @@ def test_an_interpreter_that_exits_removes_what_it_has_made(lab: Lab) -> None:
     assert tables(lab) == before
 
 
+BLOCKING = """\
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as sock:
+    print(sock.makefile().readline().split()[1])
+"""
+
+
+def test_a_program_is_run_with_repaired_routes_and_none_are_left(lab: Lab) -> None:
+    lab.vpn_up("replace")
+    before = tables(lab)
+    program = [sys.executable, "-c", BLOCKING, lab.server.ipv4, str(lab.server.tcp_port)]
+    for options, found in (([], None), (["--repair-routes"], "wifi0")):
+        command = [sys.executable, "-m", "bindsock", "run", "--quiet", *options, "--", *program]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode == 0) == (found is not None), done.stderr
+        assert lab.interface_of(done.stdout.strip()) == found
+    assert tables(lab) == before
+
+
 def test_a_forked_child_that_exits_removes_nothing(lab: Lab) -> None:
     factory = bindsock.TransportFactory(repair_routes=True)
     factory.effective_interface()
