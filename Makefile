@@ -11,8 +11,10 @@ READY := $(VENV)/.ready
 LOWEST := $(VENV)-lowest
 # The tests wait far more than they compute, so there are many more workers than processors.
 WORKERS ?= 8
+# How long `make chaos` begins new rounds; an hour before a release.
+MINUTES ?= 5
 
-.PHONY: help demo test test-long test-lowest test-vpn record-vpn lint abi bench-quick svg docs findings clean
+.PHONY: help demo test test-long test-lowest test-vpn record-vpn chaos lint abi bench-quick svg docs findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
@@ -21,6 +23,7 @@ help:
 	@echo 'make test-lowest  run the tests with the lowest allowed version of each dependency'
 	@echo 'make test-vpn     run real VPN programs (on Debian, root installs what is missing; the rest is skipped)'
 	@echo 'make record-vpn   write down anew what they do to the routes (NAMES="openvpn-tls" to choose)'
+	@echo 'make chaos        change the network at random under connections of every kind (MINUTES=60 before a release)'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
 	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
 	@echo 'make bench-quick  the first figures, as ratios, in about a minute'
@@ -63,6 +66,9 @@ test-vpn: $(READY)
 record-vpn: $(READY)
 	@tests/vpn/install
 	@$(BIN)/python -m tests.vpn.recorded $(NAMES)
+
+chaos: $(READY)
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

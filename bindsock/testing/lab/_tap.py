@@ -104,6 +104,13 @@ class Tap:
             self._drain()
         return list(self._packets)
 
+    def take(self) -> list[Packet]:
+        """The packets since this was called last, in order. They are forgotten: :attr:`packets` has only what comes after."""
+        if self._socket.fileno() >= 0:
+            self._drain()
+        taken, self._packets = self._packets, []
+        return taken
+
     def close(self) -> None:
         """Read what is left and stop."""
         if self._socket.fileno() >= 0:

@@ -1,0 +1,50 @@
+"""Processes that are told what to do by lines of JSON, and answer each with one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from bindsock.testing.lab._child import Child
+
+_ROOT = Path(__file__).parents[2]
+
+
+class Process(Child):
+    """A module of this package that runs in the namespace of the thread that starts it, until this is closed.
+
+    :param module: its name
+    :param errors: a file for what it says to standard error
+    """
+
+    def __init__(self, module: str, *arguments: str, errors: int) -> None:
+        # A session of its own keeps a terminal's Ctrl-C from it: whoever holds this ends it in order.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.chaos.{module}", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, cwd=_ROOT, start_new_session=True,
+        )  # fmt: skip
+        self._unread = b""
+
+    def wait_until_ready(self) -> None:
+        """Wait until it takes commands."""
+        self._line()
+
+
+async def obeying(obey: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+    """Say that the process is ready, and carry out commands until standard input ends."""
+    commands = asyncio.StreamReader(limit=1 << 20)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    _say({"ready": True})
+    while line := await commands.readline():
+        _say(await obey(json.loads(line)))
+    transport.close()
+
+
+def _say(answer: dict[str, Any]) -> None:
+    os.write(1, json.dumps(answer).encode() + b"\n")

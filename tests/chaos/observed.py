@@ -1,0 +1,116 @@
+"""What was seen in a round, and what of it must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.chaos.actions import Action
+
+_GROWN_BYTES = 8 << 10
+"""Kilobytes by which a program may grow besides a fifth of its size."""
+_GROWN_DESCRIPTORS = 8
+FEWEST = 9
+"""So many rounds are needed to tell growth from a start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A round, all its numbers since the programs were started."""
+
+    actions: tuple[Action, ...]
+    packets: Mapping[str, Mapping[str, int]]
+    """How many left, by device and kind."""
+    wrong: tuple[str, ...]
+    """Packets that should not have left there, or that are of no known kind."""
+    unseen: int
+    """Packets that the tap missed."""
+    left: Mapping[tuple[str, str], int]
+    """Datagrams that left by a device, as the tap saw them, by program and device."""
+    arrived: Mapping[str, int]
+    """Datagrams that the server received, by program."""
+    reports: Mapping[str, Mapping[str, Any]]
+    """Of each program: see :meth:`tests.chaos.program.Program.report`."""
+    server_faults: tuple[str, ...] = ()
+    complaints: str = ""
+    """What the processes said to standard error."""
+
+
+def failures(observed: Observed) -> list[str]:
+    """What must not be, in sentences."""
+    found = [f"a packet that should not have left: {text}" for text in observed.wrong]
+    found += [f"the server: {text}" for text in observed.server_faults]
+    for name, report in observed.reports.items():
+        found += [f"{name}: {text}" for text in report["faults"]]
+        found += [
+            f"{name}: {flow} was not answered once the network was whole again ({state})"
+            for flow, state in report["stuck"].items()
+        ]
+        found += [f"{name}: {text}" for text in _of_the_sums(observed, name, report)]
+    found += [f"standard error: {line}" for line in observed.complaints.splitlines()[-5:]]
+    return found
+
+
+def _of_the_sums(observed: Observed, name: str, report: Mapping[str, Any]) -> list[str]:
+    counted = report["statistics"]
+    sent: dict[str, int] = counted["sent"]
+    found = []
+    total = sum(sent.values()) + counted["waiting"] + counted["lost"]
+    if total != report["accepted"]:
+        found.append(
+            f"{report['accepted']} datagrams were accepted, and {total} are counted: sent {sent}, waiting {counted['waiting']}, "
+            f"lost {counted['lost']}"
+        )
+    if sum(counted["lost_by"].values()) != counted["lost"]:
+        found.append(f"{counted['lost']} datagrams are lost, but by reason {counted['lost_by']}")
+    if sent.get("unbound"):
+        found.append(f"{sent['unbound']} datagrams were sent unbound")
+    if not observed.unseen:
+        for (program, interface), count in observed.left.items():
+            if program == name and interface and count > sent.get(interface, 0):
+                found.append(f"{count} datagrams left by {interface}, and {sent.get(interface, 0)} are counted")
+    return found
+
+
+def left_behind(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the programs hold although they have closed everything.
+
+    :param reports: after the end
+    """
+    found = []
+    for name, report in reports.items():
+        if report["descriptors"] > report["resting"]:
+            found.append(f"{name}: {report['descriptors'] - report['resting']} descriptors are left")
+        named = [task for task in report["tasks"] if not task.startswith("Task-1")]
+        if named:
+            found.append(f"{name}: tasks are left: {', '.join(named)}")
+    return found
+
+
+def growth(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """What grows from round to round: even the least of the last third is more than the most of the first one.
+
+    :param rounds: the reports at the end of each round, of the same programs
+    """
+    if len(rounds) < FEWEST:
+        return []
+    third = len(rounds) // 3
+    found = []
+    for name in rounds[0]:
+        for key, share, more in (("resident", 1.2, _GROWN_BYTES), ("descriptors", 1.0, _GROWN_DESCRIPTORS)):
+            first = max(reports[name][key] for reports in rounds[:third])
+            last = min(reports[name][key] for reports in rounds[-third:])
+            if last > first * share + more:
+                found.append(f"{name}: {key} grew from {first} to {last} in {len(rounds)} rounds")
+    return found
+
+
+def vanished(observed: Observed) -> dict[str, int]:
+    """By program: datagrams that are counted as sent, that no device sent, and that no counter has as lost on one."""
+    result = {}
+    for name, report in observed.reports.items():
+        counted = report["statistics"]
+        left = sum(count for (program, _), count in observed.left.items() if program == name)
+        result[name] = sum(counted["sent"].values()) - left - counted["lost_on_device"]
+    return result

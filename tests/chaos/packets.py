@@ -1,0 +1,145 @@
+"""What each packet is that left the host, and by which device."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from bindsock.testing.lab import Packet
+
+TUNNEL = "tun0"
+_FIN, _SYN, _RESET = 1, 2, 4
+_DISCARD = 9
+_REMEMBERED, _TOLD = 20000, 8
+
+
+class Kind(enum.StrEnum):
+    """What a packet is."""
+
+    DATAGRAM = "datagram"
+    DATA = "data"
+    HANDSHAKE = "handshake"
+    END = "end"
+    ACKNOWLEDGEMENT = "acknowledgement"
+    RESET = "reset"
+    """The answer to what came for a socket that is gone, or an abrupt end."""
+    FIRST_HOP = "first hop"
+    """The question whether a router answers."""
+    ERROR = "error"
+    """ICMP, from the kernel."""
+    LINK = "link"
+    """Neighbour discovery and multicast reports, from the kernel."""
+    VPN = "vpn"
+    """Of the VPN's own socket."""
+    UNKNOWN = "unknown"
+
+
+FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK})
+"""Sent by the kernel for no socket, so that no socket's binding counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """How the traffic of the programs is told from everything else."""
+
+    servers: frozenset[str]
+    datagram_port: int
+    stream_ports: frozenset[int]
+    vpn: tuple[str, int]
+
+
+def classify(packet: Packet, endpoints: Endpoints) -> Kind:
+    """What the packet is."""
+    if packet.interface == "lo" or ip_address(packet.destination).is_multicast:
+        return Kind.LINK
+    match packet.protocol:
+        case "tcp" if packet.destination in endpoints.servers and packet.destination_port in endpoints.stream_ports:
+            return _of_stream(packet)
+        case "udp" if packet.destination_port == _DISCARD:
+            return Kind.FIRST_HOP
+        case "udp" if (packet.destination, packet.destination_port) == endpoints.vpn:
+            return Kind.VPN
+        case "udp" if packet.destination in endpoints.servers and packet.destination_port == endpoints.datagram_port:
+            return Kind.DATAGRAM
+        case "icmp6" if _is_of_link(packet):
+            return Kind.LINK
+        case "icmp" | "icmp6":
+            return Kind.ERROR
+    return Kind.UNKNOWN
+
+
+def _is_of_link(packet: Packet) -> bool:
+    """Whether it goes no further than the next hop: neighbours have no other business with each other here."""
+    return ip_address(packet.destination).is_link_local or packet.destination.endswith("::1")
+
+
+def _of_stream(packet: Packet) -> Kind:
+    if packet.flags & _RESET:
+        return Kind.RESET
+    if packet.flags & _SYN:
+        return Kind.HANDSHAKE
+    if packet.payload:
+        return Kind.DATA
+    return Kind.END if packet.flags & _FIN else Kind.ACKNOWLEDGEMENT
+
+
+class Census:
+    """Counts packets by device and kind, and keeps those that should not be.
+
+    :param endpoints: how traffic is told apart
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+        self.counts: Counter[tuple[str, Kind]] = Counter()
+        self.left: Counter[tuple[str, str]] = Counter()
+        """Datagrams by the program's name and the device that sent them, ``""`` if that was gone before the packet was read."""
+        self.wrong: list[list[Packet]] = []
+        """Each with the latest packets of the same connection before it, the latest first."""
+        self._recent: deque[Packet] = deque(maxlen=_REMEMBERED)
+
+    def take(self, packets: Iterable[Packet]) -> None:
+        """Count packets."""
+        for packet in packets:
+            self._recent.append(packet)
+            if not packet.outgoing:
+                continue
+            kind = classify(packet, self._endpoints)
+            self.counts[packet.interface, kind] += 1
+            if kind is Kind.DATAGRAM:
+                self.left[packet.payload.decode(errors="replace").partition(".")[0], packet.interface] += 1
+            if kind is Kind.UNKNOWN or is_leak(packet.interface, kind):
+                self.wrong.append(self._story(packet))
+
+    def _story(self, packet: Packet) -> list[Packet]:
+        ports = {packet.source_port, packet.destination_port}
+        same = (p for p in reversed(self._recent) if {p.source_port, p.destination_port} == ports)
+        return list(itertools.islice(same, _TOLD))
+
+    def by_device(self) -> dict[str, dict[str, int]]:
+        """The counts, for people and documents."""
+        result: dict[str, dict[str, int]] = {}
+        for (interface, kind), count in sorted(self.counts.items()):
+            result.setdefault(interface, {})[str(kind)] = count
+        return result
+
+
+def is_leak(interface: str, kind: Kind) -> bool:
+    """Whether such a packet has no business on the device."""
+    return interface == TUNNEL and kind not in FOLLOWS_ROUTES
+
+
+def describe(packet: Packet, start: float) -> str:
+    """A packet in one line.
+
+    :param start: the moment that is 0, in monotonic seconds
+    """
+    way = "out" if packet.outgoing else "in"
+    return (
+        f"{packet.time - start:.3f} {way} {packet.interface} {packet.protocol} {packet.source} {packet.source_port} > "
+        f"{packet.destination} {packet.destination_port}, flags {packet.flags:#04x}, {packet.length} bytes"
+    )

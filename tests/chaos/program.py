@@ -1,0 +1,178 @@
+"""A program under chaos, in the host's namespace: ``python -m tests.chaos.program SETTINGS``, where the settings are JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import json
+import logging
+import os
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+import bindsock
+from bindsock.dial.farewell import Farewells
+from bindsock.netmon.runtime import runtime_of
+from tests.chaos import server
+from tests.chaos.commanding import obeying
+from tests.chaos.flows import Churn, Datagrams, Flow, ReplacedProtocol, Stream
+
+_PATIENCE = 10.0
+
+
+class Faults(logging.Handler):
+    """Collects what the loop, the collector and the library complain of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(self.format(record))
+
+    def take(self) -> list[str]:
+        taken, self.texts = self.texts, []
+        return taken
+
+
+class Closed(asyncio.DatagramProtocol):
+    """Waits until its transport is closed."""
+
+    def __init__(self) -> None:
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.done.set_result(None)
+
+
+async def open_and_close(settings: dict[str, Any]) -> None:
+    """Use the library once, so that what it keeps until the end of the loop (its event sources) is open already."""
+    address = next(iter(settings["servers"].values())), settings["datagram_port"]
+    transport, closed = await bindsock.create_datagram_endpoint(Closed, remote_addr=address)
+    transport.close()
+    await closed.done
+
+
+class Program:
+    """All conversations, over both families.
+
+    :param settings: name, addresses of the server, datagram_port, certificate, interval
+    """
+
+    def __init__(self, settings: dict[str, Any], faults: Faults) -> None:
+        self._faults = faults
+        self._resting = descriptors()
+        name, interval = settings["name"], settings["interval"]
+        context = ssl.create_default_context(cafile=settings["authority"])
+        self.datagrams: list[Datagrams] = []
+        self.flows: list[Flow] = []
+        for family, host in settings["servers"].items():
+            tls: dict[str, Any] = {"ssl": context, "server_hostname": "server.lab.test"}
+            for connected in (True, False):
+                label = f"{'udp' if connected else 'udp-open'}-{family}"
+                peer = (host, settings["datagram_port"])
+                self.datagrams.append(Datagrams(label, name, peer, connected=connected, interval=interval))
+
+            streams: tuple[tuple[str, int, dict[str, Any]], ...] = (
+                ("tcp", server.PLAIN, {}),
+                ("tls", server.TLS, tls),
+                ("tcp-abort", server.PLAIN, {"better_path": "abort"}),
+                ("replaced", server.PLAIN, {"replaced": True}),
+                ("replaced-tls", server.TLS, {"replaced": True, **tls}),
+                ("multipath", server.MULTIPATH, {"multipath": True}),
+            )
+            for kind, port, keywords in streams:
+                label = f"{kind}-{family}"
+                self.flows.append(Stream(label, f"{name}.{label}", (host, port), interval=interval, **keywords))
+            self.flows += [
+                ReplacedProtocol(
+                    f"protocol-{family}", f"{name}.protocol-{family}", (host, server.PLAIN), interval=interval
+                ),
+                Churn(f"churn-{family}", f"{name}.churn-{family}", (host, server.PLAIN), interval=2 * interval),
+            ]  # fmt: skip
+        self.flows += self.datagrams
+
+    def start(self) -> None:
+        for flow in self.flows:
+            flow.start()
+
+    async def obey(self, command: dict[str, Any]) -> dict[str, Any]:
+        match command["command"]:
+            case "mark":
+                for flow in self.flows:
+                    flow.mark()
+                return {}
+            case "end":
+                await self._end()
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        """What became of everything so far. It is one moment, so that the sums must be exact."""
+        faults = self._faults.take()
+        for flow in self.flows:
+            faults += [f"{flow.name}: {text}" for text in flow.faults]
+            flow.faults.clear()
+        return {
+            "accepted": sum(flow.accepted for flow in self.datagrams),
+            "statistics": dataclasses.asdict(bindsock.statistics()),
+            "faults": faults,
+            "stuck": {flow.name: flow.state for flow in self.flows if flow.stuck},
+            "progress": {flow.name: flow.progress for flow in self.flows},
+            "errors": {flow.name: dict(flow.errors) for flow in self.flows if flow.errors},
+            "descriptors": descriptors() - self._farewells(),
+            "resting": self._resting,
+            "resident": resident(),
+            "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()),
+        }
+
+    async def _end(self) -> None:
+        """Close everything, and wait until it is."""
+        await asyncio.gather(*(flow.stop() for flow in self.flows))
+        deadline = asyncio.get_running_loop().time() + _PATIENCE
+        while descriptors() - self._farewells() > self._resting and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+            gc.collect()
+
+    def _farewells(self) -> int:
+        """Closed connections whose peer has not ended them yet: they wait for 30 seconds, since some will never hear of it."""
+        return len(runtime_of(asyncio.get_running_loop()).shared(Farewells))
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def resident() -> int:
+    """Kilobytes of memory in use."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
+
+
+async def main(settings: dict[str, Any]) -> None:
+    faults = Faults()
+    logging.getLogger().addHandler(faults)
+    sys.unraisablehook = lambda unraisable: faults.texts.append(f"unraisable: {unraisable.exc_value!r} in {unraisable.object!r}")
+    running: Program | None = None
+
+    async def obey(command: dict[str, Any]) -> dict[str, Any]:
+        nonlocal running
+        if running is None:
+            await open_and_close(settings)
+            running = Program(settings, faults)
+            running.start()
+            return {}
+        return await running.obey(command)
+
+    await obeying(obey)
+
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    with asyncio.Runner(
+        loop_factory=uvloop.new_event_loop if settings["loop"] == "uvloop" else asyncio.SelectorEventLoop
+    ) as runner:
+        runner.run(main(settings))

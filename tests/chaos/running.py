@@ -1,0 +1,188 @@
+"""Rounds of chaos until the time is over, and what became of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bindsock.testing.lab import VpnMode
+from tests.chaos.actions import Action, plan, with_end
+from tests.chaos.observed import Observed, failures, growth, left_behind, vanished
+from tests.chaos.session import Session
+from tests.chaos.shrinking import shortest_prefix
+
+UPLINKS = ("wifi0", "eth0", "wwan0")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is asked for."""
+
+    seed: int
+    seconds: float
+    """For how long rounds are begun."""
+    modes: tuple[VpnMode | None, ...]
+    """One for each round, in turn; ``None`` for no VPN."""
+    round_seconds: float = 20.0
+    """How long the actions of a round take."""
+    only: int | None = None
+    """The number of the only round."""
+    prefix: int | None = None
+    """Of each round, the first so many actions only."""
+    interval: float = 0.025
+    """Seconds between two things that a conversation says."""
+    shrink: bool = True
+    keep_going: bool = False
+    """Whether to go on after a round that failed."""
+
+    @property
+    def uplinks(self) -> tuple[str, ...]:
+        """Two or three, as the seed has it."""
+        return UPLINKS[: random.Random(self.seed).choice((2, 3))]
+
+    def mode(self, number: int) -> VpnMode | None:
+        """How the VPN takes the default route in a round."""
+        return self.modes[(number - 1) % len(self.modes)]
+
+    def actions(self, number: int) -> list[Action]:
+        """The actions of a round, without those that make the network usable again."""
+        actions = plan(f"{self.seed}/{number}", self.uplinks, self.mode(number), self.round_seconds)
+        return actions[: self.prefix]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A round in which something was wrong."""
+
+    number: int
+    mode: VpnMode | None
+    texts: tuple[str, ...]
+    actions: tuple[Action, ...]
+    prefix: int | None = None
+    """How many of the actions are enough, if it was found out."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the rounds."""
+
+    rounds: int = 0
+    failed: list[Failed] = field(default_factory=list)
+    lasting: list[str] = field(default_factory=list)
+    """What grew from round to round, or was left at the end."""
+    packets: dict[str, dict[str, int]] = field(default_factory=dict)
+    accepted: int = 0
+    sent: int = 0
+    waiting: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+    lost_on_device: int = 0
+    vanished: int = 0
+    """Datagrams that were counted as sent and never left a device, beyond those in :attr:`lost_on_device`."""
+    arrived: int = 0
+    unseen: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    """Errors that programs must expect, by conversation and type."""
+    resident: dict[str, list[int]] = field(default_factory=dict)
+    """Kilobytes at the end of each round."""
+
+    @property
+    def held(self) -> bool:
+        return not self.failed and not self.lasting
+
+    def add(self, observed: Observed) -> None:
+        """Take in the numbers of a session at its end."""
+        for interface, kinds in observed.packets.items():
+            for kind, count in kinds.items():
+                self.packets.setdefault(interface, {})
+                self.packets[interface][kind] = self.packets[interface].get(kind, 0) + count
+        self.arrived += sum(observed.arrived.values())
+        self.unseen += observed.unseen
+        self.vanished += sum(vanished(observed).values())
+        for report in observed.reports.values():
+            self._add_counted(report)
+
+    def _add_counted(self, report: Mapping[str, Any]) -> None:
+        counted = report["statistics"]
+        self.accepted += report["accepted"]
+        self.sent += sum(counted["sent"].values())
+        self.waiting += counted["waiting"]
+        self.lost_on_device += counted["lost_on_device"]
+        for reason, count in counted["lost_by"].items():
+            self.lost[reason] = self.lost.get(reason, 0) + count
+        for flow, errors in report["errors"].items():
+            for name, count in errors.items():
+                key = f"{flow.rpartition('-')[0]}: {name}"
+                self.errors[key] = self.errors.get(key, 0) + count
+
+
+def run(settings: Settings, tell: Callable[[str], None], outcome: Outcome) -> None:
+    """Go through the rounds.
+
+    :param tell: is told what happens
+    :param outcome: is filled, so that what was seen so far is there after Ctrl-C
+    """
+    deadline = time.monotonic() + settings.seconds
+    numbers = iter((settings.only,)) if settings.only is not None else itertools.count(1)
+    for number in _until(deadline, numbers):
+        failed = _session(settings, itertools.chain((number,), _until(deadline, numbers)), tell, outcome)
+        if failed is None:
+            continue
+        if settings.shrink and settings.prefix is None:
+            failed = dataclasses.replace(failed, prefix=_shortest(settings, failed, tell))
+        outcome.failed.append(failed)
+        if not settings.keep_going:
+            return
+
+
+def _until(deadline: float, numbers: Iterator[int]) -> Iterator[int]:
+    """The first number whatever the time, and the others before the deadline."""
+    for number in numbers:
+        yield number
+        if time.monotonic() >= deadline:
+            return
+
+
+def _session(settings: Settings, numbers: Iterator[int], tell: Callable[[str], None], outcome: Outcome) -> Failed | None:
+    """Rounds with the same programs, until one fails."""
+    reports: list[Mapping[str, Mapping[str, Any]]] = []
+    observed: Observed | None = None
+    try:
+        with Session(settings.uplinks, interval=settings.interval) as session:
+            for number in numbers:
+                actions, mode = settings.actions(number), settings.mode(number)
+                observed = _round(session, settings, number, actions, tell)
+                outcome.rounds += 1
+                texts = failures(observed)
+                if texts:
+                    return Failed(number, mode, tuple(texts), tuple(actions))
+                reports.append(observed.reports)
+                for name, report in observed.reports.items():
+                    outcome.resident.setdefault(name, []).append(report["resident"])
+            tell("the programs close everything")
+            outcome.lasting += [*growth(reports), *left_behind(session.end())]
+    finally:
+        if observed is not None:
+            outcome.add(observed)
+    return None
+
+
+def _round(session: Session, settings: Settings, number: int, actions: Sequence[Action], tell: Callable[[str], None]) -> Observed:
+    mode = settings.mode(number)
+    label = f"round {number}, {mode or 'no VPN'}"
+    return session.round(with_end(actions, settings.uplinks, mode), mode, lambda text: tell(f"{label}, {text}"))
+
+
+def _shortest(settings: Settings, failed: Failed, tell: Callable[[str], None]) -> int | None:
+    """Try beginnings of the round in laboratories of their own."""
+
+    def fails(length: int) -> bool:
+        tell(f"round {failed.number} again, the first {length} actions")
+        with Session(settings.uplinks, interval=settings.interval) as session:
+            return bool(failures(_round(session, settings, failed.number, failed.actions[:length], tell)))
+
+    return shortest_prefix(len(failed.actions), fails)

@@ -1,0 +1,160 @@
+"""A laboratory with the programs in it, and the rounds that they go through."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import trustme
+
+from bindsock.testing.lab import Lab, Tap, VpnMode
+from tests.chaos import server
+from tests.chaos.actions import BLOCKING, Action, carry_out
+from tests.chaos.commanding import Process
+from tests.chaos.observed import Observed
+from tests.chaos.packets import Census, Endpoints, describe
+
+LOOPS = ("asyncio", "uvloop")
+PATIENCE = 30.0
+"""Seconds within which everything must work again once the network is whole: more than a dial that has begun in silence takes."""
+_LOOK = 0.1
+_SHOWN = 10
+
+
+class Session:
+    """Programs on each event loop in a laboratory of their own.
+
+    :param uplinks: names
+    :param interval: seconds between two things that a conversation says
+    """
+
+    def __init__(self, uplinks: Sequence[str], *, interval: float) -> None:
+        self._uplinks = uplinks
+        self._interval = interval
+        self._exits = contextlib.ExitStack()
+        self._programs: dict[str, Process] = {}
+        self._arrived: Counter[str] = Counter()
+        self._read = 0
+        self._errors: IO[bytes]
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            self.lab = undo.enter_context(Lab(uplinks=self._uplinks))
+            self._errors = undo.enter_context(tempfile.TemporaryFile())
+            directory = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(directory / "authority.pem")
+            issued = authority.issue_cert(self.lab.server.name)
+            issued.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
+            with self.lab.inside("server"):
+                self._server = Process("server", str(directory / "server.pem"), errors=self._errors.fileno())
+            undo.callback(self._server.close)
+            servers = {"4": self.lab.server.ipv4, "6": self.lab.server.ipv6}
+            self._census = Census(
+                Endpoints(frozenset(servers.values()), self.lab.server.udp_port, server.PORTS, self.lab.vpn_server)
+            )
+            self._tap: Tap = undo.enter_context(self.lab.tap(outgoing=None))
+            with self.lab.inside("host"):
+                for loop in LOOPS:
+                    settings = {
+                        "name": loop,
+                        "loop": loop,
+                        "servers": servers,
+                        "datagram_port": self.lab.server.udp_port,
+                        "authority": str(directory / "authority.pem"),
+                        "interval": self._interval,
+                    }
+                    self._programs[loop] = Process("program", json.dumps(settings), errors=self._errors.fileno())
+                    undo.callback(self._programs[loop].close)
+            for process in (self._server, *self._programs.values()):
+                process.wait_until_ready()
+            for program in self._programs.values():
+                program.ask(command="start")
+            self._exits = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def round(self, actions: Sequence[Action], mode: VpnMode | None, tell: Callable[[str], None]) -> Observed:
+        """Carry out actions, wait until all conversations go on, and end the VPN.
+
+        :param actions: after them the network is usable
+        :param mode: of the VPN
+        :param tell: is told what happens
+        """
+        start = time.monotonic()
+        due = start
+        for number, action in enumerate(actions, start=1):
+            due += action.pause
+            while (left := due - time.monotonic()) > 0:
+                self._look()
+                time.sleep(min(left, _LOOK))
+            tell(f"{number} of {len(actions)}: {action}")
+            self._look()  # before a device goes: afterwards nobody knows by which one a packet left
+            carry_out(self.lab, action)
+            due = max(due, time.monotonic())
+        tell("all must go on now")
+        for program in self._programs.values():
+            program.ask(command="mark")
+        deadline = time.monotonic() + PATIENCE
+        faults: dict[str, list[str]] = {name: [] for name in self._programs}
+        # The packets are read before the last reports, so that no more can have left than are counted.
+        while True:
+            time.sleep(_LOOK)
+            self._look()
+            reports = self._reports("report")
+            for name, report in reports.items():
+                faults[name] += report["faults"]
+            if not any(report["stuck"] for report in reports.values()) or time.monotonic() > deadline:
+                break
+        for name, report in reports.items():
+            report["faults"] = faults[name]
+        observed = self._observe(actions, reports, start)
+        if mode is not None and mode not in BLOCKING:
+            self.lab.vpn_down()
+        return observed
+
+    def end(self) -> Mapping[str, Mapping[str, Any]]:
+        """Let the programs close everything.
+
+        :return: their last reports
+        """
+        return self._reports("end")
+
+    def _reports(self, command: str) -> dict[str, dict[str, Any]]:
+        return {name: program.ask(command=command) for name, program in self._programs.items()}
+
+    def _look(self) -> None:
+        self._census.take(self._tap.take())
+        for datagram in self.lab.datagrams():
+            self._arrived[datagram.payload.decode(errors="replace").partition(".")[0]] += 1
+
+    def _observe(self, actions: Sequence[Action], reports: Mapping[str, Mapping[str, Any]], start: float) -> Observed:
+        told = self._server.ask(command="report")
+        wrong, self._census.wrong = self._census.wrong, []
+        more = (f"and {len(wrong) - _SHOWN} more",) if len(wrong) > _SHOWN else ()
+        stories = ("; before it: ".join(describe(packet, start) for packet in story) for story in wrong[:_SHOWN])
+        return Observed(
+            actions=tuple(actions),
+            packets=self._census.by_device(),
+            wrong=(*stories, *more),
+            unseen=self._tap.dropped,
+            left=dict(self._census.left),
+            arrived=dict(self._arrived),
+            reports=reports,
+            server_faults=tuple(told["faults"]),
+            complaints=self._complaints(),
+        )
+
+    def _complaints(self) -> str:
+        self._errors.seek(self._read)
+        text = self._errors.read()
+        self._read += len(text)
+        return text.decode(errors="replace")

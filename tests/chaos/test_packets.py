@@ -1,0 +1,85 @@
+"""What each packet is, and where it may leave."""
+
+from __future__ import annotations
+
+import pytest
+
+from bindsock.testing.lab import Packet, Server
+from tests.chaos.packets import Census, Endpoints, Kind, classify
+
+SERVER = Server()
+ENDPOINTS = Endpoints(frozenset({SERVER.ipv4, SERVER.ipv6}), SERVER.udp_port, frozenset({7201}), ("10.8.0.10", 51820))
+
+
+def packet(
+    protocol: str,
+    destination: str = SERVER.ipv4,
+    port: int = 7201,
+    *,
+    flags: int = 0,
+    payload: bytes = b"",
+    interface: str = "wifi0",
+    outgoing: bool = True,
+) -> Packet:
+    return Packet(1.0, interface, outgoing, protocol, "10.1.0.2", destination, 40000, port, 60, payload, flags)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind"),
+    [
+        (packet("tcp", flags=0x02), Kind.HANDSHAKE),
+        (packet("tcp", flags=0x10), Kind.ACKNOWLEDGEMENT),
+        (packet("tcp", flags=0x18, payload=b"do 1\n"), Kind.DATA),
+        (packet("tcp", flags=0x19, payload=b"do 1\n"), Kind.DATA),
+        (packet("tcp", flags=0x11), Kind.END),
+        (packet("tcp", flags=0x14), Kind.RESET),
+        (packet("tcp", port=22, flags=0x02), Kind.UNKNOWN),
+        (packet("tcp", "10.1.0.1", flags=0x02), Kind.UNKNOWN),
+        (packet("udp", port=SERVER.udp_port), Kind.DATAGRAM),
+        (packet("udp", "10.1.0.1", 9), Kind.FIRST_HOP),
+        (packet("udp", "10.8.0.10", 51820), Kind.VPN),
+        (packet("udp", port=53), Kind.UNKNOWN),
+        (packet("icmp", port=0), Kind.ERROR),
+        (packet("icmp6", SERVER.ipv6, 0), Kind.ERROR),
+        (packet("icmp6", "ff02::1:ff00:1", 0), Kind.LINK),
+        (packet("icmp6", "fd10:1::1", 0), Kind.LINK),
+        (packet("icmp6", "fe80::1", 0), Kind.LINK),
+        (packet("2", "224.0.0.22", 0), Kind.LINK),
+    ],
+)
+def test_each_packet_has_a_kind(seen: Packet, kind: Kind) -> None:
+    assert classify(seen, ENDPOINTS) is kind
+
+
+def test_in_the_tunnel_only_what_the_kernel_says_for_no_socket_is_right() -> None:
+    census = Census(ENDPOINTS)
+    rightly = [packet("tcp", flags=0x14), packet("icmp", port=0)]
+    wrongly = [
+        packet("tcp", flags=0x10),
+        packet("tcp", flags=0x02),
+        packet("udp", port=SERVER.udp_port, payload=b"asyncio.udp-4 1"),
+    ]
+    for seen in (*rightly, *wrongly):
+        census.take([packet_by(seen, "wifi0"), packet_by(seen, "tun0")])
+    assert [story[0] for story in census.wrong] == [packet_by(seen, "tun0") for seen in wrongly]
+    assert census.by_device()["tun0"] == {"acknowledgement": 1, "datagram": 1, "error": 1, "handshake": 1, "reset": 1}
+
+
+def packet_by(seen: Packet, interface: str) -> Packet:
+    return packet(
+        seen.protocol, seen.destination, seen.destination_port, flags=seen.flags, payload=seen.payload, interface=interface
+    )
+
+
+def test_what_came_before_on_the_same_connection_is_told() -> None:
+    census = Census(ENDPOINTS)
+    before, other, wrong = packet("tcp", flags=0x11), packet("tcp", port=7201, flags=0x11, outgoing=False), packet("tcp", port=53)
+    census.take([before, wrong, other, packet_by(before, "tun0")])
+    assert census.wrong == [[wrong], [packet_by(before, "tun0"), other, before]]
+
+
+def test_datagrams_are_counted_by_program_and_device() -> None:
+    census = Census(ENDPOINTS)
+    census.take([packet("udp", port=SERVER.udp_port, payload=b"uvloop.udp-4 17")] * 3)
+    census.take([packet("udp", port=SERVER.udp_port, payload=b"uvloop.udp-4 17", outgoing=False)])
+    assert census.left == {("uvloop", "wifi0"): 3}
