@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ class Endpoints:
 
 def classify(packet: Packet, endpoints: Endpoints) -> Kind:
     """What the packet is."""
-    if packet.interface == "lo" or ip_address(packet.destination).is_multicast:
+    if packet.interface == "lo" or _is_multicast(packet.destination):
         return Kind.LINK
     match packet.protocol:
         case "tcp" if packet.destination in endpoints.servers and packet.destination_port in endpoints.stream_ports:
@@ -70,6 +71,11 @@ def classify(packet: Packet, endpoints: Endpoints) -> Kind:
         case "icmp" | "icmp6":
             return Kind.ERROR
     return Kind.UNKNOWN
+
+
+@functools.lru_cache(256)
+def _is_multicast(address: str) -> bool:
+    return ip_address(address).is_multicast
 
 
 def _is_of_link(packet: Packet) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import struct
 import time
@@ -68,8 +69,12 @@ def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet 
         payload = data[start + header : length]
         flags = data[start + 13] if number == 6 and len(data) > start + 13 else 0
     protocol = _PROTOCOLS.get(number, str(number))
-    addresses = str(ip_address(source)), str(ip_address(destination))
-    return Packet(moment, interface, outgoing, protocol, *addresses, *ports, length, payload, flags)
+    return Packet(moment, interface, outgoing, protocol, _text(source), _text(destination), *ports, length, payload, flags)
+
+
+@functools.lru_cache(1024)
+def _text(address: bytes) -> str:
+    return str(ip_address(address))
 
 
 class Tap:
@@ -118,8 +123,11 @@ class Tap:
             self._socket.close()
 
     def _drain(self) -> None:
-        since_epoch = time.time() - time.monotonic()
-        while True:
+        asked = time.time()
+        since_epoch = asked - time.monotonic()
+        seconds, nanoseconds = 0, 0
+        # Not until nothing is left: where packets come faster than they are read, that is never.
+        while seconds + nanoseconds / 1e9 <= asked:
             try:
                 data, ancillary, _, address = self._socket.recvmsg(_SNAP_BYTES, 64)
             except BlockingIOError:
