@@ -448,6 +448,29 @@ def test_the_only_device_of_a_container_is_its_way_out_though_it_is_a_tap() -> N
         assert chosen(kernel) is None, "beside anything else, down as it may be, it is a VPN's"
 
 
+@pytest.mark.parametrize("tap", [False, True])
+def test_a_vpn_is_no_way_out_when_all_uplinks_are_gone(world: World, kernel: LinuxKernel, tap: bool) -> None:
+    world.device("vpn0", tap=tap)
+    ip("link set vpn0 up", "addr add 10.66.0.2/24 dev vpn0")
+    until_running("vpn0")
+    ip("route add default dev vpn0 metric 50")
+    assert chosen(kernel) == "wifi0"
+    ip("link del wifi0", "link del eth0")
+    assert chosen(kernel) is None
+
+
+def test_a_tun_is_no_way_out_for_a_program_that_starts_while_the_uplinks_are_gone(world: World) -> None:
+    world.device("tun0")
+    ip("link set tun0 up", "addr add 10.66.0.2/24 dev tun0")
+    until_running("tun0")
+    ip("route add default dev tun0 metric 50", "link del wifi0", "link del eth0")
+    late = LinuxKernel()
+    try:
+        assert chosen(late) is None
+    finally:
+        late.close()
+
+
 def test_ipv4_leaves_by_464xlats_translator(world: World, kernel: LinuxKernel) -> None:
     without_defaults()
     ip("-6 route add default via fd10:1::1 dev wifi0", "addr del 10.1.0.2/24 dev wifi0", "addr del 10.2.0.2/24 dev eth0")

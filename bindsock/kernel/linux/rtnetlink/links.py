@@ -276,12 +276,23 @@ def in_context(
             result[index] = InterfaceKind.TUNNEL, False
         elif link.kind in ("tun", "ip6tnl") and any(a.address in _TRANSLATOR for a in addresses.get(index, ())):
             result[index] = InterfaceKind.OTHER, False
-    # A rootless container (slirp4netns, pasta) has a TAP and nothing else. Where a VPN's client runs there is a way for itself.
-    others = [index for index, (kind, _) in result.items() if kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)]
-    real = [index for index in others if found[index].kind == "tun" or result[index][0] is not InterfaceKind.TUNNEL]
-    if len(real) == 1 and found[real[0]].kind == "tun" and result[real[0]][0] is InterfaceKind.TUNNEL:
-        result[real[0]] = InterfaceKind.OTHER, True
     return result
+
+
+def ways_out(kinds: Mapping[int, tuple[InterfaceKind, bool]], found: Mapping[int, Link]) -> list[int]:
+    """The devices by which a namespace may reach the outside, TUN and TAP devices among them.
+
+    :param kinds: by index, as :func:`in_context` has them
+    :param found: the links by index
+    :return: their indexes
+    """
+    others = [index for index, (kind, _) in kinds.items() if kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)]
+    return [index for index in others if found[index].kind == "tun" or kinds[index][0] is not InterfaceKind.TUNNEL]
+
+
+def is_tap(link: Link) -> bool:
+    """Whether it is a TAP device: a TUN device with a link layer (``linux drivers/net/tun.c``, tun_net_initialize)."""
+    return link.kind == "tun" and link.hardware == ARPHRD_ETHER
 
 
 def _beneath(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:

@@ -42,6 +42,7 @@ class Reader:
         self._radios: dict[tuple[int, str, bytes], devices.Radio] = {}
         self._links: dict[int, links.Link] = {}
         self._kinds: dict[int, tuple[InterfaceKind, bool]] = {}
+        self._had_others = False
         self.rules = Rules()
         """The policy rules of the last reading."""
         self.last: Network | None = None
@@ -102,10 +103,23 @@ class Reader:
             if entry := links.parse_address(payload):
                 addresses.setdefault(entry[0], []).append(entry[1])
         self._links, self._kinds = found, links.in_context(self._classified(found), found, addresses)
+        self._recognise_container()
         return {
             link.index: self._interface(link, *self._kinds[link.index], tuple(addresses.get(link.index, ())))
             for link in found.values()
         }
+
+    def _recognise_container(self) -> None:
+        """Take the TAP of a rootless container (slirp4netns, pasta) for the way out: it has no other device, and has had none.
+
+        A VPN is all that is left as well while the uplinks are gone, which is why a TUN never counts, and why it is remembered
+        that there was another device.
+        """
+        ways = links.ways_out(self._kinds, self._links)
+        alone = len(ways) == 1 and links.is_tap(self._links[ways[0]])
+        self._had_others |= bool(ways) and not alone
+        if alone and not self._had_others and self._kinds[ways[0]][0] is InterfaceKind.TUNNEL:
+            self._kinds[ways[0]] = InterfaceKind.OTHER, True
 
     def _classified(self, found: Mapping[int, links.Link]) -> dict[int, tuple[InterfaceKind, bool]]:
         radios: dict[tuple[int, str, bytes], devices.Radio] = {}
