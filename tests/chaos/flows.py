@@ -224,7 +224,9 @@ class Stream(Flow):
                 continue
             self._writer = writer
             try:
-                await self._log_in(reader, writer)
+                # The answer is not waited for: if the connection is replaced before it comes, the hook gets its own.
+                if not writer.is_closing():
+                    writer.writelines([self._commands.login, *self._commands.unacknowledged()])
                 await self._converse(reader, writer)
             except OSError as error:
                 self.failed(error)

@@ -94,7 +94,7 @@ def _of_stream(packet: Packet) -> Kind:
 
 
 class Census:
-    """Counts packets by device and kind, and keeps those that should not be.
+    """Counts packets by device and kind, and keeps those that should not have left.
 
     :param endpoints: how traffic is told apart
     """
@@ -104,8 +104,7 @@ class Census:
         self.counts: Counter[tuple[str, Kind]] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
         """Datagrams by the program's name and the device that sent them, ``""`` if that was gone before the packet was read."""
-        self.wrong: list[list[Packet]] = []
-        """Each with the latest packets of the same connection before it, the latest first."""
+        self._wrong: dict[tuple[str, str, int, int], tuple[list[Packet], int]] = {}
         self._recent: deque[Packet] = deque(maxlen=_REMEMBERED)
 
     def take(self, packets: Iterable[Packet]) -> None:
@@ -119,7 +118,18 @@ class Census:
             if kind is Kind.DATAGRAM:
                 self.left[packet.payload.decode(errors="replace").partition(".")[0], packet.interface] += 1
             if kind is Kind.UNKNOWN or is_leak(packet.interface, kind):
-                self.wrong.append(self._story(packet))
+                key = (packet.interface, packet.protocol, packet.source_port, packet.destination_port)
+                story, count = self._wrong.get(key) or (self._story(packet), 0)
+                self._wrong[key] = story, count + 1
+
+    def take_wrong(self) -> list[tuple[list[Packet], int]]:
+        """What should not have left, since this was called last.
+
+        :return: of each connection and device the first such packet, with those of the connection before it, the latest first;
+            and how many there were
+        """
+        wrong, self._wrong = self._wrong, {}
+        return list(wrong.values())
 
     def _story(self, packet: Packet) -> list[Packet]:
         ports = {packet.source_port, packet.destination_port}

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 
 import trustme
 
-from bindsock.testing.lab import Lab, Tap, VpnMode
+from bindsock.testing.lab import Lab, Packet, Tap, VpnMode
 from tests.chaos import server
 from tests.chaos.actions import BLOCKING, Action, carry_out
 from tests.chaos.commanding import Process
@@ -138,9 +138,9 @@ class Session:
 
     def _observe(self, actions: Sequence[Action], reports: Mapping[str, Mapping[str, Any]], start: float) -> Observed:
         told = self._server.ask(command="report")
-        wrong, self._census.wrong = self._census.wrong, []
-        more = (f"and {len(wrong) - _SHOWN} more",) if len(wrong) > _SHOWN else ()
-        stories = ("; before it: ".join(describe(packet, start) for packet in story) for story in wrong[:_SHOWN])
+        wrong = self._census.take_wrong()
+        more = (f"and of {len(wrong) - _SHOWN} more connections",) if len(wrong) > _SHOWN else ()
+        stories = (_told(story, count, start) for story, count in wrong[:_SHOWN])
         return Observed(
             actions=tuple(actions),
             packets=self._census.by_device(),
@@ -158,3 +158,8 @@ class Session:
         text = self._errors.read()
         self._read += len(text)
         return text.decode(errors="replace")
+
+
+def _told(story: Sequence[Packet], count: int, start: float) -> str:
+    first, *before = (describe(packet, start) for packet in story)
+    return "\n      ".join([f"{first} ({count} such)", *(f"before it: {line}" for line in before)])

@@ -61,7 +61,11 @@ def test_in_the_tunnel_only_what_the_kernel_says_for_no_socket_is_right() -> Non
     ]
     for seen in (*rightly, *wrongly):
         census.take([packet_by(seen, "wifi0"), packet_by(seen, "tun0")])
-    assert [story[0] for story in census.wrong] == [packet_by(seen, "tun0") for seen in wrongly]
+    assert [(story[0], count) for story, count in census.take_wrong()] == [
+        (packet_by(wrongly[0], "tun0"), 2),
+        (packet_by(wrongly[2], "tun0"), 1),
+    ]
+    assert census.take_wrong() == []
     assert census.by_device()["tun0"] == {"acknowledgement": 1, "datagram": 1, "error": 1, "handshake": 1, "reset": 1}
 
 
@@ -75,7 +79,7 @@ def test_what_came_before_on_the_same_connection_is_told() -> None:
     census = Census(ENDPOINTS)
     before, other, wrong = packet("tcp", flags=0x11), packet("tcp", port=7201, flags=0x11, outgoing=False), packet("tcp", port=53)
     census.take([before, wrong, other, packet_by(before, "tun0")])
-    assert census.wrong == [[wrong], [packet_by(before, "tun0"), other, before]]
+    assert census.take_wrong() == [([wrong], 1), ([packet_by(before, "tun0"), other, before], 1)]
 
 
 def test_datagrams_are_counted_by_program_and_device() -> None:
