@@ -57,8 +57,8 @@ async def open_datagram(
 ) -> tuple[DatagramTransport, D]:
     """``loop.create_datagram_endpoint``, on the effective interface and staying there.
 
-    An endpoint whose destination or local address is a loopback one is a plain endpoint. A ``sock=`` that is bound to an
-    interface or to a certain address already is left where it is; any other is bound now, and only ever moved in place.
+    An endpoint whose destination or local address is a loopback one is a plain endpoint. A ``sock=`` whose way the program has
+    chosen stays there (see :mod:`bindsock.dial.chosen`); any other is bound now, and only ever moved in place.
 
     :param interface: the name of the one interface to use instead of the watcher's
     :param overlap: seconds for which a socket that was left for a better path still receives
