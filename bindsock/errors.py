@@ -64,6 +64,21 @@ class NoRoute(BindsockError):
     default_errno = _errno.ENETUNREACH
 
 
+class FirewallBlocked(BindsockError, PermissionError):
+    """A firewall forbids the connection or the datagram: this host's own, or one on the way that says so.
+
+    The message says which, as far as the system tells.
+    """
+
+    default_errno = _errno.EPERM
+
+
+class NoAnswer(BindsockError, TimeoutError):
+    """The address did not answer within ``connect_timeout``. The message says what could be seen."""
+
+    default_errno = _errno.ETIMEDOUT
+
+
 class EgressMismatch(BindsockError):
     """The connection's local address belongs to a tunnel although the socket is bound beneath it."""
 

@@ -26,6 +26,7 @@ from bindsock.factory import TransportFactory, connector_of
 from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import FAMILIES
 from bindsock.options import (
+    CONNECT_TIMEOUT,
     DRAIN_TIMEOUT,
     RECONNECT_TIMEOUT,
     BetterPath,
@@ -121,6 +122,7 @@ class BoundLoop(_Base):
         all_errors: bool = False,
         interface: str | None = None,
         better_path: BetterPath | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
         dead_after: float | None = None,
         multipath: bool = False,
         drain_timeout: float = DRAIN_TIMEOUT,
@@ -145,6 +147,7 @@ class BoundLoop(_Base):
             all_errors=all_errors,
             interface=interface,
             better_path=better_path,
+            connect_timeout=connect_timeout,
             dead_after=dead_after,
             multipath=multipath,
             drain_timeout=drain_timeout,

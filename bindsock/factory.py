@@ -27,6 +27,7 @@ from bindsock.model.subflows import Multipath
 from bindsock.netmon.listening import ChangeListener
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import (
+    CONNECT_TIMEOUT,
     DRAIN_TIMEOUT,
     LIMIT,
     RECONNECT_TIMEOUT,
@@ -200,6 +201,7 @@ class TransportFactory:
         all_errors: bool = False,
         interface: str | None = None,
         better_path: BetterPath | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
         dead_after: float | None = None,
         multipath: bool = False,
         drain_timeout: float = DRAIN_TIMEOUT,
@@ -216,6 +218,8 @@ class TransportFactory:
 
         :param interface: the name of the one interface to use instead of the factory's
         :param better_path: instead of the factory's
+        :param connect_timeout: seconds within which each address must answer, instead of the 127 of Linux; ``None`` for the
+            system's own. A time-out around the call ends it earlier
         :param dead_after: seconds of silence from the peer after which the connection counts as dead, for paths that die
             without an event; never unless given
         :param multipath: use multipath TCP where system and peer speak it, so that the byte stream itself moves from one
@@ -225,6 +229,8 @@ class TransportFactory:
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises NoRoute: no route leaves by the interface
         :raises BindFailed: the system refused to bind, or the local address is no uplink's
+        :raises FirewallBlocked: a firewall forbids it: this host's, or one on the way that says so
+        :raises NoAnswer: the address did not answer in time; the message says what could be seen
         :raises EgressMismatch: the system chose a tunnel's address all the same
         :raises OSError: names, the connection or the handshake failed
         :raises TypeError: an unknown keyword, or a value of the wrong type
@@ -245,6 +251,7 @@ class TransportFactory:
             all_errors=all_errors,
             interface=interface,
             better_path=better_path,
+            connect_timeout=connect_timeout,
             dead_after=dead_after,
             multipath=multipath,
             drain_timeout=drain_timeout,
@@ -274,6 +281,7 @@ class TransportFactory:
         all_errors: bool = False,
         interface: str | None = None,
         better_path: BetterPath | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
         dead_after: float | None = None,
         multipath: bool = False,
         drain_timeout: float = DRAIN_TIMEOUT,
@@ -305,6 +313,7 @@ class TransportFactory:
             all_errors=all_errors,
             interface=interface,
             better_path=better_path,
+            connect_timeout=connect_timeout,
             dead_after=dead_after,
             multipath=multipath,
             drain_timeout=drain_timeout,
@@ -327,6 +336,7 @@ class TransportFactory:
         all_errors: bool = False,
         interface: str | None = None,
         better_path: BetterPath | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
         dead_after: float | None = None,
         multipath: bool = False,
     ) -> socket.socket:
@@ -345,6 +355,7 @@ class TransportFactory:
             all_errors=all_errors,
             interface=interface,
             better_path=better_path,
+            connect_timeout=connect_timeout,
             dead_after=dead_after,
             multipath=multipath,
         )

@@ -22,6 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 BetterPath: TypeAlias = Literal["auto", "keep", "abort"]
 """What happens to a stream that still works when the effective interface is another one: see ``TransportFactory``."""
 
+CONNECT_TIMEOUT = 20.0
+"""Seconds within which an address must answer. TCP asks five times in that time (Linux: after 0, 1, 3, 7 and 15 s)."""
 DRAIN_TIMEOUT = 1.0
 """Seconds to wait for data in flight on a connection that is being replaced."""
 RECONNECT_TIMEOUT = 30.0
@@ -52,6 +54,7 @@ class ConnectOptions:
     all_errors: bool = False
     interface: str | None = None
     better_path: BetterPath | None = None
+    connect_timeout: float | None = CONNECT_TIMEOUT
     dead_after: float | None = None
     multipath: bool = False
     drain_timeout: float = DRAIN_TIMEOUT
@@ -61,6 +64,7 @@ class ConnectOptions:
         check_interface(self.interface)
         if self.better_path is not None:
             check_better_path(self.better_path)
+        _check_seconds("connect_timeout", self.connect_timeout)
         _check_seconds("dead_after", self.dead_after)
         _check_seconds("drain_timeout", self.drain_timeout, zero=True)
         _check_seconds("reconnect_timeout", self.reconnect_timeout)
@@ -68,6 +72,8 @@ class ConnectOptions:
             raise TypeError(f"multipath must be True or False, not {self.multipath!r}")
         if self.drain_timeout is None:
             raise TypeError("drain_timeout must be a number of seconds, not None")
+        if self.sock is not None and self.connect_timeout != CONNECT_TIMEOUT:
+            raise ValueError("connect_timeout cannot be given with sock=: the socket is connected already")
         if self.sock is not None and self.multipath:
             raise ValueError("multipath=True cannot be given with sock=: a connected socket cannot become multipath")
 

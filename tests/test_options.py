@@ -24,6 +24,7 @@ BoundUvloop = bindsock.loop_factory(uvloop.Loop)
 OWN = {
     "interface",
     "better_path",
+    "connect_timeout",
     "dead_after",
     "multipath",
     "drain_timeout",

@@ -16,6 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
+from bindsock.dial.refusal import datagram_error
 from bindsock.errors import InterfaceChanged
 from bindsock.model.statistics import Loss
 from bindsock.netmon.backoff import Retry
@@ -288,7 +289,7 @@ class Sender:
                 self.errors.append(exc)
                 drops.sent()
                 return Outcome.SENT
-        self.errors.append(exc)
+        self.errors.append(datagram_error(exc, self._mover.interface))
         self._statistics.lose(1, Loss.REFUSED)
         return Outcome.FAILED
 

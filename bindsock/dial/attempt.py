@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
 from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.refusal import no_answer
 from bindsock.dial.resolving import AddrInfo, address_of
 from bindsock.dial.unmanaged import is_connected
-from bindsock.errors import BindFailed, EgressMismatch
+from bindsock.errors import BindsockError, EgressMismatch
 from bindsock.model.decision import Basis, Decision, Path
 from bindsock.model.network import IPAddress, unmapped
 from bindsock.routing.multipath import multipath_obstacle
@@ -90,8 +91,9 @@ class Attempt:
                 raise OSError(code, os.strerror(code))
             self._connected(sock)
         except OSError as error:
+            explained = self._explained(error)
             self.close()
-            raise self._explained(error) from None
+            raise explained from None
         return True
 
     def finish(self) -> None:
@@ -107,8 +109,19 @@ class Attempt:
                 raise OSError(code, f"Connect call failed {self.destination.info[4]}")
             self._connected(sock)
         except OSError as error:
+            explained = self._explained(error)
             self.close()
-            raise self._explained(error) from None
+            raise explained from None
+
+    def expire(self, seconds: float) -> OSError:
+        """Give up: nothing has come from the peer for so long.
+
+        :return: the error that says so
+        """
+        self.close()
+        destination = self.destination
+        kernel = self._dialer.watcher.kernel
+        return no_answer(kernel, destination.info[4], destination.decision, destination.path, seconds)
 
     def close(self) -> None:
         """Give up."""
@@ -204,8 +217,9 @@ class Attempt:
         return None
 
     def _explained(self, error: OSError) -> OSError:
-        """The error, or one that says that the interface is gone."""
-        if isinstance(error, BindFailed):
+        """The error, or one that says that the interface is gone or that a firewall has refused it."""
+        if isinstance(error, BindsockError):
             return error
-        destination = self.destination
-        return connect_error(error, destination.decision, destination.info[4], lambda: self._dialer.watcher.refresh().network)
+        destination, watcher, sock = self.destination, self._dialer.watcher, self.sock
+        rejection = watcher.kernel.rejection(sock) if sock is not None else None
+        return connect_error(error, destination.decision, destination.info[4], lambda: watcher.refresh().network, rejection)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bindsock.dial.chosen import on_own_uplink, own_address
+from bindsock.dial.refusal import firewall_error
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute
 from bindsock.model.decision import Basis, Decision
@@ -19,6 +20,7 @@ from bindsock.routing.effective import Decider
 if TYPE_CHECKING:
     from bindsock.dial.resolving import SockAddr
     from bindsock.kernel import Kernel
+    from bindsock.model.rejection import Rejection
 
 logger = logging.getLogger("bindsock")
 
@@ -86,14 +88,25 @@ def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None
         )
 
 
-def connect_error(error: OSError, decision: Decision, sockaddr: SockAddr, network: Callable[[], Network]) -> OSError:
-    """The error of a connect: :class:`BindFailed` if it failed since the interface is gone or down, else the same one.
+def connect_error(
+    error: OSError,
+    decision: Decision,
+    sockaddr: SockAddr,
+    network: Callable[[], Network],
+    rejection: Rejection | None = None,
+) -> OSError:
+    """The error of a connect: :class:`BindFailed` if it failed since the interface is gone or down, :class:`FirewallBlocked` if
+    a firewall refused it, else the same one.
 
     ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
     (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
 
     :param network: makes a reading, where that has to tell
+    :param rejection: the ICMP message that ended the connect, if there was one
     """
+    blocked = firewall_error(error, sockaddr, decision, rejection, network)
+    if blocked is not None:
+        return blocked
     interface = decision.interface
     if interface is None or error.errno not in _NO_DEVICE | _PERHAPS_NO_DEVICE:
         return error

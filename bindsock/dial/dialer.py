@@ -83,6 +83,8 @@ class Dialer:
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises NoRoute: the only attempt failed because no route leaves by its interface
         :raises BindFailed: the only attempt failed at binding the socket
+        :raises FirewallBlocked: the only attempt failed at a firewall
+        :raises NoAnswer: the only attempt got no answer in time
         :raises EgressMismatch: the system chose a tunnel's address although the socket is bound to another interface
         :raises OSError: names or connections failed
         :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
@@ -95,7 +97,7 @@ class Dialer:
             if len(destinations) > 1:
                 destinations = self._in_order(destinations)
             attempts = [Attempt(self, destination, local_infos) for destination in destinations]
-            race = Race(self.watcher, attempts, options.happy_eyeballs_delay)
+            race = Race(self.watcher, attempts, options.happy_eyeballs_delay, options.connect_timeout)
             winner = await race.run(interruptible=redials < MAX_REDIALS)
             if winner is not None:
                 try:

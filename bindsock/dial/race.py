@@ -49,14 +49,17 @@ class Race:
 
     :param attempts: one for each address, in the order in which they are to begin
     :param delay: seconds after which the next attempt begins beside the last one; ``None`` for one by one
+    :param timeout: seconds within which each address must answer; ``None`` for as long as the system waits
     """
 
-    def __init__(self, watcher: Watcher, attempts: Sequence[Attempt], delay: float | None) -> None:
+    def __init__(self, watcher: Watcher, attempts: Sequence[Attempt], delay: float | None, timeout: float | None = None) -> None:
         self.errors: list[OSError] = []
         """Why attempts have failed, in order."""
         self._watcher = watcher
         self._attempts = attempts
         self._delay = delay
+        self._timeout = timeout
+        self._timeouts: dict[Attempt, Timer] = {}
         self._begun = 0
         self._connecting: list[Attempt] = []
         self._winner: Attempt | None = None
@@ -123,6 +126,8 @@ class Race:
         self._connecting.append(attempt)
         runtime = self._watcher.runtime
         runtime.add_writer(attempt.sock, self._writable, attempt)
+        if self._timeout is not None:
+            self._timeouts[attempt] = runtime.call_later(self._timeout, self._expired, attempt, self._timeout)
         if self._delay is not None and self._begun < len(self._attempts):
             self._timer = runtime.call_later(self._delay, self._begin_next_and_wake)
 
@@ -141,6 +146,12 @@ class Race:
             self._winner = attempt
         self._wake_if_over()
 
+    def _expired(self, attempt: Attempt, seconds: float) -> None:
+        self._leave(attempt)
+        self.errors.append(attempt.expire(seconds))
+        self._begin_next()
+        self._wake_if_over()
+
     def _wake_if_over(self) -> None:
         if self._over:
             self._wake()
@@ -152,6 +163,9 @@ class Race:
     def _leave(self, attempt: Attempt) -> None:
         """Have the event loop leave its socket alone, before it is closed or somebody else's."""
         self._connecting.remove(attempt)
+        timeout = self._timeouts.pop(attempt, None)
+        if timeout is not None:
+            timeout.cancel()
         if attempt.sock is not None:
             self._watcher.runtime.remove_writer(attempt.sock)
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
     from bindsock.model.policy import Gateway, PolicyRule, Repair
+    from bindsock.model.rejection import Rejection
     from bindsock.model.subflows import Endpoints, Subflow
 
 
@@ -106,6 +107,13 @@ class Administration(Protocol):
 
     def routes(self) -> Sequence[Route]:
         """The routing tables of both families, without the local one."""
+
+    def firewall(self, version: int) -> Sequence[str]:
+        """What could keep packets of this host from leaving: one phrase for each place in its firewall that drops, rejects or
+        redirects some of them, whichever those are.
+
+        :param version: of the addresses, 4 or 6
+        """
 
     def filters_strictly(self, interface: Interface) -> bool:
         """Whether IPv4 answers to a bound socket are dropped where the default route is another interface's."""
@@ -269,6 +277,12 @@ class Kernel(Protocol):
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
         """Make the system look for the gateway's link-layer address, if it does not know it. Never raises."""
+
+    def rejection(self, sock: socket.socket) -> Rejection | None:
+        """The ICMP message that ended the connect of a socket, before it is closed. It is told once.
+
+        :return: ``None`` if there was none or it is unknown. Never raises.
+        """
 
     def unsent(self, sock: socket.socket) -> int:
         """How many datagrams, at the most, the socket has handed over that have not left their device yet.

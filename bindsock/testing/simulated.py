@@ -24,6 +24,7 @@ from bindsock.model.network import (
     Network,
     Route,
 )
+from bindsock.model.rejection import Rejection
 from bindsock.model.tables import TableAnswers, routes_of, tabulated
 
 
@@ -94,6 +95,8 @@ class SimulatedKernel:
         """Whether the gateway of an interface answers, by its name; unknown where it is not among them."""
         self.asked_hops: list[str] = []
         """The interfaces whose gateway was to be looked for."""
+        self.rejections: weakref.WeakKeyDictionary[socket.socket, Rejection] = weakref.WeakKeyDictionary()
+        """What has ended the connect of a socket."""
         self.silent = False
         """While true, changes raise no event."""
 
@@ -194,6 +197,9 @@ class SimulatedKernel:
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
         self.asked_hops.append(interface.name)
+
+    def rejection(self, sock: socket.socket) -> Rejection | None:
+        return self.rejections.pop(sock, None)
 
     def unsent(self, sock: socket.socket) -> int:
         return 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bindsock.kernel import EventSource
     from bindsock.kernel.darwin.syscalls import Syscalls
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
+    from bindsock.model.rejection import Rejection
 
 __all__ = ["DarwinKernel"]
 
@@ -160,6 +161,10 @@ class DarwinKernel:
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
         """Nothing: whether it answers would not be seen."""
+
+    def rejection(self, sock: socket.socket) -> Rejection | None:
+        """Unknown: Darwin has no error queue."""
+        return None
 
     def unsent(self, sock: socket.socket) -> int:
         """Unknown: which call would tell has not been found out."""

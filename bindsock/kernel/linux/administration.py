@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
+from bindsock.kernel.linux import firewall, netlink
+from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.kernel.linux.rtnetlink.policy import read_policy
 from bindsock.kernel.linux.rtnetlink.repair import Repairs
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
 
     from bindsock.kernel.base import Mender
     from bindsock.kernel.linux.gateways import Gateways
-    from bindsock.kernel.linux.netlink import Channel
     from bindsock.model.network import Interface, Route
     from bindsock.model.policy import Gateway, PolicyRule
 
@@ -40,6 +42,14 @@ class Administration:
     def routes(self) -> Sequence[Route]:
         """The routing tables but the local one."""
         return dump_routes(self._channel, FAMILIES)
+
+    def firewall(self, version: int) -> Sequence[str]:
+        """The chains of nftables. It takes CAP_NET_ADMIN."""
+        channel = Channel(functools.partial(netlink.open_query_socket, firewall.NETLINK_NETFILTER))
+        try:
+            return firewall.obstacles(channel, version)
+        finally:
+            channel.close()
 
     def filters_strictly(self, interface: Interface) -> bool:
         """Whether the reverse path filter of the interface is strict."""

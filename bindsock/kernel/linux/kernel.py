@@ -8,8 +8,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from bindsock.kernel.linux import rejections, sockets
 from bindsock.kernel.linux import route_hint as cures
-from bindsock.kernel.linux import sockets
 from bindsock.kernel.linux import statistics as counters
 from bindsock.kernel.linux.administration import Administration
 from bindsock.kernel.linux.gateways import Gateways
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Route
+    from bindsock.model.rejection import Rejection
 
 __all__ = ["LinuxKernel"]
 
@@ -202,6 +203,13 @@ class LinuxKernel:
             return neighbours.answers(self._channel, interface.index, gateway)
         except OSError as error:
             _logger.debug("the neighbour %s on %s is not known: %s", gateway, interface.name, error)
+            return None
+
+    def rejection(self, sock: socket.socket) -> Rejection | None:
+        """From the socket's error queue, for IPv4."""
+        try:
+            return rejections.rejection(sock)
+        except OSError:
             return None
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
