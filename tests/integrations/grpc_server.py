@@ -55,6 +55,12 @@ async def whence(request: bytes, context: Any) -> bytes:
     return source_of(context).encode()
 
 
+async def whence_message(request: bytes, context: Any) -> bytes:
+    """The client's address, as a message whose first field is a string."""
+    source = source_of(context).encode()
+    return bytes([0x0A, len(source)]) + source
+
+
 async def never(request: bytes, context: Any) -> bytes:
     await asyncio.Event().wait()
     return b""
@@ -81,6 +87,7 @@ async def total(requests: AsyncIterator[bytes], context: Any) -> bytes:
 async def serve(host: str, chain_file: str, key_file: str) -> None:
     handlers = {
         "Whence": grpc.unary_unary_rpc_method_handler(whence),
+        "WhenceMessage": grpc.unary_unary_rpc_method_handler(whence_message),
         "Never": grpc.unary_unary_rpc_method_handler(never),
         "Count": grpc.unary_stream_rpc_method_handler(count),
         "Talk": grpc.stream_stream_rpc_method_handler(talk),

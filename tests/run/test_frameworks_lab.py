@@ -1,0 +1,152 @@
+"""Servers and schedulers under ``bindsock run``: what their applications ask others for leaves beneath the VPN.
+
+Each row of the table in ``docs/run.md`` is one of these.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bindsock.testing.lab import Lab
+from tests.integrations import servers as ports
+from tests.integrations.servers import Servers
+from tests.integrations.tunnel import nothing_through_the_tunnel
+
+from .programs import PYTHON, environment, running, script
+
+pytestmark = pytest.mark.lab
+
+PORT = 8098
+COMMANDS = Path(sys.executable).parent
+APPLICATION = """
+    import os, httpx
+    URL = os.environ["LAB_URL"]
+
+    async def asgi(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        async with httpx.AsyncClient(trust_env=False) as client:
+            body = (await client.get(URL)).content
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+        await send({"type": "http.response.body", "body": body})
+
+    def wsgi(environ, start_response):
+        body = httpx.get(URL, trust_env=False).content
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+"""
+FASTAPI = """
+    import os, httpx
+    from fastapi import FastAPI
+    from fastapi.responses import PlainTextResponse
+    asgi = FastAPI()
+
+    @asgi.get("/", response_class=PlainTextResponse)
+    async def whence():
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.get(os.environ["LAB_URL"])).text
+"""
+LITESTAR = """
+    import os, httpx
+    from litestar import Litestar, get
+
+    @get("/", media_type="text/plain")
+    async def whence() -> str:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.get(os.environ["LAB_URL"])).text
+
+    asgi = Litestar([whence])
+"""
+APSCHEDULER = """
+    import asyncio, os, sys, httpx
+    from apscheduler.schedulers.asyncio import AsyncIOScheduler
+    from apscheduler.schedulers.background import BackgroundScheduler
+
+    async def main():
+        done = asyncio.Event()
+        async def job():
+            async with httpx.AsyncClient(trust_env=False) as client:
+                print((await client.get(os.environ["LAB_URL"])).text, flush=True)
+            done.set()
+        scheduler = AsyncIOScheduler()
+        scheduler.add_job(job)
+        scheduler.start()
+        await done.wait()
+    asyncio.run(main())
+    background = BackgroundScheduler()
+    background.add_job(lambda: print(httpx.get(os.environ["LAB_URL"], trust_env=False).text, flush=True))
+    background.start()
+    background.shutdown(wait=True)
+"""
+AT = f"127.0.0.1:{PORT}"
+SERVERS = {
+    "uvicorn": ("uvicorn", "--port", str(PORT), "application:asgi"),
+    "uvicorn, uvloop": ("uvicorn", "--loop", "uvloop", "--port", str(PORT), "application:asgi"),
+    "uvicorn, two workers": ("uvicorn", "--workers", "2", "--port", str(PORT), "application:asgi"),
+    "hypercorn": ("hypercorn", "--bind", AT, "application:asgi"),
+    "hypercorn, uvloop": ("hypercorn", "--worker-class", "uvloop", "--bind", AT, "application:asgi"),
+    "hypercorn, trio": ("hypercorn", "--worker-class", "trio", "--bind", AT, "application:asgi"),
+    "granian": ("granian", "--interface", "asgi", "--loop", "asyncio", "--port", str(PORT), "application:asgi"),
+    "granian, uvloop": ("granian", "--interface", "asgi", "--loop", "uvloop", "--port", str(PORT), "application:asgi"),
+    "gunicorn, threads": ("gunicorn", "--threads", "2", "--bind", AT, "application:wsgi"),
+    "gunicorn, uvicorn-worker": ("gunicorn", "-k", "uvicorn_worker.UvicornWorker", "--bind", AT, "application:asgi"),
+}
+
+
+def answer(started: object) -> str:
+    """What the application says, once it listens."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(600):
+        try:
+            with opener.open(f"http://{AT}/", timeout=20) as response:
+                text: str = response.read().decode()
+                return text
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"{started} does not answer")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_servers(lab: Lab, servers: Servers, tmp_path: Path, server: str) -> None:
+    pytest.importorskip(SERVERS[server][0])
+    script(tmp_path, APPLICATION, "application")
+    serve(lab, servers, tmp_path, SERVERS[server])
+
+
+@pytest.mark.parametrize(("framework", "application"), [("fastapi", FASTAPI), ("litestar", LITESTAR)])
+def test_frameworks(lab: Lab, servers: Servers, tmp_path: Path, framework: str, application: str) -> None:
+    pytest.importorskip(framework)
+    script(tmp_path, application, "application")
+    serve(lab, servers, tmp_path, SERVERS["uvicorn"])
+
+
+def serve(lab: Lab, servers: Servers, directory: Path, command: tuple[str, ...]) -> None:
+    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/", PYTHONPATH=str(directory))
+    with (
+        nothing_through_the_tunnel(lab),
+        running(str(COMMANDS / command[0]), *command[1:], cwd=directory, env=variables) as started,
+    ):
+        assert answer(started) == lab.address("wifi0")
+
+
+def test_uvicorn_without_bindsock_run(lab: Lab, servers: Servers, tmp_path: Path) -> None:
+    """With bindsock's event loop, as uvicorn takes one."""
+    pytest.importorskip("uvicorn")
+    script(tmp_path, APPLICATION, "application")
+    command = f"import uvicorn; uvicorn.run('application:asgi', port={PORT}, loop='bindsock:EventLoop')"
+    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/")
+    with nothing_through_the_tunnel(lab), running("env", PYTHON, "-c", command, cwd=tmp_path, env=variables) as started:
+        assert answer(started) == lab.address("wifi0")
+
+
+def test_apscheduler(lab: Lab, servers: Servers, tmp_path: Path) -> None:
+    pytest.importorskip("apscheduler")
+    program = script(tmp_path, APSCHEDULER)
+    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/")
+    with nothing_through_the_tunnel(lab), running(PYTHON, program, env=variables) as started:
+        assert [started.line(), started.line()] == [lab.address("wifi0")] * 2

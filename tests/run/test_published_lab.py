@@ -1,0 +1,158 @@
+"""Published programs that know nothing of bindsock, unmodified, on uplinks that come and go five times, beneath a VPN."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bindsock.testing.lab import Lab
+from tests.integrations import servers as ports
+from tests.integrations.grpc_server import PORT, SERVICE, grpc_server
+from tests.integrations.servers import Servers
+from tests.integrations.test_http_lab import bring_up
+from tests.integrations.tunnel import nothing_through_the_tunnel
+
+from .programs import PYTHON, run, running, script
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+
+SWITCHES = 5
+COMMANDS = Path(sys.executable).parent
+PROXY_PORT = 8099
+POLLER = """
+    import sys
+    from telegram import Update
+    from telegram.ext import Application, CommandHandler, ContextTypes
+
+    async def start(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        await update.message.reply_text("Hi!")
+
+    application = Application.builder().token("1:token").base_url(sys.argv[1]).build()
+    application.add_handler(CommandHandler("start", start))
+    application.run_polling()
+"""
+PROTO = f"""
+    syntax = "proto3";
+    package {SERVICE.partition(".")[0]};
+    message Nothing {{}}
+    message Source {{ string address = 1; }}
+    service {SERVICE.partition(".")[2]} {{ rpc WhenceMessage (Nothing) returns (Source); }}
+"""
+Look = Callable[[], set[str]]
+"""The source addresses that the program has shown since the last look."""
+
+
+def switches(lab: Lab) -> Iterator[str]:
+    """The interface that is effective: at first, and after each of the switches."""
+    current, other = "wifi0", "eth0"
+    yield current
+    for _ in range(SWITCHES):
+        lab.down(current)
+        current, other = other, current
+        yield current
+        # The other one is better, or not: what is there and works is what connections stay on, until it goes.
+        bring_up(lab, other)
+        lab.metric(other, 900)
+
+
+def survives(lab: Lab, look: Look) -> None:
+    """The program goes on by each interface in turn, and nothing of it is in the tunnel."""
+    with nothing_through_the_tunnel(lab):
+        for interface in switches(lab):
+            seen: set[str] = set()
+            deadline = time.monotonic() + 60
+            while lab.address(interface) not in seen:
+                assert time.monotonic() < deadline, f"nobody came by {interface}, but from {seen}"
+                seen |= look()
+
+
+def once(servers: Servers, name: str, *command: str) -> Look:
+    """Run the program from the beginning, each time. It succeeds, or says why by its exit status while the uplinks change."""
+
+    def look() -> set[str]:
+        servers.sources.pop(name, None)
+        done = run(*command, options=("--quiet", "--"))
+        return servers.wait_for(name) if done.returncode == 0 else set()
+
+    return look
+
+
+def test_a_uvicorn_application_that_asks_others_by_httpx(lab: Lab, servers: Servers) -> None:
+    pytest.importorskip("asgi_proxy")
+    arguments = ["-p", str(PROXY_PORT), "--host", "127.0.0.1", f"http://{servers.host}:{ports.HTTP}"]
+
+    def look() -> set[str]:
+        assert program.process.poll() is None, program.errors()
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{PROXY_PORT}/", timeout=20) as response:
+                return {response.read().decode()}
+        except urllib.error.HTTPError as error:  # the request under way when its uplink went
+            error.close()
+        except OSError:  # it does not listen yet
+            time.sleep(0.05)
+        return set()
+
+    with running(PYTHON, "-m", "asgi_proxy", *arguments) as program:
+        survives(lab, look)
+
+
+def test_a_telegram_poller(lab: Lab, servers: Servers, tmp_path: Path) -> None:
+    poller = script(tmp_path, POLLER)
+
+    def look() -> set[str]:
+        assert program.process.poll() is None, program.errors()
+        seen = servers.sources.pop("telegram", None)
+        if seen is None:  # it waits a while after an error, each time longer
+            time.sleep(0.05)
+        return set(seen or ())
+
+    with running(PYTHON, poller, f"http://{servers.host}:{ports.HTTP}/bot") as program:
+        survives(lab, look)
+
+
+def test_a_paho_publisher(lab: Lab, servers: Servers) -> None:
+    pytest.importorskip("mqtt_cli")
+    command = [
+        str(COMMANDS / "mqtt"),
+        "--host",
+        servers.host,
+        "--port",
+        str(ports.MQTT),
+        "publish",
+        "--topic",
+        "lab",
+        "--message",
+        "on",
+    ]
+    survives(lab, once(servers, "mqtt", *command))
+
+
+def test_httpie_which_uses_requests(lab: Lab, servers: Servers) -> None:
+    pytest.importorskip("httpie")
+    url = f"http://{servers.host}:{ports.HTTP}/"
+    survives(lab, once(servers, "http", str(COMMANDS / "http"), "--ignore-stdin", "--check-status", "GET", url))
+
+
+def test_a_grpc_client(lab: Lab, servers: Servers, tmp_path: Path) -> None:
+    pytest.importorskip("protodial")
+    proto = tmp_path / "echo.proto"
+    proto.write_text(PROTO)
+    command = [
+        str(COMMANDS / "protodial"), "--plaintext", "--proto-path", str(tmp_path), "--proto", str(proto),
+        "-d", "{}", f"grpc://{servers.host}:{PORT}/{SERVICE}/WhenceMessage",
+    ]  # fmt: skip
+
+    def look() -> set[str]:
+        done = run(*command, options=("--quiet", "--"))
+        return {json.loads(done.stdout)["address"]} if done.returncode == 0 else set()
+
+    with grpc_server(lab, servers):
+        survives(lab, look)
