@@ -306,6 +306,12 @@ def test_synchronous(servers: Servers, wifi: str) -> None:
     assert lines[2].startswith("/nowhere by wifi0: 404")
 
 
+def test_adopt(lab: Lab, wifi: str) -> None:
+    lines = output("adopt", lab.server.ipv4, lab.server.tcp_port)
+    assert lines[0] == "connected by wifi0"
+    assert lines[1].startswith(f"hello {wifi} ")
+
+
 @pytest.mark.parametrize("loop", [[], ["--uvloop"]], ids=["asyncio", "uvloop"])
 def test_eventloop(lab: Lab, wifi: str, loop: list[str]) -> None:
     lines = output("eventloop", *loop, lab.server.ipv4, lab.server.tcp_port, "PING", "QUIT")

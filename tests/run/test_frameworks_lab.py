@@ -28,8 +28,11 @@ APPLICATION = """
     URL = os.environ["LAB_URL"]
 
     async def asgi(scope, receive, send):
-        if scope["type"] != "http":
-            return
+        while scope["type"] == "lifespan":
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
         async with httpx.AsyncClient(trust_env=False) as client:
             body = (await client.get(URL)).content
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
