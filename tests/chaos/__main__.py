@@ -42,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
     parser.add_argument("--round", type=int, metavar="K", help="only this round of the seed")
     parser.add_argument("--prefix", type=int, metavar="N", help="only the first N actions of each round")
     parser.add_argument("--interval", type=_positive, default=0.025, metavar="S", help="between two datagrams or commands")
+    parser.add_argument("--without", action="append", default=[], metavar="KIND", help="leave out 'multipath', 'udp-open', ...")
     parser.add_argument("--no-shrink", action="store_true", help="do not look for a shorter sequence of actions that fails")
     parser.add_argument("--keep-going", action="store_true", help="go on after a round that failed")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text; progress goes to standard error")
@@ -55,6 +56,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
         only=given.round,
         prefix=given.prefix,
         interval=given.interval,
+        without=frozenset(given.without),
         shrink=not given.no_shrink,
         keep_going=given.keep_going,
     )
@@ -95,6 +97,7 @@ def again(settings: Settings, failed: Failed) -> str:
     words += [f"--vpn {mode or NO_VPN}" for mode in settings.modes] if len(settings.modes) < len(MODES) else []
     words += [f"--round-seconds {settings.round_seconds:g}"] if settings.round_seconds != 20.0 else []
     words += [f"--interval {settings.interval:g}"] if settings.interval != 0.025 else []
+    words += [f"--without {kind}" for kind in sorted(settings.without)]
     words += [f"--prefix {failed.prefix}"] if failed.prefix is not None else []
     return " ".join(words)
 
@@ -125,7 +128,7 @@ def lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
 def document(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     """The same as JSON."""
     return {
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(settings) | {"without": sorted(settings.without)},
         "uplinks": settings.uplinks,
         "held": outcome.held,
         **dataclasses.asdict(outcome),

@@ -28,6 +28,9 @@ class Kind(enum.StrEnum):
     ACKNOWLEDGEMENT = "acknowledgement"
     RESET = "reset"
     """The answer to what came for a socket that is gone, or an abrupt end."""
+    LATE = "late acknowledgement"
+    """Of an end that the peer has repeated, since the socket had no route by its device when that came first. What the socket
+    leaves behind (TIME_WAIT) answers, by the routes: so it is where a VPN deletes the uplinks' default routes."""
     FIRST_HOP = "first hop"
     """The question whether a router answers."""
     ERROR = "error"
@@ -39,7 +42,7 @@ class Kind(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
-FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK})
+FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK, Kind.LATE})
 """Sent by the kernel for no socket, so that no socket's binding counts."""
 
 
@@ -105,6 +108,7 @@ class Census:
         self.left: Counter[tuple[str, str]] = Counter()
         """Datagrams by the program's name and the device that sent them, ``""`` if that was gone before the packet was read."""
         self._wrong: dict[tuple[str, str, int, int], tuple[list[Packet], int]] = {}
+        self._late: set[tuple[str, int, int]] = set()
         self._recent: deque[Packet] = deque(maxlen=_REMEMBERED)
 
     def take(self, packets: Iterable[Packet]) -> None:
@@ -114,6 +118,8 @@ class Census:
             if not packet.outgoing:
                 continue
             kind = classify(packet, self._endpoints)
+            if kind is Kind.ACKNOWLEDGEMENT and packet.interface == TUNNEL and self._is_late(packet):
+                kind = Kind.LATE
             self.counts[packet.interface, kind] += 1
             if kind is Kind.DATAGRAM:
                 self.left[packet.payload.decode(errors="replace").partition(".")[0], packet.interface] += 1
@@ -130,6 +136,13 @@ class Census:
         """
         wrong, self._wrong = self._wrong, {}
         return list(wrong.values())
+
+    def _is_late(self, packet: Packet) -> bool:
+        connection = packet.source, packet.source_port, packet.destination_port
+        before = self._story(packet)[1:3]
+        if len(before) == 2 and all(not p.outgoing and p.flags & _FIN for p in before):
+            self._late.add(connection)
+        return connection in self._late
 
     def _story(self, packet: Packet) -> list[Packet]:
         ports = {packet.source_port, packet.destination_port}

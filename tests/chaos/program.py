@@ -61,7 +61,7 @@ async def open_and_close(settings: dict[str, Any]) -> None:
 class Program:
     """All conversations, over both families.
 
-    :param settings: name, addresses of the server, datagram_port, certificate, interval
+    :param settings: what :class:`tests.chaos.session.Session` gives
     """
 
     def __init__(self, settings: dict[str, Any], faults: Faults) -> None:
@@ -96,6 +96,7 @@ class Program:
                 Churn(f"churn-{family}", f"{name}.churn-{family}", (host, server.PLAIN), interval=2 * interval),
             ]  # fmt: skip
         self.flows += self.datagrams
+        self.flows = [flow for flow in self.flows if flow.name.rpartition("-")[0] not in settings["without"]]
 
     def start(self) -> None:
         for flow in self.flows:

@@ -36,6 +36,8 @@ class Settings:
     """Of each round, the first so many actions only."""
     interval: float = 0.025
     """Seconds between two things that a conversation says."""
+    without: frozenset[str] = frozenset()
+    """Kinds of conversations that are left out: ``multipath``, for one."""
     shrink: bool = True
     keep_going: bool = False
     """Whether to go on after a round that failed."""
@@ -152,7 +154,7 @@ def _session(settings: Settings, numbers: Iterator[int], tell: Callable[[str], N
     reports: list[Mapping[str, Mapping[str, Any]]] = []
     observed: Observed | None = None
     try:
-        with Session(settings.uplinks, interval=settings.interval) as session:
+        with Session(settings.uplinks, interval=settings.interval, without=settings.without) as session:
             for number in numbers:
                 actions, mode = settings.actions(number), settings.mode(number)
                 observed = _round(session, settings, number, actions, tell)
@@ -182,7 +184,7 @@ def _shortest(settings: Settings, failed: Failed, tell: Callable[[str], None]) -
 
     def fails(length: int) -> bool:
         tell(f"round {failed.number} again, the first {length} actions")
-        with Session(settings.uplinks, interval=settings.interval) as session:
+        with Session(settings.uplinks, interval=settings.interval, without=settings.without) as session:
             return bool(failures(_round(session, settings, failed.number, failed.actions[:length], tell)))
 
     return shortest_prefix(len(failed.actions), fails)

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -32,11 +32,13 @@ class Session:
 
     :param uplinks: names
     :param interval: seconds between two things that a conversation says
+    :param without: kinds of conversations to leave out
     """
 
-    def __init__(self, uplinks: Sequence[str], *, interval: float) -> None:
+    def __init__(self, uplinks: Sequence[str], *, interval: float, without: Collection[str] = ()) -> None:
         self._uplinks = uplinks
         self._interval = interval
+        self._without = without
         self._exits = contextlib.ExitStack()
         self._programs: dict[str, Process] = {}
         self._arrived: Counter[str] = Counter()
@@ -69,6 +71,7 @@ class Session:
                         "datagram_port": self.lab.server.udp_port,
                         "authority": str(directory / "authority.pem"),
                         "interval": self._interval,
+                        "without": sorted(self._without),
                     }
                     self._programs[loop] = Process("program", json.dumps(settings), errors=self._errors.fileno())
                     undo.callback(self._programs[loop].close)

@@ -82,6 +82,16 @@ def test_what_came_before_on_the_same_connection_is_told() -> None:
     assert census.take_wrong() == [([wrong], 1), ([packet_by(before, "tun0"), other, before], 1)]
 
 
+def test_an_end_that_was_repeated_is_acknowledged_by_the_routes_and_one_that_was_not_never() -> None:
+    census = Census(ENDPOINTS)
+    end, answer = packet("tcp", flags=0x11, outgoing=False), packet("tcp", flags=0x10, interface="tun0")
+    census.take([end, answer])
+    assert [count for _, count in census.take_wrong()] == [1]
+    census.take([end, end, answer, end, answer])
+    assert census.take_wrong() == []
+    assert census.by_device() == {"tun0": {"acknowledgement": 1, "late acknowledgement": 2}}
+
+
 def test_datagrams_are_counted_by_program_and_device() -> None:
     census = Census(ENDPOINTS)
     census.take([packet("udp", port=SERVER.udp_port, payload=b"uvloop.udp-4 17")] * 3)
