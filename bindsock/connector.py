@@ -1,6 +1,7 @@
 """Dials, opens and follows: what the transport factory, the event loop and the anyio face share.
 
-It takes options that have been checked already, and hands them on as one value.
+It takes options that have been checked already, and hands them on as one value. What only some programs need (datagrams,
+connections that are replaced, resolvers) is imported when it is used.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
-from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial import nat64
 from bindsock.dial.binding import decide_and_bind
 from bindsock.dial.dialer import Dialer, PathChanged
@@ -28,18 +27,19 @@ from bindsock.model.network import FAMILIES, IPAddress, Target, unmapped
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
-from bindsock.reconnect.open import create_replaceable, is_replaceable, open_replaceable
 from bindsock.repair import Repairer
-from bindsock.resolvers import InterfaceResolver
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.guard import StreamGuard, StreamGuards, follow_stream
 from bindsock.stream.plan import Requirement
 
 if TYPE_CHECKING:
+    from bindsock.datagram.in_place import InPlaceMover
+    from bindsock.datagram.open import DatagramTransport
     from bindsock.dial.attempt import Dialled
     from bindsock.kernel import Kernel
     from bindsock.reconnect.connection import Attach, Dial
     from bindsock.reconnect.hooks import OnReconnect
+    from bindsock.resolvers import InterfaceResolver
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
@@ -74,7 +74,7 @@ class Connector:
         self.interface = interface
         self.better_path: BetterPath = better_path
         self.repairer = Repairer(kernel, preferences) if repair_routes else None
-        self._resolver = InterfaceResolver() if resolver == "interface" else resolver
+        self._resolver = _interface_resolver() if resolver == "interface" else resolver
         self._resolve: Resolve | None = None
         self._interface_resolve: Resolve | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
@@ -158,8 +158,7 @@ class Connector:
         """The resolver on the running event loop."""
         watcher = self.watcher
         if self._resolve is None:
-            resolver = self._resolver if self._resolver is not None else resolve
-            self._resolve = resolver.on(watcher) if isinstance(resolver, InterfaceResolver) else resolver
+            self._resolve = resolve if self._resolver is None else _on(watcher, self._resolver)
         return self._resolve
 
     # Streams
@@ -205,6 +204,8 @@ class Connector:
                 if dialled is not None:
                     options = _pinned(options, dialled.decision)
                 dial, attach = self._replacement(dialer, dialled, tls)
+                from bindsock.reconnect.open import open_replaceable
+
                 return await open_replaceable(watcher, loop, on_reconnect, dial, attach, self._with_policy(options), limit=limit)
         if options.concerns_replacement:
             raise ValueError("drain_timeout and reconnect_timeout need on_reconnect")
@@ -243,6 +244,8 @@ class Connector:
         options: DatagramOptions,
     ) -> tuple[DatagramTransport, D]:
         """See :meth:`bindsock.TransportFactory.create_datagram_endpoint`."""
+        from bindsock.datagram.open import open_datagram
+
         return await open_datagram(
             self.watcher,
             protocol_factory,
@@ -261,6 +264,8 @@ class Connector:
         :raises OSError: the socket is closed
         """
         if sock.type == socket.SOCK_DGRAM:
+            from bindsock.datagram.in_place import watch_datagrams
+
             watch_datagrams(self.watcher, sock, address, path, interface=pin)
         else:
             self.follow_stream(sock, ConnectOptions(interface=pin) if pin is not None else _NO_OPTIONS, address, path)
@@ -271,6 +276,8 @@ class Connector:
         :return: what follows it; ``None`` if it is left alone
         :raises OSError: it could not be bound; then it is closed
         """
+        from bindsock.datagram.in_place import follow_datagrams
+
         try:
             return follow_datagrams(self.watcher, sock, target=target)
         except OSError:
@@ -324,7 +331,9 @@ class Connector:
         :raises PathChanged: the handshake failed because the path changed meanwhile
         """
         options = dialer.options
-        if is_replaceable(protocol):
+        if callable(getattr(protocol, "connection_replaced", None)):
+            from bindsock.reconnect.open import create_replaceable
+
             dial, attach = self._replacement(dialer, dialled, tls)
             policy = self._with_policy(_pinned(options, dialled.decision))
             return await create_replaceable(self.watcher, self.loop, lambda: protocol, dial, attach, policy)
@@ -372,6 +381,8 @@ class Connector:
         :raises OSError: nobody answers
         """
         if self._interface_resolve is None:
+            from bindsock.resolvers import InterfaceResolver
+
             own = self._resolver if isinstance(self._resolver, InterfaceResolver) else InterfaceResolver()
             self._interface_resolve = own.on(self.watcher)
         infos = await self._interface_resolve(nat64.NAME, 0, family=socket.AF_INET6, type=socket.SOCK_STREAM)
@@ -465,6 +476,19 @@ def _pinned(options: ConnectOptions, decision: Decision) -> ConnectOptions:
     """The options of a connection that its local address may have pinned to an interface."""
     pin = pinned_to(decision)
     return options if pin is None or options.interface is not None else dataclasses.replace(options, interface=pin)
+
+
+def _interface_resolver() -> InterfaceResolver:
+    from bindsock.resolvers import InterfaceResolver
+
+    return InterfaceResolver()
+
+
+def _on(watcher: Watcher, resolver: Resolve | InterfaceResolver) -> Resolve:
+    """A resolver that was given, for the connections of one watcher."""
+    from bindsock.resolvers import InterfaceResolver
+
+    return resolver.on(watcher) if isinstance(resolver, InterfaceResolver) else resolver
 
 
 def _made(protocol_factory: Callable[[], P], dialled: Dialled) -> P:

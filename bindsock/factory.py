@@ -10,11 +10,10 @@ import weakref
 from collections.abc import Callable
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from bindsock import kernel as kernels
 from bindsock.connector import Connector
-from bindsock.datagram.open import DatagramTransport
 from bindsock.dial.resolving import AddrInfo, Resolve
 from bindsock.inspecting import Inspector
 from bindsock.kernel import Kernel
@@ -38,8 +37,11 @@ from bindsock.options import (
     check_interface,
     known_keywords_only,
 )
-from bindsock.reconnect.hooks import OnReconnect
-from bindsock.resolvers import InterfaceResolver
+
+if TYPE_CHECKING:
+    from bindsock.datagram.open import DatagramTransport
+    from bindsock.reconnect.hooks import OnReconnect
+    from bindsock.resolvers import InterfaceResolver
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)

@@ -83,3 +83,10 @@ def test_type_checkers_see_each_public_name_where_it_is_imported_from() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'open_conection'"):
         bindsock.open_conection  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_plain_connection_imports_neither_datagrams_nor_replacement_nor_resolvers() -> None:
+    script = "import sys, bindsock; bindsock.open_connection; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    unneeded = ("bindsock.datagram", "bindsock.reconnect", "bindsock.resolvers", "bindsock.eventloop")
+    assert [name for name in run.stdout.split() if name.startswith(unneeded)] == []

@@ -90,6 +90,7 @@ class RedialSlots:
         self._runtime = runtime
         self._free = MAX_CONCURRENT_REDIALS
         self._waiting: deque[Future] = deque()
+        self._given: set[Future] = set()
 
     async def __aenter__(self) -> None:
         if self._free:
@@ -100,20 +101,23 @@ class RedialSlots:
         try:
             await turn
         except BaseException:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            else:
+            if turn in self._given:
+                self._given.remove(turn)
                 self._release()
             raise
+        self._given.remove(turn)
 
     async def __aexit__(self, *exc: object) -> None:
         self._release()
 
     def _release(self) -> None:
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
-        else:
-            self._free += 1
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # its task was cancelled
+                self._given.add(turn)
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 class Connecting:

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
-def is_replaceable(protocol: asyncio.BaseProtocol) -> bool:
-    """Whether a protocol has the method ``connection_replaced()``, and so can go on over another connection."""
-    return callable(getattr(protocol, "connection_replaced", None))
-
-
 async def create_replaceable(
     watcher: Watcher,
     loop: asyncio.AbstractEventLoop,

@@ -205,3 +205,21 @@ def test_the_slots_for_redials_are_given_in_order_and_do_not_keep_their_loop_ali
     assert gone() is None
     assert begun == list(range(3 * MAX_CONCURRENT_REDIALS))
     assert max(at_once) == MAX_CONCURRENT_REDIALS
+
+
+async def test_a_slot_is_not_lost_with_a_redial_that_is_cancelled_while_it_waits() -> None:
+    slots = runtime_of(asyncio.get_running_loop()).shared(RedialSlots)
+
+    async def hold() -> None:
+        async with slots:
+            await asyncio.sleep(0)
+
+    for _ in range(3):
+        tasks = [asyncio.create_task(hold(), name="redial") for _ in range(3 * MAX_CONCURRENT_REDIALS)]
+        await asyncio.sleep(0)
+        for task in tasks[MAX_CONCURRENT_REDIALS::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(task.cancelled() for task in tasks) == MAX_CONCURRENT_REDIALS
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(hold() for _ in range(2 * MAX_CONCURRENT_REDIALS)))
