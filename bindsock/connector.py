@@ -17,7 +17,7 @@ from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bindsock.dial import nat64
-from bindsock.dial.binding import decide_and_bind
+from bindsock.dial.binding import decide_and_bind, mark_as_preferred
 from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
@@ -69,7 +69,7 @@ class Connector:
         *,
         repair_routes: bool = False,
     ) -> None:
-        self.kernel = kernel
+        self.kernel = mark_as_preferred(kernel, preferences)
         self.preferences = preferences
         self.interface = interface
         self.better_path: BetterPath = better_path

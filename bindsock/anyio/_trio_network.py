@@ -14,7 +14,7 @@ from bindsock.anyio._trio import trio_runtime
 from bindsock.anyio._trio_resolving import resolve as system_resolve
 from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_datagrams
 from bindsock.datagram.open import DatagramTransport, open_datagram
-from bindsock.dial.binding import decide_and_bind
+from bindsock.dial.binding import decide_and_bind, mark_as_preferred
 from bindsock.dial.dialer import Dialer
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.model.decision import pinned_to
@@ -56,7 +56,7 @@ class TrioNetwork:
         self.runtime = trio_runtime()
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else system_resolve
-        self.watcher = Watcher(kernel, preferences, interface=interface, runtime=self.runtime)
+        self.watcher = Watcher(mark_as_preferred(kernel, preferences), preferences, interface=interface, runtime=self.runtime)
         self.farewell = Farewell(self.runtime.shared(Farewells), kernel)
         """How an IPv6 connection is ended when its socket is closed."""
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from bindsock import kernel as kernels
 from bindsock.blocking.farewell import duplicate_for_farewell, look_after_farewells, say_farewell
 from bindsock.default import find_running
-from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
+from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, mark_as_preferred
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
@@ -246,6 +246,8 @@ class BlockingConnector:
     def _asking(self) -> Iterator[Kernel]:
         kernel = self.kernel if self.kernel is not None else kernels.current()
         try:
+            if self.preferences is not None:
+                mark_as_preferred(kernel, self.preferences)
             yield kernel
         finally:
             kernel.close()

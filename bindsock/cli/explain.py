@@ -17,6 +17,7 @@ from bindsock.dial.resolving import address_of
 from bindsock.kernel import Kernel
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Route, family_of, unmapped
+from bindsock.model.policy import table_name
 from bindsock.routing.effective import Decider
 from bindsock.routing.usable import unfit
 
@@ -100,11 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
                         "addresses": [] if isinstance(answer, str) else [_document(e) for e in answer],
                     }
                     for host, answer in answers.items()
-                ]
+                ],
+                "exempt_marks": exempt_marks(kernel),
             }
         )
     else:
         _show_hosts(answers)
+        Printer().lines((f"note: {note}" for note in exempt_marks(kernel)), "dim")
     reachable = all(not isinstance(answer, str) and any(e.reachable for e in answer) for answer in answers.values())
     return Exit.OK if reachable else Exit.NO
 
@@ -135,6 +138,23 @@ def _advice(kernel: Kernel, decider: Decider, decision: Decision, target: socket
     if interface is None or kernel.has_route(interface, target):
         return None
     return kernel.cure(interface, target)
+
+
+def exempt_marks(kernel: Kernel) -> list[str]:
+    """Which firewall marks a policy rule lets pass by: one sentence for each."""
+    administration = kernel.administration
+    try:
+        rules = administration.rules() if administration is not None else ()
+    except OSError:
+        return []
+    return list(
+        dict.fromkeys(
+            f"packets with the mark {rule.mark:#x} pass by table {table_name(rule.table)}, by the rule `{rule}`: "
+            f"a privileged program may mark its sockets (mark={rule.mark:#x}, --mark)"
+            for rule in rules
+            if rule.mark and rule.action == "lookup" and rule.exempts(rule.mark)
+        )
+    )
 
 
 def _nearest(decision: Decision, decider: Decider) -> Interface | None:

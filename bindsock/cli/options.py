@@ -70,6 +70,17 @@ def add_preferences(parser: argparse.ArgumentParser) -> None:
         default="bypass",
         help="bypass all of them (the default), or let those have what they have a specific route to",
     )
+    choice.add_argument(
+        "--mark",
+        metavar="NUMBER",
+        type=_mark,
+        default=0,
+        help="a firewall mark besides the binding, for VPNs that let marked packets pass by (Linux, with CAP_NET_ADMIN)",
+    )
+
+
+def _mark(text: str) -> int:
+    return int(text, 0)
 
 
 def preferences(arguments: argparse.Namespace) -> Preferences:
@@ -80,6 +91,7 @@ def preferences(arguments: argparse.Namespace) -> Preferences:
         expensive=arguments.expensive,
         cost=arguments.cost,
         tunnels=arguments.tunnels,
+        mark=arguments.mark,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.refusal import firewall_error
 from bindsock.dial.resolving import address_of
-from bindsock.errors import BindFailed, EgressMismatch, NoRoute
+from bindsock.errors import BindFailed, EgressMismatch, NoRoute, UnsupportedSystem
 from bindsock.model.decision import Basis, Decision
 from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
 from bindsock.netmon.no_interface import no_effective_interface
@@ -20,6 +20,7 @@ from bindsock.routing.effective import Decider
 if TYPE_CHECKING:
     from bindsock.dial.resolving import SockAddr
     from bindsock.kernel import Kernel
+    from bindsock.model.preferences import Preferences
     from bindsock.model.rejection import Rejection
 
 logger = logging.getLogger("bindsock")
@@ -27,6 +28,20 @@ logger = logging.getLogger("bindsock")
 _NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 """What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
+
+
+def mark_as_preferred(kernel: Kernel, preferences: Preferences) -> Kernel:
+    """Let the kernel mark what it binds, if the preferences have a mark.
+
+    :return: the kernel
+    :raises UnsupportedSystem: the system has no marks
+    """
+    administration = kernel.administration
+    if administration is not None:
+        administration.mark = preferences.mark
+    elif preferences.mark:
+        raise UnsupportedSystem("mark needs Linux: this system has no firewall marks")
+    return kernel
 
 
 def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, destination: IPAddress | None) -> Decision:

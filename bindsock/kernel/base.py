@@ -121,6 +121,9 @@ class Administration(Protocol):
     def gateway(self, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
         """The gateway by which the interface reaches the world, ``None`` if nothing names one. Nothing is sent."""
 
+    mark: int
+    """The firewall mark of every socket that the kernel binds from now on, and with which it asks for routes; 0 for none."""
+
     mender: Mender | None
     """Is shown each reading, and may repair what it finds."""
 

@@ -45,9 +45,14 @@ class Preferences:
     on_no_interface: OnNoInterface = "error"
     """When there is no interface: fail, wait for one, or let the routing table decide (which may mean the tunnel)."""
 
+    mark: int = 0
+    """The firewall mark of every socket besides its binding, for VPNs that let marked packets pass by (Linux ``SO_MARK``, with
+    CAP_NET_ADMIN or CAP_NET_RAW); none if 0. A socket that cannot be marked is not made."""
+
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "expensive"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+        _check_mark(self.mark)
         _choice("cost", self.cost, get_args(Cost))
         _choice("tunnels", self.tunnels, get_args(Tunnels))
         _choice("on_no_interface", self.on_no_interface, get_args(OnNoInterface))
@@ -82,6 +87,13 @@ def _patterns(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or not all(isinstance(pattern, str) for pattern in value):
         raise TypeError(f"{name} must be a sequence of strings, not {value!r}")
     return tuple(value)
+
+
+def _check_mark(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"mark must be a number, not {value!r}")
+    if not 0 <= value <= 0xFFFFFFFF:
+        raise ValueError(f"mark must be a number of 32 bits, not {value!r}")
 
 
 def _choice(name: str, value: object, valid: tuple[str, ...]) -> None:

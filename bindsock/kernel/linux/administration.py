@@ -34,6 +34,7 @@ class Administration:
         self._channel = channel
         self._gateways = gateways
         self.mender: Mender | None = None
+        self.mark = 0
 
     def rules(self) -> Sequence[PolicyRule]:
         """The policy rules of both families."""

@@ -78,6 +78,7 @@ class LinuxKernel:
         is bound to nothing. A partial reading asks only about what events were about. If all that was said is that an interface
         went down, nothing is asked at all: it is the last reading without what goes down with an interface.
         """
+        self._reader.mark = self.administration.mark
         network = self._read(partial)
         if self.administration.mender is not None and self.administration.mender.mend(network):
             network = self._read(False)
@@ -143,12 +144,14 @@ class LinuxKernel:
     def bind(self, sock: socket.socket, interface: Interface) -> None:
         """Bind a fresh socket. Of an interface whose reverse path filter is strict a warning is logged, once."""
         sockets.bind(sock, interface)
+        self._mark(sock, interface)
         self._warn_of_strict_filter(interface)
 
     def rebind(
         self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
     ) -> None:
         """Move a datagram socket in place, in about 10 µs. See :func:`bindsock.kernel.linux.sockets.rebind`."""
+        self._mark(sock, interface)
         sockets.rebind(sock, interface, peer, port)
         self._warn_of_strict_filter(interface)
 
@@ -242,6 +245,10 @@ class LinuxKernel:
         """Close the socket for questions; the next question opens another."""
         self._channel.close()
         self.multipath.close()
+
+    def _mark(self, sock: socket.socket, interface: Interface) -> None:
+        if self.administration.mark:
+            sockets.mark(sock, self.administration.mark, interface)
 
     def _warn_of_strict_filter(self, interface: Interface) -> None:
         if interface.index in self._filters_seen or not interface.usable_addresses(socket.AF_INET):

@@ -26,6 +26,7 @@ from bindsock.kernel.linux.mptcp import sockets as mptcp
 if TYPE_CHECKING:
     from bindsock.model.network import Interface, IPAddress
 
+_SO_MARK = 36
 _SO_BINDTODEVICE = 25
 _SO_BINDTOIFINDEX = 62
 _SO_MARK = 36
@@ -56,6 +57,18 @@ def bind(sock: socket.socket, interface: Interface) -> None:
         # Set again without privilege it is EPERM, even to what it is.
         if error.errno != errno.EPERM or bound(sock) != interface.index:
             _fail(error, "SO_BINDTOIFINDEX", interface)
+
+
+def mark(sock: socket.socket, number: int, interface: Interface) -> None:
+    """Give a socket a firewall mark, by which policy rules and firewalls know its packets.
+
+    :param interface: that it is bound to, for the error
+    :raises BindFailed: without CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, number)
+    except OSError as error:
+        _fail(error, "SO_MARK", interface)
 
 
 def unbind(sock: socket.socket) -> None:

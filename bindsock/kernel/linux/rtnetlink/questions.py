@@ -71,6 +71,8 @@ class Questions:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.mark = 0
+        """The firewall mark of bound sockets."""
 
     def defaults(
         self,
@@ -99,12 +101,16 @@ class Questions:
                 unbound[family] = one.unbound
         return found, unbound
 
-    def answers(self, network: Network, sources: Sequence[IPNetwork], destination: IPAddress, *, mark: int = 0) -> Answers:
+    def answers(
+        self, network: Network, sources: Sequence[IPNetwork], destination: IPAddress, *, mark: int | None = None
+    ) -> Answers:
         """What the kernel says about one destination.
 
         :param network: the last reading
         :param sources: the source prefixes that have rules of their own
+        :param mark: of the bound sockets, instead of :attr:`mark`
         """
+        mark = self.mark if mark is None else mark
         destination = unmapped(destination)
         family = family_of(destination)
         asked = [
@@ -125,7 +131,9 @@ class Questions:
         other = network.interfaces.get(unbound.route.interface or 0) if unbound is not None else None
         if other is not None and _can_be_asked(other) and not _addressed(other, family):
             # An interface without an address, to a single container for one.
-            entry, whole = self.ask([routes.query(destination, other.index, fib_match=match) for match in (True, False)])
+            entry, whole = self.ask(
+                [routes.query(destination, other.index, fib_match=match, mark=mark) for match in (True, False)]
+            )
             if (route := _hop(entry, other.index)) and not isinstance(whole, int):
                 found[other.index] = Lookup(route, _owned(whole.source, network.interfaces))
         for index in found.keys() & {i.index for i in asked if not _addressed(i, family)}:
@@ -159,7 +167,7 @@ class Questions:
 
     def with_sources(self, found: dict[int, Lookup], tried: Sequence[tuple[int, IPAddress]], destination: IPAddress) -> None:
         """Add to what was found the first source address by which each interface has a route."""
-        answers = self.ask([routes.query(destination, index, source=source) for index, source in tried])
+        answers = self.ask([routes.query(destination, index, source=source, mark=self.mark) for index, source in tried])
         for (index, source), answer in zip(tried, answers, strict=True):
             if index not in found and (route := _hop(answer, index)):
                 found[index] = Lookup(route, needs_source=source)
@@ -189,7 +197,9 @@ class _Defaults:
         self._family = family
         self.found: dict[int, Lookup] = {}
         probe, second = PROBES[family]
-        first, *rest = questions.ask([routes.query(probe, None, fib_match=False), *(routes.query(probe, i.index) for i in asked)])
+        first, *rest = questions.ask(
+            [routes.query(probe, None, fib_match=False), *(routes.query(probe, i.index, mark=questions.mark) for i in asked)]
+        )
         longer: list[int] = []
         for interface, answer in zip(asked, rest, strict=True):
             route = _hop(answer, interface.index)
@@ -208,7 +218,10 @@ class _Defaults:
 
     def _ask_again(self, longer: Sequence[int], first: ParsedRoute | int, second: IPAddress) -> ParsedRoute | int:
         """The first question met specific routes. Those of a tunnel that has one for each question are a default in disguise."""
-        bodies = [routes.query(second, None, fib_match=False), *(routes.query(second, index) for index in longer)]
+        bodies = [
+            routes.query(second, None, fib_match=False),
+            *(routes.query(second, index, mark=self._questions.mark) for index in longer),
+        ]
         unbound, *rest = self._questions.ask(bodies)
         passed = False
         for index, answer in zip(longer, rest, strict=True):
@@ -235,7 +248,9 @@ class _Defaults:
         """Of interfaces without an address: from which would the kernel send? Not from a tunnel's, nor from another uplink's."""
         if not unnumbered:
             return
-        answers = self._questions.ask([routes.query(probe, i.index, fib_match=False) for i in unnumbered])
+        answers = self._questions.ask(
+            [routes.query(probe, i.index, fib_match=False, mark=self._questions.mark) for i in unnumbered]
+        )
         uplinks = self.found.keys() - {i.index for i in unnumbered}
         for interface, answer in zip(unnumbered, answers, strict=True):
             lookup = self.found.pop(interface.index)

@@ -48,6 +48,17 @@ class Reader:
         self.last: Network | None = None
         """The last reading."""
 
+    @property
+    def mark(self) -> int:
+        """The firewall mark of bound sockets, with which routes are asked for. Another one makes the last reading old."""
+        return self._questions.mark
+
+    @mark.setter
+    def mark(self, mark: int) -> None:
+        if mark != self._questions.mark:
+            self._questions.mark = mark
+            self.last = None
+
     def network(
         self,
         *,
@@ -190,7 +201,7 @@ class Reader:
         scope = getattr(destination, "scope_id", None)
         if scope is not None and scope not in (str(interface.index), interface.name):
             return False
-        (answer,) = self._questions.ask([_question(destination, interface.index)])
+        (answer,) = self._questions.ask([_question(destination, interface.index, self.mark)])
         if not isinstance(answer, int):
             return answer.type not in routes.DEAD_ENDS
         default = self.last.defaults.get((interface.index, family_of(unmapped(destination)))) if self.last is not None else None
@@ -202,8 +213,8 @@ class Reader:
 
 
 @lru_cache(maxsize=1024)
-def _question(destination: IPAddress, index: int) -> bytes:
+def _question(destination: IPAddress, index: int, mark: int) -> bytes:
     destination = unmapped(destination)
     # Neither of these needs a route: out of the bound device it is heard by whoever is on the link.
     on_link = destination.version == 4 and (destination.is_multicast or int(destination) == 0xFFFFFFFF)
-    return routes.query(destination, index, fib_match=not on_link)
+    return routes.query(destination, index, fib_match=not on_link, mark=mark)
