@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,13 +15,15 @@ from bindsock.run.background import Background
 from bindsock.run.ledger import Ledger
 from bindsock.run.patching import AfterImport
 from bindsock.run.policy import RunPolicy
-from bindsock.run.table import PATCHES, Context
+from bindsock.run.table import PATCHES, UNCOVERED, Context
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import ModuleType, TracebackType
 
     from bindsock.options import BetterPath
 
+
+logger = logging.getLogger("bindsock")
 
 _installed: Installation | None = None
 
@@ -62,11 +65,17 @@ class Installation:
         imports.install(self._undo)
         for patch in PATCHES:
             imports.call(patch.module, functools.partial(patch.apply, context))
+        for name, reason in UNCOVERED.items():
+            imports.call(name, functools.partial(self._tell_uncovered, reason))
         if self._policy.proxy is not None:
             self._leave_proxy_to_others(self._policy.proxy)
         for name, value in environment.for_children(self._policy, os.environ).items():
             self._undo.callback(_set_variable, name, os.environ.get(name))
             os.environ[name] = value
+
+    def _tell_uncovered(self, reason: str, module: ModuleType) -> None:
+        self._ledger.note("escaped", module.__name__, f"imported, and {reason}")
+        logger.warning("%s is not covered by bindsock: %s", module.__name__, reason)
 
     def _leave_proxy_to_others(self, proxy: str) -> None:
         """Child processes inherit the variables, and Python code of this process does not see them: it is bound itself."""

@@ -39,6 +39,15 @@ class Patch:
     apply: Callable[[Context, ModuleType], None]
 
 
+UNCOVERED = {
+    "MySQLdb": "its connections are made in C",
+    "gevent": "its connections are made by _socket",
+    "psycopg": "its connections are made by libpq, in C",
+    "psycopg2": "its connections are made by libpq, in C",
+    "pycurl": "its connections are made by libcurl, in C",
+}
+"""Libraries whose connections nothing here reaches, and why. A program that imports one is told."""
+
 PATCHES = (
     Patch("socket", "blocking sockets", sockets.patch),
     Patch("asyncio", "asyncio", loops.patch_asyncio),

@@ -80,6 +80,11 @@ def test_what_cannot_be_meant_is_an_error_and_installs_nothing(options: dict[str
     assert state() == before
 
 
+def connections(installation: bindsock.Installation) -> list[dict[str, Any]]:
+    """The report without the libraries that other tests of this process have imported."""
+    return [entry for entry in installation.report() if not entry["detail"].startswith("imported")]
+
+
 async def running() -> type[asyncio.AbstractEventLoop]:
     return type(asyncio.get_running_loop())
 
@@ -150,7 +155,7 @@ def test_servers_loopback_and_unix_sockets_are_left_alone(tmp_path: Any) -> None
             sender.sendto(b"one", receiver.getsockname())
             sender.sendmsg([b"two"], (), 0, receiver.getsockname())
             assert (receiver.recv(9), receiver.recv(9)) == (b"one", b"two")
-        assert {entry["outcome"] for entry in installation.report()} == {"left alone"}
+        assert {entry["outcome"] for entry in connections(installation)} == {"left alone"}
 
 
 @pytest.mark.parametrize("address", [None, (), ("127.0.0.1",), ("127.0.0.1", "http"), 7, ("127.0.0.1", -1)])
@@ -192,7 +197,7 @@ def test_what_cannot_be_bound_is_closed_and_refused() -> None:
                 assert sock.fileno() == -1
         with pytest.raises(bindsock.NoEffectiveInterface):
             asyncio.run(_connect("192.0.2.1"))
-        assert installation.report() == [
+        assert connections(installation) == [
             {"outcome": "refused", "what": "sockets", "detail": "NoEffectiveInterface", "count": 4},
             {"outcome": "refused", "what": "event loops", "detail": "NoEffectiveInterface", "count": 1},
         ]

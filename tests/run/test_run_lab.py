@@ -362,6 +362,14 @@ def test_the_report_tells_what_was_left_alone_and_what_escaped(lab: Lab, tmp_pat
     ]
 
 
+def test_a_library_that_is_not_covered_is_told(lab: Lab) -> None:
+    done = run(PYTHON, "-c", "import psycopg, psycopg.pq", options=("--quiet", "--report", "--"))
+    assert done.stderr.splitlines() == [
+        "psycopg is not covered by bindsock: its connections are made by libpq, in C",
+        "bindsock: 1 escaped (psycopg): imported, and its connections are made by libpq, in C",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
