@@ -73,7 +73,7 @@ class Flow:
 
     def failed(self, error: OSError) -> None:
         """Note an error that may happen."""
-        self.errors[type(error).__name__] += 1
+        self.errors[str(error) if type(error) is OSError else type(error).__name__] += 1
 
     def fault(self, text: str) -> None:
         if len(self.faults) < _KEPT:

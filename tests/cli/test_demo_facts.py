@@ -91,6 +91,14 @@ def test_a_handshake_in_the_tunnel_is_too_many_as_well() -> None:
     assert failing(with_flow(seen, leaked)) == ["bindsock: nothing goes into the tunnel"]
 
 
+def test_the_kernels_resets_for_sockets_that_are_gone_are_told_and_are_no_leak() -> None:
+    seen = observation()
+    answered = dataclasses.replace(seen.flow("bindsock", "TCP"), resets=6)
+    assert failing(with_flow(seen, answered)) == []
+    (fact,) = (f for f in facts.of_cling(with_flow(seen, answered)) if f.name == "bindsock: nothing goes into the tunnel")
+    assert fact.text.endswith("; the kernel sent 6 resets there, for sockets that are gone")
+
+
 def test_a_stream_that_does_not_move_fails() -> None:
     seen = observation()
     clung = flow("bindsock", "UDP", lambda t: "wwan0" if t >= 1014.0 else effective(t))
@@ -190,6 +198,17 @@ def test_packets_are_told_apart_by_their_tag_and_by_the_connections_port() -> No
     assert (udp.packets, tcp.packets, dict(tcp.others)) == (((1.0, "wifi0"),), ((1.0, "wifi0"),), {"wifi0": 1})
     assert unknown == {"wifi0": 2}
     assert udp.lost == (1.0,)  # what was sent after the horizon may still be answered
+
+
+def test_a_reset_in_the_tunnel_is_told_apart_and_an_acknowledgement_there_is_not() -> None:
+    program = Program("one", "tagged", PlainSockets(), ("192.0.2.1", 7, 7))
+    program.reports.connections.append(("192.0.2.5", 40000))
+    packets = [
+        Packet(1.0, interface, True, "tcp", "192.0.2.5", "192.0.2.1", 40000, 7, 40, b"", flags)
+        for interface, flags in (("tun0", 4), ("tun0", 16), ("wifi0", 4))
+    ]
+    (_, tcp), _ = observe([program], packets, horizon=5.0)
+    assert (tcp.resets, dict(tcp.others)) == (1, {"tun0": 1, "wifi0": 1})
 
 
 def test_a_delay_counts_from_the_kernels_event_and_ends_with_the_next_switch() -> None:

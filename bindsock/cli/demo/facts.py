@@ -97,8 +97,9 @@ def _of_bindsock(seen: Observation) -> list[Fact]:
         Fact(
             f"{BINDSOCK}: nothing goes into the tunnel",
             on_tunnel == 0 and total > 0,
-            f"{on_tunnel} of {total:,} packets left by {TUNNEL}",
-            {"on_tunnel": on_tunnel, "packets": total},
+            f"{on_tunnel} of {total:,} packets left by {TUNNEL}"
+            + (f"; the kernel sent {tcp.resets} resets there, for sockets that are gone" if tcp.resets else ""),
+            {"on_tunnel": on_tunnel, "packets": total, "resets": tcp.resets},
         ),
         Fact(
             f"{BINDSOCK}: the UDP stream moves each time",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bindsock.testing.lab import Packet
 
 TUNNEL = "tun0"
+_RESET = 4
 
 
 class KernelEvents:
@@ -108,6 +109,8 @@ class Flow:
     connections: int = 1
     endings: tuple[tuple[float, str], ...] = ()
     """When connections ended, and by which exception."""
+    resets: int = 0
+    """Resets in the tunnel: the kernel answers with them what comes for sockets that are gone, and they follow the routes."""
 
     def by_interface(self) -> Counter[str]:
         return Counter(interface for _, interface in self.packets)
@@ -177,6 +180,7 @@ def observe(programs: Sequence[Program], packets: Iterable[Packet], *, horizon: 
     tcp: dict[Program, list[tuple[float, str]]] = {p: [] for p in programs}
     others: dict[Program, Counter[str]] = {p: Counter() for p in programs}
     unknown: Counter[str] = Counter()
+    resets: Counter[Program] = Counter()
     for packet in packets:
         if packet.protocol == "udp":
             owner = tags.get(packet.payload.partition(b" ")[0])
@@ -188,6 +192,8 @@ def observe(programs: Sequence[Program], packets: Iterable[Packet], *, horizon: 
             udp[owner].append((packet.time, packet.interface))
         elif packet.payload:
             tcp[owner].append((packet.time, packet.interface))
+        elif packet.flags & _RESET and packet.interface == TUNNEL:
+            resets[owner] += 1
         else:
             others[owner][packet.interface] += 1
     flows = []
@@ -207,6 +213,7 @@ def observe(programs: Sequence[Program], packets: Iterable[Packet], *, horizon: 
                 dict(others[p]),
                 len(reports.connections),
                 tuple(reports.endings),
+                resets[p],
             )
         )
     return tuple(flows), dict(unknown)
