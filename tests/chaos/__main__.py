@@ -117,7 +117,7 @@ def lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
     lost = ", ".join(f"{count:,} {reason}" for reason, count in outcome.lost.items()) or "none"
     yield f"datagrams: {outcome.accepted:,} accepted, {outcome.sent:,} sent, {outcome.waiting:,} waiting, lost: {lost}"
     dropped, vanished = outcome.lost_on_device, outcome.vanished
-    yield f"of those sent, {outcome.arrived:,} arrived, a device dropped {dropped:,}, {vanished:,} never left"
+    yield f"of those sent, {outcome.arrived:,} arrived, a device dropped {dropped:,}, {vanished:,} were given to none"
     yield "errors: " + (", ".join(f"{count:,} {name}" for name, count in sorted(outcome.errors.items())) or "none")
     if outcome.unseen:
         yield f"{outcome.unseen:,} packets were not seen: the tap could not keep up"

@@ -107,10 +107,13 @@ def growth(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def vanished(observed: Observed) -> dict[str, int]:
-    """By program: datagrams that are counted as sent, that no device sent, and that no counter has as lost on one."""
+    """By program: datagrams that are counted as sent and were given to no device; a neighbour that did not answer, for one.
+
+    Those in ``lost_on_device`` were given to one, for the most part.
+    """
     result = {}
     for name, report in observed.reports.items():
         counted = report["statistics"]
         left = sum(count for (program, _), count in observed.left.items() if program == name)
-        result[name] = sum(counted["sent"].values()) - left - counted["lost_on_device"]
+        result[name] = sum(counted["sent"].values()) - left
     return result

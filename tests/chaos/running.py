@@ -84,7 +84,7 @@ class Outcome:
     lost: dict[str, int] = field(default_factory=dict)
     lost_on_device: int = 0
     vanished: int = 0
-    """Datagrams that were counted as sent and never left a device, beyond those in :attr:`lost_on_device`."""
+    """Datagrams that were counted as sent and given to no device."""
     arrived: int = 0
     unseen: int = 0
     errors: dict[str, int] = field(default_factory=dict)
