@@ -73,7 +73,7 @@ class Connector:
         self.preferences = preferences
         self.interface = interface
         self.better_path: BetterPath = better_path
-        self.repairer = Repairer(kernel, preferences) if repair_routes else None
+        self.repairer: Repairer | None = Repairer(kernel, preferences) if repair_routes else None
         self._resolver = _interface_resolver() if resolver == "interface" else resolver
         self._resolve: Resolve | None = None
         self._interface_resolve: Resolve | None = None

@@ -17,7 +17,7 @@ class BindsockError(OSError):
     :ivar call: the system call or the step that failed, if one did
     """
 
-    default_errno = _errno.EIO
+    default_errno: int = _errno.EIO
 
     def __init__(self, message: str, *, errno: int | None = None, interface: str | None = None, call: str | None = None) -> None:
         code = self.default_errno if errno is None else errno
@@ -45,7 +45,7 @@ class NoEffectiveInterface(BindsockError):
     :ivar decisions: what was looked at, and why each was refused
     """
 
-    default_errno = _errno.ENETUNREACH
+    default_errno: int = _errno.ENETUNREACH
 
     def __init__(self, message: str, *, decisions: tuple[Decision, ...] = (), errno: int | None = None) -> None:
         super().__init__(message, errno=errno)
@@ -55,13 +55,13 @@ class NoEffectiveInterface(BindsockError):
 class BindFailed(BindsockError):
     """The socket could not be bound to the interface. It has been closed: it never sends unbound."""
 
-    default_errno = _errno.ENODEV
+    default_errno: int = _errno.ENODEV
 
 
 class NoRoute(BindsockError):
     """The interface has no real route to the destination, so a packet bound to it would go nowhere. The message names a cure."""
 
-    default_errno = _errno.ENETUNREACH
+    default_errno: int = _errno.ENETUNREACH
 
 
 class FirewallBlocked(BindsockError, PermissionError):
@@ -70,19 +70,19 @@ class FirewallBlocked(BindsockError, PermissionError):
     The message says which, as far as the system tells.
     """
 
-    default_errno = _errno.EPERM
+    default_errno: int = _errno.EPERM
 
 
 class NoAnswer(BindsockError, TimeoutError):
     """The address did not answer within ``connect_timeout``. The message says what could be seen."""
 
-    default_errno = _errno.ETIMEDOUT
+    default_errno: int = _errno.ETIMEDOUT
 
 
 class EgressMismatch(BindsockError):
     """The connection's local address belongs to a tunnel although the socket is bound beneath it."""
 
-    default_errno = _errno.EADDRNOTAVAIL
+    default_errno: int = _errno.EADDRNOTAVAIL
 
 
 class InterfaceChanged(BindsockError, ConnectionError):
@@ -91,7 +91,7 @@ class InterfaceChanged(BindsockError, ConnectionError):
     :ivar new_interface: the interface that took over, if one did
     """
 
-    default_errno = _errno.ENETDOWN
+    default_errno: int = _errno.ENETDOWN
 
     def __init__(
         self,
@@ -112,10 +112,10 @@ class KernelError(BindsockError):
     A truncated or hostile netlink or routing message raises this and nothing else.
     """
 
-    default_errno = _errno.EPROTO
+    default_errno: int = _errno.EPROTO
 
 
 class UnsupportedSystem(BindsockError):
     """bindsock has no kernel backend for this system."""
 
-    default_errno = _errno.ENOTSUP
+    default_errno: int = _errno.ENOTSUP

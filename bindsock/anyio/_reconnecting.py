@@ -56,7 +56,7 @@ class ReconnectingStream(ByteStream):
         self._sent_eof = False
         self._closed = False
         self._failure: anyio.BrokenResourceError | None = None
-        self.reconnections = 0
+        self.reconnections: int = 0
         """How often the connection has been replaced."""
 
     async def open(self) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 
 class TrioLoop:
@@ -53,7 +53,7 @@ class TrioLoop:
         return TrioFuture()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        logger.error(context["message"], exc_info=context.get("exception"))
+        _logger.error(context["message"], exc_info=context.get("exception"))
 
     def add_reader(self, fd: int | socket.socket, callback: Callable[..., object], *args: Any) -> None:
         self._add(self._readers, trio.lowlevel.wait_readable, fd, callback, args)
@@ -176,4 +176,4 @@ def _safely(function: Callable[..., object], *args: Any) -> None:
     try:
         function(*args)
     except Exception:
-        logger.exception("a callback failed")
+        _logger.exception("a callback failed")

@@ -33,7 +33,7 @@ class Printer:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file if file is not None else sys.stdout
-        self.console = terminal(self._file)
+        self.console: Any | None = terminal(self._file)
 
     def line(self, text: str = "", style: str = "") -> None:
         """Print one line, and let whoever reads it have it at once.

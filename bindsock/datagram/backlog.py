@@ -60,7 +60,7 @@ class Backlog:
         self._counts: dict[Hashable, int] = {}
         self._unheld = 0
         """How many wait for room, and not for a path."""
-        self.size = 0
+        self.size: int = 0
         """Bytes of payload."""
 
     def __len__(self) -> int:

@@ -107,7 +107,7 @@ class DropCounter:
         self._note_due = _NEVER
         self._unsent = 0
         self._sent_then = 0
-        self.due = _NEVER
+        self.due: float = _NEVER
         """When :meth:`look` is due, before the next datagram is sent."""
 
     def start(self, interface: Interface | None) -> None:

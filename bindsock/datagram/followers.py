@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _AT_ONCE = 64
 """Sockets that are moved before anything else runs."""
@@ -118,7 +118,7 @@ class DatagramFollowers:
         try:
             member.network_changed(decider, self._cause)
         except Exception:
-            logger.exception("a datagram socket failed to move; the others go on")
+            _logger.exception("a datagram socket failed to move; the others go on")
 
     def _start(self) -> None:
         if not self._moving:

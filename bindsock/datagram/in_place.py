@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
@@ -77,13 +77,13 @@ class InPlace:
         self._source: IPAddress | None = None
         self._source_known = False
         self._hops = runtime.shared(FirstHops)
-        self.requirement = requirement
+        self.requirement: Requirement | None = requirement
         self.placement = placement
         self.broken = False
         """A move failed half-way: the socket must be bound anew before it sends."""
-        self.handed_out = False
+        self.handed_out: bool = False
         """Somebody was given the socket, and may have set options on it."""
-        self.drops = DropCounter(watcher.kernel, runtime.shared(DeviceDrops), watcher.statistics.sent)
+        self.drops: DropCounter = DropCounter(watcher.kernel, runtime.shared(DeviceDrops), watcher.statistics.sent)
         """What the device by which the socket sends has dropped of it."""
 
     def begin(self, network: Network) -> None:
@@ -181,7 +181,7 @@ class InPlace:
         """
         self._watcher.statistics.rebinds_failed += 1
         name = placement.path.interface if placement.path is not None else "no interface"
-        logger.info("a datagram socket is not moved to %s yet, again in %.2f s: %s", name, delay, error)
+        _logger.info("a datagram socket is not moved to %s yet, again in %.2f s: %s", name, delay, error)
 
 
 def follow_datagrams(

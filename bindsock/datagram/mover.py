@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 
 class MoverUser(Protocol):
@@ -124,13 +124,13 @@ class DatagramMover:
         """There is no path: nothing must be sent."""
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
-        self.in_place = InPlace(runtime, watcher, endpoint.requirement, placement, sock.getsockname())
-        self.held = HeldSockets(runtime, endpoint.overlap, self._discard, self._lost_on_device)
+        self.in_place: InPlace = InPlace(runtime, watcher, endpoint.requirement, placement, sock.getsockname())
+        self.held: HeldSockets = HeldSockets(runtime, endpoint.overlap, self._discard, self._lost_on_device)
         """The sockets besides the current one."""
         self.ways: Ways | None = None
         """How to find the socket for a destination; ``None`` if the current one is for all."""
-        self.used = 0.0
-        self.pending = False
+        self.used: float = 0.0
+        self.pending: bool = False
         self._watcher = watcher
         self._endpoint = endpoint
         self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
@@ -311,7 +311,7 @@ class DatagramMover:
         except OSError as error:
             self._failed(error, orders)
             return
-        logger.debug("a datagram endpoint moved from %s to %s", before, self.interface)
+        _logger.debug("a datagram endpoint moved from %s to %s", before, self.interface)
         self._retry.reset()
         if orders.hold:
             self.no_path = True
@@ -356,9 +356,9 @@ class DatagramMover:
                 try:
                     fresh = self._duplicate(placement, network)
                 except OSError as again:
-                    logger.debug("nor can a new datagram socket be made on %s: %s", placement.path.interface, again)
+                    _logger.debug("nor can a new datagram socket be made on %s: %s", placement.path.interface, again)
                     raise error from None
-                logger.debug("a datagram socket could not be moved in place, a new one takes over: %s", error)
+                _logger.debug("a datagram socket could not be moved in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
 
     def _go_on_where_it_is(self, network: Network) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatagramTransport", "open_datagram"]
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 D = TypeVar("D", bound="asyncio.DatagramProtocol")
 
 OVERLAP = 2.0
@@ -310,7 +310,7 @@ class _Opening:
             # It was bound to that address before it was connected: only now, disconnected for a moment, it tells.
             uplink = uplink_of(decider, local)
             if uplink is None:
-                logger.info("a socket that was bound to %s by somebody else is left alone", local)
+                _logger.info("a socket that was bound to %s by somebody else is left alone", local)
                 self._kernel.unbind(sock)
                 return self._mover(sock, None, UNBOUND, None)
             requirement = Requirement(requirement.targets, local)

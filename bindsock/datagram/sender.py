@@ -135,7 +135,7 @@ class Sender:
         owner: Owner,
         remote: SockAddr | None,
     ) -> None:
-        self.backlog = Backlog()
+        self.backlog: Backlog = Backlog()
         self.errors: list[OSError] = []
         """What the protocol is still to be told."""
         self._runtime = runtime

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.loop import Future
     from bindsock.netmon.runtime import Runtime
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _BATCH = 16
 """Datagrams read from one socket before others have their turn."""
@@ -167,7 +167,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             raise ValueError("the endpoint has no remote address: the destination must be given")
         if self._lost:
             if self._lost >= _WARN_AFTER:
-                logger.warning("a datagram was sent by a closed transport")
+                _logger.warning("a datagram was sent by a closed transport")
             self._lost += 1
             self._sender.refuse()
             return

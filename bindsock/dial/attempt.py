@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bindsock.dial.dialer import Dialer
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR})
 
@@ -68,7 +68,7 @@ class Attempt:
     def __init__(self, dialer: Dialer, destination: Destination, local_infos: Sequence[AddrInfo] | None) -> None:
         self._dialer = dialer
         self._local_infos = local_infos
-        self.destination = destination
+        self.destination: Destination = destination
         self.sock: FollowedSocket | None = None
 
     def begin(self) -> bool:
@@ -213,7 +213,7 @@ class Attempt:
             return protocol
         if reason not in dialer.complaints:
             dialer.complaints.add(reason)
-            logger.warning("connections that are to be multipath ones are plain TCP: %s", reason)
+            _logger.warning("connections that are to be multipath ones are plain TCP: %s", reason)
         return None
 
     def _explained(self, error: OSError) -> OSError:

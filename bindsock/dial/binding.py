@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bindsock.model.preferences import Preferences
     from bindsock.model.rejection import Rejection
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
@@ -157,7 +157,7 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
             interface=interface.name,
             call="getsockname",
         )
-    logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
+    _logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
 
 
 def bind_source(sock: socket.socket, decision: Decision) -> None:

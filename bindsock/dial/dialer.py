@@ -34,7 +34,7 @@ __all__ = ["MAX_REDIALS", "Dialer", "Dialled", "PathChanged"]
 
 T = TypeVar("T")
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 MAX_REDIALS = 5
 
@@ -108,7 +108,7 @@ class Dialer:
             elif not race.interrupted:
                 raise self._failure(race.errors)
             self.watcher.statistics.redialled += 1
-            logger.info("the path to %s changed while it was dialled, dialling again", self.host)
+            _logger.info("the path to %s changed while it was dialled, dialling again", self.host)
         raise AssertionError("the last dial returns or raises")
 
     async def _resolved(self, host: str | None, port: int | str | None) -> Sequence[AddrInfo]:
@@ -158,7 +158,7 @@ class Dialer:
         try:
             prefixes = await self.find_nat64()
         except OSError as error:
-            logger.info("%s cannot be reached by IPv4, and the network's NAT64 prefix is not known: %s", self.host, error)
+            _logger.info("%s cannot be reached by IPv4, and the network's NAT64 prefix is not known: %s", self.host, error)
             return []
         return [translated for info in infos for translated in synthesized(info, prefixes)]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.loop import Timer
     from bindsock.netmon.runtime import Runtime
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 DEADLINE = 30.0
 """Seconds within which the peer must end a connection that the program has closed."""
@@ -235,7 +235,7 @@ def duplicate(sock: socket.socket) -> socket.socket | None:
     try:
         return socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
     except OSError as error:
-        logger.debug("an IPv6 connection is closed without waiting for its peer: %s", error)
+        _logger.debug("an IPv6 connection is closed without waiting for its peer: %s", error)
         return None
 
 
@@ -252,4 +252,4 @@ def _reset_at_close(sock: socket.socket) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError as error:
-        logger.debug("a connection that its peer does not end cannot be reset: %s", error)
+        _logger.debug("a connection that its peer does not end cannot be reset: %s", error)

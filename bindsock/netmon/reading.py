@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.network import Network
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _SLEPT = 1.0
 """Seconds by which the two clocks must have drifted apart to call it a sleep."""
@@ -40,7 +40,7 @@ class NetworkReader:
             network = self._kernel.network(partial=True) if partial else self._kernel.network()
         except OSError as error:
             if not self._complained:
-                logger.warning("the network could not be read, the last reading stands: %s", error)
+                _logger.warning("the network could not be read, the last reading stands: %s", error)
                 self._complained = True
             return None
         self._complained = False

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bindsock.kernel import EventSource, Kernel
     from bindsock.netmon.runtime import Runtime
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 
 class EventSources:
@@ -49,7 +49,7 @@ class EventSources:
         try:
             self._sources.extend(kernel.events())
         except OSError as error:
-            logger.warning("no event source can be opened; changes are seen every minute only: %s", error)
+            _logger.warning("no event source can be opened; changes are seen every minute only: %s", error)
         for source in self._sources:
             self._poll.register(source.fileno(), select.POLLIN)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bindsock.netmon.runtime import Runtime
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 BUDGET = 0.005
 """Seconds that the work of one turn of the loop may take together."""
@@ -44,7 +44,7 @@ class CallbackBudget:
             try:
                 self._queue[0]()
             except Exception:
-                logger.exception("a connection could not follow; the others go on")
+                _logger.exception("a connection could not follow; the others go on")
             self._queue.popleft()
             self._spent += self._clock() - begun
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bindsock.kernel import EventSource, Kernel
     from bindsock.netmon.runtime import Runtime
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 LINGER = 1.0
 """Seconds after which a watcher that nobody needs any more rests. A program that dials again and again never lets it rest."""
@@ -55,7 +55,7 @@ class Watcher:
         self.preferences = preferences
         self.interface = interface
         self.runtime = runtime
-        self.statistics = Statistics()
+        self.statistics: Statistics = Statistics()
         self._sources = EventSources(runtime, self._readable)
         self._reader = NetworkReader(kernel)
         self._coalescer = Coalescer(runtime.time())
@@ -249,7 +249,7 @@ class Watcher:
         try:
             dirty = source.drain()
         except OSError as error:
-            logger.warning("an event source failed and is closed; changes are seen every minute only: %s", error)
+            _logger.warning("an event source failed and is closed; changes are seen every minute only: %s", error)
             self._sources.drop(source)
             dirty = source.urgent = True
         self.statistics.overruns += source.overruns - before
@@ -316,7 +316,7 @@ class Watcher:
             try:
                 follower.network_changed(decider, cause)
             except Exception:
-                logger.exception("a follower failed to move; the others go on")
+                _logger.exception("a follower failed to move; the others go on")
         if event_time is not None and self.statistics.rebinds != moved:
             self.statistics.recovery = self.runtime.time() - event_time
             self.statistics.longest_recovery = max(self.statistics.longest_recovery or 0.0, self.statistics.recovery)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from bindsock.factory import TransportFactory
 
-logger = logging.getLogger("bindsock.proxy")
+_logger = logging.getLogger("bindsock.proxy")
 
 _CHUNK = 1 << 16
 _LINGER = 5.0
@@ -90,7 +90,7 @@ class Proxy:
         self._clients: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._turned_away = 0
-        self.served = 0
+        self.served: int = 0
         """How many clients got their connection."""
 
     async def __aenter__(self) -> Self:
@@ -141,7 +141,7 @@ class Proxy:
         if len(self._clients) >= self._max_connections:
             self._turned_away += 1
             if self._turned_away == 1:
-                logger.warning("%d clients are connected, further ones are turned away", len(self._clients))
+                _logger.warning("%d clients are connected, further ones are turned away", len(self._clients))
             writer.transport.abort()
             return
         client = asyncio.get_running_loop().create_task(self._serve(reader, writer), name=f"bindsock proxy {_label(writer)}")
@@ -151,10 +151,10 @@ class Proxy:
     def _gone(self, client: asyncio.Task[None]) -> None:
         self._clients.discard(client)
         if self._turned_away and len(self._clients) < self._max_connections:
-            logger.warning("%d clients have been turned away", self._turned_away)
+            _logger.warning("%d clients have been turned away", self._turned_away)
             self._turned_away = 0
         if not client.cancelled() and client.exception() is not None:
-            logger.error("a client's connection failed unexpectedly", exc_info=client.exception())
+            _logger.error("a client's connection failed unexpectedly", exc_info=client.exception())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         label = f"#{next(self._numbers)} {_label(writer)}"
@@ -164,10 +164,10 @@ class Proxy:
                 async with asyncio.timeout(self._handshake_timeout):
                     dial = await _negotiate(greeting, reader, writer)
             except TimeoutError:
-                logger.info("%s said nothing intelligible for %g s", label, self._handshake_timeout)
+                _logger.info("%s said nothing intelligible for %g s", label, self._handshake_timeout)
                 return
             if isinstance(dial, Refuse):
-                logger.info("%s refused: %s", label, dial.reason)
+                _logger.info("%s refused: %s", label, dial.reason)
                 return
             if dial is None:
                 return
@@ -178,7 +178,7 @@ class Proxy:
             self.served += 1
             await self._pass_on(label, (reader, writer), upstream, greeting.accepted(), dial.early)
         except OSError as error:
-            logger.info("%s ended: %s", label, error)
+            _logger.info("%s ended: %s", label, error)
         finally:
             await _end(writer)
 
@@ -198,9 +198,11 @@ class Proxy:
         except OSError as error:
             failure, reason = failure_of(error), str(error)
         else:
-            logger.info("%s by %s", label, interface_of(upstream[1], kernel=self._factory.kernel) or "no interface in particular")
+            _logger.info(
+                "%s by %s", label, interface_of(upstream[1], kernel=self._factory.kernel) or "no interface in particular"
+            )
             return upstream
-        logger.info("%s failed: %s", label, reason)
+        _logger.info("%s failed: %s", label, reason)
         writer.write(greeting.failed(failure, reason))
         await writer.drain()
         return None
@@ -241,7 +243,7 @@ class Proxy:
             _reset(upstream[1])
         finally:
             await _end(upstream[1])
-            logger.info("%s %s, %d bytes up, %d down, %.1f s", label, outcome, up.bytes, down.bytes, time.monotonic() - begun)
+            _logger.info("%s %s, %d bytes up, %d down, %.1f s", label, outcome, up.bytes, down.bytes, time.monotonic() - begun)
 
     @staticmethod
     async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: _Counter) -> None:

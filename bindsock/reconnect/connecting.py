@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bindsock.options import BetterPath
     from bindsock.reconnect.hooks import Hook
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 """Seconds between a dial that failed and the next."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _EARLY = 2**16
 """Bytes that a new connection may bring before its hook begins. Then it is not read any further."""
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self.error: Exception | None = None
         self.full = False
         """The transport's write buffer is full."""
-        self.received = 0
+        self.received: int = 0
         """How often data came."""
         self.upgrading = False
         """TLS is being started over the transport, which is the TLS protocol's until then."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _PATH_ERRORS = frozenset(
     {
@@ -185,7 +185,7 @@ class Controller:
 
     def dial_failed(self) -> None:
         """See :class:`bindsock.reconnect.connecting.ConnectingUser`."""
-        logger.debug("%s: a dial has failed: %s", self, self._connecting.last_error)
+        _logger.debug("%s: a dial has failed: %s", self, self._connecting.last_error)
         self.feed(Event.DIAL_FAILED)
 
     def dial_again(self) -> None:
@@ -224,8 +224,8 @@ class Controller:
     def _take(self, event: Event) -> None:
         before = self._machine.state
         actions = self._machine.feed(event)
-        if self._machine.state is not before and logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s: %s, %s -> %s", self, event.value, before.value, self._machine.state.value)
+        if self._machine.state is not before and _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("%s: %s, %s -> %s", self, event.value, before.value, self._machine.state.value)
         for action in actions:
             _ACTIONS[action](self)
 
@@ -242,7 +242,7 @@ class Controller:
         return self._connection
 
     def _cut(self) -> None:
-        logger.info("%s is replaced: %s", self, self._leaving.reason or self._current.error)
+        _logger.info("%s is replaced: %s", self, self._leaving.reason or self._current.error)
         self._leaving.mode = "orderly" if self._machine.state is State.DRAINING else "reset"
         self.transport.cut()
 
@@ -302,7 +302,7 @@ class Controller:
         self._patience.recovered()
         self._leaving = _Leaving()
         self._watcher.statistics.reconnected += 1
-        logger.info("%s goes on", self)
+        _logger.info("%s goes on", self)
         self.transport.replace(connection, self._resuming.take_first())
         self._feed_end(connection)
 
@@ -330,7 +330,7 @@ class Controller:
         )
         last_error = self._connecting.last_error
         error.__cause__ = last_error or TimeoutError(errno.ETIMEDOUT, "there was no new connection in time")
-        logger.info("%s; the last error: %s", error, last_error)
+        _logger.info("%s; the last error: %s", error, last_error)
         self._watcher.statistics.ended += 1
         self.transport.end(error)
 

@@ -265,7 +265,7 @@ class Machine:
     """One connection's way through the table."""
 
     def __init__(self) -> None:
-        self.state = State.LIVE
+        self.state: State = State.LIVE
 
     def feed(self, event: Event) -> tuple[Action, ...]:
         """Take an event.

@@ -31,7 +31,7 @@ class Resuming:
     """Runs one hook at a time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, hook: Hook, user: ResumingUser) -> None:
-        self.unread = b""
+        self.unread: bytes = b""
         """What came over the old connection and was not delivered. The hook is told."""
         self.first = b""
         """What the program reads first over the new connection."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.runtime import Runtime
     from bindsock.reconnect.connection import Connection
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _HIGH = 2**16
 _CHUNK = 2**16

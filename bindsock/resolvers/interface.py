@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _LONGEST = 3600.0
 """Seconds for which an answer is kept at most."""

@@ -76,7 +76,7 @@ class Defaults:
         self._refusals = {index: self._refusal(index, interface) for index, interface in self.interfaces.items()}
         self.index: int | None = None
         """The interface that was taken."""
-        self.decision = self._decide()
+        self.decision: Decision = self._decide()
 
     def _ordered(self, first: int | None) -> list[int]:
         def key(index: int) -> tuple[bool, int, bool, int, int]:

@@ -76,7 +76,7 @@ class Decider:
         lookups: Lookups | None = None,
     ) -> None:
         self.network = network
-        self.lookups = lookups if lookups is not None else TableAnswers(network)
+        self.lookups: Lookups = lookups if lookups is not None else TableAnswers(network)
         self.preferences = preferences
         self.pin = interface
         self._decisions: dict[Target, Decision] = {}

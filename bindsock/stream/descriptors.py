@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
     from bindsock.stream.viability import Location
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _STILL_THERE = 60.0
 """Seconds between two looks at whether the connection is still there, for those whose end nobody tells."""
@@ -163,7 +163,7 @@ class DescriptorGuard:
             # What was read between the dial and now raises no further event.
             self.network_changed(decider, Cause.STARTED)
         except OSError as error:
-            logger.warning("the connection to %s is not followed: %s", self._requirement.target, error)
+            _logger.warning("the connection to %s is not followed: %s", self._requirement.target, error)
             self.close()
             return
         if watcher.follows(self):
@@ -263,12 +263,12 @@ class DescriptorGuard:
             if user is not None and hasattr(user, "error"):
                 user.error = error
             watcher.statistics.ended += 1
-            logger.info("%s is ended: %s", connection, found.reason)
+            _logger.info("%s is ended: %s", connection, found.reason)
             try:
                 watcher.kernel.abort(sock)
             except OSError as failure:
                 if failure.errno != errno.EBUSY:
-                    logger.info("a socket could not be aborted: %s", failure)
+                    _logger.info("a socket could not be aborted: %s", failure)
                     return
                 # Linux 6.4 to 6.6 refuse to disconnect a socket on which a thread waits (net/ipv4/tcp.c, tcp_disconnect).
                 with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 
 class PathFollower:
@@ -135,9 +135,9 @@ class PathFollower:
             if kernel.bound(sock) is not None:
                 kernel.rebind(sock, interface)
         except BindFailed as error:
-            logger.info("the connection to %s could not move to %s along with its address: %s", target, interface, error)
+            _logger.info("the connection to %s could not move to %s along with its address: %s", target, interface, error)
             return False
-        logger.info("the connection to %s moved to %s along with its address %s", target, interface, place.local)
+        _logger.info("the connection to %s moved to %s along with its address %s", target, interface, place.local)
         self.place = place
         self._watcher.statistics.rebinds += 1
         return True
@@ -186,7 +186,7 @@ class PathFollower:
             try:
                 self._watcher.kernel.set_user_timeout(sock, user_timeout.seconds)
             except OSError as error:
-                logger.warning("the user timeout of %s cannot be set: %s", self._requirement.target, error)
+                _logger.warning("the user timeout of %s cannot be set: %s", self._requirement.target, error)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamGuard", "StreamGuards", "end_transport", "follow_stream"]
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 
 def follow_stream(
@@ -185,7 +185,7 @@ class StreamGuard:
         connection = f"the connection to {self._requirement.target} over {interface}"
         successor = found.target.name if found.target is not None else None
         self.error = InterfaceChanged(f"{connection} was ended: {found.reason}", interface=interface, new_interface=successor)
-        logger.info(
+        _logger.info(
             "%s is ended: %s; a new one leaves by %s", connection, found.reason, successor or "no interface in particular"
         )
         transport = self._attached(sock)
@@ -254,7 +254,7 @@ def _end(kernel: Kernel, sock: socket.socket, transport: asyncio.WriteTransport 
     try:
         kernel.abort(sock)
     except OSError as failure:
-        logger.info("a socket could not be aborted: %s", failure)
+        _logger.info("a socket could not be aborted: %s", failure)
 
 
 def end_transport(transport: asyncio.WriteTransport, error: InterfaceChanged) -> None:

@@ -31,7 +31,7 @@ class SimulatedPathManager:
         self.privileged = True
         self.needed = False
         """Whether something is left after :meth:`release` and :meth:`sweep`."""
-        self.announced = Endpoints()
+        self.announced: Endpoints = Endpoints()
         """What :meth:`endpoints` says."""
         self.silences: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
         """What :meth:`silence` says, in seconds."""

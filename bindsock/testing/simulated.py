@@ -82,7 +82,7 @@ class SimulatedKernel:
         self._bound: weakref.WeakKeyDictionary[socket.socket, int] = weakref.WeakKeyDictionary()
         self._suspended = 0.0
         self._activity = 0
-        self.readings = 0
+        self.readings: int = 0
         """How often the network was read."""
         self.binds: list[tuple[str, str]] = []
         """What was done to sockets, as ("bind" or "rebind" or "unbind" or "abort", interface), ("limit silence", seconds)."""
@@ -229,7 +229,7 @@ class SimulatedEvents:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        self.overruns = 0
+        self.overruns: int = 0
         self.urgent = True
 
     def signal(self) -> None:

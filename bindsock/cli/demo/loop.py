@@ -51,7 +51,7 @@ class VpnClient(asyncio.DatagramProtocol):
     """
 
     def __init__(self, tun: int, server: str) -> None:
-        self.reentered = 0
+        self.reentered: int = 0
         self.stopped = False
         self._tun = tun
         self._server = socket.inet_aton(server)

@@ -92,7 +92,7 @@ class Telemetry(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.sent: dict[int, float] = {}
         self.answered: dict[int, float] = {}
-        self.refused = 0
+        self.refused: int = 0
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -133,8 +133,8 @@ class Program:
     def __init__(self, name: str, tag: str, sockets: Sockets, server: tuple[str, int, int]) -> None:
         self.name = name
         self.tag = tag
-        self.telemetry = Telemetry()
-        self.reports = Reports()
+        self.telemetry: Telemetry = Telemetry()
+        self.reports: Reports = Reports()
         self._sockets = sockets
         self._server = server
         self._tasks: list[asyncio.Task[None]] = []

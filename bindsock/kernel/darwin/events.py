@@ -66,7 +66,7 @@ class _Source:
     """An :class:`bindsock.kernel.EventSource`."""
 
     def __init__(self, sock: SystemSocket) -> None:
-        self.overruns = 0
+        self.overruns: int = 0
         self.urgent = True
         self._sock = sock
         self._finalizer = weakref.finalize(self, sock.close)

@@ -67,8 +67,8 @@ class LinuxKernel:
         self._sources = _Sources()
         self._current = Current(Total(self._reader), self._sources.watched)
         self._gateways = Gateways()
-        self.multipath = PathManager()
-        self.administration = Administration(self._channel, self._gateways)
+        self.multipath: PathManager = PathManager()
+        self.administration: Administration = Administration(self._channel, self._gateways)
         self._filters_seen: set[int] = set()
 
     def network(self, *, partial: bool = False) -> Network:

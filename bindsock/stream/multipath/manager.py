@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.stream.viability import Location
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 JOINING = 5.0
 """Seconds within which a new subflow must be established."""
@@ -164,9 +164,9 @@ class SubflowManager:
             try:
                 self._paths.arrived(sock, place.local)
             except OSError as error:
-                logger.debug("a multipath connection ended as it arrived: %s", error)
+                _logger.debug("a multipath connection ended as it arrived: %s", error)
         self._statistics.rebinds += 1
-        logger.info("a multipath connection is on %s now", place.interface)
+        _logger.info("a multipath connection is on %s now", place.interface)
 
     def settle(self, place: Location) -> None:
         """End what was ordered and is not wanted any more, now that there is a subflow by which the peer can be told.
@@ -191,7 +191,7 @@ class SubflowManager:
             ended = self._paths.remove(sock, address, why)
         except OSError as error:
             self._powerless |= isinstance(error, PermissionError)
-            logger.info("the subflow of %s of a multipath connection could not be ended: %s", address, error)
+            _logger.info("the subflow of %s of a multipath connection could not be ended: %s", address, error)
             return False
         if not ended:
             self._left_alone.add(address)
@@ -216,7 +216,7 @@ class SubflowManager:
             move.address = self._paths.add(sock, move.target)
         except OSError as error:
             self._powerless |= isinstance(error, PermissionError)
-            logger.info("the system makes no subflow by %s for a multipath connection: %s", move.target, error)
+            _logger.info("the system makes no subflow by %s for a multipath connection: %s", move.target, error)
             self._failed(move)
         else:
             self._left_alone.discard(move.address)
@@ -242,7 +242,7 @@ class SubflowManager:
             else:
                 self._wait(move)
         else:
-            logger.info("a multipath connection got no subflow by %s within %g s", move.target, JOINING)
+            _logger.info("a multipath connection got no subflow by %s within %g s", move.target, JOINING)
             self._failed(move)
 
     def _failed(self, move: _Move) -> None:

@@ -42,7 +42,7 @@ class SimulatedDarwin(ConfiguredMachine):
         """What a sandbox forbids: ``"route"`` and ``"event"`` sockets, ``"dump"``."""
         self.knows_vpn = True
         """Whether SIOCGIFXFLAGS is answered with IFXF_IS_VPN (macOS 15)."""
-        self.slept = 0.0
+        self.slept: float = 0.0
         """How many seconds it has slept."""
         self.sockets: list[SimulatedSocket] = []
         self._last_port = 49151

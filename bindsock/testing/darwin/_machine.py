@@ -28,7 +28,7 @@ class SimulatedMachine:
     """The part of :class:`SimulatedDarwin` that a test scripts."""
 
     def __init__(self) -> None:
-        self.state = State()
+        self.state: State = State()
         self.recycled: dict[str, SimulatedInterface] = {}
         """The interface that had a name last."""
         self.listeners: weakref.WeakSet[SimulatedSystemSocket] = weakref.WeakSet()

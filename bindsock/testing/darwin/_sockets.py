@@ -89,8 +89,8 @@ class SimulatedSocket:
         self.type = kind
         self.proto = protocol
         self.version = 4 if family == abi.AF_INET else 6
-        self.established = False
-        self.unsent = b""
+        self.established: bool = False
+        self.unsent: bytes = b""
         """What TCP has not been told to have arrived."""
         self._options = _Options()
         self._address = _Address()

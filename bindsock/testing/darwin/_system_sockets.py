@@ -30,7 +30,7 @@ class SimulatedSystemSocket:
     def __init__(self, kernel: SimulatedDarwin, size: int) -> None:
         self.kernel = kernel
         self.queue: deque[bytes] = deque()
-        self.dropped = 0
+        self.dropped: int = 0
         self._size = size
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)

@@ -86,8 +86,8 @@ class Lab:
     def __init__(self, *, uplinks: Sequence[str] = ("wifi0", "eth0"), reply_delay: float = 0.0) -> None:
         if not 1 <= len(uplinks) <= 7:
             raise ValueError("a laboratory has 1 to 7 uplinks")
-        self.uplinks = tuple(uplinks)
-        self.server = Server()
+        self.uplinks: tuple[str, ...] = tuple(uplinks)
+        self.server: Server = Server()
         self._reply_delay = reply_delay
         self._namespaces: dict[str, int] = {}
         self._exits = contextlib.ExitStack()

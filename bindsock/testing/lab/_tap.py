@@ -87,7 +87,7 @@ class Tap:
     def __init__(self, namespace: int, wanted: Callable[[Packet], bool]) -> None:
         self._wanted = wanted
         self._packets: list[Packet] = []
-        self.dropped = 0
+        self.dropped: int = 0
         """How many packets of any kind the kernel could not queue. Not 0 means that :attr:`packets` has holes."""
         with inside(namespace):
             self._socket = socket.socket(_AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))

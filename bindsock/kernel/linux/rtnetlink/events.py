@@ -56,9 +56,9 @@ class RouteEvents:
         :param buffer_bytes: how much may wait unread; without CAP_NET_ADMIN the system's ``net.core.rmem_max`` is the most
         :raises OSError: the socket cannot be opened
         """
-        self.overruns = 0
-        self.urgent = True
-        self.news = PendingEvents(concerns)
+        self.overruns: int = 0
+        self.urgent: bool = True
+        self.news: PendingEvents = PendingEvents(concerns)
         """What was said since the last reading, of which whoever reads takes notice by :meth:`PendingEvents.clear`."""
         self._sock = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._finalizer = weakref.finalize(self, self._sock.close)

@@ -38,7 +38,7 @@ class Asked:
     ) -> None:
         self._ask = ask
         self._keeps = keeps
-        self.known = known if known is not None else {}
+        self.known: dict[IPAddress, Answers] = known if known is not None else {}
         """By destination, the oldest first."""
         self._forgot = False
         """Whether something was answered that is not known any more: then any event may concern it."""

@@ -43,7 +43,7 @@ class Reader:
         self._links: dict[int, links.Link] = {}
         self._kinds: dict[int, tuple[InterfaceKind, bool]] = {}
         self._had_others = False
-        self.rules = Rules()
+        self.rules: Rules = Rules()
         """The policy rules of the last reading."""
         self.last: Network | None = None
         """The last reading."""
