@@ -69,7 +69,7 @@ class Connector:
         *,
         repair_routes: bool = False,
     ) -> None:
-        self.kernel = mark_as_preferred(kernel, preferences)
+        self.kernel: Kernel = mark_as_preferred(kernel, preferences)
         self.preferences = preferences
         self.interface = interface
         self.better_path: BetterPath = better_path

@@ -28,6 +28,7 @@ from bindsock.model.statistics import UNBOUND
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface
+    from bindsock.netmon.loop import Clock
     from bindsock.netmon.runtime import Runtime
 
 LOOK = 0.02
@@ -53,7 +54,7 @@ class DeviceDrops:
     __slots__ = ("_claimed", "_latest", "time")
 
     def __init__(self, runtime: Runtime) -> None:
-        self.time = runtime.time
+        self.time: Clock = runtime.time
         self._claimed: dict[int, int] = {}
         self._latest: dict[int, tuple[float, int]] = {}
 

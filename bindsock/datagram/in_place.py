@@ -78,8 +78,8 @@ class InPlace:
         self._source_known = False
         self._hops = runtime.shared(FirstHops)
         self.requirement: Requirement | None = requirement
-        self.placement = placement
-        self.broken = False
+        self.placement: Placement = placement
+        self.broken: bool = False
         """A move failed half-way: the socket must be bound anew before it sends."""
         self.handed_out: bool = False
         """Somebody was given the socket, and may have set options on it."""
@@ -250,7 +250,7 @@ class InPlaceMover:
         pin: str | None,
         runtime: Runtime,
     ) -> None:
-        self.used = 0.0
+        self.used: float = 0.0
         self.pending = False
         self._watcher = watcher
         self._followers = followers_of(watcher)

@@ -118,9 +118,9 @@ class DatagramMover:
         sock: socket.socket,
         placement: Placement,
     ) -> None:
-        self.sock = sock
+        self.sock: socket.socket = sock
         self.peer: SockAddr | None = peer_of(sock)
-        self.no_path = False
+        self.no_path: bool = False
         """There is no path: nothing must be sent."""
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""

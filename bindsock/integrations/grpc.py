@@ -213,7 +213,7 @@ class Endpoint:
 
     def __init__(self, factory: TransportFactory) -> None:
         secret = secrets.token_urlsafe(32)
-        self.closed = False
+        self.closed: bool = False
         self._loop = asyncio.get_running_loop()
         self._authorization = base64.b64encode(f"{_USER}:{secret}".encode()).decode()
         self._proxy = Proxy(factory, credentials={_USER: secret}, max_connections=_MAX_CONNECTIONS)

@@ -103,4 +103,4 @@ class PoolManager(urllib3.PoolManager):
         **options: Any,
     ) -> None:
         super().__init__(num_pools, headers, **options)
-        self.pool_classes_by_scheme = pool_classes(BlockingConnector(interface, preferences, better_path, dead_after))
+        self.pool_classes_by_scheme: Any = pool_classes(BlockingConnector(interface, preferences, better_path, dead_after))

@@ -33,7 +33,7 @@ class ChangeListener:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._change: Change | None = None
-        self.ended = False
+        self.ended: bool = False
 
     def put(self, change: Change) -> None:
         self._change = change if self._change is None else merged(self._change, change)

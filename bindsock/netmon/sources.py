@@ -23,9 +23,9 @@ class EventSources:
     """
 
     def __init__(self, runtime: Runtime, readable: Callable[[EventSource], object]) -> None:
-        self.opened = False
+        self.opened: bool = False
         """Whether they are open, as far as the kernel has any."""
-        self.registered = False
+        self.registered: bool = False
         """Whether the event loop watches them."""
         self._runtime = runtime
         self._readable = readable

@@ -79,17 +79,17 @@ class Connection(asyncio.Protocol):
         self.dialled = dialled
         self.follower: PathFollower | None = None
         self.transport: asyncio.Transport
-        self.finished = False
+        self.finished: bool = False
         """The peer has sent its end of file."""
         self.keep_open: bool | None = True
         """Whether the transport stays open for writing when the peer has finished."""
-        self.ended = False
+        self.ended: bool = False
         self.error: Exception | None = None
-        self.full = False
+        self.full: bool = False
         """The transport's write buffer is full."""
         self.received: int = 0
         """How often data came."""
-        self.upgrading = False
+        self.upgrading: bool = False
         """TLS is being started over the transport, which is the TLS protocol's until then."""
         self._owner: ConnectionOwner | None = owner
         self._sink: Callable[[bytes], object] | None = None

@@ -33,7 +33,7 @@ class Resuming:
     def __init__(self, loop: asyncio.AbstractEventLoop, hook: Hook, user: ResumingUser) -> None:
         self.unread: bytes = b""
         """What came over the old connection and was not delivered. The hook is told."""
-        self.first = b""
+        self.first: bytes = b""
         """What the program reads first over the new connection."""
         self._loop = loop
         self._hook = hook

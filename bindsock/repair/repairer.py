@@ -34,7 +34,7 @@ class Repairer:
         administration = kernel.administration
         if administration is None:
             raise UnsupportedSystem("repair_routes needs Linux: this system has no policy rules")
-        self.said = ""
+        self.said: str = ""
         self._administration: Administration = administration
         self._preferences = preferences
         self._seen: Network | None = None

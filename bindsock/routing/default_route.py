@@ -21,14 +21,14 @@ import socket
 from typing import TYPE_CHECKING, TypeAlias
 
 from bindsock.model.decision import Basis, Candidate, Decision
-from bindsock.model.network import Interface, InterfaceKind, Network, Route
+from bindsock.model.network import Interface, InterfaceKind, Lookup, Network, Route
 from bindsock.model.preferences import is_expensive
 from bindsock.model.tables import table_order
 from bindsock.routing.sources import source_of
 from bindsock.routing.usable import Refusal, Stage, is_tunnel, unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from bindsock.model.preferences import Preferences
 
@@ -61,11 +61,11 @@ class Defaults:
 
     def __init__(self, network: Network, family: socket.AddressFamily, preferences: Preferences, first: int | None) -> None:
         self.network = network
-        self.interfaces = network.interfaces
+        self.interfaces: Mapping[int, Interface] = network.interfaces
         self.family = family
         self.preferences = preferences
         self.first = first
-        self.lookups = {index: lookup for (index, of), lookup in network.defaults.items() if of == family}
+        self.lookups: dict[int, Lookup] = {index: lookup for (index, of), lookup in network.defaults.items() if of == family}
         """The system's answer for a socket that is bound to the interface."""
         self._best = {index: lookup.route for index, lookup in self.lookups.items() if lookup.usable and index in self.interfaces}
         self._order = self._ordered(first)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bindsock.options import BetterPath
 
 
-logger = logging.getLogger("bindsock")
+_logger = logging.getLogger("bindsock")
 
 _installed: Installation | None = None
 
@@ -75,7 +75,7 @@ class Installation:
 
     def _tell_uncovered(self, reason: str, module: ModuleType) -> None:
         self._ledger.note("escaped", module.__name__, f"imported, and {reason}")
-        logger.warning("%s is not covered by bindsock: %s", module.__name__, reason)
+        _logger.warning("%s is not covered by bindsock: %s", module.__name__, reason)
 
     def _leave_proxy_to_others(self, proxy: str) -> None:
         """Child processes inherit the variables, and Python code of this process does not see them: it is bound itself."""

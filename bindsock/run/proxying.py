@@ -29,7 +29,7 @@ class ProxyThread:
         self._secret = secrets.token_urlsafe(24)
         self._listening: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
         self._thread = threading.Thread(target=self._run, name="bindsock run --proxy", daemon=True)
-        self.url = ""
+        self.url: str = ""
 
     def __enter__(self) -> Self:
         self._thread.start()

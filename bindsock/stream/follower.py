@@ -64,7 +64,7 @@ class PathFollower:
                 self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._ask)
         if local is None:
             local = unmapped(address_of(sock.getsockname()))
-        self.place = location_of(watcher.latest.network, path.interface, path.index, local)
+        self.place: Location = location_of(watcher.latest.network, path.interface, path.index, local)
 
     def update(self, sock: socket.socket, decider: Decider) -> Orders:
         """Plan, and carry out what concerns the connection itself.

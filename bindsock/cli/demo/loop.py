@@ -52,7 +52,7 @@ class VpnClient(asyncio.DatagramProtocol):
 
     def __init__(self, tun: int, server: str) -> None:
         self.reentered: int = 0
-        self.stopped = False
+        self.stopped: bool = False
         self._tun = tun
         self._server = socket.inet_aton(server)
         self._transport: Any = None

@@ -26,7 +26,7 @@ class UserTimeout:
         self, watcher: Watcher, paths: PathManager, sock: socket.socket, seconds: float, update: Callable[[], object]
     ) -> None:
         self.seconds = seconds
-        self.expired = False
+        self.expired: bool = False
         """Whether the peer has been silent for so long."""
         self._paths = paths
         self._runtime = watcher.runtime

@@ -32,7 +32,7 @@ class SimulatedMachine:
         self.recycled: dict[str, SimulatedInterface] = {}
         """The interface that had a name last."""
         self.listeners: weakref.WeakSet[SimulatedSystemSocket] = weakref.WeakSet()
-        self.ipv6_default = ""
+        self.ipv6_default: str = ""
         """The name of IPv6's default interface: the one whose router is used without a scope."""
         self._last_index = 0
         self._event_number = 0

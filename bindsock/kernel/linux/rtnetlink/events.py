@@ -130,11 +130,11 @@ class PendingEvents:
 
     def __init__(self, concerns: Concerns) -> None:
         self._concerns = concerns
-        self.lost = False
+        self.lost: bool = False
         """Events were lost, so that anything may have changed."""
-        self.interfaces = True
+        self.interfaces: bool = True
         """An interface or an address may have changed otherwise than by going down."""
-        self.rules = True
+        self.rules: bool = True
         """A policy rule may have changed, or a nexthop object."""
         self.defaults: set[socket.AddressFamily] = set(FAMILIES)
         """The families of which a default route may have changed otherwise than by going down with its interface."""

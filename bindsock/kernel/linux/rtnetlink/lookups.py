@@ -125,7 +125,7 @@ class Current:
 
     def __init__(self, ask: Callable[[IPAddress], Answers], keeps: Callable[[], bool]) -> None:
         self._ask = ask
-        self.asked = Asked(ask, keeps)
+        self.asked: Asked = Asked(ask, keeps)
         """The answers that are right now."""
         self._guessed = False
         """Whether answers were changed without asking."""
