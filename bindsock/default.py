@@ -7,10 +7,9 @@ import inspect
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock import kernel as kernels
-from bindsock.datagram.open import DatagramTransport
 from bindsock.dial.resolving import AddrInfo
 from bindsock.factory import Changes, TransportFactory
 from bindsock.kernel import Kernel
@@ -20,8 +19,11 @@ from bindsock.model.statistics import Statistics
 from bindsock.model.subflows import Multipath
 from bindsock.netmon.runtime import Runtime, runtime_of, runtimes
 from bindsock.options import CONNECT_TIMEOUT, DRAIN_TIMEOUT, LIMIT, RECONNECT_TIMEOUT, BetterPath, known_keywords_only
-from bindsock.reconnect.hooks import OnReconnect
 from bindsock.routing.effective import Preferences
+
+if TYPE_CHECKING:
+    from bindsock.datagram.open import DatagramTransport
+    from bindsock.reconnect.hooks import OnReconnect
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P", bound=asyncio.BaseProtocol)
