@@ -372,6 +372,20 @@ async def test_a_subflow_that_appears_in_the_tunnel_is_ended_at_the_next_reading
         await ping(connected, b"y\n")
 
 
+async def test_the_systems_endpoints_come_and_go_and_the_connection_stays(lab: Lab, source: Source) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        for _ in range(3):
+            lab.ip("mptcp", "endpoint", "add", lab.address("eth0"), "dev", "eth0", "subflow")
+            await until(lambda: sorted(map(str, interfaces(connected[1]))) == ["eth0", "wifi0"])
+            await ping(connected, b"with it\n")
+            number = lab.ip("mptcp", "endpoint", "show").split()[2]
+            lab.ip("mptcp", "endpoint", "delete", "id", number)
+            await until(lambda: interfaces(connected[1]) == ["wifi0"])
+            await ping(connected, b"without it\n")
+
+
 async def test_a_pinned_connection_stays_on_its_interface(lab: Lab, path_manager: str, source: Source) -> None:
     connected = await bindsock.open_connection(*source.address, multipath=True, interface="wifi0")
     with closing(connected[1]):
