@@ -92,9 +92,6 @@ def listening_to_routers(lab: Lab, directory: Path, *said: Advertisement) -> Ite
         yield host, router
 
 
-@pytest.mark.xfail(
-    reason="the router preference (RFC 4191) is not read: the default route that is listed first is taken", raises=AssertionError
-)
 def test_the_preferred_router_is_taken(lab: Lab, tmp_path: Path) -> None:
     high, low = Advertisement("high"), Advertisement("low")
     with (
