@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import socket
-import ssl as ssl_module
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from bindsock import kernel as kernels
 from bindsock.dial.resolving import AddrInfo
-from bindsock.factory import Changes, TransportFactory
+from bindsock.factory import TransportFactory
 from bindsock.kernel import Kernel
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Target
 from bindsock.model.statistics import Statistics
 from bindsock.model.subflows import Multipath
 from bindsock.netmon.runtime import Runtime, runtime_of, runtimes
-from bindsock.options import CONNECT_TIMEOUT, DRAIN_TIMEOUT, LIMIT, RECONNECT_TIMEOUT, BetterPath, known_keywords_only
+from bindsock.options import known_keywords_only
 from bindsock.routing.effective import Preferences
 
-if TYPE_CHECKING:
-    from bindsock.datagram.open import DatagramTransport
-    from bindsock.reconnect.hooks import OnReconnect
-
-F = TypeVar("F", bound=Callable[..., Any])
-P = TypeVar("P", bound=asyncio.BaseProtocol)
-D = TypeVar("D", bound=asyncio.DatagramProtocol)
+Q = ParamSpec("Q")
+R = TypeVar("R")
 
 
 class _Default:
@@ -63,201 +58,30 @@ def find_running() -> tuple[asyncio.AbstractEventLoop, TransportFactory] | None:
     return None
 
 
-def _documented_by(method: Callable[..., Any]) -> Callable[[F], F]:
-    """Give a function of the running loop's factory the docstring of the method that it calls."""
+def _on_running_factory(method: Callable[Concatenate[TransportFactory, Q], R]) -> Callable[Q, R]:
+    """A function with a method's signature and docstring that calls it on the running loop's factory."""
+    name = method.__name__
 
-    def documented(function: F) -> F:
-        function.__doc__ = inspect.getdoc(method)
-        return known_keywords_only(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(running_factory(), name)(*args, **kwargs)
 
-    return documented
+    async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
+        return await call(*args, **kwargs)
 
-
-@_documented_by(TransportFactory.create_connection)
-async def create_connection(
-    protocol_factory: Callable[[], P],
-    host: str | None = None,
-    port: int | str | None = None,
-    *,
-    ssl: ssl_module.SSLContext | bool | None = None,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    sock: socket.socket | None = None,
-    local_addr: tuple[str, int] | None = None,
-    server_hostname: str | None = None,
-    ssl_handshake_timeout: float | None = None,
-    ssl_shutdown_timeout: float | None = None,
-    happy_eyeballs_delay: float | None = None,
-    interleave: int | None = None,
-    all_errors: bool = False,
-    interface: str | None = None,
-    better_path: BetterPath | None = None,
-    connect_timeout: float | None = CONNECT_TIMEOUT,
-    dead_after: float | None = None,
-    multipath: bool = False,
-    drain_timeout: float = DRAIN_TIMEOUT,
-    reconnect_timeout: float | None = RECONNECT_TIMEOUT,
-) -> tuple[asyncio.Transport, P]:
-    return await running_factory().create_connection(
-        protocol_factory,
-        host,
-        port,
-        ssl=ssl,
-        family=family,
-        proto=proto,
-        flags=flags,
-        sock=sock,
-        local_addr=local_addr,
-        server_hostname=server_hostname,
-        ssl_handshake_timeout=ssl_handshake_timeout,
-        ssl_shutdown_timeout=ssl_shutdown_timeout,
-        happy_eyeballs_delay=happy_eyeballs_delay,
-        interleave=interleave,
-        all_errors=all_errors,
-        interface=interface,
-        better_path=better_path,
-        connect_timeout=connect_timeout,
-        dead_after=dead_after,
-        multipath=multipath,
-        drain_timeout=drain_timeout,
-        reconnect_timeout=reconnect_timeout,
-    )
+    is_coroutine_function = inspect.iscoroutinefunction(inspect.unwrap(method))
+    function: Any = functools.wraps(method)(call_and_wait if is_coroutine_function else call)
+    signature = inspect.signature(method)
+    function.__signature__ = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
+    function.__module__, function.__qualname__, function.__doc__ = __name__, name, inspect.getdoc(method)
+    return cast("Callable[Q, R]", known_keywords_only(function))
 
 
-@_documented_by(TransportFactory.open_connection)
-async def open_connection(
-    host: str | None = None,
-    port: int | str | None = None,
-    *,
-    limit: int = LIMIT,
-    on_reconnect: OnReconnect | None = None,
-    ssl: ssl_module.SSLContext | bool | None = None,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    sock: socket.socket | None = None,
-    local_addr: tuple[str, int] | None = None,
-    server_hostname: str | None = None,
-    ssl_handshake_timeout: float | None = None,
-    ssl_shutdown_timeout: float | None = None,
-    happy_eyeballs_delay: float | None = None,
-    interleave: int | None = None,
-    all_errors: bool = False,
-    interface: str | None = None,
-    better_path: BetterPath | None = None,
-    connect_timeout: float | None = CONNECT_TIMEOUT,
-    dead_after: float | None = None,
-    multipath: bool = False,
-    drain_timeout: float = DRAIN_TIMEOUT,
-    reconnect_timeout: float | None = RECONNECT_TIMEOUT,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await running_factory().open_connection(
-        host,
-        port,
-        limit=limit,
-        on_reconnect=on_reconnect,
-        ssl=ssl,
-        family=family,
-        proto=proto,
-        flags=flags,
-        sock=sock,
-        local_addr=local_addr,
-        server_hostname=server_hostname,
-        ssl_handshake_timeout=ssl_handshake_timeout,
-        ssl_shutdown_timeout=ssl_shutdown_timeout,
-        happy_eyeballs_delay=happy_eyeballs_delay,
-        interleave=interleave,
-        all_errors=all_errors,
-        interface=interface,
-        better_path=better_path,
-        connect_timeout=connect_timeout,
-        dead_after=dead_after,
-        multipath=multipath,
-        drain_timeout=drain_timeout,
-        reconnect_timeout=reconnect_timeout,
-    )
-
-
-@_documented_by(TransportFactory.connect)
-async def connect(
-    host: str,
-    port: int | str,
-    *,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    local_addr: tuple[str, int] | None = None,
-    happy_eyeballs_delay: float | None = 0.25,
-    interleave: int | None = None,
-    all_errors: bool = False,
-    interface: str | None = None,
-    better_path: BetterPath | None = None,
-    connect_timeout: float | None = CONNECT_TIMEOUT,
-    dead_after: float | None = None,
-    multipath: bool = False,
-) -> socket.socket:
-    return await running_factory().connect(
-        host,
-        port,
-        family=family,
-        proto=proto,
-        flags=flags,
-        local_addr=local_addr,
-        happy_eyeballs_delay=happy_eyeballs_delay,
-        interleave=interleave,
-        all_errors=all_errors,
-        interface=interface,
-        better_path=better_path,
-        connect_timeout=connect_timeout,
-        dead_after=dead_after,
-        multipath=multipath,
-    )
-
-
-@_documented_by(TransportFactory.create_datagram_endpoint)
-async def create_datagram_endpoint(
-    protocol_factory: Callable[[], D],
-    local_addr: tuple[str, int] | None = None,
-    remote_addr: tuple[str, int] | None = None,
-    *,
-    family: int = 0,
-    proto: int = 0,
-    flags: int = 0,
-    reuse_port: bool | None = None,
-    allow_broadcast: bool | None = None,
-    sock: socket.socket | None = None,
-    interface: str | None = None,
-) -> tuple[DatagramTransport, D]:
-    return await running_factory().create_datagram_endpoint(
-        protocol_factory,
-        local_addr,
-        remote_addr,
-        family=family,
-        proto=proto,
-        flags=flags,
-        reuse_port=reuse_port,
-        allow_broadcast=allow_broadcast,
-        sock=sock,
-        interface=interface,
-    )
-
-
-@_documented_by(TransportFactory.track)
-def track(
-    sock: socket.socket,
-    *,
-    better_path: BetterPath | None = None,
-) -> None:
-    running_factory().track(
-        sock,
-        better_path=better_path,
-    )
-
-
-@_documented_by(TransportFactory.changes)
-def changes() -> Changes:
-    return running_factory().changes()
+create_connection = _on_running_factory(TransportFactory.create_connection)
+open_connection = _on_running_factory(TransportFactory.open_connection)
+connect = _on_running_factory(TransportFactory.connect)
+create_datagram_endpoint = _on_running_factory(TransportFactory.create_datagram_endpoint)
+track = _on_running_factory(TransportFactory.track)
+changes = _on_running_factory(TransportFactory.changes)
 
 
 def statistics() -> Statistics:
