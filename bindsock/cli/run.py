@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.cli.options import Exit, add_json, add_preferences, add_repair, fail, preferences
 from bindsock.run import ledger
+from bindsock.run.beside import proxy_beside, repairs_beside
 from bindsock.run.environment import for_children, for_others, obstacle
 from bindsock.run.policy import RunPolicy
-from bindsock.run.proxying import ProxyThread
-from bindsock.run.repairing import RepairThread
 from bindsock.run.supervising import end_like, run_child
 from bindsock.run.table import PATCHES
 
@@ -97,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if arguments.repair_routes:
-            stack.enter_context(RepairThread(policy))
+            stack.enter_context(repairs_beside(policy))
         journal = stack.enter_context(tempfile.NamedTemporaryFile(prefix="bindsock-run-")).name if arguments.report else None
-        proxy = stack.enter_context(ProxyThread(policy)).url if arguments.proxy else None
+        proxy = stack.enter_context(proxy_beside(policy)) if arguments.proxy else None
         policy = dataclasses.replace(policy, proxy=proxy, journal=journal)
         environment = os.environ | for_children(policy, os.environ)
         if proxy is not None:
