@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bindsock.testing.lab import Lab, LabUnavailable, VpnMode, VpnOuter, _namespaces, _netlink, available
+from bindsock.testing.lab import Lab, LabUnavailable, Packet, Tap, VpnMode, VpnOuter, _namespaces, _netlink, available
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -345,6 +345,41 @@ def test_the_tap_tells_what_left_when_and_where(lab: Lab, family: socket.Address
     assert (packet.length, packet.payload) == ((28 if family == V4 else 48) + 4, b"ping")
     assert tap.packets == [packet]
     assert tap.dropped == 0
+
+
+def test_the_tap_shows_every_packet_though_the_clock_is_stepped_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab.tap(protocol="udp", port=lab.server.udp_port) as tap:
+        for _ in range(3):
+            seen_by_udp(lab)
+        before = time.time() - 3600
+        monkeypatch.setattr(time, "time", lambda: before)
+        assert len(tap.packets) == 3
+
+
+def test_the_tap_shows_every_packet_from_the_first_moment(lab: Lab) -> None:
+    for _ in range(50):  # the kernel begins to stamp packets only some time after a tap was opened: now sooner, now later
+        with lab.tap(protocol="udp", port=lab.server.udp_port) as tap:
+            seen_by_udp(lab)
+            seen_by_udp(lab)
+            assert len(tap.packets) == 2
+
+
+def test_the_tap_reads_no_more_than_was_there_when_it_was_asked(lab: Lab) -> None:
+    sent: list[Packet] = []
+    with lab.inside():
+        namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+
+    def send_another(packet: Packet) -> bool:
+        if len(sent) < 1000:
+            sent.append(packet)
+            sock.sendto(b"another", ("127.0.0.1", 9))
+        return True
+
+    with lab.inside(), socket.socket(V4, socket.SOCK_DGRAM) as sock, Tap(namespace, send_another) as tap:
+        os.close(namespace)
+        sock.sendto(b"first", ("127.0.0.1", 9))
+        assert 1 <= len(tap.take()) == len(sent) < 1000
+        assert any(p.payload == b"another" for p in tap.take())
 
 
 def test_the_tap_reads_the_payload_of_tcp(lab: Lab) -> None:

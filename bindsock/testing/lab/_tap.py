@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import socket
 import struct
@@ -123,23 +122,24 @@ class Tap:
             self._socket.close()
 
     def _drain(self) -> None:
-        asked = time.time()
-        since_epoch = asked - time.monotonic()
-        seconds, nanoseconds = 0, 0
-        # Not until nothing is left: where packets come faster than they are read, that is never.
-        while seconds + nanoseconds / 1e9 <= asked:
+        since_epoch = time.time() - time.monotonic()
+        # Bounded by how many there are now, since packets may come faster than they are read. Not by their stamps: these are of a
+        # clock that can be stepped, and a packet that came before the kernel began to stamp is stamped when it is read
+        # (linux net/core/dev.c, net_enable_timestamp; net/socket.c, __sock_recv_timestamp).
+        for _queued in range(self._count()):
             try:
                 data, ancillary, _, address = self._socket.recvmsg(_SNAP_BYTES, 64)
             except BlockingIOError:
                 break
-            except OSError as exc:
-                if exc.errno == errno.ENETDOWN:  # an interface went down, that is all
-                    continue
-                raise
             seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
             moment = seconds - since_epoch + nanoseconds / 1e9
             packet = parse(data, moment, address[0], address[2] == _PACKET_OUTGOING)
             if packet is not None and self._wanted(packet):
                 self._packets.append(packet)
+
+    def _count(self) -> int:
+        """How many packets the kernel has queued since it was asked last."""
         statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        self.dropped += int(struct.unpack("=II", statistics)[1])
+        seen, dropped = struct.unpack("=II", statistics)
+        self.dropped += dropped
+        return int(seen - dropped)
