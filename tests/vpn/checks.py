@@ -93,5 +93,5 @@ def is_refused(lab: Lab, says: str | None = None) -> None:
     for host in SERVERS.values():
         with lab.tap(interface="wifi0", address=host) as tap:
             with pytest.raises(OSError, match=says):
-                asyncio.run(fresh(Echoes([host], lab.server.udp_port, lab.server.tcp_port)))
+                asyncio.run(fresh(Echoes([host], lab.server.udp_port, lab.server.tcp_port), connect_timeout=1.0))
             assert tap.packets == []

@@ -198,12 +198,15 @@ class Quic:
         return self._state
 
 
-async def fresh(echoes: Echoes) -> list[tuple[str, str | None, str]]:
-    """Open a stream and an endpoint in each family: what it is, the interface, the source address that the server saw."""
+async def fresh(echoes: Echoes, **options: Any) -> list[tuple[str, str | None, str]]:
+    """Open a stream and an endpoint in each family: what it is, the interface, the source address that the server saw.
+
+    :param options: of the stream
+    """
     result = []
     for host in echoes.hosts:
         async with asyncio.timeout(_PATIENCE):
-            reader, writer = await bindsock.open_connection(host, echoes.tcp)
+            reader, writer = await bindsock.open_connection(host, echoes.tcp, **options)
             result.append((f"tcp {host}", bindsock.interface_of(writer), (await reader.readline()).split()[1].decode()))
             writer.write_eof()
             await reader.read()
