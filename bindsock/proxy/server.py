@@ -225,7 +225,7 @@ class Proxy:
     ) -> None:
         begun = time.monotonic()
         up, down = _Counter(), _Counter()
-        outcome = "done"
+        outcome = "ended, since the proxy is stopped"
         try:
             client[1].write(answer)
             upstream[1].write(early)
@@ -233,6 +233,7 @@ class Proxy:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump(client[0], upstream[1], up), name=f"bindsock proxy {label} up")
                 tasks.create_task(self._pump(upstream[0], client[1], down), name=f"bindsock proxy {label} down")
+            outcome = "done"
         except* InterfaceChanged as errors:
             outcome = f"ended, since its path is gone: {errors.exceptions[0]}"
             _reset(client[1])
@@ -242,8 +243,8 @@ class Proxy:
             _reset(client[1])
             _reset(upstream[1])
         finally:
-            await _end(upstream[1])
             _logger.info("%s %s, %d bytes up, %d down, %.1f s", label, outcome, up.bytes, down.bytes, time.monotonic() - begun)
+            await _end(upstream[1])
 
     @staticmethod
     async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: _Counter) -> None:

@@ -136,6 +136,18 @@ async def test_closing_the_proxy_ends_its_connections_and_leaves_nothing_open(fa
                 await asyncio.sleep(0.01)
 
 
+async def test_the_log_says_of_a_connection_that_the_proxys_end_has_ended_it(
+    factory: TransportFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with Proxy(factory) as proxy, echo() as port:
+        reader, writer = await ask(await proxy.listen(port=0), port)
+        await reader.readuntil(b"\r\n\r\n")
+        await proxy.aclose()
+        await end(writer)
+    assert "ended, since the proxy is stopped, 0 bytes up, 0 down" in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 async def test_only_loopback_is_listened_on_without_credentials(factory: TransportFactory, host: str) -> None:
     async with Proxy(factory) as proxy:
