@@ -33,14 +33,20 @@ _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 def mark_as_preferred(kernel: Kernel, preferences: Preferences) -> Kernel:
     """Let the kernel mark what it binds, if the preferences have a mark.
 
+    A kernel may be shared: without a mark in the preferences its own is left as it is.
+
     :return: the kernel
     :raises UnsupportedSystem: the system has no marks
+    :raises ValueError: whoever else has the kernel needs another mark
     """
+    if not preferences.mark:
+        return kernel
     administration = kernel.administration
-    if administration is not None:
-        administration.mark = preferences.mark
-    elif preferences.mark:
+    if administration is None:
         raise UnsupportedSystem("mark needs Linux: this system has no firewall marks")
+    if administration.mark not in (0, preferences.mark):
+        raise ValueError(f"the kernel marks its sockets with {administration.mark:#x}: {preferences.mark:#x} needs another one")
+    administration.mark = preferences.mark
     return kernel
 
 

@@ -122,7 +122,8 @@ class Administration(Protocol):
         """The gateway by which the interface reaches the world, ``None`` if nothing names one. Nothing is sent."""
 
     mark: int
-    """The firewall mark of every socket that the kernel binds from now on, and with which it asks for routes; 0 for none."""
+    """The firewall mark of every socket that the kernel binds from now on, and with which it asks for routes; 0 for none.
+    Whoever shares the kernel shares the mark."""
 
     mender: Mender | None
     """Is shown each reading, and may repair what it finds."""

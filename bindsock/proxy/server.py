@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
-from bindsock.default import interface_of
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindsockError, InterfaceChanged, NoEffectiveInterface, NoRoute
 from bindsock.model.decision import Basis
@@ -198,9 +197,7 @@ class Proxy:
         except OSError as error:
             failure, reason = failure_of(error), str(error)
         else:
-            _logger.info(
-                "%s by %s", label, interface_of(upstream[1], kernel=self._factory.kernel) or "no interface in particular"
-            )
+            _logger.info("%s by %s", label, self._factory.interface_of(upstream[1]) or "no interface in particular")
             return upstream
         _logger.info("%s failed: %s", label, reason)
         writer.write(greeting.failed(failure, reason))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 import bindsock
 from bindsock.errors import UnsupportedSystem
+from bindsock.proxy import Proxy
 from bindsock.testing.lab import available
-from bindsock.testing.simulated import SimulatedKernel, network
+from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 from tests.cli.conftest import run as run
 from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.linux.namespaces import as_nobody
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bindsock.kernel import Administration, Kernel
+    from bindsock.model.network import Interface
     from bindsock.testing.lab import Lab
     from tests.cli.conftest import Run
 
@@ -110,6 +115,76 @@ def test_a_blocking_connection_is_marked_too(vpn: None, lab: Lab) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, _SO_MARK) == MARK
         with sock.makefile("rb") as stream:
             assert lab.interface_of(stream.readline().decode().split()[1]) == "wifi0"
+
+
+@pytest.mark.lab
+async def test_each_connection_of_a_proxy_is_marked(vpn: None, lab: Lab) -> None:
+    lab.vpn_up("policy-kill", outer="fwmark")
+    request = f"CONNECT {lab.server.ipv4}:{lab.server.tcp_port} HTTP/1.1\r\n\r\n".encode()
+    async with bindsock.TransportFactory(bindsock.Preferences(mark=MARK)) as factory, Proxy(factory) as proxy:
+        address = await proxy.listen(port=0)
+        for _ in range(3):
+            async with asyncio.timeout(20):
+                reader, writer = await asyncio.open_connection(*address)
+                writer.write(request)
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+                assert lab.interface_of((await reader.readline()).decode().split()[1]) == "wifi0"
+                writer.close()
+                await writer.wait_closed()
+
+
+class Marks:
+    """An administration that knows a mark and nothing else."""
+
+    mark = 0
+
+
+class MarkingKernel(SimulatedKernel):
+    """A kernel that notes the mark of what it binds."""
+
+    def __init__(self) -> None:
+        super().__init__(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1")))
+        self.marks: list[int] = []
+        self.administration = cast("Administration", Marks())
+
+    def bind(self, sock: socket.socket, interface: Interface) -> None:
+        super().bind(sock, interface)
+        assert self.administration is not None
+        self.marks.append(self.administration.mark)
+
+
+def ask_about(kernel: Kernel) -> None:
+    with socket.socket() as sock:
+        bindsock.interface_of(sock, kernel=kernel)
+        bindsock.multipath_of(sock, kernel=kernel)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ask_about,
+        lambda kernel: bindsock.explain("198.51.100.7", kernel=kernel),
+        lambda kernel: bindsock.effective_interface(kernel=kernel),
+        lambda kernel: bindsock.TransportFactory(kernel=kernel),
+    ],
+    ids=["interface_of", "explain", "effective_interface", "factory"],
+)
+def test_whoever_asks_the_same_kernel_without_a_mark_leaves_a_factorys_mark_alone(other: Callable[[Kernel], Any]) -> None:
+    kernel = MarkingKernel()
+    factory = bindsock.TransportFactory(bindsock.Preferences(mark=MARK), kernel=kernel)
+    for _ in range(3):
+        with socket.socket() as sock:
+            factory.bind(sock, "198.51.100.7")
+        other(kernel)
+    assert kernel.marks == [MARK] * 3
+
+
+def test_a_kernel_is_not_shared_between_two_marks() -> None:
+    kernel = MarkingKernel()
+    bindsock.TransportFactory(bindsock.Preferences(mark=MARK), kernel=kernel)
+    with pytest.raises(ValueError, match="needs another one"):
+        bindsock.TransportFactory(bindsock.Preferences(mark=MARK + 1), kernel=kernel)
+    bindsock.TransportFactory(bindsock.Preferences(mark=MARK), kernel=kernel)
 
 
 @pytest.mark.parametrize("mark", [-1, 1 << 32])

@@ -14,7 +14,6 @@ from bindsock.cli import status as status_command
 from bindsock.cli.demo.facts import Fact
 from bindsock.cli.demo.scenario import milliseconds
 from bindsock.cli.output import Printer, columns
-from bindsock.default import interface_of
 from bindsock.factory import TransportFactory
 from bindsock.model.decision import Decision
 from bindsock.model.network import FAMILIES, Network, family_name
@@ -99,7 +98,7 @@ async def _connect(
     seconds = time.monotonic() - begun
     try:
         local, remote = (str(writer.get_extra_info(name)[0]) for name in ("sockname", "peername"))
-        bound = interface_of(writer, kernel=factory.kernel)
+        bound = factory.interface_of(writer)
         owner = network.owner_of(ip_address(local))
         return Connection(by, None, local, remote, bound, owner.name if owner is not None else None, seconds)
     finally:
