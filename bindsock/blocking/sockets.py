@@ -30,7 +30,7 @@ from bindsock.dial.binding import bind_or_close, check_egress, check_local_addre
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
-from bindsock.model.decision import path_of
+from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import unmapped
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.options import ConnectOptions
@@ -331,7 +331,7 @@ class BlockingConnector:
             peer,
             path,
             better_path=self.better_path,
-            interface=self.interface,
+            interface=self.interface or pinned_to(decision),
         )
         if isinstance(sock, BlockingSocket):
             sock._unfollow = unfollow

@@ -12,14 +12,13 @@ import functools
 import os
 import socket
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
 from bindsock.blocking import BlockingConnector, BlockingSocket
 from bindsock.blocking.farewell import duplicate_for_farewell, say_farewell, wait_for_farewells
 from bindsock.default import bind
-from bindsock.dial.chosen import is_left_alone, own_address, uplink_of
+from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_client, peer_of
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from bindsock.dial.resolving import SockAddr
-    from bindsock.model.network import IPAddress
     from bindsock.routing.effective import Decider
     from bindsock.run.ledger import Outcome
     from bindsock.run.table import Context
@@ -89,20 +87,13 @@ def patch(context: Context, module: ModuleType) -> None:
     context.undo.callback(atexit.unregister, wait_for_farewells)
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where a socket is to go to: a numeric address, and the name of the one interface for it, if there is one."""
-
-    address: SockAddr
-    interface: str | None
-
-
 class SocketBinder:
     """Binds sockets of a client, and counts what became of them."""
 
     def __init__(self, context: Context) -> None:
         self._policy = context.policy
         self._ledger = context.ledger
+        self._connector = BlockingConnector(self._policy.interface, self._policy.preferences, self._policy.better_path)
         self._settled: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         """Those of which it is known that no datagram binds them any more."""
 
@@ -113,7 +104,7 @@ class SocketBinder:
             connect(sock, address)
             return
         try:
-            self._connector(target.interface).connect(sock, target.address, connect)
+            self._connector.connect(sock, target, connect)
         except (BlockingIOError, InterruptedError):
             self._note(sock)
             raise
@@ -156,8 +147,8 @@ class SocketBinder:
         try:
             decision = bind(
                 sock,
-                unmapped(address_of(target.address)),
-                interface=target.interface,
+                unmapped(address_of(target)),
+                interface=self._policy.interface,
                 preferences=self._policy.preferences,
             )
         except BindsockError as error:
@@ -166,7 +157,7 @@ class SocketBinder:
         if decision.interface is not None:
             self._settled.add(sock)
             self._ledger.note("bound", WHAT, decision.interface.name)
-        return target.address
+        return target
 
     def close(self, sock: socket.socket, close: Callable[[], object]) -> None:
         """Close a socket so that the last word of an IPv6 connection keeps to its interface, too."""
@@ -179,20 +170,12 @@ class SocketBinder:
         if left is not None:
             say_farewell(left)
 
-    def _connector(self, interface: str | None) -> BlockingConnector:
-        return BlockingConnector(interface, self._policy.preferences, self._policy.better_path)
-
-    def _target(self, sock: socket.socket, address: Any) -> _Target | None:
-        """Where the socket is to go to; ``None`` if it is not to be bound for that."""
+    def _target(self, sock: socket.socket, address: Any) -> SockAddr | None:
+        """The numeric address that the socket is to go to; ``None`` if it is not to be bound for that."""
         if isinstance(sock, FollowedSocket) or sock.fileno() == -1 or sock.family not in FAMILIES:
             return None
         if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str | bytes | bytearray):
             return None
-        interface = self._policy.interface
-        own = own_address(sock) if peer_of(sock) is None else None
-        if own is not None:
-            uplink = self._uplink_of(own)
-            interface = uplink if uplink is not None else interface
         if not is_client(sock, self._decider) or self._is_left_alone(sock):
             self._note_own_choice(sock)
             return None
@@ -202,16 +185,11 @@ class SocketBinder:
         if unmapped(address_of(numeric)).is_loopback:
             self._ledger.note("left alone", WHAT, "to this machine")
             return None
-        return _Target(numeric, interface)
+        return numeric
 
     def _decider(self) -> Decider:
         with connector_of(self._policy.factory()).asking() as decider:
             return decider
-
-    def _uplink_of(self, own: IPAddress) -> str | None:
-        """The name of the interface that a local address stands for."""
-        uplink = uplink_of(self._decider(), own) if not own.is_loopback else None
-        return uplink.name if uplink is not None else None
 
     def _is_left_alone(self, sock: socket.socket) -> bool:
         return is_left_alone(kernels.current(), sock)
