@@ -78,7 +78,6 @@ def patch_pycares(context: Context, module: ModuleType) -> None:
     """Bind c-ares to the interface of its name servers, anew for each question: it forgets neither device nor address."""
     from bindsock.resolvers.c_ares import bind_channel
 
-    factory = context.policy.factory()
     initialise = module.Channel.__init__
 
     own_choices: weakref.WeakKeyDictionary[Any, tuple[Outcome, str]] = weakref.WeakKeyDictionary()
@@ -103,7 +102,7 @@ def patch_pycares(context: Context, module: ModuleType) -> None:
                 context.ledger.note(outcome, "c-ares", detail)
                 return ask(self, *args, **options)
             try:
-                device = bind_channel(factory, self)
+                device = bind_channel(context.policy.factory(), self)  # of this thread: a kernel is no two threads' at once
             except BindsockError as error:
                 context.ledger.note("refused", "c-ares", type(error).__name__)
                 raise

@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import grpc._channel  # type: ignore[import-untyped]
 import grpc.aio._channel  # type: ignore[import-untyped]
@@ -18,8 +19,12 @@ import uvloop
 
 import bindsock
 from bindsock.eventloop import BoundLoop
+from bindsock.resolvers import c_ares
 from bindsock.run.policy import RunPolicy
 from bindsock.run.table import PATCHES
+
+if TYPE_CHECKING:
+    from bindsock.kernel import Kernel
 
 OWNERS: tuple[Any, ...] = (
     asyncio,
@@ -45,8 +50,8 @@ def state() -> list[Any]:
 def test_uninstalling_leaves_nothing_behind() -> None:
     before = state()
     with bindsock.install():
-        changed = [owner for owner, now, then in zip(OWNERS, state(), before, strict=False) if now != then]
-        assert len(changed) == len(OWNERS) - [socket].count(socket), changed
+        unchanged = [owner for owner, now, then in zip(OWNERS, state(), before, strict=False) if now == then]
+        assert unchanged == [socket]
     assert state() == before
 
 
@@ -210,6 +215,22 @@ async def _connect(host: str) -> None:
 def test_grpc_channels_that_cannot_be_led_are_refused() -> None:
     with bindsock.install(), pytest.raises(bindsock.BindFailed, match="xds"):
         grpc.insecure_channel("xds:///service")
+
+
+def test_threads_that_ask_c_ares_share_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: list[Kernel] = []
+    monkeypatch.setattr(c_ares, "bind_channel", lambda factory, channel: kernels.append(factory.kernel))
+
+    def ask() -> None:
+        channel = pycares.Channel(servers=["127.0.0.1"])
+        channel.query("example.com", pycares.QUERY_TYPE_A, callback=lambda result, error: None)
+        channel.close()
+
+    with bindsock.install(), ThreadPoolExecutor() as pool:
+        for asked in [pool.submit(ask) for _ in range(2)]:
+            asked.result()
+    first, second = kernels
+    assert first is not second
 
 
 FORKING = """
