@@ -114,7 +114,7 @@ def _open(
     endpoints: list[Endpoint] = []
 
     def endpoint() -> Endpoint:
-        endpoints.append(runtime_of(loop).shared(_Endpoints).of(factory))
+        endpoints.append(endpoint_of(loop, factory))
         return endpoints[0]
 
     target, leading = lead(target, list(options or ()), endpoint)
@@ -267,6 +267,11 @@ class Endpoint:
     def _forget(self, serving: asyncio.Task[None]) -> None:
         self.closed = True
         self._listener.close()
+
+
+def endpoint_of(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> Endpoint:
+    """The endpoint of a factory on a running event loop; a new one if there is none, or it has ended."""
+    return runtime_of(loop).shared(_Endpoints).of(factory)
 
 
 class _Endpoints:

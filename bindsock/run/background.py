@@ -30,14 +30,13 @@ class Background:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._thread: _LoopThread | None = None
-        self._grpc: Endpoint | None = None
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function on the loop, and wait for its result."""
         if os.getpid() != self._process:
             self._lock = threading.Lock()
             self._process = os.getpid()
-            self._thread = self._grpc = None
+            self._thread = None
         with self._lock:
             if self._thread is None:
                 self._thread = _LoopThread(self._policy, self._ledger)
@@ -45,22 +44,17 @@ class Background:
 
     def grpc_endpoint(self) -> Endpoint:
         """The proxy that gRPC's channels are led through. It ends with the process, or with :meth:`stop`."""
-        return self.call(self._running_grpc_endpoint)
+        from bindsock.default import running_factory
+        from bindsock.integrations.grpc import endpoint_of
+
+        return self.call(lambda: endpoint_of(asyncio.get_running_loop(), running_factory()))
 
     def stop(self) -> None:
         """End the thread, and what is open in it."""
         with self._lock:
-            thread, self._thread, self._grpc = self._thread, None, None
+            thread, self._thread = self._thread, None
         if thread is not None and os.getpid() == self._process:
             thread.stop()
-
-    def _running_grpc_endpoint(self) -> Endpoint:
-        from bindsock.default import running_factory
-        from bindsock.integrations.grpc import Endpoint
-
-        if self._grpc is None or self._grpc.closed:
-            self._grpc = Endpoint(running_factory())
-        return self._grpc
 
 
 class _LoopThread:
