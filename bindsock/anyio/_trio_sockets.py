@@ -20,6 +20,8 @@ from bindsock.options import ConnectOptions
 from bindsock.stream.guard import StreamGuard
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bindsock.anyio._trio_network import TrioNetwork
     from bindsock.dial.resolving import SockAddr
 
@@ -129,10 +131,14 @@ class BoundSocket(_TrioSocket):
 
 
 class BoundSocketFactory(trio.abc.SocketFactory):
-    """Makes :class:`BoundSocket`."""
+    """Makes sockets that leave by the effective interface.
 
-    def __init__(self, network: TrioNetwork) -> None:
+    :param make: makes them of the standard library's
+    """
+
+    def __init__(self, network: TrioNetwork, make: Callable[[socket.socket, TrioNetwork], BoundSocket] = BoundSocket) -> None:
         self._network = network
+        self._make = make
 
     def socket(
         self,
@@ -140,4 +146,4 @@ class BoundSocketFactory(trio.abc.SocketFactory):
         type: socket.SocketKind | int = socket.SOCK_STREAM,
         proto: int = 0,
     ) -> trio.socket.SocketType:
-        return BoundSocket(socket.socket(family, type, proto), self._network)
+        return self._make(socket.socket(family, type, proto), self._network)

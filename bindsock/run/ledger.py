@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
+
+from bindsock.errors import BindsockError
+from bindsock.run.outcome import Outcome, outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-Outcome: TypeAlias = Literal["bound", "left alone", "refused", "escaped"]
+    import socket
+    from collections.abc import Iterator, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,20 @@ class Ledger:
             self._entries[entry] += 1
             if self._journal is not None:
                 os.write(self._journal, f"{json.dumps(asdict(entry))}\n".encode())
+
+    def note_outcome(self, what: str, sock: socket.socket) -> None:
+        """Count what became of a socket that has an address."""
+        outcome, detail = outcome_of(sock)
+        self.note(outcome, what, detail)
+
+    @contextlib.contextmanager
+    def refusals(self, what: str) -> Iterator[None]:
+        """Count an error of bindsock's that the block raises as a refusal."""
+        try:
+            yield
+        except BindsockError as error:
+            self.note("refused", what, type(error).__name__)
+            raise
 
     def entries(self) -> Counter[Entry]:
         """The entries so far, with their numbers."""

@@ -7,7 +7,7 @@ import importlib.util
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from bindsock.errors import BindFailed, BindsockError
+from bindsock.errors import BindFailed
 from bindsock.run.patching import replace
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from bindsock.integrations.grpc import ChannelOptions
-    from bindsock.run.ledger import Outcome
+    from bindsock.run.outcome import Outcome
     from bindsock.run.table import Context
 
 
@@ -101,11 +101,8 @@ def patch_pycares(context: Context, module: ModuleType) -> None:
                 outcome, detail = own_choices[self]
                 context.ledger.note(outcome, "c-ares", detail)
                 return ask(self, *args, **options)
-            try:
+            with context.ledger.refusals("c-ares"):
                 device = bind_channel(context.policy.factory(), self)  # of this thread: a kernel is no two threads' at once
-            except BindsockError as error:
-                context.ledger.note("refused", "c-ares", type(error).__name__)
-                raise
             if device is None:
                 context.ledger.note("left alone", "c-ares", "a name server on this machine")
             else:

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.default import interface_of
 from bindsock.dial.followed_socket import FollowedSocket
-from bindsock.errors import BindsockError
 from bindsock.eventloop import BoundLoop, loop_factory
 from bindsock.model.network import FAMILIES
 from bindsock.run.patching import replace
-from bindsock.run.sockets import outcome_of
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable
     from types import ModuleType
 
     from bindsock.run.ledger import Ledger
@@ -88,42 +85,35 @@ class _CountingLoop(_Base):
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         sock = options.get("sock")
         if sock is None or not self._connector.is_attaching(sock):
-            return await self._refusals(super().create_connection(*args, **options))
+            with self._ledger.refusals(self._what):
+                return await super().create_connection(*args, **options)
         # What the factory has dialled passes here, whoever has asked for it.
         made = await super().create_connection(*args, **options)
         if isinstance(sock, FollowedSocket):
-            self._note(sock)
+            self._ledger.note_outcome(self._what, sock)
         return made
 
     async def create_datagram_endpoint(self, *args: Any, **options: Any) -> Any:
-        made = await self._refusals(super().create_datagram_endpoint(*args, **options))
+        with self._ledger.refusals(self._what):
+            made = await super().create_datagram_endpoint(*args, **options)
         name = interface_of(made[0])
         if name is not None:
             self._ledger.note("bound", self._what, name)
         return made
 
     async def sock_connect(self, sock: socket.socket, address: Any) -> None:
-        await self._refusals(super().sock_connect(sock, address))
+        with self._ledger.refusals(self._what):
+            await super().sock_connect(sock, address)
         if sock.family in FAMILIES and not isinstance(sock, FollowedSocket) and not self._connector.is_attaching(sock):
             self._counted.add(sock)
-            self._note(sock)
+            self._ledger.note_outcome(self._what, sock)
 
     async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
-        sent: int = await self._refusals(super().sock_sendto(sock, data, address))
+        with self._ledger.refusals(self._what):
+            sent: int = await super().sock_sendto(sock, data, address)
         if sock not in self._counted:
             self._counted.add(sock)
             name = interface_of(sock)
             if name is not None:
                 self._ledger.note("bound", self._what, name)
         return sent
-
-    async def _refusals(self, call: Awaitable[Any]) -> Any:
-        try:
-            return await call
-        except BindsockError as error:
-            self._ledger.note("refused", self._what, type(error).__name__)
-            raise
-
-    def _note(self, sock: socket.socket) -> None:
-        outcome, detail = outcome_of(sock)
-        self._ledger.note(outcome, self._what, detail)

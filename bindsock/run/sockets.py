@@ -22,9 +22,9 @@ from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_client, peer_of
-from bindsock.errors import BindsockError
 from bindsock.factory import connector_of
 from bindsock.model.network import FAMILIES, unmapped
+from bindsock.run.outcome import name_of
 from bindsock.run.patching import replace
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from bindsock.dial.resolving import SockAddr
     from bindsock.routing.effective import Decider
-    from bindsock.run.ledger import Outcome
     from bindsock.run.table import Context
 
 WHAT = "sockets"
@@ -104,14 +103,12 @@ class SocketBinder:
             connect(sock, address)
             return
         try:
-            self._connector.connect(sock, target, connect)
+            with self._ledger.refusals(WHAT):
+                self._connector.connect(sock, target, connect)
         except (BlockingIOError, InterruptedError):
-            self._note(sock)
+            self._ledger.note_outcome(WHAT, sock)
             raise
-        except BindsockError as error:
-            self._ledger.note("refused", WHAT, type(error).__name__)
-            raise
-        self._note(sock)
+        self._ledger.note_outcome(WHAT, sock)
 
     def connect_ex(self, sock: socket.socket, address: Any, connect_ex: Callable[[socket.socket, Any], int]) -> int:
         """As :meth:`connect`, with the number of connect's own error as the result.
@@ -144,16 +141,9 @@ class SocketBinder:
         target = self._target(sock, address)
         if target is None:
             return address
-        try:
-            decision = bind(
-                sock,
-                unmapped(address_of(target)),
-                interface=self._policy.interface,
-                preferences=self._policy.preferences,
-            )
-        except BindsockError as error:
-            self._ledger.note("refused", WHAT, type(error).__name__)
-            raise
+        destination = unmapped(address_of(target))
+        with self._ledger.refusals(WHAT):
+            decision = bind(sock, destination, interface=self._policy.interface, preferences=self._policy.preferences)
         if decision.interface is not None:
             self._settled.add(sock)
             self._ledger.note("bound", WHAT, decision.interface.name)
@@ -194,10 +184,6 @@ class SocketBinder:
     def _is_left_alone(self, sock: socket.socket) -> bool:
         return is_left_alone(kernels.current(), sock)
 
-    def _note(self, sock: socket.socket) -> None:
-        outcome, detail = outcome_of(sock)
-        self._ledger.note(outcome, WHAT, detail)
-
     def _note_own_choice(self, sock: socket.socket) -> None:
         if sock in self._settled:
             return
@@ -205,7 +191,7 @@ class SocketBinder:
         interface = kernels.current().bound(sock)
         if interface is not None:
             if sock.gettimeout() != 0:  # one that does not block belongs to an event loop, which counts it
-                self._ledger.note("bound", WHAT, _name(interface))
+                self._ledger.note("bound", WHAT, name_of(interface))
         elif self._is_left_alone(sock):
             self._ledger.note("escaped", WHAT, "the program has chosen the socket's routes by an option")
         elif peer_of(sock) is None and not address_of(sock.getsockname()).is_loopback:
@@ -213,17 +199,6 @@ class SocketBinder:
                 self._ledger.note("left alone", WHAT, "a server's port")
             else:
                 self._ledger.note("escaped", WHAT, "the program has bound the socket to an address of its choice")
-
-
-def outcome_of(sock: socket.socket) -> tuple[Outcome, str]:
-    """What became of a socket that has an address: its outcome and its detail in the ledger."""
-    interface = kernels.current().bound(sock) if sock.family in FAMILIES else None
-    if interface is not None:
-        return "bound", _name(interface)
-    local, peer = sock.getsockname(), peer_of(sock)
-    if sock.family not in FAMILIES or (peer is not None and peer[0] == local[0]) or address_of(local).is_loopback:
-        return "left alone", "to this machine"
-    return "escaped", "left to the system's routes, as the preferences say"
 
 
 def _numeric(sock: socket.socket, address: Any) -> SockAddr | None:
@@ -239,10 +214,3 @@ def _numeric(sock: socket.socket, address: Any) -> SockAddr | None:
         found: SockAddr = (infos[0][4][0], port, *(rest or infos[0][4][2:]))
         return found
     return (text, port, *rest)
-
-
-def _name(interface: int) -> str:
-    try:
-        return socket.if_indextoname(interface)
-    except OSError:
-        return f"the interface {interface}, which is gone"
