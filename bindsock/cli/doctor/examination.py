@@ -73,7 +73,7 @@ class Examination:
                         "certain": o.certain,
                         "rule": o.rule,
                     }
-                    for o in obstacles(chains, fit)
+                    for o in obstacles(chains, fit, self._decider.preferences.mark)
                 ],
                 "failures": unread,
             },

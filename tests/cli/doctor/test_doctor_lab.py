@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bindsock.cli.doctor import system
+from bindsock.cli.doctor.firewall import from_iptables
 from bindsock.testing.lab import available
 from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.linux.namespaces import as_nobody
 from tests.vpn.machine import missing
-from tests.vpn.recorded import needed, replayed
+from tests.vpn.recorded import DIRECTORY, needed, replayed
 
 if TYPE_CHECKING:
     from bindsock.testing.lab import Lab
@@ -103,6 +106,14 @@ def test_a_kill_switch_is_found_and_not_got_around(vpn: None, lab: Lab, run: Run
         ("eth0", verdict, True),
     }
     assert "does not go around it" in report["advice"][0]
+
+
+def test_a_rule_that_lets_the_mark_pass_is_no_obstacle(lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    chains = from_iptables((DIRECTORY / "wg-quick-drop.iptables").read_text(), socket.AF_INET)
+    monkeypatch.setattr(system, "firewall", lambda: (chains, []))
+    for options, interfaces in (((), ["wifi0", "eth0"]), (("--mark", "0xca6c"), [])):
+        _, report = doctor(run, lab, "--no-probe", *options)
+        assert [o["interface"] for o in report["firewall"]["obstacles"]] == interfaces
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
