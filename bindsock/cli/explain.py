@@ -14,6 +14,7 @@ from bindsock.cli import documents, routes
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, document
 from bindsock.dial.resolving import address_of
+from bindsock.factory import connector_of
 from bindsock.kernel import Kernel
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Route, family_of, unmapped
@@ -74,23 +75,25 @@ def run(arguments: argparse.Namespace) -> int:
     kernel = asked.kernel
     # Names first: it may take seconds, in which the network can change.
     resolved = {host: _resolve(host, wanted) for host in arguments.hosts}
-    network = kernel.network()
-    decider = Decider(network, asked.preferences, interface=asked.interface, lookups=kernel.lookups(network))
-    tables = {family: kernel.routes(family) for family in wanted} if arguments.routes else None
+    with connector_of(asked).asking() as decider:
+        tables = {family: kernel.routes(family) for family in wanted} if arguments.routes else None
+        defaults = [explain(kernel, decider, family, tables) for family in wanted] if not resolved else []
+        answers = {
+            host: [explain(kernel, decider, address, tables) for address in addresses]
+            if isinstance(addresses, list)
+            else addresses
+            for host, addresses in resolved.items()
+        }
+        marks = exempt_marks(kernel)
     if not resolved:
-        explanations = [explain(kernel, decider, family, tables) for family in wanted]
-        reachable = any(e.reachable for e in explanations)
+        reachable = any(e.reachable for e in defaults)
         if arguments.json:
-            document({"defaults": [_document(e) for e in explanations]})
+            document({"defaults": [_document(e) for e in defaults]})
         else:
-            _show(Printer(), explanations)
+            _show(Printer(), defaults)
             if not reachable:
                 print("  advice: name a host, and what would have to be done is told: bindsock explain example.com")
         return Exit.OK if reachable else Exit.NO
-    answers = {
-        host: [explain(kernel, decider, address, tables) for address in addresses] if isinstance(addresses, list) else addresses
-        for host, addresses in resolved.items()
-    }
     if arguments.json:
         document(
             {
@@ -102,12 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
                     }
                     for host, answer in answers.items()
                 ],
-                "exempt_marks": exempt_marks(kernel),
+                "exempt_marks": marks,
             }
         )
     else:
         _show_hosts(answers)
-        Printer().lines((f"note: {note}" for note in exempt_marks(kernel)), "dim")
+        Printer().lines((f"note: {note}" for note in marks), "dim")
     reachable = all(not isinstance(answer, str) and any(e.reachable for e in answer) for answer in answers.values())
     return Exit.OK if reachable else Exit.NO
 

@@ -29,7 +29,7 @@ class Exit(enum.IntEnum):
     BROKEN_PIPE = 141
 
 
-def fail(message: str, status: Exit) -> Exit:
+def fail(message: str, status: int) -> int:
     """One line on standard error, and the exit status."""
     print(f"bindsock: {message}", file=sys.stderr)
     return status

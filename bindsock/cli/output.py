@@ -50,9 +50,12 @@ class Printer:
             self.line(line, style)
 
 
-def document(value: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+def document(value: Any, file: TextIO | None = None) -> None:
+    """Print one JSON document.
+
+    :param file: where to; standard output unless given
+    """
+    print(json.dumps(value, indent=2, ensure_ascii=False), file=file)
 
 
 def json_line(value: Any) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 from bindsock.cli.options import Exit, add_json, add_preferences, add_repair, fail, preferences
+from bindsock.cli.output import document
 from bindsock.run import ledger
 from bindsock.run.beside import proxy_beside, repairs_beside
 from bindsock.run.environment import for_children, for_others, obstacle
@@ -87,9 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os.execvpe(command[0], command, environment)
     except FileNotFoundError:
-        return _fail_to_start(command[0], "not found", _NOT_FOUND)
-    except (PermissionError, OSError) as error:
-        return _fail_to_start(command[0], error.strerror or str(error), _CANNOT_START)
+        return fail(f"{command[0]}: not found", _NOT_FOUND)
+    except OSError as error:
+        return fail(f"{command[0]}: {error.strerror or error}", _CANNOT_START)
     raise AssertionError("the program has taken this one's place")
 
 
@@ -124,12 +124,7 @@ def _announce(policy: RunPolicy, reason: str | None, *, proxy: bool) -> None:
 def _report(entries: Mapping[ledger.Entry, int], *, as_json: bool) -> None:
     """On standard error, since the other belongs to the program."""
     if as_json:
-        print(json.dumps({"connections": ledger.document(entries)}, indent=2, ensure_ascii=False), file=sys.stderr)
+        document({"connections": ledger.document(entries)}, sys.stderr)
         return
     for line in ledger.lines(entries):
         print(f"bindsock: {line}", file=sys.stderr)
-
-
-def _fail_to_start(program: str, reason: str, status: int) -> int:
-    print(f"bindsock: {program}: {reason}", file=sys.stderr)
-    return status

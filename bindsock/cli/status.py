@@ -8,10 +8,10 @@ from typing import Any
 from bindsock.cli import documents
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, columns, document
+from bindsock.factory import connector_of
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, InterfaceAddress, Network, family_name
 from bindsock.model.preferences import Preferences, is_expensive
-from bindsock.routing.effective import Decider
 
 _EPILOG = """\
 The first line names the effective interface: the one beneath whatever VPN owns the
@@ -42,9 +42,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     asked = factory(arguments)
     # One reading for everything: two could differ.
-    network = asked.kernel.network()
-    decider = Decider(network, asked.preferences, interface=asked.interface, lookups=asked.kernel.lookups(network))
-    decisions = [decider.decide(family) for family in families(arguments)]
+    with connector_of(asked).asking() as decider:
+        network = decider.network
+        decisions = [decider.decide(family) for family in families(arguments)]
     chosen = next((d.interface for d in decisions if d.interface is not None), None)
     if arguments.json:
         document(

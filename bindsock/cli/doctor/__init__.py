@@ -16,8 +16,8 @@ from bindsock.cli.doctor.showing import show
 from bindsock.cli.doctor.system import usable_servers
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, document
+from bindsock.factory import connector_of
 from bindsock.model.network import family_name
-from bindsock.routing.effective import Decider
 
 _HOST = "example.com"
 _MOST_PROBES = 16
@@ -59,13 +59,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     asked = factory(arguments)
-    kernel = asked.kernel
-    try:
-        network = kernel.network()
-        decider = Decider(network, asked.preferences, interface=asked.interface, lookups=kernel.lookups(network))
-        report = Examination(kernel, decider, families(arguments)).report()
-    finally:
-        kernel.close()
+    with connector_of(asked).asking() as decider:
+        report = Examination(asked.kernel, decider, families(arguments)).report()
     target = Target(arguments.host, arguments.port, arguments.timeout)
     probes = []
     if not arguments.no_probe:
