@@ -10,20 +10,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bindsock.dial.farewell import AT_END, DEADLINE, Leaving, duplicate
+from bindsock.dial.farewell import AT_END, DEADLINE, Leaving
 
 if TYPE_CHECKING:
     import socket
 
-    from bindsock.kernel import Kernel
-
 _leaving = Leaving()
 _lock = threading.Lock()
-
-
-def duplicate_for_farewell(kernel: Kernel, sock: socket.socket) -> socket.socket | None:
-    """A duplicate that is to outlive a connection; ``None`` if the connection needs none."""
-    return duplicate(sock) if kernel.needs_farewell(sock) else None
 
 
 def say_farewell(sock: socket.socket) -> None:

@@ -24,10 +24,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.blocking.farewell import duplicate_for_farewell, look_after_farewells, say_farewell
+from bindsock.blocking.farewell import look_after_farewells, say_farewell
 from bindsock.default import find_running
 from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, mark_as_preferred
 from bindsock.dial.chosen import on_own_uplink, own_address
+from bindsock.dial.farewell import duplicate_if_needed
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of, pinned_to
@@ -120,7 +121,7 @@ class BlockingSocket(socket.socket):
         return super().detach()
 
     def close(self) -> None:
-        left = duplicate_for_farewell(self._kernel, self) if self._kernel is not None and self.fileno() != -1 else None
+        left = duplicate_if_needed(self._kernel, self) if self._kernel is not None and self.fileno() != -1 else None
         super().close()
         if self.fileno() != -1:  # a file of makefile() is open
             if left is not None:

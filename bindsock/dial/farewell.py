@@ -220,7 +220,7 @@ class Farewell:
 
     def duplicate(self, sock: socket.socket) -> socket.socket | None:
         """A duplicate that is to outlive the socket; ``None`` if the connection needs none, or no descriptor is left."""
-        return duplicate(sock) if self._kernel.needs_farewell(sock) else None
+        return duplicate_if_needed(self._kernel, sock)
 
     def say(self, duplicate: socket.socket) -> None:
         """The socket itself is closed now."""
@@ -228,6 +228,11 @@ class Farewell:
             self._farewells.say(duplicate)
         else:
             duplicate.close()
+
+
+def duplicate_if_needed(kernel: Kernel, sock: socket.socket) -> socket.socket | None:
+    """A duplicate that is to outlive a connection; ``None`` if the connection needs none, or no descriptor is left."""
+    return duplicate(sock) if kernel.needs_farewell(sock) else None
 
 
 def duplicate(sock: socket.socket) -> socket.socket | None:

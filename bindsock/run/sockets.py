@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
 from bindsock.blocking import BlockingConnector, BlockingSocket
-from bindsock.blocking.farewell import duplicate_for_farewell, say_farewell, wait_for_farewells
+from bindsock.blocking.farewell import say_farewell, wait_for_farewells
 from bindsock.default import bind
 from bindsock.dial.chosen import is_left_alone
+from bindsock.dial.farewell import duplicate_if_needed
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_client, peer_of
@@ -155,7 +156,7 @@ class SocketBinder:
         if not blocks or sock.family != socket.AF_INET6 or isinstance(sock, FollowedSocket | BlockingSocket):
             close()
             return
-        left = duplicate_for_farewell(kernels.current(), sock)
+        left = duplicate_if_needed(kernels.current(), sock)
         close()
         if left is not None:
             say_farewell(left)
