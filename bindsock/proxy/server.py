@@ -108,9 +108,7 @@ class Proxy:
         :raises ValueError: the address is not loopback and there are no credentials
         :raises OSError: the address is in use, or not this machine's
         """
-        address = ip_address(host)
-        if not address.is_loopback and self._credentials is None:
-            raise ValueError(f"{host} can be reached by others: a proxy there needs credentials")
+        self._check_address(host)
         server = await asyncio.start_server(self._accept, host, port, limit=_CHUNK)
         self._servers.append(server)
         bound_host, bound_port = server.sockets[0].getsockname()[:2]
@@ -121,9 +119,7 @@ class Proxy:
 
         :raises ValueError: its address is not loopback and there are no credentials
         """
-        host = sock.getsockname()[0]
-        if not ip_address(host).is_loopback and self._credentials is None:
-            raise ValueError(f"{host} can be reached by others: a proxy there needs credentials")
+        self._check_address(sock.getsockname()[0])
         self._servers.append(await asyncio.start_server(self._accept, sock=sock, limit=_CHUNK))
 
     async def aclose(self) -> None:
@@ -135,6 +131,11 @@ class Proxy:
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+
+    def _check_address(self, host: str) -> None:
+        """Clients from elsewhere must say who they are."""
+        if not ip_address(host).is_loopback and self._credentials is None:
+            raise ValueError(f"{host} can be reached by others: a proxy there needs credentials")
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= self._max_connections:
