@@ -148,7 +148,6 @@ class ReconnectingStream(ByteStream):
                     if not isinstance(error, Exception):
                         raise
                     self._failure = anyio.BrokenResourceError(f"on_reconnect failed: {error!r}")
-                    self._failure.__cause__ = error
                     raise self._failure from error
                 if self._closed:
                     await anyio.aclose_forcefully(stream)
@@ -157,5 +156,4 @@ class ReconnectingStream(ByteStream):
                 self.reconnections += 1
                 return
         self._failure = anyio.BrokenResourceError(f"no new connection within {self._timeout:g} s: {cause}")
-        self._failure.__cause__ = cause
         raise self._failure from cause

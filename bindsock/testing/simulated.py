@@ -89,8 +89,9 @@ class SimulatedKernel:
         self.refuse: set[str] = set()
         """Names of interfaces to which binding fails with EPERM."""
         self.multipath: PathManager | None = None
-        self.administration: Administration | None = None
         """What knows of multipath connections; a :class:`SimulatedPathManager` if the test has them."""
+        self.administration: Administration | None = None
+        """What knows of policy rules, firewalls and marks; nothing does unless the test has it."""
         self.hops: dict[str, bool] = {}
         """Whether the gateway of an interface answers, by its name; unknown where it is not among them."""
         self.asked_hops: list[str] = []
