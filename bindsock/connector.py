@@ -13,10 +13,8 @@ import functools
 import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from ipaddress import IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from bindsock.dial import nat64
 from bindsock.dial.binding import decide_and_bind, mark_as_preferred
 from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
@@ -33,6 +31,8 @@ from bindsock.stream.guard import StreamGuard, StreamGuards, follow_stream
 from bindsock.stream.plan import Requirement
 
 if TYPE_CHECKING:
+    from ipaddress import IPv6Network
+
     from bindsock.datagram.in_place import InPlaceMover
     from bindsock.datagram.open import DatagramTransport
     from bindsock.dial.attempt import Dialled
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bindsock.reconnect.connection import Attach, Dial
     from bindsock.reconnect.hooks import OnReconnect
     from bindsock.resolvers import InterfaceResolver
+    from bindsock.resolvers.nat64 import PrefixFinder
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
@@ -76,7 +77,7 @@ class Connector:
         self.repairer: Repairer | None = Repairer(kernel, preferences) if repair_routes else None
         self._resolver = _interface_resolver() if resolver == "interface" else resolver
         self._resolve: Resolve | None = None
-        self._interface_resolve: Resolve | None = None
+        self._nat64: PrefixFinder | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._watcher: Watcher | None = None
         self._watcher_farewell: tuple[Watcher, Farewell] | None = None
@@ -95,7 +96,7 @@ class Connector:
                 raise RuntimeError("this TransportFactory belongs to another event loop")
             self._loop = weakref.ref(loop)
             self._watcher = None
-            self._resolve = self._interface_resolve = None
+            self._resolve = self._nat64 = None
         return loop
 
     @property
@@ -252,6 +253,7 @@ class Connector:
             local_addr,
             remote_addr,
             resolve=self.resolve,
+            find_nat64=self._nat64_prefixes,
             **options.as_keywords(),
         )
 
@@ -376,17 +378,16 @@ class Connector:
     # Dialling
 
     async def _nat64_prefixes(self) -> tuple[IPv6Network, ...]:
-        """Asked of the interface's own name servers, whoever resolves names: a VPN's do not know the network's prefix.
-
+        """
         :raises OSError: nobody answers
         """
-        if self._interface_resolve is None:
+        if self._nat64 is None:
             from bindsock.resolvers import InterfaceResolver
+            from bindsock.resolvers.nat64 import PrefixFinder
 
-            own = self._resolver if isinstance(self._resolver, InterfaceResolver) else InterfaceResolver()
-            self._interface_resolve = own.on(self.watcher)
-        infos = await self._interface_resolve(nat64.NAME, 0, family=socket.AF_INET6, type=socket.SOCK_STREAM)
-        return nat64.prefixes_in(IPv6Address(info[4][0]) for info in infos)
+            own = self._resolver if isinstance(self._resolver, InterfaceResolver) else None
+            self._nat64 = PrefixFinder(self.watcher, own)
+        return await self._nat64()
 
     def _farewell(self) -> Farewell:
         watcher = self.watcher

@@ -65,6 +65,7 @@ class TransportFactory:
         self._preferences = preferences if preferences is not None else Preferences()
         self._interface = interface
         self._kernel = kernel if kernel is not None else kernels.current()
+        self._on_this_system = kernel is None
         self._better_path: BetterPath = better_path
         self._resolver = resolver
         self._asyncio: AsyncioFactory | None = None
@@ -311,10 +312,17 @@ class TransportFactory:
 
     def _trio_network(self) -> TrioNetwork:
         from bindsock.anyio._trio import trio_runtime
-        from bindsock.anyio._trio_network import TrioNetwork
+        from bindsock.anyio._trio_network import TrioNetwork, nat64_finder
 
         if self._trio is None or self._trio.runtime is not trio_runtime():
-            self._trio = TrioNetwork(self._preferences, self._interface, self._kernel, self._better_path, self._resolver)
+            self._trio = TrioNetwork(
+                self._preferences,
+                self._interface,
+                self._kernel,
+                self._better_path,
+                self._resolver,
+                find_nat64=nat64_finder(self._preferences, self._interface) if self._on_this_system else None,
+            )
         return self._trio
 
 

@@ -27,8 +27,10 @@ from bindsock.stream.plan import Requirement
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from ipaddress import IPv6Network
     from typing import Any, TypeVar
 
+    from bindsock.dial.nat64 import FindPrefixes
     from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
     from bindsock.model.decision import Decision, Path
@@ -52,10 +54,16 @@ class TrioNetwork:
         kernel: Kernel,
         better_path: BetterPath,
         resolve: Resolve | None,
+        *,
+        find_nat64: FindPrefixes | None,
     ) -> None:
+        """
+        :param find_nat64: ``None`` where the network is not the running system's
+        """
         self.runtime = trio_runtime()
         self._better_path = better_path
         self._resolve: Resolve = resolve if resolve is not None else system_resolve
+        self._find_nat64 = find_nat64
         self.watcher = Watcher(mark_as_preferred(kernel, preferences), preferences, interface=interface, runtime=self.runtime)
         self.farewell = Farewell(self.runtime.shared(Farewells), kernel)
         """How an IPv6 connection is ended when its socket is closed."""
@@ -65,7 +73,7 @@ class TrioNetwork:
         prepare = None
         if options.dead_after is not None:
             prepare = functools.partial(self.watcher.kernel.set_user_timeout, seconds=options.dead_after)
-        dialer = Dialer(self.watcher, self._resolve, host, port, options, prepare=prepare)
+        dialer = Dialer(self.watcher, self._resolve, host, port, options, prepare=prepare, find_nat64=self._find_nat64)
         await trio.lowlevel.checkpoint()  # a dial that succeeds at once has none
         dialled = await dialer.dial()
         # trio wants sockets of the standard library's own class.
@@ -82,7 +90,15 @@ class TrioNetwork:
         self, protocol_factory: Callable[[], D], local_addr: Any, remote_addr: Any, **options: Any
     ) -> tuple[DatagramTransport, D]:
         """A datagram transport on the effective interface."""
-        return await open_datagram(self.watcher, protocol_factory, local_addr, remote_addr, resolve=self._resolve, **options)
+        return await open_datagram(
+            self.watcher,
+            protocol_factory,
+            local_addr,
+            remote_addr,
+            resolve=self._resolve,
+            find_nat64=self._find_nat64,
+            **options,
+        )
 
     def bind(self, sock: socket.socket, destination: IPAddress) -> Decision:
         """Bind a fresh socket to the interface for a destination.
@@ -138,8 +154,20 @@ def running_network() -> TrioNetwork:
     """
     default = trio_runtime().shared(_Default)
     if default.network is None:
-        default.network = TrioNetwork(Preferences(), None, kernels.current(), "auto", None)
+        find_nat64 = nat64_finder(Preferences(), None)
+        default.network = TrioNetwork(Preferences(), None, kernels.current(), "auto", None, find_nat64=find_nat64)
     return default.network
+
+
+def nat64_finder(preferences: Preferences, interface: str | None) -> FindPrefixes:
+    """Asks the running system's network for its NAT64 prefixes, in a thread: bindsock's resolvers speak asyncio."""
+
+    async def find() -> tuple[IPv6Network, ...]:
+        from bindsock.resolvers.nat64 import find_prefixes
+
+        return await trio.to_thread.run_sync(find_prefixes, preferences, interface, abandon_on_cancel=True)
+
+    return find
 
 
 def set_network(network: TrioNetwork) -> None:

@@ -19,6 +19,7 @@ import errno
 import select
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from bindsock.default import find_running
 from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, mark_as_preferred
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.farewell import duplicate_if_needed
+from bindsock.dial.nat64 import is_for_translator, log_unknown, synthesized
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of, pinned_to
@@ -188,7 +190,7 @@ class BlockingConnector:
         errors: list[OSError] = []
         with self._asking() as kernel:
             local = ip_address(source_address[0]) if source_address is not None and source_address[0] else None
-            network, decisions = self._decisions(kernel, host, infos, _seconds(timeout), local)
+            network, decisions = self._decisions(kernel, host, infos, _seconds(timeout), local, translate=self.kernel is None)
             for (family, kind, proto, _, sockaddr), decision in decisions:
                 sock = BlockingSocket(family, kind, proto)
                 try:
@@ -254,11 +256,19 @@ class BlockingConnector:
             kernel.close()
 
     def _decisions(
-        self, kernel: Kernel, host: str, infos: Sequence[AddrInfo], timeout: float | None, local: IPAddress | None
+        self,
+        kernel: Kernel,
+        host: str,
+        infos: Sequence[AddrInfo],
+        timeout: float | None,
+        local: IPAddress | None,
+        *,
+        translate: bool = False,
     ) -> tuple[Network, list[tuple[AddrInfo, Decision]]]:
         """The decision for each address that may be used, and the reading it rests on.
 
         :param local: the local address that a socket has, or is to have
+        :param translate: also use the addresses of a NAT64 translator, where that alone reaches the host
         """
         preferences = self.preferences if self.preferences is not None else Preferences()
         policy = preferences.on_no_interface
@@ -272,6 +282,10 @@ class BlockingConnector:
                 decider = on_own_uplink(read, local)
                 decisions = [(info, decider.decide(unmapped(address_of(info[4])))) for info in infos]
                 usable = [(i, d) for i, d in decisions if d.interface is not None or d.unbound or policy == "unbound"]
+                if not usable and translate and is_for_translator(host, socket.AF_UNSPEC, infos, read):
+                    by_translator = self._translated(host, infos, preferences, timeout)
+                    translated = [(info, read.decide(address_of(info[4]))) for info in by_translator]
+                    usable = [(i, d) for i, d in translated if d.interface is not None]
                 if usable:
                     return decider.network, usable
                 error = no_effective_interface(host, tuple(d for _, d in decisions), kernel, decider.network)
@@ -282,6 +296,20 @@ class BlockingConnector:
         finally:
             for source in sources:
                 source.close()
+
+    def _translated(
+        self, host: str, infos: Sequence[AddrInfo], preferences: Preferences, timeout: float | None
+    ) -> list[AddrInfo]:
+        """The addresses by which a translator reaches the host; none if there is no translator."""
+        from bindsock.resolvers.nat64 import find_prefixes
+
+        # bindsock's resolvers speak asyncio, and this thread may run an event loop.
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                return synthesized(infos, thread.submit(find_prefixes, preferences, self.interface, timeout).result())
+            except OSError as error:
+                log_unknown(host, error)
+                return []
 
     def _bind(self, kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress) -> None:
         try:

@@ -6,15 +6,17 @@ the source address and the route of that interface, and not one datagram leaves 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement, owns
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
+from bindsock.dial import nat64
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
@@ -26,6 +28,7 @@ from bindsock.netmon.no_interface import no_effective_interface, until_changed
 if TYPE_CHECKING:
     import asyncio
 
+    from bindsock.dial.nat64 import FindPrefixes
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -54,6 +57,7 @@ async def open_datagram(
     interface: str | None = None,
     overlap: float = OVERLAP,
     resolve: Resolve = resolve,
+    find_nat64: FindPrefixes | None = None,
 ) -> tuple[DatagramTransport, D]:
     """``loop.create_datagram_endpoint``, on the effective interface and staying there.
 
@@ -63,6 +67,7 @@ async def open_datagram(
     :param interface: the name of the one interface to use instead of the watcher's
     :param overlap: seconds for which a socket that was left for a better path still receives
     :param resolve: names to addresses
+    :param find_nat64: finds out how a network without IPv4 reaches IPv4 addresses
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the remote address leaves by the interface
     :raises BindFailed: the system refused to bind, or the local address is no uplink's
@@ -89,7 +94,16 @@ async def open_datagram(
                 SocketSpec(socket.AddressFamily(f), p, local, remote, bool(reuse_port), bool(allow_broadcast))
                 for (f, p), (local, remote) in pairs
             ]
-            opened = await opening.open(specs)
+
+            async def translated(decider: Decider) -> list[SocketSpec]:
+                """The same by a translator's addresses, if that is the network's only way to the peer."""
+                if remote_addr is None or local_addr is not None:
+                    return []
+                infos = [(spec.family, socket.SOCK_DGRAM, spec.proto, "", spec.remote) for spec in specs if spec.remote]
+                found = await nat64.translated(remote_addr[0], family, infos, decider, find_nat64)
+                return [dataclasses.replace(specs[0], family=socket.AF_INET6, remote=sockaddr) for _, _, _, _, sockaddr in found]
+
+            opened = await opening.open(specs, translated)
         mover, decider, remote = opened
         try:
             protocol = protocol_factory()
@@ -180,20 +194,29 @@ class _Opening:
         self._pin = pin
         self._overlap = overlap
 
-    async def open(self, specs: list[SocketSpec]) -> _Opened:
-        """Make the first of the endpoints that can be made."""
+    async def open(self, specs: list[SocketSpec], otherwise: Callable[[Decider], Awaitable[list[SocketSpec]]]) -> _Opened:
+        """Make the first of the endpoints that can be made.
+
+        :param otherwise: what to try if none has an interface
+        """
+        candidates = specs
         while True:
             decider = self._watcher.refresh().with_pin(self._pin)
             errors: list[OSError] = []
-            for spec in specs:
+            for spec in candidates:
                 try:
                     return self._make(spec, decider), decider, spec.remote
                 except OSError as error:
                     errors.append(error)
             nowhere = [e for e in errors if isinstance(e, NoEffectiveInterface)]
-            if len(nowhere) == len(errors) and decider.preferences.on_no_interface == "wait":
-                await until_changed(self._watcher)
-                continue
+            if len(nowhere) == len(errors):
+                if candidates is specs and (found := await otherwise(decider)):
+                    candidates = found
+                    continue
+                if decider.preferences.on_no_interface == "wait":
+                    await until_changed(self._watcher)
+                    candidates = specs
+                    continue
             raise next((e for e in errors if e not in nowhere), errors[0])
 
     async def adopt(self, sock: socket.socket) -> _Opened:

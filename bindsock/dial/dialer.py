@@ -13,12 +13,11 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.dial.attempt import Attempt, Destination, Dialled
 from bindsock.dial.chosen import on_own_uplink
-from bindsock.dial.nat64 import FindPrefixes, synthesized
+from bindsock.dial.nat64 import FindPrefixes, translated
 from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of
 from bindsock.model.network import unmapped
@@ -28,7 +27,6 @@ from bindsock.options import ConnectOptions
 if TYPE_CHECKING:
     from bindsock.dial.farewell import Farewell
     from bindsock.netmon.watcher import Watcher
-    from bindsock.routing.effective import Decider
 
 __all__ = ["MAX_REDIALS", "Dialer", "Dialled", "PathChanged"]
 
@@ -128,39 +126,31 @@ class Dialer:
         """
         own = {info[0]: unmapped(address_of(info[4])) for info in reversed(local_infos or ())}
         on_no_interface = self.watcher.preferences.on_no_interface
+        candidates = infos
         while True:
             newest = self.watcher.refresh()
             decider = newest.with_pin(self.options.interface)
             chosen = []
             refused = []
-            for info in infos:
+            for info in candidates:
                 address = address_of(info[4])
                 decision = on_own_uplink(decider, own.get(info[0])).decide(address)
                 if decision.interface is not None or decision.unbound or on_no_interface == "unbound":
                     chosen.append(Destination(info, address, decision, decider.path(address), newest))
                 else:
                     refused.append(decision)
-            if not chosen and (translated := await self._translated(infos, decider)):
-                infos = translated
-                continue
             if chosen:
                 return chosen
+            by_translator = (
+                await translated(self.host, self.options.family, infos, decider, self.find_nat64) if candidates is infos else []
+            )
+            if by_translator:
+                candidates = by_translator
+                continue
             if on_no_interface == "error":
                 raise no_effective_interface(str(self.host), tuple(refused), self.watcher.kernel, decider.network)
             await until_changed(self.watcher)
-
-    async def _translated(self, infos: Sequence[AddrInfo], decider: Decider) -> list[AddrInfo]:
-        """The addresses by which a network without IPv4 reaches an IPv4 literal; none if it does not, or the host is none."""
-        if self.find_nat64 is None or self.options.family != socket.AF_UNSPEC or not _is_ipv4(self.host):
-            return []
-        if any(info[0] != socket.AF_INET for info in infos) or decider.decide(socket.AF_INET6).interface is None:
-            return []
-        try:
-            prefixes = await self.find_nat64()
-        except OSError as error:
-            _logger.info("%s cannot be reached by IPv4, and the network's NAT64 prefix is not known: %s", self.host, error)
-            return []
-        return [translated for info in infos for translated in synthesized(info, prefixes)]
+            candidates = infos
 
     def _in_order(self, destinations: list[Destination]) -> list[Destination]:
         """As ``loop.create_connection`` orders them."""
@@ -184,11 +174,3 @@ class Dialer:
 
 async def _nothing_more(dialled: Dialled) -> Dialled:
     return dialled
-
-
-def _is_ipv4(host: str | None) -> bool:
-    """Whether the host is an IPv4 literal."""
-    try:
-        return host is not None and bool(IPv4Address(host))
-    except ValueError:
-        return False

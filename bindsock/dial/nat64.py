@@ -7,12 +7,18 @@ none of this: those name servers answer them with embedded addresses (DNS64).
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from bindsock.dial.resolving import AddrInfo
+
+if TYPE_CHECKING:
+    from bindsock.routing.effective import Decider
+
+_logger = logging.getLogger("bindsock")
 
 NAME = "ipv4only.arpa"
 """The name whose IPv6 addresses tell the prefix (RFC 7050 section 3)."""
@@ -49,13 +55,60 @@ def prefixes_in(addresses: Iterable[IPv6Address]) -> tuple[IPv6Network, ...]:
     return tuple(found)
 
 
-def synthesized(info: AddrInfo, prefixes: Iterable[IPv6Network]) -> list[AddrInfo]:
-    """The addresses by which an IPv4 address is dialled through a translator.
+def is_for_translator(host: str | None, family: int, infos: Iterable[AddrInfo], decider: Decider) -> bool:
+    """Whether a translator alone can reach the host: it is the literal of an IPv4 unicast address, and there is IPv6 alone.
 
-    :param info: the IPv4 address, as ``getaddrinfo()`` gives it
+    :param family: the one that was asked for; who asks for IPv4 does not get IPv6
+    :param infos: the addresses of the host, none of which has an interface
     """
-    _, kind, proto, name, (host, port, *_) = info
-    return [(socket.AF_INET6, kind, proto, name, (str(embed(IPv4Address(host), prefix)), port, 0, 0)) for prefix in prefixes]
+    return (
+        family == socket.AF_UNSPEC
+        and _is_unicast_ipv4(host)
+        and all(info[0] == socket.AF_INET for info in infos)
+        and decider.decide(socket.AF_INET6).interface is not None
+    )
+
+
+def synthesized(infos: Iterable[AddrInfo], prefixes: Sequence[IPv6Network]) -> list[AddrInfo]:
+    """The addresses by which IPv4 addresses are reached through a translator.
+
+    :param infos: the IPv4 addresses, as ``getaddrinfo()`` gives them
+    """
+    return [
+        (socket.AF_INET6, kind, proto, name, (str(embed(IPv4Address(host), prefix)), port, 0, 0))
+        for _, kind, proto, name, (host, port, *_) in infos
+        for prefix in prefixes
+    ]
+
+
+async def translated(
+    host: str | None, family: int, infos: Sequence[AddrInfo], decider: Decider, find: FindPrefixes | None
+) -> list[AddrInfo]:
+    """The addresses by which a network without IPv4 reaches an IPv4 literal; none if it does not, or the host is none.
+
+    :param find: ``None`` if nobody can be asked
+    """
+    if find is None or not is_for_translator(host, family, infos, decider):
+        return []
+    try:
+        return synthesized(infos, await find())
+    except OSError as error:
+        log_unknown(host, error)
+        return []
+
+
+def log_unknown(host: str | None, error: OSError) -> None:
+    """Say why an IPv4 literal is not dialled by a translator."""
+    _logger.info("%s cannot be reached by IPv4, and the network's NAT64 prefix is not known: %s", host, error)
+
+
+def _is_unicast_ipv4(host: str | None) -> bool:
+    """Whether the host is an IPv4 literal that a router may forward to."""
+    try:
+        address = IPv4Address(host or "")
+    except ValueError:
+        return False
+    return not (address.is_multicast or address.is_reserved or address.is_link_local or address.is_unspecified)
 
 
 def _positions(length: int) -> list[int]:

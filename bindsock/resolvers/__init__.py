@@ -4,6 +4,15 @@ from bindsock.resolvers.answers import Answer, Lookup, NoResolver
 from bindsock.resolvers.dnssd import DnsSdLookup
 from bindsock.resolvers.interface import InterfaceResolver
 from bindsock.resolvers.resolved import ResolvedLookup
-from bindsock.resolvers.servers import ServerLookup
+from bindsock.resolvers.servers import ConfiguredLookup, ServerLookup
 
-__all__ = ["Answer", "DnsSdLookup", "InterfaceResolver", "Lookup", "NoResolver", "ResolvedLookup", "ServerLookup"]
+__all__ = [
+    "Answer",
+    "ConfiguredLookup",
+    "DnsSdLookup",
+    "InterfaceResolver",
+    "Lookup",
+    "NoResolver",
+    "ResolvedLookup",
+    "ServerLookup",
+]

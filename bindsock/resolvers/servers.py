@@ -104,6 +104,31 @@ class ServerLookup:
         return response
 
 
+class ConfiguredLookup:
+    """Names looked up at the name servers that the system is configured with, by an interface.
+
+    They are the network's own where no VPN has put others in their place.
+
+    :param path: what names them
+    """
+
+    def __init__(self, path: str = "/etc/resolv.conf") -> None:
+        self._path = path
+
+    async def __call__(self, name: str, family: socket.AddressFamily, index: int, watcher: Watcher) -> Answer:
+        try:
+            with needs("dns"):
+                import dns.resolver
+        except ImportError as error:
+            raise NoResolver(errno.ENOENT, f"the servers of {self._path} cannot be asked: {error}") from error
+        try:
+            configured = dns.resolver.Resolver(self._path)
+        except dns.resolver.NoResolverConfiguration as error:
+            raise NoResolver(errno.ENOENT, f"{self._path} names no server: {error}") from error
+        servers = [(str(server), configured.port) for server in configured.nameservers]
+        return await ServerLookup(servers)(name, family, index, watcher)
+
+
 async def _connected(watcher: Watcher, server: IPAddress, port: int, kind: socket.SocketKind) -> socket.socket:
     decider = watcher.refresh()
     decision = decider.decide(server)

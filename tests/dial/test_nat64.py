@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindsock.dial.nat64 import embed, prefixes_in, synthesized
+from bindsock.dial.nat64 import embed, is_for_translator, prefixes_in, synthesized
+from bindsock.dial.resolving import AddrInfo, numeric
+from bindsock.routing.effective import Decider, Preferences
+from tests.networks import network
 
 EXAMPLES = [
     ("2001:db8::/32", "2001:db8:c000:221::"),
@@ -51,6 +54,36 @@ def test_two_addresses_with_one_prefix_tell_it_once() -> None:
 
 
 def test_an_ipv4_address_becomes_one_for_each_prefix() -> None:
-    info = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.33", 443))
+    info: AddrInfo = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.33", 443))
     prefixes = [IPv6Network("64:ff9b::/96"), IPv6Network("2001:db8::/32")]
-    assert [i[4][:2] for i in synthesized(info, prefixes)] == [("64:ff9b::c000:221", 443), ("2001:db8:c000:221::", 443)]
+    assert [i[4][:2] for i in synthesized([info], prefixes)] == [("64:ff9b::c000:221", 443), ("2001:db8:c000:221::", 443)]
+
+
+SIX_ONLY = network("wifi0 wifi 2001:db8::5/64", "default6 via fe80::1 dev wifi0")
+NOTHING = network("wifi0 wifi 2001:db8::5/64")
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "expected"),
+    [
+        ("192.0.2.33", socket.AF_UNSPEC, True),
+        ("10.0.0.1", socket.AF_UNSPEC, True),
+        ("192.0.2.33", socket.AF_INET, False),
+        ("2001:db8:1::1", socket.AF_UNSPEC, False),
+        ("224.0.0.251", socket.AF_UNSPEC, False),
+        ("255.255.255.255", socket.AF_UNSPEC, False),
+        ("169.254.1.1", socket.AF_UNSPEC, False),
+        ("0.0.0.0", socket.AF_UNSPEC, False),
+    ],
+)
+def test_a_translator_is_for_unicast_literals_of_ipv4(host: str, family: int, expected: bool) -> None:
+    info = numeric(host, 443, socket.AF_UNSPEC, socket.SOCK_STREAM, 0)
+    assert info is not None
+    assert is_for_translator(host, family, [info], Decider(SIX_ONLY, Preferences())) is expected
+    assert not is_for_translator(host, family, [info], Decider(NOTHING, Preferences()))
+
+
+def test_a_name_needs_no_translator() -> None:
+    """The network's own name servers translate (DNS64)."""
+    info: AddrInfo = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.33", 443))
+    assert not is_for_translator("example.com", socket.AF_UNSPEC, [info], Decider(SIX_ONLY, Preferences()))
