@@ -23,6 +23,7 @@ from bindsock.kernel.linux import route_hint as cures
 from bindsock.kernel.linux.rtnetlink import devices, events, links, routes, rules
 from bindsock.kernel.linux.rtnetlink import rp_filter as netconf
 from bindsock.kernel.linux.rtnetlink.lookups import Asked
+from bindsock.kernel.linux.rtnetlink.policy import parse_policy_rule
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.model.network import Answers, Interface, InterfaceAddress, InterfaceKind, Lookup, Network, Route, RouteKind
 from bindsock.model.tables import tabulated
@@ -115,6 +116,7 @@ PARSERS: list[Callable[[bytes], object]] = [
     lambda payload: routes.parse_nexthops([payload]),
     netconf.parse_rp_filter,
     lambda datagram: pending().take(datagram),
+    parse_policy_rule,
     rules.parse_rule.__wrapped__,
 ]
 EVERY_DATAGRAM = [datagram for datagrams in RECORDED.values() for datagram in datagrams]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
+from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink.policy import RULE, parse_policy_rule, read_policy
@@ -60,6 +62,25 @@ def test_a_mark_is_exempt_where_an_inverted_rule_asks_for_it(
 
 def test_a_rule_of_another_family_is_passed_over() -> None:
     assert parse_policy_rule(RULE.pack(128, 0, 0, 0, 254, 1, 0)) is None  # RTNL_FAMILY_IPMR
+
+
+@pytest.mark.parametrize("parse", [parse_policy_rule])
+@pytest.mark.parametrize(
+    ("to_length", "source_length", "prefix"),
+    [
+        (0, 64, netlink.attribute(2, bytes(4))),
+        (64, 0, netlink.attribute(1, bytes(4))),
+        (0, 24, netlink.attribute(2, bytes(3))),
+        (0, 24, netlink.attribute(2, bytes(16))),
+        (0, 24, b""),
+    ],
+    ids=["source too long", "destination too long", "address too short", "wrong family", "no address"],
+)
+def test_a_rule_whose_prefix_is_damaged_is_refused(
+    parse: Callable[[bytes], object], to_length: int, source_length: int, prefix: bytes
+) -> None:
+    with pytest.raises(KernelError):
+        parse(RULE.pack(socket.AF_INET, to_length, source_length, 0, 254, 1, 0) + prefix)
 
 
 def test_a_rule_with_a_port_says_that_it_has_more_conditions() -> None:

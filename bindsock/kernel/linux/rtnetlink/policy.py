@@ -5,14 +5,14 @@ Layout and numbers: ``include/uapi/linux/fib_rules.h``.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.rtnetlink.routes import parse_prefix
 from bindsock.kernel.linux.rtnetlink.rules import RTM_GETRULE
-from bindsock.model.network import FAMILIES, IPNetwork
+from bindsock.model.network import FAMILIES
 from bindsock.model.policy import PolicyRule
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def parse_policy_rule(payload: bytes) -> PolicyRule | None:
         action=_ACTIONS.get(action, f"action {action}"),
         table=_u32(found, FRA_TABLE) or table,
         inverted=bool(flags & _INVERT),
-        source=_prefix(found.get(_FRA_SRC), source_length),
-        destination=_prefix(found.get(_FRA_DST), to_length),
+        source=parse_prefix(family, found.get(_FRA_SRC, b""), source_length) if source_length else None,
+        destination=parse_prefix(family, found.get(_FRA_DST, b""), to_length) if to_length else None,
         incoming=netlink.text(found.get(_FRA_IIFNAME, b"")),
         outgoing=netlink.text(found.get(FRA_OIFNAME, b"")),
         mark=_u32(found, _FRA_FWMARK),
@@ -89,7 +89,3 @@ def parse_policy_rule(payload: bytes) -> PolicyRule | None:
 
 def _u32(found: Mapping[int, bytes], kind: int) -> int | None:
     return netlink.u32(found[kind]) if kind in found else None
-
-
-def _prefix(packed: bytes | None, length: int) -> IPNetwork | None:
-    return ipaddress.ip_network((packed, length), strict=False) if packed is not None and length else None

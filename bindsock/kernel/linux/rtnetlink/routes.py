@@ -160,7 +160,7 @@ def _parse(payload: bytes) -> ParsedRoute | None:
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
     found = netlink.attributes(payload, _RTMSG.size)
-    destination = _network(family, found.get(_RTA_DST, b""), prefix_length)
+    destination = parse_prefix(family, found.get(_RTA_DST, b""), prefix_length)
     if _RTA_TABLE in found:
         table = netlink.u32(found[_RTA_TABLE])
     metric = netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0
@@ -250,13 +250,17 @@ def _gateway(family: int, found: Mapping[int, bytes]) -> IPAddress | None:
     return None
 
 
-def _network(family: int, packed: bytes, prefix_length: int) -> IPNetwork:
+def parse_prefix(family: int, packed: bytes, prefix_length: int) -> IPNetwork:
+    """A prefix of the family. One of no length may come without its bytes.
+
+    :raises KernelError: the bytes or the length do not fit the family
+    """
     size = 4 if family == socket.AF_INET else 16
     if prefix_length > size * 8:
         raise KernelError(f"netlink: a prefix of {prefix_length} bits in family {family}")
     if not packed and not prefix_length:
         packed = bytes(size)
     if len(packed) != size:
-        raise KernelError(f"netlink: a destination of {len(packed)} bytes in family {family}")
+        raise KernelError(f"netlink: a prefix in {len(packed)} bytes in family {family}")
     make: Callable[..., IPNetwork] = ipaddress.IPv4Network if family == socket.AF_INET else ipaddress.IPv6Network
     return make((packed, prefix_length), strict=False)
