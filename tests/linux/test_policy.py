@@ -12,6 +12,7 @@ from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink.policy import RULE, parse_policy_rule, read_policy
+from bindsock.kernel.linux.rtnetlink.rules import parse_rule
 from bindsock.model.policy import PolicyRule
 from tests.linux.namespaces import World, ip
 
@@ -64,7 +65,7 @@ def test_a_rule_of_another_family_is_passed_over() -> None:
     assert parse_policy_rule(RULE.pack(128, 0, 0, 0, 254, 1, 0)) is None  # RTNL_FAMILY_IPMR
 
 
-@pytest.mark.parametrize("parse", [parse_policy_rule])
+@pytest.mark.parametrize("parse", [parse_policy_rule, parse_rule])
 @pytest.mark.parametrize(
     ("to_length", "source_length", "prefix"),
     [

@@ -1,4 +1,4 @@
-"""Every policy rule with its conditions, for a person to read. No decision needs them.
+"""Every policy rule with its conditions. Of these :mod:`bindsock.kernel.linux.rtnetlink.rules` takes what decisions need.
 
 Layout and numbers: ``include/uapi/linux/fib_rules.h``.
 """
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.routes import parse_prefix
-from bindsock.kernel.linux.rtnetlink.rules import RTM_GETRULE
 from bindsock.model.network import FAMILIES
 from bindsock.model.policy import PolicyRule
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from bindsock.kernel.linux.netlink import Channel
 
+_RTM_GETRULE = 34
 RULE = struct.Struct("=BBBBBxxBI")
 """fib_rule_hdr: family, destination and source length, TOS, table, action, flags."""
 TO_TABLE = 1
@@ -43,6 +43,15 @@ _UID_RANGE = struct.Struct("=II")
 _NO_SUPPRESSION = 0xFFFFFFFF
 
 
+def dump_rules(channel: Channel, family: socket.AddressFamily) -> list[bytes]:
+    """The payloads of RTM_NEWRULE in the kernel's order.
+
+    :raises KernelError: the answer cannot be understood
+    :raises OSError: the question is refused
+    """
+    return channel.dump(_RTM_GETRULE, RULE.pack(family, 0, 0, 0, 0, 0, 0))
+
+
 def read_policy(channel: Channel) -> tuple[PolicyRule, ...]:
     """The rules of both families in the kernel's order.
 
@@ -51,9 +60,9 @@ def read_policy(channel: Channel) -> tuple[PolicyRule, ...]:
     """
     found = []
     for family in FAMILIES:
-        payloads = channel.dump(RTM_GETRULE, RULE.pack(family, 0, 0, 0, 0, 0, 0))
+        rules = map(parse_policy_rule, dump_rules(channel, family))
         # A kernel without IPv6 answers the second time with what it said the first time.
-        found += [rule for payload in payloads if (rule := parse_policy_rule(payload)) is not None and rule.family == family]
+        found += [rule for rule in rules if rule is not None and rule.family == family]
     return tuple(found)
 
 

@@ -28,9 +28,9 @@ from bindsock.kernel.linux.rtnetlink.policy import (
     FRA_TABLE,
     RULE,
     TO_TABLE,
+    dump_rules,
     parse_policy_rule,
 )
-from bindsock.kernel.linux.rtnetlink.rules import RTM_GETRULE
 from bindsock.model.network import FAMILIES, IPAddress, family_of
 from bindsock.model.policy import MAIN_TABLE, REPAIR_PREFERENCES, Gateway, Repair, is_repair_table
 
@@ -148,7 +148,7 @@ class Repairs:
 
     def _entries(self) -> Iterator[_Entry]:
         for family in FAMILIES:
-            for payload in self._channel.dump(RTM_GETRULE, RULE.pack(family, 0, 0, 0, 0, 0, 0)):
+            for payload in dump_rules(self._channel, family):
                 rule = parse_policy_rule(payload)
                 if rule is not None and rule.family == family and rule.protocol in (HELD, KEPT):
                     yield _Entry("rule", family, rule.protocol, rule.table, rule.outgoing, 0, None, payload)
