@@ -35,23 +35,18 @@ class Announcer:
 
         :param decisions: one for each family
         """
-        announced = False
         changes: dict[socket.AddressFamily, FamilyChange] = {}
         for family, decision in decisions.items():
             old_decision, old_path, new_path = self._decisions[family], self._paths[family], path_of(decision)
-            announce = new_path != old_path
-            if not announce or new_path is not None:
+            lost = old_path is not None and new_path is None
+            held = lost and now < self._lost_since.setdefault(family, now) + GRACE
+            if not held:
                 self._lost_since.pop(family, None)
-            elif now < self._lost_since.setdefault(family, now) + GRACE:
-                announce = False
-            if announce:
-                announced = True
-                self._lost_since.pop(family, None)
-                self._decisions[family], self._paths[family] = decision, new_path
-                changes[family] = FamilyChange(old_decision, decision, old_path, new_path)
-            else:
-                changes[family] = FamilyChange(old_decision, old_decision, old_path, old_path)
-        if not announced:
+            if held or new_path == old_path:
+                decision, new_path = old_decision, old_path
+            self._decisions[family], self._paths[family] = decision, new_path
+            changes[family] = FamilyChange(old_decision, decision, old_path, new_path)
+        if not any(change.moved for change in changes.values()):
             return None
         self._number += 1
         return Change(self._number, now, cause, changes[socket.AF_INET], changes[socket.AF_INET6])
