@@ -18,7 +18,7 @@ is link-local) only puts it behind others.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.decision import Basis, Candidate, Decision
 from bindsock.model.network import Interface, InterfaceKind, Lookup, Network, Route
@@ -38,7 +38,20 @@ _KIND_NAME = {InterfaceKind.WIRED: "wired", InterfaceKind.WIFI: "Wi-Fi", Interfa
 _UNRULED = 1 << 20
 """The rank of a table to which no rule leads."""
 
-_Key: TypeAlias = tuple[bool, bool, bool, int, int, int, int]
+
+class _Key(NamedTuple):
+    """What a usable interface is ranked by, least first."""
+
+    last_resort: bool
+    doubtful: bool
+    expensive: bool
+    scope: int
+    """0 if it has a default route for every socket, 1 if it has one for bound sockets alone, 2 if it has none."""
+    position: int
+    """In the order in which the system itself would use the interfaces."""
+    kind: int
+    number: int
+    """The interface's index."""
 
 
 def rank_of(network: Network, route: Route) -> int:
@@ -71,9 +84,9 @@ class Defaults:
         self._order = self._ordered(first)
         """The interfaces with an unscoped default route, in the order in which the system itself would use them."""
         self._position = {index: position for position, index in enumerate(self._order)}
-        self._keys: dict[int, _Key] = {}
         self._notes: list[str] = []
         self._refusals = {index: self._refusal(index, interface) for index, interface in self.interfaces.items()}
+        self._keys = {index: self._key(index) for index, refusal in self._refusals.items() if refusal is None}
         self.index: int | None = None
         """The interface that was taken."""
         self.decision: Decision = self._decide()
@@ -118,18 +131,11 @@ class Defaults:
         return f"{best.destination}{in_table(best)}: a default in disguise"
 
     def _key(self, index: int) -> _Key:
-        """What the usable interfaces are ranked by, least first."""
-        key = self._keys.get(index)
-        if key is None:
-            key = self._keys[index] = self._make_key(index)
-        return key
-
-    def _make_key(self, index: int) -> _Key:
         interface = self.interfaces[index]
         best = self._best.get(index)
-        return (
+        return _Key(
             interface.last_resort,
-            self._doubtful(index),
+            bool(self._doubt(index)),
             self.preferences.cost in ("avoid", "cheapest") and is_expensive(interface, self.preferences),
             2 if best is None or not best.is_default else int(best.scoped),
             self._position.get(index, 0),
@@ -137,11 +143,8 @@ class Defaults:
             index,
         )
 
-    def _doubtful(self, index: int) -> bool:
-        """Whether something speaks against the interface, though the system confirms it."""
-        return bool(self._doubt(index))
-
     def _doubt(self, index: int) -> str:
+        """What speaks against the interface, though the system confirms it."""
         interface, best = self.interfaces[index], self._best.get(index)
         if interface.dormant:
             return "it is dormant"
@@ -161,7 +164,7 @@ class Defaults:
     def _decide(self) -> Decision:
         index, above = self._first_default()
         basis, delegating = Basis.DEFAULT_ROUTE, ""
-        ranked = sorted((i for i in self.interfaces if self._refusals[i] is None), key=self._key)
+        ranked = sorted(self._keys, key=self._keys.__getitem__)
         if index is None:
             index, delegating = self._first_delegate(above, ranked)
             basis = Basis.DELEGATE
@@ -242,8 +245,8 @@ class Defaults:
         return index
 
     def _cost(self, index: int) -> tuple[bool, bool]:
-        last_resort, _, expensive, *_ = self._key(index)
-        return last_resort, expensive
+        key = self._keys[index]
+        return key.last_resort, key.expensive
 
     def _chain(self, tunnel: int) -> Iterator[int]:
         """The tunnel and those to which it is delegated, each once."""
@@ -274,22 +277,22 @@ class Defaults:
     def _behind(self, index: int, winner: int, delegating: str) -> Candidate:
         """Why a usable interface was not taken."""
         interface, first = self.interfaces[index], self.interfaces[winner].name
-        mine, best = self._key(index), self._key(winner)
+        mine, best = self._keys[index], self._keys[winner]
         if delegating:
             clause = f"{delegating} is delegated to {first}"
-        elif mine[0] > best[0]:
+        elif mine.last_resort > best.last_resort:
             clause = "is only a last resort"
         elif winner == self.first:
             clause = self._later(index, winner)
-        elif mine[1] > best[1]:
+        elif mine.doubtful > best.doubtful:
             clause = self._doubt(index)
-        elif mine[2] > best[2]:
+        elif mine.expensive > best.expensive:
             clause = f"is expensive, {first} is not"
-        elif mine[3] > best[3]:
+        elif mine.scope > best.scope:
             clause = f"the system's default route leaves by {first}"
-        elif mine[4] > best[4]:
+        elif mine.position > best.position:
             clause = self._later(index, winner)
-        elif mine[5] > best[5]:
+        elif mine.kind > best.kind:
             names = [_KIND_NAME.get(self.interfaces[i].kind, "other") for i in (index, winner)]
             clause = f"{names[0]} ranks behind {names[1]} {first}"
         else:
@@ -322,20 +325,20 @@ class Defaults:
             yield Candidate(interface.name, interface.index, False, reason)
 
     def _note_cost(self, index: int, ranked: list[int]) -> None:
-        if self._key(index)[2] and any(not self._key(i)[2] for i in ranked):
+        if self._keys[index].expensive and any(not self._keys[i].expensive for i in ranked):
             self._notes.append(f"{self.interfaces[index].name} is expensive, but it is the system's own choice")
 
     def _note_tie(self, index: int, ranked: list[int]) -> None:
-        mine, name = self._key(index), self.interfaces[index].name
+        mine, name = self._keys[index], self.interfaces[index].name
         for i in ranked:
-            if i == index or self._key(i)[:4] != mine[:4]:
+            if i == index or self._keys[i][:4] != mine[:4]:
                 continue
-            key, other = self._key(i), self.interfaces[i].name
-            if mine[3] == 0 and self._equal(self._best[i], self._best[index]):
+            key, other = self._keys[i], self.interfaces[i].name
+            if mine.scope == 0 and self._equal(self._best[i], self._best[index]):
                 metric = self._best[index].metric
                 why = "the system uses" if index == self.first else "has the lower index"
                 self._notes.append(f"{name} and {other} both have metric {metric}: the one was taken that {why}")
-            elif mine[3] != 0 and key[5] == mine[5]:
+            elif mine.scope != 0 and key.kind == mine.kind:
                 self._notes.append(f"{name} and {other} rank alike: the one with the lower index was taken")
 
     def _equal(self, one: Route, other: Route) -> bool:
