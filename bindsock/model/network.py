@@ -214,6 +214,11 @@ class Network:
         found = next((i for i in self.interfaces.values() if i.name == name), None)
         return found or next((i for i in self.interfaces.values() if name in i.alternative_names), None)
 
+    def unbound_interface(self, family: socket.AddressFamily) -> Interface | None:
+        """The interface of the default route of a socket that is bound to nothing, if it has one."""
+        lookup = self.unbound.get(family)
+        return None if lookup is None or lookup.route.interface is None else self.interfaces.get(lookup.route.interface)
+
     def owner_of(self, address: IPAddress) -> Interface | None:
         """The interface that has the address (without regard to a scope id), if one has."""
         return next((interface for interface in self.interfaces.values() if interface.has(address)), None)

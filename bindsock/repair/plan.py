@@ -87,8 +87,7 @@ def plan(network: Network, preferences: Preferences, standing: Sequence[Repair],
 
 def _taken(network: Network, family: socket.AddressFamily) -> bool:
     """Whether a tunnel has the default route."""
-    lookup = network.unbound.get(family)
-    interface = network.interfaces.get(lookup.route.interface or 0) if lookup is not None else None
+    interface = network.unbound_interface(family)
     return interface is not None and interface.kind is InterfaceKind.TUNNEL
 
 

@@ -131,8 +131,7 @@ def ownership(network: Network, rules: Sequence[PolicyRule], routes: Sequence[Ro
 
 
 def _owner(network: Network, family: socket.AddressFamily, rules: Sequence[PolicyRule], routes: Sequence[Route]) -> Ownership:
-    lookup = network.unbound.get(family)
-    interface = network.interfaces.get(lookup.route.interface or 0) if lookup is not None else None
+    lookup, interface = network.unbound.get(family), network.unbound_interface(family)
     if lookup is None or interface is None:
         return Ownership(family, None, False, f"there is no {family_name(family)} default route")
     tunnel = interface.kind is InterfaceKind.TUNNEL

@@ -75,6 +75,5 @@ def _table(route: Route) -> str:
 
 
 def _tunnel(network: Network, family: socket.AddressFamily) -> str | None:
-    unbound = network.unbound.get(family)
-    interface = network.interfaces.get(unbound.route.interface or 0) if unbound is not None else None
+    interface = network.unbound_interface(family)
     return interface.name if interface is not None and interface.kind is InterfaceKind.TUNNEL else None
