@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.datagram.mover import DatagramMover, Endpoint
-from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement, owns
+from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
 from bindsock.dial import nat64
@@ -329,7 +329,7 @@ class _Opening:
         self._check_route(requirement, interface)
         self._kernel.rebind(sock, interface, peer=peer)
         local = unmapped(address_of(sock.getsockname()))
-        if peer is not None and not owns(interface, local):
+        if peer is not None and not interface.has(local):
             # It was bound to that address before it was connected: only now, disconnected for a moment, it tells.
             uplink = uplink_of(decider, local)
             if uplink is None:

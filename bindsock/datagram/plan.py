@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.decision import Decision, Path
-from bindsock.model.network import Interface, IPAddress, Network, Target, family_of, without_scope
+from bindsock.model.network import IPAddress, Network, Target, family_of
 
 if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
@@ -181,16 +181,10 @@ def alive(network: Network, path: Path, source: IPAddress | None) -> bool:
         return bool(interface.usable_addresses(path.family)) or path.source is not None
     if source == path.source:
         return network.owner_of(source) is not None
-    return owns(interface, source)
+    return interface.has(source)
 
 
 def device_alive(network: Network, path: Path) -> bool:
     """Whether the path's device sends what it is given."""
     interface = network.interfaces.get(path.index)
     return interface is not None and interface.up and interface.running
-
-
-def owns(interface: Interface, address: IPAddress) -> bool:
-    """Whether the address is one of the interface's."""
-    plain = without_scope(address)
-    return any(a.address == plain for a in interface.addresses)

@@ -8,7 +8,6 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bindsock.datagram.plan import owns
 from bindsock.dial.binding import local_text
 from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.errors import BindFailed
@@ -84,7 +83,7 @@ class SocketSpec:
         """
         if interface is not None:
             address = self.address
-            if address is not None and not owns(interface, address):
+            if address is not None and not interface.has(address):
                 raise BindFailed(
                     f"the local address {address} is not one of {interface.name}'s, by which the endpoint is to leave",
                     errno=errno.EADDRNOTAVAIL,
