@@ -12,17 +12,17 @@ import logging
 import math
 import socket
 from ctypes import sizeof
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from bindsock.errors import BindFailed
 from bindsock.kernel.darwin import abi
+from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
 
 if TYPE_CHECKING:
+    from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface
 
 _logger = logging.getLogger("bindsock")
-
-Sockaddr = tuple[Any, ...]
 
 _OPTIONS = {
     abi.AF_INET: (abi.IPPROTO_IP, abi.IP_BOUND_IF, "IP_BOUND_IF"),
@@ -59,13 +59,14 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
     :raises BindFailed: with the call and the errno; the socket is bound to the old interface or to the new one
     """
     if sock.type == abi.SOCK_STREAM:
-        _check_stream(sock, interface)
+        # The kernel would accept another, and whatever is sent: nothing would leave (recorded from xnu).
+        check_local_address(sock, interface, "IP_BOUND_IF", abi.EADDRNOTAVAIL)
         _set(sock, interface)
         return
     try:
         peer = _peer(sock) or peer
     except OSError as error:
-        _fail(error, "getpeername", interface)
+        fail(error, "getpeername", interface)
     try:
         _set(sock, interface)
     except BindFailed as failed:
@@ -81,9 +82,9 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
         # The source address is chosen for each datagram.
         return
     try:
-        sock.connect(_rescoped(peer, interface))
+        sock.connect(rescoped(peer, interface))
     except OSError as error:
-        _fail(error, "connect", interface)
+        fail(error, "connect", interface)
 
 
 def unbind(sock: socket.socket) -> None:
@@ -99,7 +100,7 @@ def unbind(sock: socket.socket) -> None:
             name = "connect"
             sock.connect(peer)
     except OSError as error:
-        _fail(error, name, None)
+        fail(error, name, None)
 
 
 def abort(sock: socket.socket) -> None:
@@ -118,11 +119,11 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
 
     :raises OSError: the kernel refused
     """
-    idle, interval = max(1, int(seconds / 2)), max(1, int(seconds / 4))
+    timing = keep_alive(seconds)
     sock.setsockopt(abi.SOL_SOCKET, abi.SO_KEEPALIVE, 1)
-    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPALIVE, idle)
-    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPINTVL, interval)
-    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPCNT, max(1, math.ceil((seconds - idle) / interval)))
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPALIVE, timing.idle)
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPINTVL, timing.interval)
+    sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPCNT, timing.probes)
     sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_RXT_CONNDROPTIME, max(1, math.ceil(seconds)))
 
 
@@ -155,7 +156,7 @@ def _option(sock: socket.socket, interface: Interface | None) -> tuple[int, int,
     entry = _OPTIONS.get(int(sock.family))
     if entry is None:
         message = "only sockets of AF_INET and AF_INET6 are bound to interfaces"
-        _fail(OSError(abi.EAFNOSUPPORT, message), "IP_BOUND_IF", interface, message)
+        fail(OSError(abi.EAFNOSUPPORT, message), "IP_BOUND_IF", interface, message)
     return entry
 
 
@@ -163,7 +164,7 @@ def _set(sock: socket.socket, interface: Interface) -> None:
     level, option, name = _option(sock, interface)
     if interface.index <= 0:
         # 0 would unbind, without an error.
-        _fail(OSError(abi.ENXIO, "no such interface"), name, interface)
+        fail(OSError(abi.ENXIO, "no such interface"), name, interface)
     try:
         sock.setsockopt(level, option, interface.index)
     except OSError as error:
@@ -172,7 +173,7 @@ def _set(sock: socket.socket, interface: Interface) -> None:
             message = (
                 f"the socket could not be bound to {interface.name}: it is shut down, or on IPv6 it has an IPv4-mapped address"
             )
-        _fail(error, name, interface, message)
+        fail(error, name, interface, message)
 
 
 def _peer(sock: socket.socket) -> Sockaddr | None:
@@ -187,32 +188,6 @@ def _peer(sock: socket.socket) -> Sockaddr | None:
     return peer
 
 
-def _check_stream(sock: socket.socket, interface: Interface) -> None:
-    try:
-        local = ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
-    except OSError as error:
-        _fail(error, "getsockname", interface)
-    mapped = getattr(local, "ipv4_mapped", None)
-    if not any(a.address == (mapped or local) for a in interface.addresses):
-        # The kernel would accept it, and whatever is sent: nothing would leave (recorded from xnu).
-        message = f"a stream cannot move to {interface.name}: {local} is not its address"
-        _fail(OSError(abi.EADDRNOTAVAIL, message), "IP_BOUND_IF", interface, message)
-
-
-def _rescoped(peer: Sockaddr, interface: Interface) -> Sockaddr:
-    """A link-local peer is looked for on the new link: one of another link than the bound one is unreachable."""
-    if len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
-        return peer
-    return (peer[0].split("%", 1)[0], peer[1], peer[2], interface.index)
-
-
 def _is_mapped(host: str) -> bool:
     address = ipaddress.ip_address(host.split("%", 1)[0])
     return isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
-
-
-def _fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:
-    name = interface.name if interface is not None else None
-    if message is None:
-        message = f"the socket could not be bound to {name}" if name else "the socket could not be unbound"
-    raise BindFailed(message, errno=error.errno, interface=name, call=call) from error

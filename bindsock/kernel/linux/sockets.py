@@ -12,24 +12,25 @@ import ctypes
 import errno
 import fcntl
 import ipaddress
-import math
 import os
 import socket
 import struct
 import termios
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from bindsock.errors import BindFailed
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
+from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
+    from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface, IPAddress
 
-_SO_MARK = 36
 _SO_BINDTODEVICE = 25
-_SO_BINDTOIFINDEX = 62
 _SO_MARK = 36
+_SO_BINDTOIFINDEX = 62
 _IP_UNICAST_IF = 50
 _IPV6_UNICAST_IF = 76
 _SIOCGIFNAME = 0x8910
@@ -41,8 +42,6 @@ _TCP_INFO = 11
 _CLOSES_FIRST = frozenset({1, 4, 5})
 """TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2: the peer has not ended the connection yet (``include/net/tcp_states.h``)."""
 _TCP_USER_TIMEOUT = 18
-
-Sockaddr = tuple[Any, ...]
 
 
 def bind(sock: socket.socket, interface: Interface) -> None:
@@ -56,7 +55,7 @@ def bind(sock: socket.socket, interface: Interface) -> None:
     except OSError as error:
         # Set again without privilege it is EPERM, even to what it is.
         if error.errno != errno.EPERM or bound(sock) != interface.index:
-            _fail(error, "SO_BINDTOIFINDEX", interface)
+            fail(error, "SO_BINDTOIFINDEX", interface)
 
 
 def mark(sock: socket.socket, number: int, interface: Interface) -> None:
@@ -68,7 +67,7 @@ def mark(sock: socket.socket, number: int, interface: Interface) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, number)
     except OSError as error:
-        _fail(error, "SO_MARK", interface)
+        fail(error, "SO_MARK", interface)
 
 
 def unbind(sock: socket.socket) -> None:
@@ -95,7 +94,7 @@ def unbind(sock: socket.socket) -> None:
     except BindFailed:
         raise
     except OSError as error:
-        _fail(error, "SO_BINDTOIFINDEX", None)
+        fail(error, "SO_BINDTOIFINDEX", None)
 
 
 def bound(sock: socket.socket) -> int | None:
@@ -150,7 +149,7 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
         connected = sock.getpeername()
     except OSError as error:
         if error.errno != errno.ENOTCONN:
-            _fail(error, "getpeername", interface)
+            fail(error, "getpeername", interface)
         connected = None
     if connected is None and peer is None and (port is None or sock.getsockname()[1]):
         # Not connected: its source is chosen for each datagram, there is nothing to renew but the device. With CAP_NET_RAW, or
@@ -161,7 +160,7 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
             _set_device(sock, interface.index)
         except OSError as error:
             if error.errno != errno.EPERM:
-                _fail(error, "SO_BINDTOIFINDEX", interface)
+                fail(error, "SO_BINDTOIFINDEX", interface)
         else:
             return
     _reseat(sock, interface, connected or peer, port)
@@ -193,34 +192,20 @@ def _reseat(sock: socket.socket, interface: Interface | None, peer: Sockaddr | N
             sock.bind((left[0], port, *left[2:]))
         if peer is not None:
             step = "connect"
-            sock.connect(_rescoped(peer, interface))
+            sock.connect(rescoped(peer, interface))
     except OSError as error:
-        _fail(error, step, interface)
-
-
-def _rescoped(peer: Sockaddr, interface: Interface | None) -> Sockaddr:
-    """A link-local peer is looked for on the new link: a scope that is not the socket's device is EINVAL."""
-    if interface is None or len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
-        return peer
-    return (peer[0].split("%", 1)[0], peer[1], peer[2], interface.index)
+        fail(error, step, interface)
 
 
 def _move_stream(sock: socket.socket, interface: Interface) -> None:
-    try:
-        local = ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
-    except OSError as error:
-        _fail(error, "getsockname", interface)
-    mapped = getattr(local, "ipv4_mapped", None)
-    if not any(a.address == (mapped or local) for a in interface.addresses):
-        # The peer's answers would come in by the old interface, match no socket and be answered with a reset.
-        message = f"a stream cannot move to {interface.name}: {local} is not its address"
-        _fail(_error(errno.EADDRNOTAVAIL), "SO_BINDTOIFINDEX", interface, message)
+    # Answers to another address would come in by the old interface, match no socket and be answered with a reset.
+    check_local_address(sock, interface, "SO_BINDTOIFINDEX")
     if bound(sock) == interface.index:
         return
     try:
         _set_device(sock, interface.index)
     except OSError as error:
-        _fail(error, "SO_BINDTOIFINDEX", interface)
+        fail(error, "SO_BINDTOIFINDEX", interface)
 
 
 def abort(sock: socket.socket) -> None:
@@ -236,8 +221,7 @@ def source(interface: Interface, remote: IPAddress) -> IPAddress:
 
     :raises OSError: none; there is no route
     """
-    family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+    with socket.socket(family_of(remote), socket.SOCK_DGRAM) as sock:
         _set_device(sock, interface.index)
         sock.connect((str(remote), 9))  # sends nothing
         return ipaddress.ip_address(sock.getsockname()[0].split("%", 1)[0])
@@ -251,11 +235,11 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
 
     :raises OSError: the kernel refused
     """
-    idle, interval = max(1, int(seconds / 2)), max(1, int(seconds / 4))
+    timing = keep_alive(seconds)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPIDLE, idle)
-    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPINTVL, interval)
-    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPCNT, max(1, math.ceil((seconds - idle) / interval)))
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPIDLE, timing.idle)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPINTVL, timing.interval)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_KEEPCNT, timing.probes)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
     except OSError as error:
@@ -312,11 +296,11 @@ def _is_datagram(sock: socket.socket) -> bool:
 def _check(sock: socket.socket, interface: Interface) -> None:
     """``SO_BINDTOIFINDEX`` takes an index that nothing has, and 0 to unbind: neither is meant."""
     if sock.fileno() < 0:
-        _fail(_error(errno.EBADF), "SO_BINDTOIFINDEX", interface, "the socket is closed")
+        fail(_error(errno.EBADF), "SO_BINDTOIFINDEX", interface, "the socket is closed")
     try:
         _name(sock, interface.index)
     except OSError as error:
-        _fail(error, "SIOCGIFNAME", interface)
+        fail(error, "SIOCGIFNAME", interface)
 
 
 def _name(sock: socket.socket, index: int) -> bytes:
@@ -349,13 +333,6 @@ def _silence(sock: socket.socket) -> None:
 
 def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
-
-
-def _fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:
-    name = interface.name if interface is not None else None
-    if message is None:
-        message = f"the socket could not be bound to {name}" if name else "the socket could not be unbound"
-    raise BindFailed(message, errno=error.errno, interface=name, call=call) from error
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
