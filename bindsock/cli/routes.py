@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from bindsock.model.network import RouteKind
+from bindsock.model.network import MAIN_TABLE, RouteKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +38,7 @@ def line(route: Route, network: Network) -> str:
         parts.append(f"dev {interface.name}")
     if route.metric:
         parts.append(f"metric {route.metric}")
-    if route.table != 254:
+    if route.table != MAIN_TABLE:
         parts.append(f"table {route.table}")
     if route.scoped:
         parts.append("scoped")

@@ -22,10 +22,14 @@ Target: TypeAlias = socket.AddressFamily | IPv4Address | IPv6Address
 """What a decision is asked for: a family (its default route) or one destination."""
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+ADDRESS_BITS = {4: 32, 6: 128}
+"""The length of an address by its version."""
+DEFAULT_TABLE, MAIN_TABLE, LOCAL_TABLE = 253, 254, 255
+"""Routing tables of Linux. What is this host, and what all on a link are, is in ``local``."""
 
 
-def family_of(address: IPAddress) -> socket.AddressFamily:
-    """The address family of an address."""
+def family_of(address: IPAddress | IPNetwork) -> socket.AddressFamily:
+    """The address family of an address or a prefix."""
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
@@ -133,7 +137,7 @@ class Route:
     """Index of the interface, ``None`` where the kind has none."""
     gateway: IPAddress | None = None
     metric: int = 0
-    table: int = 254
+    table: int = MAIN_TABLE
     """Linux routing table; 254 is ``main``."""
     scoped: bool = False
     """Darwin ``RTF_IFSCOPE``: only sockets bound to the interface see it."""
@@ -143,7 +147,7 @@ class Route:
 
     @property
     def family(self) -> socket.AddressFamily:
-        return socket.AF_INET if self.destination.version == 4 else socket.AF_INET6
+        return family_of(self.destination)
 
     @property
     def is_default(self) -> bool:

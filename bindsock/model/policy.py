@@ -6,15 +6,19 @@ import shlex
 import socket
 from dataclasses import dataclass
 
-from bindsock.model.network import IPAddress, IPNetwork, family_of
+from bindsock.model.network import DEFAULT_TABLE, LOCAL_TABLE, MAIN_TABLE, IPAddress, IPNetwork, family_of
 
-MAIN_TABLE = 254
-_NAMES = {253: "default", MAIN_TABLE: "main", 255: "local"}
+_NAMES = {DEFAULT_TABLE: "default", MAIN_TABLE: "main", LOCAL_TABLE: "local"}
 
 
 def table_name(table: int) -> str:
     """A routing table as ``ip rule`` names it."""
     return _NAMES.get(table, str(table))
+
+
+def via_gateway(gateway: IPAddress, family: socket.AddressFamily) -> str:
+    """The gateway as ``ip route`` takes it, with a space after it: that of an IPv4 route may be an IPv6 neighbour (RFC 5549)."""
+    return f"via {'inet6 ' if family_of(gateway) != family else ''}{gateway} "
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,10 @@ class Repair:
         """The ``ip`` commands that make it."""
         ip = "ip" if self.family == socket.AF_INET else "ip -6"
         name = shlex.quote(self.interface)
-        via = f"{'' if family_of(self.gateway.address) == self.family else 'inet6 '}{self.gateway.address}"
+        via = via_gateway(self.gateway.address, self.family)
         first, second = REPAIR_PREFERENCES
         return [
-            f"{ip} route add default via {via} dev {name} table {self.table}",
+            f"{ip} route add default {via}dev {name} table {self.table}",
             f"{ip} rule add pref {first} oif {name} lookup main suppress_prefixlength 0",
             f"{ip} rule add pref {second} oif {name} lookup {self.table}",
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from bindsock.model.network import ADDRESS_BITS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-_BITS = {4: 32, 6: 128}
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _PRIVATE_IPV4 = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")))
 _PRIVATE_IPV6 = tuple(map(IPv6Network, ("fc00::/7", "fe80::/10")))
@@ -26,7 +27,7 @@ class PrefixTable(Generic[V]):
     """
 
     def __init__(self, version: int) -> None:
-        self._bits = _BITS[version]
+        self._bits = ADDRESS_BITS[version]
         self._lengths: dict[int, dict[int, list[V]]] = {}
         self._order: list[int] | None = None
 
@@ -52,7 +53,7 @@ def is_default_in_disguise(prefixes: Iterable[IPNetwork], version: int) -> bool:
 
     So VPNs take all traffic without replacing the default route: ``0/1`` and ``128/1``, ``1/8`` to ``128/1``, ``2000::/3``.
     """
-    bits = _BITS[version]
+    bits = ADDRESS_BITS[version]
     multicast, multicast_length = (0xE, 4) if version == 4 else (0xFF, 8)
     spans = []
     total = 0

@@ -10,7 +10,9 @@ import socket
 from typing import TYPE_CHECKING
 
 from bindsock.model.network import (
+    DEFAULT_TABLE,
     FAMILIES,
+    MAIN_TABLE,
     Answers,
     Interface,
     InterfaceKind,
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
     from bindsock.model.network import IPAddress
 
-MAIN, DEFAULT, TABLE_LOCAL = 254, 253, 255
 _HALF = {4: 1, 6: 3}
 """The longest prefix of an uplink that may stand for a default route: ``0/1``, ``2000::/3``."""
 
@@ -160,9 +161,9 @@ def order_of(route: Route, interfaces: Mapping[int, Interface]) -> tuple[int, in
 
 def table_order(route: Route, interfaces: Mapping[int, Interface]) -> int:
     """``main``, then ``default``, then other tables; but a tunnel in a table of its own has a rule that leads there first."""
-    if route.table == MAIN:
+    if route.table == MAIN_TABLE:
         return 0
-    if route.table == DEFAULT:
+    if route.table == DEFAULT_TABLE:
         return 1
     interface = interfaces.get(route.interface) if route.interface is not None else None
     return -1 if interface is not None and interface.kind is InterfaceKind.TUNNEL else 2
@@ -173,7 +174,7 @@ def _counts(route: Route, interfaces: Mapping[int, Interface]) -> bool:
     interface = interfaces.get(route.interface) if route.interface is not None else None
     if interface is not None and interface.kind is InterfaceKind.TUNNEL:
         return not route.scoped
-    return route.table in (MAIN, DEFAULT) and (interface is not None or route.kind is not RouteKind.UNICAST)
+    return route.table in (MAIN_TABLE, DEFAULT_TABLE) and (interface is not None or route.kind is not RouteKind.UNICAST)
 
 
 def _looked_through(interface: Interface) -> bool:

@@ -21,7 +21,7 @@ import socket
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.decision import Basis, Candidate, Decision
-from bindsock.model.network import Interface, InterfaceKind, Lookup, Network, Route
+from bindsock.model.network import MAIN_TABLE, Interface, InterfaceKind, Lookup, Network, Route
 from bindsock.model.preferences import is_expensive
 from bindsock.model.tables import table_order
 from bindsock.routing.sources import source_of
@@ -63,7 +63,7 @@ def rank_of(network: Network, route: Route) -> int:
 
 def in_table(route: Route) -> str:
     """`` in table 52``, nothing for the main table."""
-    return "" if route.table == 254 else f" in table {route.table}"
+    return "" if route.table == MAIN_TABLE else f" in table {route.table}"
 
 
 class Defaults:

@@ -21,10 +21,21 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from bindsock.model.decision import Basis, Candidate, Decision, Path, path_of
-from bindsock.model.network import Answers, Interface, InterfaceKind, IPAddress, Lookup, Network, Target, family_of, unmapped
+from bindsock.model.network import (
+    LOCAL_TABLE,
+    Answers,
+    Interface,
+    InterfaceKind,
+    IPAddress,
+    Lookup,
+    Network,
+    Target,
+    family_of,
+    unmapped,
+)
 from bindsock.model.preferences import Preferences, is_expensive
 from bindsock.model.prefixes import is_private, specific_in
-from bindsock.model.tables import TABLE_LOCAL, TableAnswers
+from bindsock.model.tables import TableAnswers
 from bindsock.routing.default_route import Defaults, in_table, rank_of
 from bindsock.routing.sources import source_of
 from bindsock.routing.usable import dead, is_tunnel, unfit
@@ -278,7 +289,7 @@ class Decider:
     def _is_delivered_here(self, unbound: Lookup) -> bool:
         """Whether a route of type local leads to the loopback, as ``ip route add local 192.0.2.0/24 dev lo`` makes it."""
         interface = self.network.interfaces.get(unbound.route.interface or 0)
-        return interface is not None and interface.kind is InterfaceKind.LOOPBACK and unbound.route.table == TABLE_LOCAL
+        return interface is not None and interface.kind is InterfaceKind.LOOPBACK and unbound.route.table == LOCAL_TABLE
 
     def _ordered(self, answers: Answers) -> list[Lookup]:
         """The ways to a destination, in the order in which the system would use them without those before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from bindsock.model.tables import DEFAULT, MAIN
+from bindsock.model.network import DEFAULT_TABLE, MAIN_TABLE
 
 if TYPE_CHECKING:
     import socket
@@ -28,7 +28,7 @@ def source_of(lookup: Lookup, interface: Interface, family: socket.AddressFamily
         return None
     if not interface.usable_addresses(family):
         return given
-    if lookup.route.table in (MAIN, DEFAULT) or not _is_virtual(interface, given):
+    if lookup.route.table in (MAIN_TABLE, DEFAULT_TABLE) or not _is_virtual(interface, given):
         return None
     own = [a for a in interface.addresses if a.family == family and a.usable and not _is_virtual(interface, a.address)]
     gateway = lookup.route.gateway

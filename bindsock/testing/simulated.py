@@ -16,6 +16,7 @@ from bindsock.errors import BindFailed
 from bindsock.kernel import Administration, PathManager
 from bindsock.kernel.chosen import multicast_options
 from bindsock.model.network import (
+    MAIN_TABLE,
     Interface,
     InterfaceAddress,
     InterfaceKind,
@@ -55,7 +56,7 @@ def interface(
 
 
 def route(
-    destination: str, index: int, gateway: str | None = None, *, metric: int = 0, table: int = 254, scoped: bool = False
+    destination: str, index: int, gateway: str | None = None, *, metric: int = 0, table: int = MAIN_TABLE, scoped: bool = False
 ) -> Route:
     """A unicast route to ``"0.0.0.0/0"`` or the like."""
     hop = ip_address(gateway) if gateway is not None else None

@@ -18,7 +18,7 @@ from bindsock.cli.demo.timeline import svg
 from bindsock.cli.options import Exit, add_json, fail
 from bindsock.cli.output import NEEDS_RICH, Printer, document
 from bindsock.factory import TransportFactory
-from bindsock.model.network import Network
+from bindsock.model.network import MAIN_TABLE, Network
 from bindsock.testing.lab import Lab, LabUnavailable, available, enter_user_namespace
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _show_facts(stand: Stand, shown: Sequence[Fact]) -> None:
 
 def _route_lines(kernel: kernels.Kernel, network: Network) -> list[str]:
     """The IPv4 routes of the main table, defaults first."""
-    found = kernel.routes(socket.AF_INET, 254)
+    found = kernel.routes(socket.AF_INET, MAIN_TABLE)
     return [routes.line(r, network) for r in sorted(found, key=lambda r: (not r.is_default, r.metric))]
 
 

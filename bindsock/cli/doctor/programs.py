@@ -10,8 +10,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bindsock.model.network import FAMILIES, InterfaceKind, Network, Route, family_name
-from bindsock.model.policy import MAIN_TABLE, PolicyRule, table_name
+from bindsock.model.network import FAMILIES, MAIN_TABLE, InterfaceKind, Network, Route, family_name
+from bindsock.model.policy import PolicyRule, table_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

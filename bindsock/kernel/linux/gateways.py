@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bindsock.kernel.linux.rtnetlink import neighbours
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.model.network import Interface, IPAddress, Network, Route
-from bindsock.model.policy import Gateway, is_repair_table
+from bindsock.model.policy import Gateway, is_repair_table, table_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -84,7 +84,7 @@ def named_by_routes(routes: Iterable[Route]) -> Gateway | None:
         if route.gateway is None:
             continue
         if route.is_default:
-            return Gateway(route.gateway, f"the default route in table {'main' if route.table == 254 else route.table}")
+            return Gateway(route.gateway, f"the default route in table {table_name(route.table)}")
         if route.destination.prefixlen == route.destination.max_prefixlen:
             hosts[route.gateway] += 1
     if len(hosts) == 1:

@@ -218,7 +218,7 @@ class LinuxKernel:
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
         """By an empty datagram to the gateway's discard port."""
         try:
-            with socket.socket(socket.AF_INET if gateway.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            with socket.socket(family_of(gateway), socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
                 sockets.bind(sock, interface)
                 neighbours.ask(sock, interface.index, gateway)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import socket
 
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Lookup, Network, Route, family_of, unmapped
+from bindsock.model.network import Interface, InterfaceKind, IPAddress, Lookup, Network, family_of, unmapped
+from bindsock.model.policy import table_name, via_gateway
 
-_MAIN = 254
 _PREFERENCE = 100
 _METRIC = 9999
 
@@ -40,7 +40,7 @@ def cure(
     route = f"`{ip} route add default {via}dev {name} metric {_METRIC}`"
     if own is not None or (default is not None and not default.usable):
         why = _obstacle(network, family, default)
-        table = _table(own.route) if own is not None else "main"
+        table = table_name(own.route.table) if own is not None else "main"
         rule = f"`{ip} rule add pref {_PREFERENCE} oif {name} lookup {table}`"
         known = own is not None or gateway is not None
         return f"{start} ({why}); add {rule}" if known else f"{start} ({why}); add {route} and {rule}"
@@ -55,23 +55,14 @@ def cure(
     return f"{start} ({why}); keep one with a high metric: {route}, or one for bound sockets alone: {table} and {rule}"
 
 
-def via_gateway(gateway: IPAddress, family: socket.AddressFamily) -> str:
-    """The gateway as ``ip route`` takes it: that of an IPv4 route may be an IPv6 neighbour (RFC 5549), which has to be said."""
-    return f"via {'inet6 ' if family_of(gateway) != family else ''}{gateway} "
-
-
 def _obstacle(network: Network, family: socket.AddressFamily, default: Lookup | None) -> str:
     """Why a default route that there is is none for a bound socket."""
     if default is not None and not default.usable:
-        return f"table {_table(default.route)} ends in `{default.route.kind} default`"
+        return f"table {table_name(default.route.table)} ends in `{default.route.kind} default`"
     tunnel, unbound = _tunnel(network, family), network.unbound.get(family)
     if tunnel is None or unbound is None:
         return "policy rules hide its default route"
-    return f"table {_table(unbound.route)}, which {tunnel} has, lets nothing past to its default route"
-
-
-def _table(route: Route) -> str:
-    return "main" if route.table == _MAIN else str(route.table)
+    return f"table {table_name(unbound.route.table)}, which {tunnel} has, lets nothing past to its default route"
 
 
 def _tunnel(network: Network, family: socket.AddressFamily) -> str | None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
+from bindsock.model.network import MAIN_TABLE
+
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
     from types import TracebackType
@@ -41,7 +43,6 @@ _PATIENCE = 20.0
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 IFF_MULTICAST = 0x1000
-MAIN_TABLE = 254
 GONE: Container[int] = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
 """The errors of deleting what is not there."""
 

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from bindsock.model.network import MAIN_TABLE
+
 from . import _netlink as netlink
 from ._child import Child
 from ._namespaces import LabUnavailable, inside
@@ -253,7 +255,7 @@ class Vpn:
             if mode in ("policy", "policy-kill"):
                 messages += [
                     netlink.rule(family, marked, table=TABLE, not_mark=MARK, delete=delete),
-                    netlink.rule(family, suppress, table=netlink.MAIN_TABLE, suppress_prefix_length=0, delete=delete),
+                    netlink.rule(family, suppress, table=MAIN_TABLE, suppress_prefix_length=0, delete=delete),
                 ]
         return messages
 

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.kernel.linux import netlink
-from bindsock.model.network import IPAddress, unmapped
+from bindsock.model.network import IPAddress, family_of, unmapped
 
 if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
@@ -81,10 +81,9 @@ def reset(channel: Channel, subflow: Subflow, bound: tuple[int | None, ...]) -> 
 
 def _connection(subflow: Subflow, index: int) -> bytes:
     """``struct inet_diag_req_v2`` of ``include/uapi/linux/inet_diag.h``."""
-    family = socket.AF_INET if subflow.local.version == 4 else socket.AF_INET6
     return b"".join(
         (
-            _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE),
+            _DIAG_REQUEST.pack(family_of(subflow.local), socket.IPPROTO_TCP, 0, 0, _ANY_STATE),
             struct.pack("!HH", subflow.local_port, subflow.remote_port),
             subflow.local.packed.ljust(16, b"\0"),
             subflow.remote.packed.ljust(16, b"\0"),

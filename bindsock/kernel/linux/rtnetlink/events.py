@@ -14,8 +14,8 @@ from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.links import IFF_UP
 from bindsock.kernel.linux.rtnetlink.questions import PROBES
-from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, TABLE_LOCAL, head_of
-from bindsock.model.network import FAMILIES
+from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, head_of
+from bindsock.model.network import ADDRESS_BITS, FAMILIES, LOCAL_TABLE
 
 if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
@@ -44,7 +44,6 @@ _DATAGRAMS_A_DRAIN = 150
 _MOST_PREFIXES = 256
 """When events were about more prefixes since the last reading, everything counts as old."""
 _PROBES = tuple((probe.version, int(probe)) for probes in PROBES.values() for probe in probes)
-_BITS = {4: 32, 6: 128}
 
 
 class RouteEvents:
@@ -153,7 +152,7 @@ class PendingEvents:
         if self.anything or self.down:
             return True
         version, number = destination.version, int(destination)
-        return any(v == version and number >> (_BITS[v] - length) == head for v, length, head in self.prefixes)
+        return any(v == version and number >> (ADDRESS_BITS[v] - length) == head for v, length, head in self.prefixes)
 
     def clear(self) -> None:
         """All of it has been read."""
@@ -171,7 +170,7 @@ class PendingEvents:
         if (length + 3) & ~3 < len(datagram):
             self.lost = True
         elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
-            if route_type not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL:
+            if route_type not in ROUTE_TYPES or flags & RTM_F_CLONED or table == LOCAL_TABLE:
                 return "none"
             if kind == _RTM_NEWROUTE or not self._went_down_with_interface(datagram):
                 return self._take_route(family, prefix_length, datagram)
@@ -195,7 +194,7 @@ class PendingEvents:
         except KernelError:
             self.lost = True
             return "partial"
-        covers_probe = any(v == version and number >> (_BITS[v] - length) == head for v, number in _PROBES)
+        covers_probe = any(v == version and number >> (ADDRESS_BITS[v] - length) == head for v, number in _PROBES)
         if covers_probe:
             self.defaults.add(socket.AF_INET if version == 4 else socket.AF_INET6)
         elif not self._concerns(version, length, head):

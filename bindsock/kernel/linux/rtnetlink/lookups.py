@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from bindsock.model.network import Answers, answers_without, family_of, unmapped
+from bindsock.model.network import ADDRESS_BITS, Answers, answers_without, family_of, unmapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,7 +20,6 @@ _KEPT = 4096
 _ASKED_AT_ONCE = 24
 """About so many destinations a reading asks anew, in 1 to 2 ms; about more they are asked when they are decided next."""
 _logger = logging.getLogger("bindsock")
-_BITS = {4: 32, 6: 128}
 
 
 class Asked:
@@ -58,7 +57,7 @@ class Asked:
                 self.known[destination] = answers
                 for (version, length), heads in self._heads.items():
                     if version == destination.version:
-                        heads.add(int(destination) >> (_BITS[version] - length))
+                        heads.add(int(destination) >> (ADDRESS_BITS[version] - length))
         return answers
 
     def concerns(self, version: int, length: int, head: int) -> bool:
@@ -70,7 +69,7 @@ class Asked:
             return True
         heads = self._heads.get((version, length))
         if heads is None:
-            shift = _BITS[version] - length
+            shift = ADDRESS_BITS[version] - length
             heads = {int(destination) >> shift for destination in self.known if destination.version == version}
             self._heads[version, length] = heads
         return head in heads
@@ -86,7 +85,7 @@ class Asked:
             destination
             for destination in self.known
             if any(
-                destination.version == version and int(destination) >> (_BITS[version] - length) in heads
+                destination.version == version and int(destination) >> (ADDRESS_BITS[version] - length) in heads
                 for (version, length), heads in wanted.items()
             )
         ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.links import parse_ip
+from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
@@ -37,8 +38,7 @@ def answers(channel: Channel, index: int, address: IPAddress) -> bool | None:
 
     :return: ``None`` if the kernel does not tell
     """
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    body = _NDMSG.pack(family, index, 0, 0, 0) + netlink.attribute(_NDA_DST, address.packed)
+    body = _NDMSG.pack(family_of(address), index, 0, 0, 0) + netlink.attribute(_NDA_DST, address.packed)
     try:
         payload = channel.ask(_RTM_GETNEIGH, body).payload
     except OSError as error:

@@ -22,6 +22,7 @@ from bindsock.kernel.linux.netlink import Message
 from bindsock.kernel.linux.rtnetlink import routes
 from bindsock.model.network import (
     FAMILIES,
+    LOCAL_TABLE,
     Answers,
     Interface,
     InterfaceKind,
@@ -34,7 +35,7 @@ from bindsock.model.network import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from bindsock.kernel.linux.netlink import Channel
     from bindsock.kernel.linux.rtnetlink.routes import ParsedRoute
@@ -333,7 +334,7 @@ def _unbound_answer(answer: ParsedRoute | int, destination: IPAddress) -> tuple[
         return None, None
     if answer.type == routes.RTN_LOCAL:
         # What is delivered here, by whatever table.
-        route = dataclasses.replace(route, table=routes.TABLE_LOCAL)
+        route = dataclasses.replace(route, table=LOCAL_TABLE)
     return Lookup(route), None
 
 
@@ -344,10 +345,3 @@ def _as_chosen(chosen: Route, entry: Route) -> Route:
     if entry.gateway == chosen.gateway:
         return entry
     return dataclasses.replace(entry, gateway=chosen.gateway)
-
-
-def every_prefix_of_probes() -> Iterator[tuple[int, int]]:
-    """Version and number of each probe."""
-    for probes in PROBES.values():
-        for probe in probes:
-            yield probe.version, int(probe)

@@ -31,8 +31,8 @@ from bindsock.kernel.linux.rtnetlink.policy import (
     dump_rules,
     parse_policy_rule,
 )
-from bindsock.model.network import FAMILIES, IPAddress, family_of
-from bindsock.model.policy import MAIN_TABLE, REPAIR_PREFERENCES, Gateway, Repair, is_repair_table
+from bindsock.model.network import FAMILIES, MAIN_TABLE, IPAddress, family_of
+from bindsock.model.policy import REPAIR_PREFERENCES, Gateway, Repair, is_repair_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

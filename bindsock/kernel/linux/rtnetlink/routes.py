@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.links import parse_ip
-from bindsock.model.network import IPAddress, IPNetwork, Route, RouteKind
+from bindsock.model.network import ADDRESS_BITS, LOCAL_TABLE, IPAddress, IPNetwork, Route, RouteKind, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +32,6 @@ _PREFERENCES = {b"\1": 1, b"\3": -1}
 
 RTN_UNICAST = 1
 RTN_LOCAL = 2
-RTN_MULTICAST = 5
 _KINDS = {
     RTN_UNICAST: RouteKind.UNICAST,
     6: RouteKind.BLACKHOLE,
@@ -66,7 +65,6 @@ RTM_F_CLONED = 0x200
 _RTM_F_LOOKUP_TABLE = 0x1000
 """Without it IPv4 says main, whatever table the entry is in (``linux net/ipv4/route.c``, inet_rtm_getroute)."""
 _RTM_F_FIB_MATCH = 0x2000
-TABLE_LOCAL = 255
 
 ALL_NEXTHOPS = _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
 """The body of the dump of all nexthop objects."""
@@ -119,7 +117,7 @@ def query(
     :param source: the address that the socket is bound to
     :param mark: the socket's mark
     """
-    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    family = family_of(destination)
     # IPv6 always says which table, and refuses the flag that asks for it.
     flags = (_RTM_F_FIB_MATCH if fib_match else 0) | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
     bits = destination.max_prefixlen
@@ -140,10 +138,10 @@ def parse_route(payload: bytes) -> ParsedRoute | None:
     :raises KernelError: the message is damaged
     """
     _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(_RTMSG, payload)
-    if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == TABLE_LOCAL or source_length:
+    if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == LOCAL_TABLE or source_length:
         return None
     parsed = _parse(payload)
-    return None if parsed is None or parsed.table == TABLE_LOCAL else parsed
+    return None if parsed is None or parsed.table == LOCAL_TABLE else parsed
 
 
 @lru_cache(maxsize=256)
@@ -193,7 +191,7 @@ def head_of(message: bytes, offset: int, version: int, length: int) -> int:
     if length == 0:
         return 0
     packed = netlink.attributes(message, offset).get(_RTA_DST, b"")
-    bits = 32 if version == 4 else 128
+    bits = ADDRESS_BITS[version]
     if len(packed) * 8 != bits or length > bits:
         raise KernelError(f"netlink: a prefix of {length} bits in {len(packed)} bytes")
     return int.from_bytes(packed, "big") >> (bits - length)

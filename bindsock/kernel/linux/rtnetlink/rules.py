@@ -13,8 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux.rtnetlink.policy import dump_rules, parse_policy_rule
-from bindsock.kernel.linux.rtnetlink.routes import TABLE_LOCAL
-from bindsock.model.network import FAMILIES
+from bindsock.model.network import FAMILIES, LOCAL_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -69,7 +68,7 @@ def rules_of(found: Iterable[Rule]) -> Rules:
     """What a list of rules comes to."""
     ordered = sorted(found, key=lambda rule: (not rule.plain, rule.preference))
     # The table of what is this host, or all on a link, comes before everything (linux net/ipv4/fib_rules.c).
-    tables = {(family, TABLE_LOCAL): -1 for family in FAMILIES}
+    tables = {(family, LOCAL_TABLE): -1 for family in FAMILIES}
     for position, rule in enumerate(ordered):
         tables.setdefault((rule.family, rule.table), position)
     sources = dict.fromkeys(rule.source for rule in ordered if rule.source is not None)
@@ -83,7 +82,7 @@ def parse_rule(payload: bytes) -> Rule | None:
     :raises KernelError: the message is damaged
     """
     rule = parse_policy_rule(payload)
-    if rule is None or rule.action != "lookup" or rule.table in (0, TABLE_LOCAL):
+    if rule is None or rule.action != "lookup" or rule.table in (0, LOCAL_TABLE):
         return None
     return Rule(rule.family, rule.preference, rule.table, _is_plain(rule), rule.source, rule.mark or 0)
 
