@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
     from bindsock.options import BetterPath
     from bindsock.reconnect.hooks import Hook
-
-_logger = logging.getLogger("bindsock")
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 """Seconds between a dial that failed and the next."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from bindsock.stream.follower import PathFollower
 
 T = TypeVar("T")
-
-_logger = logging.getLogger("bindsock")
 
 _EARLY = 2**16
 """Bytes that a new connection may bring before its hook begins. Then it is not read any further."""

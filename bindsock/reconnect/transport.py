@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from bindsock.netmon.loop import Future
     from bindsock.netmon.runtime import Runtime
     from bindsock.reconnect.connection import Connection
-
-_logger = logging.getLogger("bindsock")
 
 _HIGH = 2**16
 _CHUNK = 2**16

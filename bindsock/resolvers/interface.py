@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
-
-_logger = logging.getLogger("bindsock")
 
 _LONGEST = 3600.0
 """Seconds for which an answer is kept at most."""
