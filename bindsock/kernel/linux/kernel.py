@@ -40,13 +40,13 @@ class _Sources:
     """The event sources, held weakly."""
 
     def __init__(self) -> None:
-        self._references: list[weakref.ref[RouteEvents]] = []
+        self._sources: weakref.WeakSet[RouteEvents] = weakref.WeakSet()
 
     def add(self, source: RouteEvents) -> None:
-        self._references = [*map(weakref.ref, self.open()), weakref.ref(source)]
+        self._sources.add(source)
 
     def open(self) -> list[RouteEvents]:
-        return [source for reference in self._references if (source := reference()) is not None and source.fileno() != -1]
+        return [source for source in self._sources if source.fileno() != -1]
 
     def watched(self) -> bool:
         return bool(self.open())

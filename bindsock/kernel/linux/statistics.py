@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
+from bindsock.kernel.linux.rtnetlink.links import IFINFOMSG, RTM_GETLINK
 
 if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
 
-_RTM_GETLINK = 18
-_IFINFOMSG = struct.Struct("=BxHiII")
 _IFLA_STATS64 = 23
 _STATS64 = struct.Struct("=8Q")
 """rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped, and more."""
@@ -34,9 +33,8 @@ def dropped(channel: Channel, index: int) -> int:
 
     :raises OSError: there is no such interface
     """
-    answer = channel.ask(_RTM_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
-    netlink.fixed(_IFINFOMSG, answer.payload)
-    statistics = netlink.attributes(answer.payload, _IFINFOMSG.size).get(_IFLA_STATS64)
+    answer = channel.ask(RTM_GETLINK, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+    statistics = netlink.attributes(answer.payload, IFINFOMSG.size).get(_IFLA_STATS64)
     if statistics is None or len(statistics) < _STATS64.size:
         raise KernelError("RTM_NEWLINK without statistics")
     counts: tuple[int, ...] = _STATS64.unpack_from(statistics)

@@ -14,7 +14,7 @@ from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
 from bindsock.kernel.linux.rtnetlink.links import IFF_UP
 from bindsock.kernel.linux.rtnetlink.questions import PROBES
-from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_F_CLONED, head_of
+from bindsock.kernel.linux.rtnetlink.routes import ROUTE_TYPES, RTA_OIF, RTM_DELROUTE, RTM_F_CLONED, RTM_NEWROUTE, head_of
 from bindsock.model.network import ADDRESS_BITS, FAMILIES, LOCAL_TABLE
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ _GROUPS = (1, 5, 7, 8, 9, 11, 19)
 # RTNLGRP_NEXTHOP, Linux 5.3: past the 32 that an address can carry.
 _GROUP_NEXTHOP = 32
 
-_RTM_NEWROUTE = 24
-_RTM_DELROUTE = 25
 _RTM_NEWLINK = 16
 _RTM_DELADDR = 21
 _ABOUT_INTERFACES = frozenset({_RTM_NEWLINK, 17, 20, _RTM_DELADDR})
@@ -88,7 +86,7 @@ class RouteEvents:
 
         Once it is known that everything must be read, the rest goes by without a look at it.
         """
-        dirty = self.urgent = False
+        self.urgent = False
         for _ in range(_DATAGRAMS_A_DRAIN):
             # The exception of a read that would block takes longer than asking each time.
             if not self._poll.poll(0):
@@ -102,13 +100,11 @@ class RouteEvents:
                     raise
                 # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun), whatever they were.
                 self.overruns += 1
-                self.news.lost = dirty = self.urgent = True
+                self.news.lost = self.urgent = True
                 continue
             if sender[0] == 0 and not (self.urgent and self.news.lost):
-                weight = self.news.take(data)
-                dirty |= weight != "none"
-                self.urgent |= weight == "partial"
-        return dirty
+                self.urgent |= self.news.take(data) == "partial"
+        return self.urgent
 
     def close(self) -> None:
         """Close the socket."""
@@ -169,10 +165,10 @@ class PendingEvents:
         length, kind, _, _, _, family, prefix_length, _, _, table, _, _, route_type, flags = _ROUTE_HEAD.unpack_from(datagram)
         if (length + 3) & ~3 < len(datagram):
             self.lost = True
-        elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
+        elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
             if route_type not in ROUTE_TYPES or flags & RTM_F_CLONED or table == LOCAL_TABLE:
                 return "none"
-            if kind == _RTM_NEWROUTE or not self._went_down_with_interface(datagram):
+            if kind == RTM_NEWROUTE or not self._went_down_with_interface(datagram):
                 return self._take_route(family, prefix_length, datagram)
         elif kind in _ABOUT_INTERFACES:
             _, index, link_flags = _LINK_BODY.unpack_from(datagram, 16)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RTM_GETLINK = 18
 RTM_GETADDR = 22
 
-_IFINFOMSG = struct.Struct("=BxHiII")
+IFINFOMSG = struct.Struct("=BxHiII")
 _IFADDRMSG = struct.Struct("=BBBBI")
 
 IFF_UP = 0x1
@@ -59,7 +59,7 @@ _IFA_F_DADFAILED = 0x08
 _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 
-ALL_LINKS = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + netlink.attribute_u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+ALL_LINKS = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + netlink.attribute_u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
 """The body of the dump of all links."""
 ALL_ADDRESSES = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 """The body of the dump of all addresses."""
@@ -156,10 +156,10 @@ def parse_link(payload: bytes) -> Link | None:
 
     :raises KernelError: the message is damaged
     """
-    family, hardware, index, flags, _ = netlink.fixed(_IFINFOMSG, payload)
+    family, hardware, index, flags, _ = netlink.fixed(IFINFOMSG, payload)
     if family != socket.AF_UNSPEC:
         return None
-    found = netlink.attributes(payload, _IFINFOMSG.size)
+    found = netlink.attributes(payload, IFINFOMSG.size)
     name = netlink.text(found.get(_IFLA_IFNAME, b""))
     if index <= 0 or not name:
         raise KernelError("netlink: a link without an index or a name")

@@ -35,20 +35,15 @@ from bindsock.model.network import FAMILIES, MAIN_TABLE, IPAddress, family_of
 from bindsock.model.policy import REPAIR_PREFERENCES, Gateway, Repair, is_repair_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
 HELD = 181
 KEPT = 182
 """Routing protocol numbers; neither is in ``include/uapi/linux/rtnetlink.h`` nor in iproute2's ``rt_protos``."""
 
-_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 _CREATE = 0x400 | 0x200
 """NLM_F_CREATE and NLM_F_EXCL."""
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_RTA_GATEWAY = 5
-_RTA_TABLE = 15
-_RTA_VIA = 18
 _SCOPE_UNIVERSE = 0
 _GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL})
 _HOLDER = "bindsock-repair-"
@@ -87,7 +82,7 @@ class Repairs:
 
     def standing(self) -> list[Repair]:
         """The complete repairs."""
-        entries = list(self._entries())
+        entries = self._entries()
         found = []
         for route in entries:
             if route.kind != "route" or route.gateway is None:
@@ -104,7 +99,7 @@ class Repairs:
 
     def make(self, repair: Repair) -> None:
         """Make a repair. What is there already stays."""
-        orders = [(_RTM_NEWROUTE, _route(repair, self._protocol))]
+        orders = [(routes.RTM_NEWROUTE, _route(repair, self._protocol))]
         first, second = REPAIR_PREFERENCES
         orders.append((_RTM_NEWRULE, _rule(repair, first, MAIN_TABLE, self._protocol)))
         orders.append((_RTM_NEWRULE, _rule(repair, second, repair.table, self._protocol)))
@@ -118,7 +113,7 @@ class Repairs:
         """Remove a repair, whoever made it."""
         self._delete(
             e
-            for e in list(self._entries())
+            for e in self._entries()
             if e.family == repair.family and (e.table == repair.table if e.kind == "route" else e.interface == repair.interface)
         )
 
@@ -126,7 +121,7 @@ class Repairs:
         """Remove what there is of repairs."""
         if orphans and self._others():
             return 0
-        return self._delete(e for e in list(self._entries()) if not orphans or e.protocol == HELD)
+        return self._delete(e for e in self._entries() if not orphans or e.protocol == HELD)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -134,11 +129,11 @@ class Repairs:
             self._finalizer()
         self._channel.close()
 
-    def _delete(self, entries: Iterator[_Entry]) -> int:
+    def _delete(self, entries: Iterable[_Entry]) -> int:
         count = 0
         for entry in sorted(entries, key=lambda e: e.kind == "route"):
             try:
-                self._channel.tell(_RTM_DELROUTE if entry.kind == "route" else _RTM_DELRULE, entry.payload)
+                self._channel.tell(routes.RTM_DELROUTE if entry.kind == "route" else _RTM_DELRULE, entry.payload)
             except OSError as error:
                 if error.errno not in _GONE:
                     raise
@@ -146,20 +141,23 @@ class Repairs:
                 count += 1
         return count
 
-    def _entries(self) -> Iterator[_Entry]:
+    def _entries(self) -> list[_Entry]:
+        found: list[_Entry] = []
         for family in FAMILIES:
             for payload in dump_rules(self._channel, family):
                 rule = parse_policy_rule(payload)
                 if rule is not None and rule.family == family and rule.protocol in (HELD, KEPT):
-                    yield _Entry("rule", family, rule.protocol, rule.table, rule.outgoing, 0, None, payload)
+                    found.append(_Entry("rule", family, rule.protocol, rule.table, rule.outgoing, 0, None, payload))
             for payload in self._channel.dump(routes.RTM_GETROUTE, routes.dump_request(family)):
-                protocol = netlink.fixed(_RTMSG, payload)[5]
+                protocol = netlink.fixed(routes.RTMSG, payload)[5]
                 parsed = routes.parse_route(payload) if protocol in (HELD, KEPT) else None
                 if parsed is None or not parsed.routes or not is_repair_table(parsed.table):
                     continue
                 (route, *_) = parsed.routes
                 if route.family == family:
-                    yield _Entry("route", family, protocol, parsed.table, "", route.interface or 0, route.gateway, payload)
+                    index, gateway = route.interface or 0, route.gateway
+                    found.append(_Entry("route", family, protocol, parsed.table, "", index, gateway, payload))
+        return found
 
     def _others(self) -> bool:
         """Whether a process lives in this network namespace that makes repairs, other than this one by this object."""
@@ -185,11 +183,11 @@ def _hold() -> socket.socket:
 
 def _route(repair: Repair, protocol: int) -> bytes:
     gateway = repair.gateway.address
-    body = _RTMSG.pack(repair.family, 0, 0, 0, 0, protocol, _SCOPE_UNIVERSE, routes.RTN_UNICAST, 0)
-    body += netlink.attribute_u32(_RTA_TABLE, repair.table) + netlink.attribute_u32(routes.RTA_OIF, repair.index)
+    body = routes.RTMSG.pack(repair.family, 0, 0, 0, 0, protocol, _SCOPE_UNIVERSE, routes.RTN_UNICAST, 0)
+    body += netlink.attribute_u32(routes.RTA_TABLE, repair.table) + netlink.attribute_u32(routes.RTA_OIF, repair.index)
     if family_of(gateway) == repair.family:
-        return body + netlink.attribute(_RTA_GATEWAY, gateway.packed)
-    return body + netlink.attribute(_RTA_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
+        return body + netlink.attribute(routes.RTA_GATEWAY, gateway.packed)
+    return body + netlink.attribute(routes.RTA_VIA, struct.pack("=H", family_of(gateway)) + gateway.packed)
 
 
 def _rule(repair: Repair, preference: int, table: int, protocol: int) -> bytes:

@@ -19,10 +19,12 @@ from bindsock.model.network import ADDRESS_BITS, LOCAL_TABLE, IPAddress, IPNetwo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_GETNEXTHOP = 106
 
-_RTMSG = struct.Struct("=BBBBBBBBI")
+RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _NHMSG = struct.Struct("=BBBxI")
 _NEXTHOP_GRP = struct.Struct("=IBBH")
@@ -47,13 +49,13 @@ ROUTE_TYPES = frozenset(_KINDS)
 _RTA_DST = 1
 _RTA_SRC = 2
 RTA_OIF = 4
-_RTA_GATEWAY = 5
+RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
 _RTA_MULTIPATH = 9
-_RTA_TABLE = 15
+RTA_TABLE = 15
 _RTA_MARK = 16
-_RTA_VIA = 18
+RTA_VIA = 18
 _RTA_PREF = 20
 _RTA_NH_ID = 30
 _NHA_ID = 1
@@ -101,8 +103,8 @@ def dump_request(family: int, table: int | None = None) -> bytes:
 
     :param table: of all tables if ``None``
     """
-    body = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    return body if table is None else body + netlink.attribute_u32(_RTA_TABLE, table)
+    body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    return body if table is None else body + netlink.attribute_u32(RTA_TABLE, table)
 
 
 def query(
@@ -121,7 +123,7 @@ def query(
     # IPv6 always says which table, and refuses the flag that asks for it.
     flags = (_RTM_F_FIB_MATCH if fib_match else 0) | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
     bits = destination.max_prefixlen
-    body = _RTMSG.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
+    body = RTMSG.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
     body += netlink.attribute(_RTA_DST, destination.packed)
     if source is not None:
         body += netlink.attribute(_RTA_SRC, source.packed)
@@ -137,7 +139,7 @@ def parse_route(payload: bytes) -> ParsedRoute | None:
         anycast and multicast types, and routes for certain source addresses only
     :raises KernelError: the message is damaged
     """
-    _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(_RTMSG, payload)
+    _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(RTMSG, payload)
     if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == LOCAL_TABLE or source_length:
         return None
     parsed = _parse(payload)
@@ -154,13 +156,13 @@ def parse_answer(payload: bytes) -> ParsedRoute | None:
 
 
 def _parse(payload: bytes) -> ParsedRoute | None:
-    family, prefix_length, _, _, table, _, _, kind, _ = netlink.fixed(_RTMSG, payload)
+    family, prefix_length, _, _, table, _, _, kind, _ = netlink.fixed(RTMSG, payload)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    found = netlink.attributes(payload, _RTMSG.size)
+    found = netlink.attributes(payload, RTMSG.size)
     destination = parse_prefix(family, found.get(_RTA_DST, b""), prefix_length)
-    if _RTA_TABLE in found:
-        table = netlink.u32(found[_RTA_TABLE])
+    if RTA_TABLE in found:
+        table = netlink.u32(found[RTA_TABLE])
     metric = netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0
     routes: tuple[Route, ...] = ()
     if kind in DEAD_ENDS:
@@ -235,11 +237,11 @@ def _multipath(family: int, data: bytes) -> tuple[NextHop, ...]:
 
 
 def _gateway(family: int, found: Mapping[int, bytes]) -> IPAddress | None:
-    if _RTA_GATEWAY in found:
-        return parse_ip(family, found[_RTA_GATEWAY])
-    if _RTA_VIA in found:
+    if RTA_GATEWAY in found:
+        return parse_ip(family, found[RTA_GATEWAY])
+    if RTA_VIA in found:
         # An IPv4 route by an IPv6 neighbour (RFC 5549): the family, then the address.
-        via = found[_RTA_VIA]
+        via = found[RTA_VIA]
         if len(via) < 2:
             raise KernelError("netlink: a gateway without its family")
         via_family = _U16.unpack_from(via)[0]
