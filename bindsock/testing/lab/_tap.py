@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import socket
 import struct
 import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ._namespaces import inside
+from ._ring import Ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-_AF_PACKET, _ETH_P_ALL, _SOL_PACKET = 17, 3, 263
-_PACKET_OUTGOING, _PACKET_STATISTICS = 4, 6
-_SO_RCVBUFFORCE, _SO_TIMESTAMPNS_NEW = 33, 64
-_QUEUE_BYTES = 128 << 20
-_SNAP_BYTES = 256
+_RING_PACKETS = 32768
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
 
 
@@ -44,7 +38,7 @@ class Packet:
     length: int
     """Bytes, with the IP header."""
     payload: bytes
-    """How the payload of UDP or TCP begins, up to some 200 bytes."""
+    """How the payload of UDP or TCP begins, up to some 350 bytes."""
     flags: int = 0
     """TCP's flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16."""
 
@@ -86,14 +80,8 @@ class Tap:
     def __init__(self, namespace: int, wanted: Callable[[Packet], bool]) -> None:
         self._wanted = wanted
         self._packets: list[Packet] = []
-        self.dropped: int = 0
-        """How many packets of any kind the kernel could not queue. Not 0 means that :attr:`packets` has holes."""
-        with inside(namespace):
-            self._socket = socket.socket(_AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
-        with contextlib.suppress(PermissionError):  # needs CAP_NET_ADMIN beyond a user namespace: then the queue is short
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
+        self._asked = time.monotonic()
+        self._ring = Ring(namespace, _RING_PACKETS)
 
     def __enter__(self) -> Self:
         return self
@@ -104,42 +92,35 @@ class Tap:
     @property
     def packets(self) -> list[Packet]:
         """All packets so far, in order."""
-        if self._socket.fileno() >= 0:
-            self._drain()
+        self._drain()
         return list(self._packets)
+
+    @property
+    def dropped(self) -> int:
+        """How many packets of any kind the kernel had no room for. Not 0 means that :attr:`packets` has holes."""
+        return self._ring.dropped
 
     def take(self) -> list[Packet]:
         """The packets since this was called last, in order. They are forgotten: :attr:`packets` has only what comes after."""
-        if self._socket.fileno() >= 0:
-            self._drain()
+        self._drain()
         taken, self._packets = self._packets, []
         return taken
 
     def close(self) -> None:
         """Read what is left and stop."""
-        if self._socket.fileno() >= 0:
+        try:
             self._drain()
-            self._socket.close()
+        finally:
+            self._ring.close()
 
     def _drain(self) -> None:
-        since_epoch = time.time() - time.monotonic()
-        # Bounded by how many there are now, since packets may come faster than they are read. Not by their stamps: these are of a
-        # clock that can be stepped, and a packet that came before the kernel began to stamp is stamped when it is read
-        # (linux net/core/dev.c, net_enable_timestamp; net/socket.c, __sock_recv_timestamp).
-        for _queued in range(self._count()):
-            try:
-                data, ancillary, _, address = self._socket.recvmsg(_SNAP_BYTES, 64)
-            except BlockingIOError:
-                break
-            seconds, nanoseconds = struct.unpack("=qq", ancillary[0][2])
-            moment = seconds - since_epoch + nanoseconds / 1e9
-            packet = parse(data, moment, address[0], address[2] == _PACKET_OUTGOING)
+        if self._ring.closed:
+            return
+        earliest, self._asked = self._asked, time.monotonic()
+        since_epoch = time.time() - self._asked
+        for frame in self._ring.read():
+            # The kernel's clock for stamps can be stepped: no packet is from before the last question, or from the future.
+            moment = min(max(frame.stamp - since_epoch, earliest), time.monotonic())
+            packet = parse(frame.data, moment, frame.interface, frame.outgoing)
             if packet is not None and self._wanted(packet):
                 self._packets.append(packet)
-
-    def _count(self) -> int:
-        """How many packets the kernel has queued since it was asked last."""
-        statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        seen, dropped = struct.unpack("=II", statistics)
-        self.dropped += dropped
-        return int(seen - dropped)
