@@ -1,6 +1,6 @@
 """A ring of captured packets that the kernel writes and the process reads from shared memory.
 
-The queue of an ordinary packet socket holds some 200 packets (``net.core.rmem_max``), and only root outside of every user namespace
+The queue of an ordinary packet socket holds some 200 packets (``net.core.rmem_max``), and only root outside of user namespaces
 may make it longer. A ring is as long as was asked for, whoever asks. Its packets are stamped as they are captured.
 Linux Documentation/networking/packet_mmap.rst and include/uapi/linux/if_packet.h describe the layout.
 """
