@@ -22,7 +22,14 @@ from bindsock.default import running_factory, set_factory
 from bindsock.extras import needs
 from bindsock.factory import TransportFactory as AsyncioFactory
 from bindsock.factory import connector_of
-from bindsock.options import RECONNECT_TIMEOUT, ConnectOptions, check_better_path, check_interface, known_keywords_only
+from bindsock.options import (
+    DRAIN_TIMEOUT,
+    RECONNECT_TIMEOUT,
+    ConnectOptions,
+    check_better_path,
+    check_interface,
+    known_keywords_only,
+)
 from bindsock.routing.effective import Preferences
 
 if TYPE_CHECKING:
@@ -104,6 +111,7 @@ class TransportFactory:
         dead_after: float | None = ...,
         multipath: bool = ...,
         on_reconnect: OnReconnect,
+        drain_timeout: float = ...,
         reconnect_timeout: float = ...,
     ) -> ReconnectingStream: ...
 
@@ -144,6 +152,7 @@ class TransportFactory:
         dead_after: float | None = ...,
         multipath: bool = ...,
         on_reconnect: OnReconnect | None = ...,
+        drain_timeout: float = ...,
         reconnect_timeout: float = ...,
     ) -> SocketStream | TLSStream | ReconnectingStream: ...
 
@@ -165,6 +174,7 @@ class TransportFactory:
         dead_after: float | None = None,
         multipath: bool = False,
         on_reconnect: OnReconnect | None = None,
+        drain_timeout: float = DRAIN_TIMEOUT,
         reconnect_timeout: float = RECONNECT_TIMEOUT,
     ) -> SocketStream | TLSStream | ReconnectingStream:
         """:func:`anyio.connect_tcp`, beneath the tunnels.
@@ -177,6 +187,7 @@ class TransportFactory:
         :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
         :param multipath: use multipath TCP where system and peer speak it; plain TCP elsewhere
         :param on_reconnect: called with each new connection, see :class:`ReconnectingStream`
+        :param drain_timeout: seconds to wait for data in flight on a connection that leaves a path which works, for a better one
         :param reconnect_timeout: seconds within which there must be a new connection
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises OSError: names or connections failed
@@ -188,10 +199,11 @@ class TransportFactory:
             better_path=better_path,
             dead_after=dead_after,
             multipath=multipath,
+            drain_timeout=drain_timeout,
             reconnect_timeout=reconnect_timeout,
         )
         if on_reconnect is None and options.concerns_replacement:
-            raise ValueError("reconnect_timeout needs on_reconnect")
+            raise ValueError("drain_timeout and reconnect_timeout need on_reconnect")
 
         async def connect() -> tuple[SocketStream | TLSStream, StreamGuard | None]:
             sock, guard = await self._connect(str(remote_host), remote_port, options)
@@ -222,7 +234,9 @@ class TransportFactory:
             return wrapped, guard
 
         if on_reconnect is not None:
-            reconnecting = ReconnectingStream(_tried(connect), on_reconnect, timeout=reconnect_timeout)
+            reconnecting = ReconnectingStream(
+                _tried(connect), on_reconnect, timeout=reconnect_timeout, drain_timeout=drain_timeout
+            )
             await reconnecting.open()
             return reconnecting
         stream, _ = await connect()

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 from anyio.abc import ByteStream
 
+from bindsock.anyio._draining import ENDS, DrainableStream
 from bindsock.netmon.backoff import Backoff
+from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT
 
 if TYPE_CHECKING:
     from bindsock.errors import InterfaceChanged
     from bindsock.stream.guard import StreamGuard
 
 OnReconnect: TypeAlias = Callable[[ByteStream, bytes], Awaitable[bytes | None]]
-"""Called with the new connection, before anybody else sends on it, and with what of the old one had not been received (always
-``b""`` here: nothing is read ahead). What it returns is received first."""
+"""Called with the new connection, before anybody else sends on it, and with what of the old one had not been received: nothing
+is read ahead, but a ``send()`` that has to wait for the new connection receives what is in flight on the old one. What it returns
+is received first."""
 
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
@@ -30,6 +33,8 @@ _LONGEST_DELAY = 5.0
 class ReconnectingStream(ByteStream):
     """A stream whose connection is replaced when its interface is gone; ``on_reconnect`` says again what must be said.
 
+    A connection that leaves a path which works, for a better one, is half-closed first, and what is in flight on it is received.
+
     A ``receive()`` that is pending stays pending and returns what the new connection says. A ``send()`` that was under way is
     repeated as a whole on the new connection, after the hook: a hook that repeats what was not acknowledged repeats only what
     ``send()`` has returned for.
@@ -37,6 +42,7 @@ class ReconnectingStream(ByteStream):
     :param connect: dials, and does the TLS handshake
     :param on_reconnect: called with each new connection
     :param timeout: seconds within which there must be a new connection
+    :param drain_timeout: seconds to wait for data in flight on a connection that leaves a path which works
     """
 
     def __init__(
@@ -44,13 +50,14 @@ class ReconnectingStream(ByteStream):
         connect: Callable[[], Awaitable[tuple[ByteStream, StreamGuard | None]]],
         on_reconnect: OnReconnect,
         *,
-        timeout: float = 30.0,
+        timeout: float = RECONNECT_TIMEOUT,
+        drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
         self._connect = connect
         self._on_reconnect = on_reconnect
         self._timeout = timeout
-        self._stream: ByteStream
-        self._guard: StreamGuard | None = None
+        self._drain_timeout = drain_timeout
+        self._stream: DrainableStream
         self._lock = anyio.Lock()
         self._unread = b""
         self._sent_eof = False
@@ -64,7 +71,7 @@ class ReconnectingStream(ByteStream):
 
         :raises OSError: it failed
         """
-        self._stream, self._guard = await self._connect()
+        self._stream = DrainableStream(*await self._connect(), self._drain_timeout)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         while True:
@@ -74,7 +81,7 @@ class ReconnectingStream(ByteStream):
             stream = self._stream
             try:
                 return await stream.receive(max_bytes)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            except ENDS:
                 if not await self._replaced(stream):
                     raise
 
@@ -104,7 +111,7 @@ class ReconnectingStream(ByteStream):
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         return self._stream.extra_attributes
 
-    async def _replaced(self, stream: ByteStream) -> bool:
+    async def _replaced(self, stream: DrainableStream) -> bool:
         """Whether there is another connection now than the one that failed.
 
         :raises BrokenResourceError: its path is gone, and no new one came into being
@@ -116,9 +123,10 @@ class ReconnectingStream(ByteStream):
                 return True
             if self._failure is not None:
                 raise anyio.BrokenResourceError(str(self._failure)) from self._failure.__cause__
-            reason = self._guard.error if self._guard is not None else None
+            reason = stream.guard.error if stream.guard is not None else None
             if reason is None:
                 return False
+            self._unread += await stream.drain()
             await anyio.aclose_forcefully(stream)
             await self._replace(reason)
             return True
@@ -135,11 +143,13 @@ class ReconnectingStream(ByteStream):
                     cause = error
                     await anyio.sleep(backoff.next())
                     continue
+                unread, self._unread = self._unread, b""
                 try:
-                    self._unread = await self._on_reconnect(stream, b"") or b""
+                    self._unread = await self._on_reconnect(stream, unread) or b""
                     if self._sent_eof:
                         await stream.send_eof()
                 except BaseException as error:
+                    self._unread = unread
                     with anyio.CancelScope(shield=True):
                         await anyio.aclose_forcefully(stream)
                     if guard is not None and guard.error is not None and isinstance(error, Exception):
@@ -152,7 +162,7 @@ class ReconnectingStream(ByteStream):
                 if self._closed:
                     await anyio.aclose_forcefully(stream)
                     return
-                self._stream, self._guard = stream, guard
+                self._stream = DrainableStream(stream, guard, self._drain_timeout)
                 self.reconnections += 1
                 return
         self._failure = anyio.BrokenResourceError(f"no new connection within {self._timeout:g} s: {cause}")

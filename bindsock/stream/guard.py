@@ -24,6 +24,8 @@ from bindsock.stream.plan import Orders, Requirement, Step
 from bindsock.stream.viability import Countdown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bindsock.kernel import Kernel
     from bindsock.model.network import IPAddress
     from bindsock.netmon.loop import Timer
@@ -75,6 +77,9 @@ class StreamGuard:
         self._kept_transport: asyncio.WriteTransport | None = None
         self._sample_timer: Timer | None = None
         self._countdown: Countdown | None = None
+        self._drain_timeout = 0.0
+        self._on_leaving: Callable[[], object] | None = None
+        self._deadline: Timer | None = None
 
     @property
     def interface(self) -> str | None:
@@ -87,6 +92,11 @@ class StreamGuard:
     def following(self) -> bool:
         """Whether it still does: not once the connection has ended, or the factory has let go of it."""
         return self._watcher.follows(self)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the connection works, but is to end: see :meth:`drain`."""
+        return self._deadline is not None
 
     def is_viable(self) -> bool:
         """Whether the connection can still work, as far as the system has announced it; the event loop may not know yet."""
@@ -127,10 +137,23 @@ class StreamGuard:
             else:
                 self._kept_transport = transport
 
+    def drain(self, timeout: float, on_leaving: Callable[[], object]) -> None:
+        """Let the owner receive what is in flight, before the connection ends, when it is to leave a path that works.
+
+        :param timeout: seconds after which it is ended all the same
+        :param on_leaving: called when it is to leave; :attr:`error` says why
+        """
+        self._drain_timeout = timeout
+        self._on_leaving = on_leaving
+
     def close(self) -> None:
         """Stop following. The connection stays as it is."""
         self._watcher.unfollow(self)
         self._stop_counting()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._on_leaving = None
         if self._follower is not None:
             self._follower.close()
         self._sock = None
@@ -146,7 +169,12 @@ class StreamGuard:
         if self._follower is None:
             return  # start() refreshes the watcher before there is a follower, and updates afterwards
         orders = self._follower.update(sock, decider)
-        if orders.step in (Step.END, Step.LEAVE):
+        if self.leaving:
+            if orders.step is Step.END:
+                self._end(sock, orders)
+        elif orders.step is Step.LEAVE and self._on_leaving is not None and self._drain_timeout > 0:
+            self._leave(orders, self._on_leaving)
+        elif orders.step in (Step.END, Step.LEAVE):
             self._end(sock, orders)
         elif orders.step is not Step.LEAVE_WHEN_IDLE:
             self._stop_counting()
@@ -180,17 +208,36 @@ class StreamGuard:
             self._sample_timer.cancel()
             self._sample_timer = None
 
+    def _leave(self, orders: Orders, on_leaving: Callable[[], object]) -> None:
+        self._stop_counting()
+        self._explain(orders)
+        self._deadline = self._watcher.runtime.call_later(self._drain_timeout, self._expire)
+        on_leaving()
+
+    def _expire(self) -> None:
+        sock = self._socket()
+        if sock is not None:
+            self._abort(sock)
+
     def _end(self, sock: socket.socket, orders: Orders) -> None:
+        if not self.leaving:
+            self._explain(orders)
+        self._abort(sock)
+
+    def _explain(self, orders: Orders) -> None:
         found, interface = orders.found, self.interface
         connection = f"the connection to {self._requirement.target} over {interface}"
         successor = found.target.name if found.target is not None else None
         self.error = InterfaceChanged(f"{connection} was ended: {found.reason}", interface=interface, new_interface=successor)
+        self._watcher.statistics.ended += 1
         _logger.info(
             "%s is ended: %s; a new one leaves by %s", connection, found.reason, successor or "no interface in particular"
         )
+
+    def _abort(self, sock: socket.socket) -> None:
+        assert self.error is not None
         transport = self._attached(sock)
         self.close()
-        self._watcher.statistics.ended += 1
         budget = self._watcher.runtime.shared(CallbackBudget)
         budget.do(functools.partial(_end, self._watcher.kernel, sock, transport, self.error))
 

@@ -8,6 +8,9 @@ import gc
 import os
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -343,3 +346,143 @@ def test_nothing_is_left_open(lab: Lab, run: Run) -> None:
     run(main)
     gc.collect()
     assert len(set(os.listdir("/dev/fd"))) <= len(before)
+
+
+@contextlib.contextmanager
+def last_words(lab: Lab, *, ends: bool = True) -> Iterator[int]:
+    """A server that has something to say when its client has said the end.
+
+    :param ends: whether it closes afterwards
+    """
+    with lab.inside("server"):
+        listener = socket.create_server((lab.server.ipv4, 0))
+    with listener, contextlib.ExitStack() as open_until_the_end:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, address = listener.accept()
+                    open_until_the_end.enter_context(connection)
+                    connection.sendall(f"from {address[0]}\n".encode())
+                    threading.Thread(target=talk, args=[connection], daemon=True).start()
+
+        def talk(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while connection.recv(100):
+                    pass
+                connection.sendall(b"last words\n")
+                if ends:
+                    connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_what_is_in_flight_on_a_path_that_works_is_received_before_a_better_one_is_taken(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            assert unread == b""
+            assert await source(stream) == lab.address("wifi0")
+            return b"from the hook\n"
+
+        async with await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect) as stream:
+            assert await source(stream) == lab.address("eth0")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, lab.default, "wifi0")
+                assert await line(stream) == b"last words\n"
+            assert await line(stream) == b"from the hook\n"
+
+    lab.default("eth0")
+    with last_words(lab) as port:
+        run(main)
+
+
+@pytest.mark.parametrize(
+    ("drain_timeout", "ends", "left"), [(20, True, b"last words\n"), (0.3, False, b"last words\n"), (0, True, b"")]
+)
+def test_a_send_that_has_to_wait_hands_what_was_in_flight_to_the_hook(
+    lab: Lab, run: Run, drain_timeout: float, ends: bool, left: bytes
+) -> None:
+    async def main() -> None:
+        seen = []
+
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            seen.append(unread)
+            assert await source(stream) == lab.address("wifi0")
+            return b"from the hook\n"
+
+        stream = await connect_tcp(
+            lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=drain_timeout
+        )
+        async with stream:
+            assert await source(stream) == lab.address("eth0")
+            lab.default("wifi0")
+            while stream.extra(BindsockAttribute.viable):
+                await anyio.sleep(0.01)
+            await stream.send(b"more\n")
+            assert seen == [b"last words\n" if drain_timeout else b""]
+            assert await line(stream) == b"from the hook\n"
+
+    lab.default("eth0")
+    with last_words(lab, ends=ends) as port:
+        run(main)
+
+
+def test_over_tls_a_better_path_is_taken_when_the_old_one_is_quiet(lab: Lab, run: Run) -> None:
+    context = lab.client_ssl_context()
+
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            assert await source(stream) == lab.address("wifi0")
+            return b"from the hook\n"
+
+        stream = await connect_tcp(
+            lab.server.ipv4,
+            lab.server.tls_port,
+            tls=True,
+            ssl_context=context,
+            tls_standard_compatible=False,
+            better_path="abort",
+            on_reconnect=on_reconnect,
+            drain_timeout=2,
+        )
+        async with stream:
+            assert await source(stream) == lab.address("eth0")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, lab.default, "wifi0")
+                assert await line(stream) == b"from the hook\n"
+
+    lab.default("eth0")
+    run(main)
+
+
+def test_a_connection_that_dies_while_it_is_drained_is_replaced_at_once(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            assert await source(stream) == lab.address("wifi0")
+            return unread + b"from the hook\n"
+
+        stream = await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=1000)
+        async with stream:
+            assert await source(stream) == lab.address("eth0")
+            lab.default("wifi0")
+            assert await line(stream) == b"last words\n"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, lab.down, "eth0")
+                assert await line(stream) == b"from the hook\n"
+
+    lab.default("eth0")
+    with last_words(lab, ends=False) as port:
+        run(main)
+
+
+@pytest.mark.parametrize("options", [{"drain_timeout": 2}, {"reconnect_timeout": 2}])
+def test_without_a_hook_there_is_nothing_to_drain(lab: Lab, run: Run, options: dict[str, Any]) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="drain_timeout and reconnect_timeout need on_reconnect"):
+            await connect_tcp(lab.server.ipv4, lab.server.tcp_port, **options)
+
+    run(main)
