@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -23,7 +24,10 @@ with contextlib.suppress(LabUnavailable):
 
 
 # How long an example takes tells of the machine, not of the code.
-hypothesis.settings.register_profile("bindsock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+_EXAMPLES = {} if os.access(".", os.W_OK) else {"database": None}
+hypothesis.settings.register_profile(
+    "bindsock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], **_EXAMPLES
+)
 hypothesis.settings.load_profile("bindsock")
 
 _IGNORES_INTERRUPTS = pytest.StashKey[bool]()
@@ -83,7 +87,6 @@ def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
 def descriptors() -> Any:
     """Fail the test if it leaves descriptors open: yields nothing, compares before and after."""
     import gc
-    import os
 
     gc.collect()
     before = set(os.listdir("/dev/fd"))

@@ -10,7 +10,6 @@ import concurrent.futures.thread  # noqa: F401 - what is imported only now canno
 import dataclasses
 import encodings.idna  # noqa: F401
 import json
-import os
 import sys
 from typing import Any
 
@@ -19,8 +18,7 @@ import uvloop
 import bindsock
 import bindsock.default
 import bindsock.kernel.linux
-
-NOBODY = 65534
+from tests.unprivileged import drop_privileges
 
 
 class Counting(asyncio.DatagramProtocol):
@@ -68,8 +66,6 @@ async def stream(host: str, port: int, rate: float) -> None:
 if __name__ == "__main__":
     host, port, rate, loop_name, user = sys.argv[1:]
     if user == "nobody":
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        drop_privileges()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop_name == "uvloop" else asyncio.SelectorEventLoop) as runner:
         runner.run(stream(host, int(port), float(rate)))

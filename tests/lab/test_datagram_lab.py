@@ -134,8 +134,6 @@ def test_what_is_accepted_leaves_by_an_uplink_when_the_other_is_taken_away(
     user: str,
     lose: Callable[[Lab, str, bool], None],
 ) -> None:
-    if user == "nobody" and os.geteuid() != 0:
-        pytest.skip("already unprivileged: the other one shows it")
     lab.vpn_up("metric")
     # The kernel itself answers late replies, to an interface that is back while its socket has moved on, by its default route.
     with lab.tap(interface="tun0", protocol="udp") as tunnel:
@@ -198,7 +196,7 @@ async def test_every_accepted_datagram_leaves_when_nothing_happens_while_it_is_a
 def test_a_lost_carrier_costs_what_the_device_had_taken_and_the_statistics_say_so(
     lab: Lab, streaming: Callable[..., Streaming]
 ) -> None:
-    program = streaming("asyncio", "nobody" if os.geteuid() == 0 else "-")
+    program = streaming("asyncio", "nobody")
     for loss in range(SWITCHES):
         lost = "eth0" if loss % 2 else "wifi0"
         lab.default(lost)

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bindsock.testing.lab import Lab, LabUnavailable, Packet, Tap, VpnMode, VpnOuter, _namespaces, _netlink, available
+from tests.lab.ordinary_user import python_as_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -554,22 +555,6 @@ def test_elsewhere_than_on_linux_the_reason_is_given(monkeypatch: pytest.MonkeyP
         Lab().__enter__()
 
 
-def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python as an ordinary user: the one who runs the tests, or nobody if that is root."""
-    user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-    path = os.pathsep.join(p for p in [str(REPOSITORY), *sys.path] if p)
-    for interpreter in [sys.executable, "/usr/bin/python3"]:
-        try:
-            environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-            command = [interpreter, *arguments]
-            with subprocess.Popen(command, cwd="/", env=environment, stdout=-1, stderr=-1, text=True, **user) as process:
-                output, errors = process.communicate(timeout=60)
-            return subprocess.CompletedProcess(command, process.returncode, output, errors)
-        except PermissionError:  # it is in root's home
-            continue
-    pytest.skip("an ordinary user cannot start the interpreter")
-
-
 ROOTLESS = """
 import os, socket
 from bindsock.testing.lab import Lab, LabUnavailable, available, enter_user_namespace
@@ -593,7 +578,7 @@ with Lab() as lab, lab.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM
 
 
 def test_it_runs_without_root_in_a_user_namespace() -> None:
-    result = as_nobody("-c", ROOTLESS)
+    result = python_as_nobody("-c", ROOTLESS)
     if "SKIP" in result.stderr:
         pytest.skip(result.stderr.partition("SKIP ")[2])
     assert result.returncode == 0, result.stderr
@@ -604,7 +589,7 @@ def test_it_runs_without_root_in_a_user_namespace() -> None:
 
 
 def test_a_command_can_be_run_as_root_of_a_user_namespace() -> None:
-    result = as_nobody("-m", "bindsock.testing.lab", "id", "-u")
+    result = python_as_nobody("-m", "bindsock.testing.lab", "id", "-u")
     if "nor allowed to make user namespaces" in result.stderr:
         pytest.skip(result.stderr)
     assert (result.stdout, result.stderr) == ("0\n", "")
@@ -621,5 +606,5 @@ try:
 finally:
     event.set()
 """
-    result = as_nobody("-c", code)
+    result = python_as_nobody("-c", code)
     assert "LabUnavailable: a process in which other threads run" in result.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import signal
@@ -223,7 +222,8 @@ async def test_a_multipath_connection_with_a_hook_never_needs_it(lab: Lab, path_
 UNPRIVILEGED = """
 import asyncio, os, sys, concurrent.futures.thread, encodings.idna
 import bindsock.default, bindsock.kernel.linux
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
+from tests.unprivileged import drop_privileges
+drop_privileges()
 async def main():
     reader, writer = await bindsock.open_connection(sys.argv[1], int(sys.argv[2]), multipath=True)
     writer.write(b"one\\n")
@@ -243,8 +243,6 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("endpoint", [True, False])
 async def test_without_privilege_the_systems_endpoints_serve_or_it_is_ended(lab: Lab, source: Source, endpoint: bool) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("already unprivileged")
     if endpoint:
         lab.ip("mptcp", "endpoint", "add", lab.address("eth0"), "dev", "eth0", "subflow")
     async with program(UNPRIVILEGED, *source.address) as (process, lines):

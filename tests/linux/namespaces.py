@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.testing.lab._netlink import Netlink
+from tests.unprivileged import drop_privileges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +38,6 @@ _TUNSETIFF = 0x400454CA
 _PR_SET_NO_NEW_PRIVS = 38
 _IP_PKTINFO = 8
 _IPV6_RECVPKTINFO = 49
-NOBODY = 65534
 
 
 def _libc(name: str, *arguments: int) -> None:
@@ -278,9 +278,7 @@ def as_nobody(function: Callable[[], T]) -> T:
         try:
             result: tuple[bool, Any]
             try:
-                os.setgroups([])
-                _libc("setresgid", NOBODY, NOBODY, NOBODY)
-                _libc("setresuid", NOBODY, NOBODY, NOBODY)  # drops every capability
+                drop_privileges()
                 _libc("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
                 result = True, function()
             except BaseException as error:  # noqa: BLE001

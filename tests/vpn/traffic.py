@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401 - what is imported only now cannot be imported as nobody
-import contextlib
 import encodings.idna  # noqa: F401
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -26,7 +24,8 @@ from bindsock.integrations import aioquic
 from bindsock.testing.lab import Server
 from tests.integrations.servers import content
 from tests.lab.commands import Client
-from tests.lab.streaming import NOBODY, Counting
+from tests.lab.streaming import Counting
+from tests.unprivileged import drop_privileges
 
 RATE = 200
 """Datagrams a second at most, in each family."""
@@ -259,8 +258,5 @@ async def main(where: Where) -> None:
 if __name__ == "__main__":
     fields = json.loads(sys.argv[1])
     arguments = Where(Echoes(**fields.pop("echoes")), **fields)
-    with contextlib.suppress(PermissionError):
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+    drop_privileges()
     asyncio.run(main(arguments))

@@ -1,0 +1,37 @@
+"""Programs that an ordinary user runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unprivileged import NOBODY, may_become_nobody
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def python_as_nobody(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run Python as nobody or, in a user namespace that has no nobody, without any privilege.
+
+    :param timeout: seconds
+    """
+    user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if may_become_nobody() else {}
+    if not user:
+        arguments = "-m", "tests.unprivileged", sys.executable, *arguments
+    path = os.pathsep.join(p for p in [str(REPOSITORY), *sys.path] if p)
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    for interpreter in [sys.executable, "/usr/bin/python3"]:
+        command = [interpreter, *arguments]
+        try:
+            done = subprocess.run(
+                command, cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=timeout, **user
+            )
+        except (FileNotFoundError, PermissionError):  # the interpreter is in root's home, or there is no other
+            continue
+        return done
+    pytest.skip("an ordinary user cannot start the interpreter")

@@ -1,0 +1,51 @@
+"""Give up every privilege: become nobody, or, where there is no nobody, drop all capabilities.
+
+A user namespace that an ordinary user has made knows one user alone, its root. Without capabilities that is an ordinary user.
+``python -m tests.unprivileged COMMAND ...`` runs a command so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from pathlib import Path
+
+NOBODY = 65534
+_PR_CAPBSET_DROP = 24
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def may_become_nobody() -> bool:
+    """Whether this process may become another user, and there is one called nobody."""
+    if os.geteuid() != 0:
+        return False
+    ranges = (map(int, line.split()) for line in Path("/proc/self/uid_map").read_text("ascii").splitlines())
+    return any(first <= NOBODY < first + length for first, _, length in ranges)
+
+
+def drop_privileges() -> None:
+    """Give them up for good, also for programs that are executed from now on."""
+    if may_become_nobody():
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)  # drops every capability
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() == 0:
+        last = int(Path("/proc/sys/kernel/cap_last_cap").read_text("ascii"))
+        for capability in range(last + 1):  # else root has them again in a program that it executes
+            _check(libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
+    _check(libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)))
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+if __name__ == "__main__":
+    drop_privileges()
+    os.execvp(sys.argv[1], sys.argv[1:])
