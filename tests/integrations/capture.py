@@ -66,13 +66,14 @@ def _run(probe: Probe, servers: Servers, loop: str) -> None:
 
 
 def measure_under_run(lab: Lab, servers: Servers) -> dict[str, str]:
-    """*bound* or *leaks* for every library on asyncio's own event loop, in one process under ``bindsock run``."""
+    """*bound* or *leaks* on asyncio's own event loop, in one process under ``bindsock run``, for every library that is there."""
     with UnderRun(servers) as program:
         results = {}
         for probe in PROBES:
-            servers.sources.pop(probe.server, None)
-            program.run(probe)
-            results[probe.name] = _result(lab, servers, probe)
+            if probe.can_run:
+                servers.sources.pop(probe.server, None)
+                program.run(probe)
+                results[probe.name] = _result(lab, servers, probe)
         return results
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import importlib.util
 import socket
 import ssl
 import urllib.request
@@ -41,11 +42,13 @@ import redis.asyncio
 import requests
 import telegram
 import websockets.asyncio.client
+import zeroconf.asyncio
 from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 from aioquic.quic.configuration import QuicConfiguration
 from paho.mqtt.enums import CallbackAPIVersion
 
+import bindsock
 import bindsock.blocking
 import bindsock.integrations.aiodns
 import bindsock.integrations.aiomqtt
@@ -55,6 +58,7 @@ import bindsock.integrations.requests
 import bindsock.integrations.stdlib
 import bindsock.integrations.urllib3
 from tests.integrations import servers as ports
+from tests.integrations.protocols import SERVICE
 from tests.integrations.servers import NAME, Servers
 
 _PATIENCE = 15.0
@@ -82,18 +86,24 @@ class Probe:
     by: By
     alone: bool
     """Whether it needs a process of its own: threads that outlive a loop stay in the network namespace of their birth."""
+    needs: str | None
+    """The module without which it is not measured, for what only `make` installs."""
+
+    @property
+    def can_run(self) -> bool:
+        return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
 PROBES: list[Probe] = []
 
 
 def probe(
-    name: str, server: str, by: By = By.LOOP, *, alone: bool = False
+    name: str, server: str, by: By = By.LOOP, *, alone: bool = False, needs: str | None = None
 ) -> Callable[[Callable[[Servers], Awaitable[None]]], Callable[[Servers], Awaitable[None]]]:
     """Add a row."""
 
     def add(run: Callable[[Servers], Awaitable[None]]) -> Callable[[Servers], Awaitable[None]]:
-        PROBES.append(Probe(name, server, run, by, alone))
+        PROBES.append(Probe(name, server, run, by, alone, needs))
         return run
 
     return add
@@ -225,6 +235,15 @@ async def httpx_plain(servers: Servers) -> None:
 async def httpx_tls(servers: Servers) -> None:
     async with httpx.AsyncClient(trust_env=False, verify=servers.context) as client:
         assert (await client.get(f"https://{servers.host}:{ports.HTTPS}/")).status_code == 200
+
+
+@probe("niquests, `AsyncSession`", "http", needs="niquests")
+async def niquests_get(servers: Servers) -> None:
+    import niquests  # its urllib3-future takes urllib3's place, unless the Makefile installs it
+
+    async with niquests.AsyncSession() as session:
+        session.trust_env = False
+        assert (await session.get(f"http://{servers.host}:{ports.HTTP}/", timeout=_PATIENCE)).status_code == 200
 
 
 @probe("httpcore", "http")
@@ -413,6 +432,17 @@ async def motor_ping(servers: Servers) -> None:
     client.close()
 
 
+async def _find_service(interfaces: Any) -> None:
+    async with zeroconf.asyncio.AsyncZeroconf(interfaces=interfaces) as client:
+        found = zeroconf.asyncio.AsyncServiceInfo(SERVICE.partition(".")[2], SERVICE)
+        assert await found.async_request(client.zeroconf, _PATIENCE * 1000)
+
+
+@probe("zeroconf, multicasts by `InterfaceChoice.Default`", "mdns", By.ITSELF)
+async def zeroconf_default(servers: Servers) -> None:
+    await _find_service(zeroconf.InterfaceChoice.Default)
+
+
 @probe("paramiko (blocking sockets)", "ssh", By.ITSELF)
 async def paramiko_whence(servers: Servers) -> None:
     await asyncio.to_thread(_whence, (servers.host, ports.SSH))
@@ -504,6 +534,12 @@ async def bound_smtplib(servers: Servers) -> None:
             assert client.noop()[0] == 250
 
     await asyncio.to_thread(greet)
+
+
+@probe("zeroconf: `interfaces=` an address of `bindsock.effective_interface()`", "mdns", By.INTEGRATION)
+async def bound_zeroconf(servers: Servers) -> None:
+    address, *_ = bindsock.effective_interface().usable_addresses(socket.AF_INET)
+    await _find_service([str(address)])
 
 
 @probe("paramiko: `paramiko.Transport(bindsock.blocking.create_connection(...))`", "ssh", By.INTEGRATION)

@@ -9,8 +9,30 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import bson
+import dnslib  # type: ignore[import-untyped]
 
 Talk: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+MDNS_PORT = 5353
+MDNS_GROUP = "224.0.0.251"
+SERVICE = "lab._lab._tcp.local."
+
+
+def mdns(question: bytes) -> bytes | None:
+    """RFC 6762: what a service says to a question about itself, ``None`` to any other."""
+    request = dnslib.DNSRecord.parse(question)
+    if request.header.qr or not any(str(q.qname).lower() == SERVICE for q in request.questions):
+        return None
+    reply = dnslib.DNSRecord(dnslib.DNSHeader(qr=1, aa=1))
+    for name, kind, data in (
+        (SERVICE, dnslib.QTYPE.SRV, dnslib.SRV(0, 0, 80, "lab.local.")),
+        (SERVICE, dnslib.QTYPE.TXT, dnslib.TXT("source=lab")),
+        ("lab.local.", dnslib.QTYPE.A, dnslib.A("192.0.2.1")),
+    ):
+        reply.add_answer(dnslib.RR(name, kind, rdata=data, ttl=120))
+    packed: bytes = reply.pack()
+    return packed
 
 
 async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import socket
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -80,6 +82,7 @@ class Servers:
         certificate.configure_cert(self._server_context)
         self._redis_subscribers: set[asyncio.StreamWriter] = set()
         self._talking: set[asyncio.StreamWriter] = set()
+        self._neighbours: list[socket.socket] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -127,6 +130,10 @@ class Servers:
         return len(self._redis_subscribers)
 
     def _run(self) -> None:
+        # Multicasts go no further than a link: the neighbours on it are the router, and whoever is at the tunnel's other end.
+        for neighbour in ("router", "vpn"):
+            with self._lab.inside(neighbour):
+                self._neighbours.append(_listening_to_multicasts())
         with self._lab.inside("server"):
             try:
                 asyncio.run(self._serve())
@@ -138,7 +145,16 @@ class Servers:
     async def _serve(self) -> None:
         self._ended = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            for server in (self._http, self._websocket, self._ssh, self._streams, self._protocols, self._quic, self._dns):
+            for server in (
+                self._http,
+                self._websocket,
+                self._ssh,
+                self._streams,
+                self._protocols,
+                self._quic,
+                self._dns,
+                self._mdns,
+            ):
                 await stack.enter_async_context(server())
             self._ready.set_result(asyncio.get_running_loop())
             await self._ended.wait()
@@ -395,8 +411,41 @@ class Servers:
         server.close()
         transport.close()
 
+    @contextlib.asynccontextmanager
+    async def _mdns(self) -> AsyncIterator[None]:
+        servers = self
+
+        class Responder(asyncio.DatagramProtocol):
+            def connection_made(self, transport: Any) -> None:
+                self.transport = transport
+
+            def datagram_received(self, data: bytes, addr: Any) -> None:
+                reply = protocols.mdns(data)
+                if reply is not None:
+                    servers.seen("mdns", addr[0])
+                    self.transport.sendto(reply, addr)
+
+        loop = asyncio.get_running_loop()
+        transports = [(await loop.create_datagram_endpoint(Responder, sock=sock))[0] for sock in self._neighbours]
+        yield
+        for transport in transports:
+            transport.close()
+
     dns_silent = False
     """While true, DNS questions by UDP are not answered."""
+
+
+def _listening_to_multicasts() -> socket.socket:
+    """A socket of this namespace that hears what is asked by multicast DNS on any of its links."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setblocking(False)
+    sock.bind(("", protocols.MDNS_PORT))
+    for index, _ in socket.if_nameindex():
+        membership = socket.inet_aton(protocols.MDNS_GROUP) + socket.inet_aton("0.0.0.0") + index.to_bytes(4, sys.byteorder)
+        with contextlib.suppress(OSError):  # one that has no multicasts
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    return sock
 
 
 def _bulk(text: str) -> bytes:
