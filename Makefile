@@ -9,12 +9,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := $(VENV)-lowest
+BENCH := $(VENV)-bench
 # The tests wait far more than they compute, so there are many more workers than processors.
 WORKERS ?= 8
+# Where `make bench` saves its results, the table and the picture; `docs/performance` is what the documentation shows.
+RESULTS ?= build/bench
 # How long `make chaos` begins new rounds; an hour before a release.
 MINUTES ?= 5
 
-.PHONY: help demo test test-long test-lowest test-vpn record-vpn chaos lint abi bench-quick svg docs findings clean
+.PHONY: help demo test test-long test-lowest test-vpn record-vpn chaos lint abi bench bench-quick svg docs findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
@@ -26,7 +29,8 @@ help:
 	@echo 'make chaos        change the network at random under connections of every kind (MINUTES=60 before a release)'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
 	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
-	@echo 'make bench-quick  the first figures, as ratios, in about a minute'
+	@echo 'make bench        measure all, beside asyncio, uvloop, pyroute2, microsocks, dante (ARGS=--help for the options)'
+	@echo 'make bench-quick  the main figures, in less than a minute'
 	@echo 'make svg          save the timeline that the README shows'
 	@echo 'make docs         build the documentation into docs/_build/html'
 	@echo 'make findings     run what was found out about libraries and tools again (not in CI; some need root)'
@@ -83,9 +87,18 @@ lint: $(READY)
 abi: $(READY)
 	@$(BIN)/python -m tests.abi
 
-bench-quick: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	@$(BIN)/python -m benchmarks $(ARGS)
+$(BENCH)/.ready: pyproject.toml
+	@echo "setting up $(BENCH) (once)"
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: $(BENCH)/.ready
+	@tests/install-debian microsocks dante-server
+	@$(BENCH)/bin/python -m benchmarks --json $(RESULTS)/results.json --table $(RESULTS)/table.md --picture $(RESULTS) $(ARGS)
+
+bench-quick: $(BENCH)/.ready
+	@$(BENCH)/bin/python -m benchmarks --quick $(ARGS)
 
 svg: $(READY)
 	@$(BIN)/python -m bindsock demo --svg docs/timeline.svg

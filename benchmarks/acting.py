@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -119,5 +120,7 @@ def _obey(lab: Lab, orders: socket.socket) -> None:
             method, *arguments = json.loads(line)
             time.sleep(_PAUSE)
             orders.sendall(json.dumps(getattr(lab, method)(*arguments)).encode())
+    except Exception:  # noqa: BLE001 - whatever it is, the one who ordered it hears only that this process has ended
+        traceback.print_exc()
     finally:
         os._exit(0)

@@ -1,42 +1,123 @@
-"""Figures: what was measured, as medians with their spread, and ratios of pairs."""
+"""What a benchmark finds: rows, each with what stands beside it in the same run."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the result."""
+class Spread:
+    """The median of several rounds and how far they lie apart."""
 
-    name: str
-    unit: str
     median: float
     low: float
     """10th percentile."""
     high: float
     """90th percentile."""
-    runs: int
-    note: str = ""
+    rounds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], scale: float = 1.0) -> Self:
+        """The median and the 10th and 90th percentiles.
+
+        :raises ValueError: fewer than two rounds
+        """
+        scaled = sorted(v * scale for v in values)
+        if len(scaled) < 2:
+            raise ValueError("a spread needs at least two rounds")
+        deciles = statistics.quantiles(scaled, n=10, method="inclusive")
+        return cls(statistics.median(scaled), deciles[0], deciles[-1], len(scaled))
 
     def __str__(self) -> str:
-        return (
-            f"{self.name:<58} {self.median:>9.3g} {self.unit:<5}"
-            f" ({self.low:.3g} to {self.high:.3g}, n={self.runs}){'  ' + self.note if self.note else ''}"
-        )
+        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
 
 
-def figure(name: str, values: Sequence[float], unit: str, *, scale: float = 1.0, note: str = "") -> Figure:
-    """The median and the 10th and 90th percentiles of what was measured."""
-    scaled = sorted(v * scale for v in values)
-    if len(scaled) < 2:
-        raise ValueError(f"{name}: a figure needs at least two runs")
-    deciles = statistics.quantiles(scaled, n=10, method="inclusive")
-    return Figure(name, unit, statistics.median(scaled), deciles[0], deciles[-1], len(scaled), note)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result."""
+
+    name: str
+    """What was done, and how large the network or the program was."""
+    unit: str
+    ours: Spread | None = None
+    beside: str = ""
+    """What stands beside it."""
+    theirs: Spread | None = None
+    ratio: Spread | None = None
+    """Ours divided by theirs, round by round: a busy machine slows both halves of a round."""
+    rate: bool = False
+    """More is better, such as connections a second."""
+    ratio_limit: float | None = None
+    """What the median of the ratio should not exceed."""
+    limit: float | None = None
+    """What the median of ours should not exceed."""
+    skipped: str = ""
+    """Why there are no figures."""
+
+    @property
+    def cost(self) -> Spread | None:
+        """The ratio as a cost: above 1 bindsock is the dearer one, of rates as well."""
+        if self.ratio is None or not self.rate:
+            return self.ratio
+        return Spread(1 / self.ratio.median, 1 / self.ratio.high, 1 / self.ratio.low, self.ratio.rounds)
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the limits are kept; ``None`` if there are none or no figures."""
+        if self.ours is None or (self.ratio_limit is None and self.limit is None):
+            return None
+        kept = self.limit is None or self.ours.median <= self.limit
+        return kept and (self.ratio_limit is None or (self.cost is not None and self.cost.median <= self.ratio_limit))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        spreads = {key: Spread(**document[key]) for key in ("ours", "theirs", "ratio") if document[key] is not None}
+        return cls(**{**document, **spreads})
 
 
-def paired(name: str, ours: Sequence[float], theirs: Sequence[float], *, note: str = "") -> Figure:
-    """The ratio of runs made in turn, so that a busy machine slows both."""
-    return figure(name, [a / b for a, b in zip(ours, theirs, strict=True)], "x", note=note)
+def alone(
+    name: str, unit: str, values: Sequence[float], *, scale: float = 1.0, limit: float | None = None, rate: bool = False
+) -> Row:
+    """A row that nothing stands beside."""
+    return Row(name, unit, Spread.of(values, scale), limit=limit, rate=rate)
+
+
+def compared(
+    name: str,
+    unit: str,
+    ours: Sequence[float],
+    beside: str,
+    theirs: Sequence[float],
+    *,
+    scale: float = 1.0,
+    rate: bool = False,
+    ratio_limit: float | None = None,
+    limit: float | None = None,
+) -> Row:
+    """A row with what stands beside it, from rounds that were made in turn.
+
+    :param scale: what the values are multiplied by, to be in the unit
+    """
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Row(name, unit, Spread.of(ours, scale), beside, Spread.of(theirs, scale), Spread.of(ratios), rate, ratio_limit, limit)
+
+
+def skipped(name: str, reason: str) -> Row:
+    """A row that could not be measured here."""
+    return Row(name, "", skipped=reason)
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1g}"

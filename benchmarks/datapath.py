@@ -1,0 +1,155 @@
+"""What sending and receiving costs the program, beside the event loop's own transports.
+
+What is compared is the processor's time of the program's thread: the other end, and the wire between, are not bindsock's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from bindsock import TransportFactory
+from bindsock.testing.lab import Lab
+
+from .figures import Row, compared
+from .rounds import in_turn
+from .setting import FEW_ROUTES, Size, laboratory, runners
+
+_DATAGRAMS = 200
+_ROUND_TRIPS = 100
+_PATIENCE = 10.0
+_BLOCK = bytes(1 << 16)
+_BLOCKS = 64
+
+
+def measure(size: Size) -> Iterator[Row]:
+    with laboratory(FEW_ROUTES) as lab, lab.inside(), runners() as loops:
+        for name, runner in loops.items():
+            if name == "uvloop" and size.quick:
+                continue
+            yield from _datagrams(name, runner, lab, size)
+            yield from _streams(name, runner, lab, size)
+
+
+class _Answers(asyncio.DatagramProtocol):
+    """Counts what comes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.waiting: asyncio.Future[None] | None = None
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.count += 1
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
+
+
+async def _send(transport: asyncio.DatagramTransport) -> float:
+    """Seconds of the processor for one ``sendto()``."""
+    data = bytes(200)
+    begun = time.thread_time()
+    for _ in range(_DATAGRAMS):
+        transport.sendto(data)
+    taken = time.thread_time() - begun
+    await asyncio.sleep(0.01)
+    return taken / _DATAGRAMS
+
+
+async def _silence(answers: _Answers) -> None:
+    """Wait until no answer to what was sent before is on its way any more."""
+    before = -1
+    while answers.count != before:
+        before = answers.count
+        await asyncio.sleep(0.02)
+
+
+async def _exchange(transport: asyncio.DatagramTransport, answers: _Answers) -> float:
+    """Seconds of the processor for a datagram that is sent and its answer that is received."""
+    loop = asyncio.get_running_loop()
+    await _silence(answers)
+    begun = time.thread_time()
+    async with asyncio.timeout(_PATIENCE):
+        for _ in range(_ROUND_TRIPS):
+            answers.waiting = loop.create_future()
+            transport.sendto(b"ping")
+            await answers.waiting
+    return (time.thread_time() - begun) / _ROUND_TRIPS
+
+
+def _datagrams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Iterator[Row]:
+    remote = (lab.server.ipv4, lab.server.udp_port)
+    factory = TransportFactory()
+    ours, our_answers = runner.run(_await(factory.create_datagram_endpoint(_Answers, remote_addr=remote)))
+    theirs, their_answers = runner.run(_await(runner.get_loop().create_datagram_endpoint(_Answers, remote_addr=remote)))
+    sending = {"ours": lambda: runner.run(_send(ours)), "theirs": lambda: runner.run(_send(theirs))}
+    costs = in_turn(sending, size.rounds)
+    own = f"{name}'s own"
+    yield compared(f"sendto on {name}, connected", "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
+    exchanging = {
+        "ours": lambda: runner.run(_exchange(ours, our_answers)),
+        "theirs": lambda: runner.run(_exchange(theirs, their_answers)),
+    }
+    runner.run(_silence(our_answers))
+    runner.run(_silence(their_answers))
+    costs = in_turn(exchanging, size.rounds)
+    yield compared(f"a datagram and its answer on {name}", "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
+    ours.abort()
+    theirs.abort()
+    lab.datagrams()
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+    """Seconds of the processor for a line that is sent and comes back."""
+    begun = time.thread_time()
+    async with asyncio.timeout(_PATIENCE):
+        for _ in range(_ROUND_TRIPS):
+            writer.write(b"ping\n")
+            await reader.readline()
+    return (time.thread_time() - begun) / _ROUND_TRIPS
+
+
+async def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+    """Seconds of the processor for a megabyte that is sent and comes back."""
+    begun = time.thread_time()
+    async with asyncio.timeout(_PATIENCE):
+        for _ in range(_BLOCKS):
+            writer.write(_BLOCK)
+            await reader.readexactly(len(_BLOCK))
+    return (time.thread_time() - begun) / (_BLOCKS * len(_BLOCK)) * 1e6
+
+
+async def _repeat_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+    """There is nothing to repeat on the new connection."""
+
+
+def _streams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Iterator[Row]:
+    remote = (lab.server.ipv4, lab.server.tcp_port)
+    factory = TransportFactory()
+    streams = {
+        "plain": runner.run(_await(factory.open_connection(*remote))),
+        "replaceable": runner.run(_await(factory.open_connection(*remote, on_reconnect=_repeat_nothing))),
+        "own": runner.run(_await(asyncio.open_connection(*remote))),
+    }
+    for reader, _ in streams.values():
+        runner.run(_await(reader.readline()))
+    for what, unit, use in (("a line and its echo", "µs", _echo), ("a megabyte and its echo", "ms", _bulk)):
+        sides = {side: functools.partial(_run, runner, use, stream) for side, stream in streams.items()}
+        costs = in_turn(sides, size.rounds)
+        scale = 1e6 if unit == "µs" else 1e3
+        for side, words in (("plain", "a stream"), ("replaceable", "a stream with on_reconnect")):
+            title = f"{what} over {words} on {name}"
+            own = f"{name}'s own"
+            yield compared(title, unit, costs[side], own, costs["own"], scale=scale, ratio_limit=1.05)
+    for _, writer in streams.values():
+        writer.transport.abort()
+
+
+def _run(runner: asyncio.Runner, use: Any, stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> float:
+    return float(runner.run(use(*stream)))

@@ -1,0 +1,98 @@
+"""Runs one benchmark in a process of its own, so that none inherits another's memory, sockets or threads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from bindsock.testing.lab import LabUnavailable, enter_user_namespace
+
+from .figures import Row, skipped
+from .setting import Size, Unavailable
+from .suite import BENCHMARKS, Benchmark
+
+_GOODBYE = 10.0
+"""Seconds for a process that is interrupted to end in an orderly way."""
+
+
+class Failed(Exception):
+    """A benchmark's process did not end well."""
+
+
+def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | None = None) -> Iterator[Row]:
+    """Run a benchmark; yield its rows as they come.
+
+    :param timeout: seconds after which it is ended
+    :param bindsock: a checkout whose bindsock is measured instead of this one's
+    :raises Failed: it ended with an error, which is on standard error, or was ended
+    """
+    order = json.dumps({"benchmark": benchmark.name, "size": dataclasses.asdict(size)})
+    here = Path(__file__).parent.parent
+    path = [str(p) for p in (bindsock, here) if p is not None]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-P", "-m", "benchmarks.isolated", order]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(timeout, process.terminate)
+        timer.daemon = True
+        try:
+            timer.start()
+            for line in process.stdout:
+                yield Row.from_json(json.loads(line))
+            status = process.wait()
+            if status != 0:
+                late = f"it took more than {timeout:g} s" if not timer.is_alive() else f"it ended with status {status}"
+                raise Failed(f"{benchmark.name}: {late}")
+        finally:
+            timer.cancel()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process, unless it has ended by itself: Ctrl-C in a terminal reaches it, too."""
+    process.terminate()
+    try:
+        process.wait(_GOODBYE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """End in an orderly way, with all that was started."""
+    raise KeyboardInterrupt
+
+
+def _main(order: str) -> int:
+    """Carry out an order in the process that was made for it."""
+    document = json.loads(order)
+    benchmark = next(b for b in BENCHMARKS if b.name == document["benchmark"])
+    # The rows get a descriptor of their own: whatever else a library may print goes to standard error.
+    with open(os.dup(1), "w", encoding="utf-8") as rows:
+        os.dup2(2, 1)
+
+        def say(row: Row) -> None:
+            print(json.dumps(row.to_json()), file=rows, flush=True)
+
+        signal.signal(signal.SIGTERM, interrupt)
+        try:
+            enter_user_namespace()
+            for row in benchmark.measure(Size(**document["size"])):
+                say(row)
+        except (Unavailable, LabUnavailable) as exc:
+            say(skipped(benchmark.title, str(exc)))
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        sys.exit(_main(sys.argv[1]))
+    sys.exit(130)

@@ -1,0 +1,99 @@
+"""Replacing the connections of many streams at once, beside asyncio's own connects of as many.
+
+What is compared is the processor's time of the thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+import bindsock
+from bindsock.testing.lab import Lab
+
+from .acting import Actor
+from .figures import Row, alone, compared
+from .setting import FEW_ROUTES, Size, laboratory
+from .standstill import Standstill, standstill
+
+_FEW = 10
+_PATIENCE = 120.0
+_AT_ONCE = 100
+"""How many connections are opened at a time at first."""
+
+
+class _Client:
+    """A connection whose hook does nothing but note when it was called."""
+
+    def __init__(self) -> None:
+        self.replaced = asyncio.Event()
+        self.at = 0.0
+        self.writer: asyncio.StreamWriter
+
+    async def on_reconnect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+        self.at = time.monotonic()
+        self.replaced.set()
+
+    async def open(self, lab: Lab) -> None:
+        _, self.writer = await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port, on_reconnect=self.on_reconnect)
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+
+async def _together(lab: Lab, actor: Actor, count: int) -> tuple[float, Standstill]:
+    """Seconds until so many streams are back after their link went down, and the loop's standstill meanwhile."""
+    clients = [_Client() for _ in range(count)]
+    for first in range(0, count, _AT_ONCE):
+        await asyncio.gather(*(client.open(lab) for client in clients[first : first + _AT_ONCE]))
+    await asyncio.sleep(1.0)
+    old = clients[0].writer.get_extra_info("interface")
+    async with standstill() as longest:
+        await asyncio.sleep(0.1)
+        longest.forget()
+        changed = await actor.switch("down", old)
+        async with asyncio.timeout(_PATIENCE):
+            for client in clients:
+                await client.replaced.wait()
+    taken = max(client.at for client in clients) - changed
+    for client in clients:
+        await client.close()
+    await actor.restore("down", old)
+    return taken, longest
+
+
+async def _by_asyncio(lab: Lab, count: int) -> float:
+    """Seconds of the processor until as many connections are open, as many at a time as bindsock has under way."""
+    waiting = asyncio.Semaphore(_AT_ONCE)
+
+    async def connect() -> asyncio.StreamWriter:
+        async with waiting:
+            _, writer = await asyncio.open_connection(lab.server.ipv4, lab.server.tcp_port)
+            return writer
+
+    begun = time.thread_time()
+    writers = await asyncio.gather(*(connect() for _ in range(count)))
+    taken = time.thread_time() - begun
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.sleep(1.0)
+    return taken
+
+
+def measure(size: Size) -> Iterator[Row]:
+    for count in (_FEW, size.at_most(2)):
+        with laboratory(FEW_ROUTES) as lab, lab.inside(), Actor(lab) as actor, asyncio.Runner() as runner:
+            ours, theirs = [], []
+            for _ in range(max(2, size.slow_rounds // 2)):
+                ours.append(runner.run(_together(lab, actor, count)))
+                theirs.append(runner.run(_by_asyncio(lab, count)))
+        title = f"{count:,} streams with on_reconnect are back (link down)"
+        beside = "asyncio connects as many"
+        yield compared(title, "ms", [still.busy for _, still in ours], beside, theirs, scale=1e3)
+        yield alone("  all are back after, by the clock", "ms", [taken for taken, _ in ours], scale=1e3)
+        yield alone("  the loop's longest turn", "ms", [still.computing for _, still in ours], scale=1e3, limit=10.0)
+        yield alone("  the same by the clock", "ms", [still.seconds for _, still in ours], scale=1e3)

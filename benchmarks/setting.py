@@ -1,0 +1,87 @@
+"""Where a benchmark runs: its size, its event loops, and a laboratory with as many routes as it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bindsock.testing.lab import Lab
+
+FEW_ROUTES = 10
+MANY_ROUTES = 100_000
+_UPLINKS = ("wifi0", "eth0", "usb0")
+_FEW_DESCRIPTORS = 400
+"""What a process needs besides the sockets that are counted."""
+
+
+class Unavailable(Exception):
+    """A benchmark cannot run here. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    :param quick: the main rows alone
+    :param rounds: of a measurement that takes milliseconds; those that take seconds make a fifth of it
+    :param many: how many endpoints or streams are many
+    """
+
+    quick: bool
+    rounds: int
+    many: int
+
+    @property
+    def slow_rounds(self) -> int:
+        return max(2, self.rounds // 5)
+
+    def at_most(self, descriptors: int) -> int:
+        """How many things fit in a process that takes so many descriptors for each. Allows the process as many as it can get."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return self.many if hard == resource.RLIM_INFINITY else min(self.many, (hard - _FEW_DESCRIPTORS) // descriptors)
+
+
+def loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loops that are here, by name."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
+
+
+@contextlib.contextmanager
+def runners() -> Iterator[dict[str, asyncio.Runner]]:
+    """One runner for each event loop, all open at once, so that their loops can run in turn."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(asyncio.Runner(loop_factory=factory)) for name, factory in loop_factories().items()}
+
+
+@contextlib.contextmanager
+def laboratory(routes: int = 0) -> Iterator[Lab]:
+    """A laboratory whose host has so many routes besides its own, all by an uplink that is never the best one.
+
+    :raises Unavailable: there is no ``ip`` command to make the routes with
+    """
+    with Lab(uplinks=_UPLINKS) as lab:
+        if routes:
+            add_routes(lab, routes)
+        yield lab
+
+
+def add_routes(lab: Lab, count: int) -> None:
+    """Give the host so many more routes, to single addresses."""
+    command = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if command is None:
+        raise Unavailable("many routes are made with the ip command (iproute2), which is not here")
+    gateway = lab.gateway(_UPLINKS[-1])
+    lines = (f"route add 11.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 via {gateway} dev {_UPLINKS[-1]}\n" for n in range(count))
+    with lab.inside():
+        subprocess.run([command, "-batch", "-"], input="".join(lines), text=True, check=True, capture_output=True)

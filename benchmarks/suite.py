@@ -1,0 +1,59 @@
+"""The benchmarks, in the order in which they run."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import (
+    connecting,
+    datapath,
+    endpoints,
+    events,
+    importing,
+    moving,
+    multipath,
+    pieces,
+    proxying,
+    reading,
+    recovery,
+    replacing,
+)
+from .figures import Row
+from .setting import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A group of rows that is measured in a process of its own.
+
+    :param quick: part of the main rows
+    """
+
+    name: str
+    title: str
+    measure: Callable[[Size], Iterator[Row]]
+    quick: bool = True
+
+
+BENCHMARKS = (
+    Benchmark("import", "Importing", importing.measure),
+    Benchmark("connect", "Connecting", connecting.measure),
+    Benchmark("routes", "Connecting with many routes", connecting.measure_routes),
+    Benchmark("reading", "Reading the network", reading.measure),
+    Benchmark("endpoints", "Making datagram endpoints", endpoints.measure),
+    Benchmark("datapath", "Sending and receiving", datapath.measure),
+    Benchmark("memory", "Memory", pieces.measure, quick=False),
+    Benchmark("events", "The loop while the network changes", events.measure),
+    Benchmark("recovery", "After a change of the network, with a VPN up", recovery.measure),
+    Benchmark("moving", "Moving endpoints", moving.measure),
+    Benchmark("replacing", "Replacing streams", replacing.measure, quick=False),
+    Benchmark("multipath", "Multipath", multipath.measure, quick=False),
+    Benchmark("proxy", "The proxy", proxying.measure, quick=False),
+)
+
+
+def chosen(patterns: list[str], *, quick: bool) -> list[Benchmark]:
+    """The benchmarks whose names match one of the patterns; all without one, of which quick are the main ones alone."""
+    return [b for b in BENCHMARKS if (any(fnmatch.fnmatch(b.name, p) for p in patterns) if patterns else b.quick or not quick)]
