@@ -316,23 +316,34 @@ class InPlaceMover:
 
         What comes for it by the interface that is left is not received: one socket cannot be on two.
 
+        If that fails, it fails again for the next datagram to that destination, until it can be done.
+
         :raises NoEffectiveInterface: no interface may be used
+        :raises NoRoute: no route to the destination leaves by the interface
         :raises BindFailed: the system refused
         """
         in_place, requirement = self._in_place, self._in_place.requirement
-        if requirement is None or requirement.address is not None or self._peer is not None or requirement.targets == (target,):
+        if requirement is None or requirement.address is not None or self._peer is not None:
+            return
+        if requirement.targets == (target,) and not in_place.broken:
             return
         decider = self._watcher.refresh().with_pin(self._pin)
-        in_place.requirement = Requirement((target,))
-        placement = in_place.requirement.placement(decider)
+        wanted = Requirement((target,))
+        placement = wanted.placement(decider)
         if is_multicast(target) and has_chosen_multicast(self._watcher.kernel, sock):
             placement = UNBOUND
         if placement == NOWHERE:
             raise no_effective_interface(str(target), (decider.decide(target),), self._watcher.kernel, decider.network)
-        if in_place.broken or placement.interface_index != in_place.placement.interface_index:
+        if not in_place.broken and placement.interface_index == in_place.placement.interface_index:
+            in_place.requirement, in_place.placement = wanted, placement
+            return
+        in_place.requirement = wanted
+        try:
             in_place.move(sock, None, placement, decider.network)
-        else:
-            in_place.placement = placement
+        except BaseException:
+            # The next datagram to the same destination must not leave by the interface of the last one.
+            in_place.requirement = requirement
+            raise
 
     def sent(self, sock: socket.socket) -> None:
         """The program has sent a datagram by the socket. It may say so, so that what is sent and lost is counted."""

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from bindsock import NoEffectiveInterface, Preferences, TransportFactory
+from bindsock import BindFailed, NoEffectiveInterface, NoRoute, Preferences, TransportFactory
 from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of
@@ -135,9 +135,52 @@ async def test_each_destination_that_is_sent_to_decides_where_the_socket_is(
         assert factory.statistics().rebinds == 4
         kernel.change(network(LOOPBACK, lan, route("192.168.7.0/24", 4)))
         mover.aim(sock, near)
-        with pytest.raises(NoEffectiveInterface, match=r"203\.0\.113\.9"):
-            mover.aim(sock, far)
+        for _ in range(2):
+            with pytest.raises(NoEffectiveInterface, match=r"203\.0\.113\.9"):
+                mover.aim(sock, far)
         assert kernel.bound(sock) == 4
+
+
+@pytest.mark.parametrize("obstacle", ["the system refuses to bind", "there is no route"])
+async def test_a_destination_that_the_socket_cannot_be_moved_for_is_refused_each_time_until_it_can(
+    kernel: PickyKernel, factory: TransportFactory, obstacle: str
+) -> None:
+    lan = interface("lan0", 4, "192.168.7.1/24")
+    kernel.change(network(LOOPBACK, WIFI, lan, route("0.0.0.0/0", 2, "192.0.2.1"), route("192.168.7.0/24", 4)))
+    far, near = ip_address("203.0.113.9"), ip_address("192.168.7.9")
+    with datagrams() as sock:
+        mover = connector_of(factory).follow_datagrams(sock, far)
+        assert mover is not None
+        if obstacle == "there is no route":
+            kernel.routeless = {"lan0"}
+        else:
+            kernel.refuse = {"lan0"}
+        for _ in range(2):
+            with pytest.raises(NoRoute if kernel.routeless else BindFailed):
+                mover.aim(sock, near)
+        kernel.routeless, kernel.refuse = set(), set()
+        mover.aim(sock, near)
+        assert kernel.bound(sock) == 4
+
+
+async def test_a_socket_that_could_not_be_moved_is_bound_anew_before_it_sends_to_the_last_destination(
+    kernel: PickyKernel, factory: TransportFactory
+) -> None:
+    lan = interface("lan0", 4, "192.168.7.1/24")
+    kernel.change(network(LOOPBACK, WIFI, lan, route("0.0.0.0/0", 2, "192.0.2.1"), route("192.168.7.0/24", 4)))
+    far, near = ip_address("203.0.113.9"), ip_address("192.168.7.9")
+    with datagrams() as sock:
+        mover = connector_of(factory).follow_datagrams(sock, far)
+        assert mover is not None
+        kernel.refuse = {"en0", "lan0"}
+        for target in (near, far, far):
+            with pytest.raises(BindFailed):
+                mover.aim(sock, target)
+        kernel.refuse = set()
+        kernel.binds.clear()
+        for _ in range(2):
+            mover.aim(sock, far)
+        assert kernel.binds == [("rebind", "en0")]
 
 
 async def test_the_socket_follows_the_path_to_the_last_destination(kernel: PickyKernel, factory: TransportFactory) -> None:
