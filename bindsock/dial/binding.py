@@ -59,12 +59,15 @@ def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, desti
     :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
     """
-    decider = on_own_uplink(decider, own_address(sock))
-    decision = decider.decide(destination if destination is not None else socket.AddressFamily(sock.family))
-    if decision.interface is None and not decision.unbound and decider.preferences.on_no_interface != "unbound":
+    try:
+        decider = on_own_uplink(decider, own_address(sock))
+        decision = decider.decide(destination if destination is not None else socket.AddressFamily(sock.family))
+        if decision.interface is None and not decision.unbound and decider.preferences.on_no_interface != "unbound":
+            raise no_effective_interface(str(destination or "the default route"), (decision,), kernel, decider.network)
+        bind_or_close(kernel, sock, decision, destination)
+    except BaseException:
         sock.close()
-        raise no_effective_interface(str(destination or "the default route"), (decision,), kernel, decider.network)
-    bind_or_close(kernel, sock, decision, destination)
+        raise
     return decision
 
 
