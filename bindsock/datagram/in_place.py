@@ -15,11 +15,11 @@ from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
+from bindsock.dial.binding import check_route
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import families_of, peer_of
-from bindsock.errors import NoRoute
 from bindsock.model.change import Cause
 from bindsock.model.network import is_multicast, unmapped
 from bindsock.netmon.backoff import Retry
@@ -115,16 +115,12 @@ class InPlace:
         return self._source
 
     def check_route(self, placement: Placement, network: Network) -> None:
-        """Without a real route, IPv4 asks the link for the destination and hangs (linux net/ipv4/route.c).
+        """Make sure that a socket in that placement can reach its one destination, if it has one.
 
-        :raises NoRoute: no route to the one destination leaves by the interface
+        :raises NoRoute: no route to the destination leaves by the interface
         """
-        destination = self.requirement.destination if self.requirement is not None else None
-        if destination is None or placement.path is None:
-            return
-        interface = network.interfaces[placement.path.index]
-        if not self._watcher.kernel.has_route(interface, destination):
-            raise NoRoute(self._watcher.kernel.cure(interface, destination), interface=interface.name)
+        if self.requirement is not None and placement.path is not None:
+            check_route(self._watcher.kernel, network.interfaces[placement.path.index], self.requirement.destination)
 
     def move(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:
         """Bind the socket to the interface of another placement, or to none.

@@ -17,12 +17,13 @@ from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
 from bindsock.dial import nat64
+from bindsock.dial.binding import check_route
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
-from bindsock.errors import NoEffectiveInterface, NoRoute
+from bindsock.errors import NoEffectiveInterface
 from bindsock.model.decision import Path
-from bindsock.model.network import FAMILIES, Interface, Network, family_of, unmapped
+from bindsock.model.network import FAMILIES, Network, family_of, unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class _Opening:
                     requirement = None
             interface = decider.network.interfaces[placement.path.index] if placement.path is not None else None
             if interface is not None and requirement is not None:
-                self._check_route(requirement, interface)
+                check_route(self._kernel, interface, requirement.destination)
             own = placement.path.source if placement.path is not None and spec.address is None else None
             spec.bind_and_connect(sock, self._kernel, interface, own=own)
         except BaseException:
@@ -281,10 +282,6 @@ class _Opening:
             what = str(requirement.destination or "the default route")
             raise no_effective_interface(what, requirement.decisions(decider), self._kernel, decider.network)
         return placement
-
-    def _check_route(self, requirement: Requirement, interface: Interface) -> None:
-        if requirement.destination is not None and not self._kernel.has_route(interface, requirement.destination):
-            raise NoRoute(self._kernel.cure(interface, requirement.destination), interface=interface.name)
 
     def _mover(
         self,
@@ -326,7 +323,7 @@ class _Opening:
         if placement.path is None:
             return self._mover(sock, requirement, placement, spec, own_socket=True)
         interface = decider.network.interfaces[placement.path.index]
-        self._check_route(requirement, interface)
+        check_route(self._kernel, interface, requirement.destination)
         self._kernel.rebind(sock, interface, peer=peer)
         local = unmapped(address_of(sock.getsockname()))
         if peer is not None and not interface.has(local):

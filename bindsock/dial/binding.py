@@ -71,26 +71,32 @@ def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, desti
     return decision
 
 
-def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> Interface | None:
+def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> None:
     """Bind a fresh socket as decided, after making sure that a route leaves by the interface.
 
     Whatever fails, the socket is closed: it never sends unbound.
-
-    :return: the interface, ``None`` if the decision is not to bind
     """
     interface = decision.interface
     if interface is None:
-        return None
+        return
     try:
         kernel.bind(sock, interface)
-        if destination is not None and not kernel.has_route(interface, destination):
-            raise NoRoute(kernel.cure(interface, destination), interface=interface.name)
+        check_route(kernel, interface, destination)
         if destination is not None:
             bind_source(sock, decision)
     except BaseException:
         sock.close()
         raise
-    return interface
+
+
+def check_route(kernel: Kernel, interface: Interface, destination: IPAddress | None) -> None:
+    """Without a real route, IPv4 asks the link for the destination and hangs (linux net/ipv4/route.c).
+
+    :param destination: ``None`` where there is no certain one, so that there is nothing to check
+    :raises NoRoute: no route to the destination leaves by the interface
+    """
+    if destination is not None and not kernel.has_route(interface, destination):
+        raise NoRoute(kernel.cure(interface, destination), interface=interface.name)
 
 
 def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None:
