@@ -20,7 +20,7 @@ from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
-from bindsock.model.decision import Decision, Path, path_of, pinned_to
+from bindsock.model.decision import Decision, Path, path_of, path_on, pinned_to
 from bindsock.model.network import FAMILIES, IPAddress, Target, family_of, unmapped
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
@@ -372,8 +372,7 @@ class Connector:
         interface = network.interfaces.get(index) if index is not None else network.owner_of(local)
         if interface is None or local.is_loopback:
             return None
-        family = family_of(local)
-        return Path(family, interface.name, interface.index, frozenset(interface.usable_addresses(family)), None)
+        return path_on(interface, family_of(local))
 
     # Dialling
 

@@ -22,7 +22,7 @@ from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_addres
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoEffectiveInterface
-from bindsock.model.decision import Path
+from bindsock.model.decision import path_on
 from bindsock.model.network import FAMILIES, Network, family_of, unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 
@@ -348,8 +348,5 @@ class _Opening:
 
 def _bound_placement(index: int, sock: socket.socket, network: Network) -> Placement:
     """The placement of a socket that is bound already."""
-    family = socket.AddressFamily(sock.family)
     interface = network.interfaces.get(index)
-    if interface is None:
-        return UNBOUND
-    return Placement(Path(family, interface.name, index, frozenset(interface.usable_addresses(family)), None))
+    return UNBOUND if interface is None else Placement(path_on(interface, socket.AddressFamily(sock.family)))

@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from bindsock.model.decision import Decision, Path
+from bindsock.model.decision import Decision, Path, path_on
 from bindsock.model.network import IPAddress, Network, Target, family_of
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Requirement:
             return GONE
         if not (owner.up and owner.running):
             return NOWHERE
-        family = family_of(self.address)
-        return Placement(Path(family, owner.name, owner.index, frozenset(owner.usable_addresses(family)), None))
+        return Placement(path_on(owner, family_of(self.address)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.held_sockets import HeldSocket, Way
 from bindsock.dial.resolving import address_of
-from bindsock.model.decision import Basis, Path
+from bindsock.model.decision import Basis, path_on
 from bindsock.model.network import InterfaceKind, IPAddress, Target, family_of, is_multicast, unmapped
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from bindsock.datagram.mover import DatagramMover
     from bindsock.datagram.socket_spec import SocketSpec
-    from bindsock.model.decision import Decision
+    from bindsock.model.decision import Decision, Path
     from bindsock.model.network import Interface
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -125,8 +125,7 @@ class Ways:
             (i for i in decider.network.interfaces.values() if i.kind is InterfaceKind.LOOPBACK and i.up and i.running), None
         )
         if loopback is not None and target.is_loopback:
-            addresses = frozenset(loopback.usable_addresses(family_of(target)))
-            return self._way(loopback.index, loopback, Path(family_of(target), loopback.name, loopback.index, addresses, None))
+            return self._way(loopback.index, loopback, path_on(loopback, family_of(target)))
         return self._way(target, None, None)
 
     def _way(self, way: Way, interface: Interface | None, path: Path | None) -> tuple[socket.socket, DropCounter]:

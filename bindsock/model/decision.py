@@ -96,7 +96,15 @@ def pinned_to(decision: Decision) -> str | None:
 def path_of(decision: Decision) -> Path | None:
     """The path that a decision leads to, ``None`` where nothing is bound."""
     interface = decision.interface
-    if interface is None:
-        return None
-    addresses = frozenset(interface.usable_addresses(decision.family))
-    return Path(decision.family, interface.name, interface.index, addresses, decision.gateway, decision.source)
+    return path_on(interface, decision.family, decision.gateway, decision.source) if interface is not None else None
+
+
+def path_on(
+    interface: Interface, family: socket.AddressFamily, gateway: IPAddress | None = None, source: IPAddress | None = None
+) -> Path:
+    """The path by an interface.
+
+    :param gateway: the first hop, ``None`` if there is none or it is not known
+    :param source: the local address that the socket has to be bound to, where there is one
+    """
+    return Path(family, interface.name, interface.index, frozenset(interface.usable_addresses(family)), gateway, source)
