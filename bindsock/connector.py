@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -175,9 +174,8 @@ class Connector:
             raise ValueError("host/port and sock can not be specified at the same time")
         tls = options.tls(host)
         if sock is not None:
-            prepare = self._preparation(options)
-            if prepare is not None:
-                prepare(sock)
+            if options.dead_after is not None:
+                self.kernel.set_user_timeout(sock, options.dead_after)
             sock = self._owned(sock)
             return await self._attach(self.follow_stream(sock, options), protocol_factory, sock, tls)
         dialer = self._dialer(host, port, options)
@@ -416,16 +414,10 @@ class Connector:
             host,
             port,
             options,
-            prepare=self._preparation(options),
             complaints=self._complaints,
             farewell=self._farewell(),
             find_nat64=self._nat64_prefixes,
         )
-
-    def _preparation(self, options: ConnectOptions) -> Callable[[socket.socket], None] | None:
-        if options.dead_after is None:
-            return None
-        return functools.partial(self.kernel.set_user_timeout, seconds=options.dead_after)
 
     def _with_policy(self, options: ConnectOptions) -> ConnectOptions:
         """The options of a connection that is replaced, with the better path that applies to it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import socket
 from typing import TYPE_CHECKING
 
@@ -70,10 +69,7 @@ class TrioNetwork:
 
     async def connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
         """A connected socket, and what follows it."""
-        prepare = None
-        if options.dead_after is not None:
-            prepare = functools.partial(self.watcher.kernel.set_user_timeout, seconds=options.dead_after)
-        dialer = Dialer(self.watcher, self._resolve, host, port, options, prepare=prepare, find_nat64=self._find_nat64)
+        dialer = Dialer(self.watcher, self._resolve, host, port, options, find_nat64=self._find_nat64)
         await trio.lowlevel.checkpoint()  # a dial that succeeds at once has none
         dialled = await dialer.dial()
         # trio wants sockets of the standard library's own class.

@@ -156,8 +156,7 @@ class Attempt:
                 # asyncio does it where the protocol is TCP's (Lib/asyncio/base_events.py, _set_nodelay).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
-            if dialer.prepare is not None:
-                dialer.prepare(sock)
+            dialer.prepare(sock)
             if self._local_infos is not None:
                 # The program has chosen an address itself.
                 decision = dataclasses.replace(destination.decision, source=None)
@@ -174,7 +173,7 @@ class Attempt:
         return sock
 
     def _connected(self, sock: FollowedSocket) -> None:
-        if sock.proto not in (0, socket.IPPROTO_TCP) and self._dialer.prepare is not None:
+        if sock.proto not in (0, socket.IPPROTO_TCP):
             # It was made for multipath. It may be plain TCP after all, to which more can be said.
             self._dialer.prepare(sock)
 

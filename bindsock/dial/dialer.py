@@ -59,12 +59,15 @@ class Dialer:
     options: ConnectOptions = field(default_factory=ConnectOptions)
     complaints: set[str] = field(default_factory=set)
     """Why there was no multipath, so that each reason is logged once."""
-    prepare: Callable[[socket.socket], None] | None = None
-    """Options to be set on each socket before it connects."""
     farewell: Farewell | None = None
     """How an IPv6 connection is ended when its socket is closed."""
     find_nat64: FindPrefixes | None = None
     """Finds out how a network without IPv4 reaches IPv4 addresses."""
+
+    def prepare(self, sock: socket.socket) -> None:
+        """Set on a socket what the options ask for before it connects."""
+        if self.options.dead_after is not None:
+            self.watcher.kernel.set_user_timeout(sock, self.options.dead_after)
 
     async def dial(self) -> Dialled:
         """Connect.
