@@ -19,7 +19,7 @@ from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
-from bindsock.model.decision import Decision, Path, path_of, path_on, pinned_to
+from bindsock.model.decision import Decision, Path, path_of, path_on
 from bindsock.model.network import FAMILIES, IPAddress, Target, family_of, unmapped
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
@@ -201,7 +201,7 @@ class Connector:
             with watcher.hold():
                 dialled = await dialer.dial() if options.local_addr is not None else None
                 if dialled is not None:
-                    options = _pinned(options, dialled.decision)
+                    options = dialled.pinned(options)
                 dial, attach = self._replacement(dialer, dialled, tls)
                 from bindsock.reconnect.open import open_replaceable
 
@@ -335,7 +335,7 @@ class Connector:
             from bindsock.reconnect.open import create_replaceable
 
             dial, attach = self._replacement(dialer, dialled, tls)
-            policy = self._with_policy(_pinned(options, dialled.decision))
+            policy = self._with_policy(dialled.pinned(options))
             return await create_replaceable(self.watcher, self.loop, lambda: protocol, dial, attach, policy)
         if options.concerns_replacement:
             dialled.sock.close()
@@ -353,7 +353,7 @@ class Connector:
     def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
         if dialled.path is None:
             return None
-        requirement = self._requirement(dialled.address, _pinned(options, dialled.decision))
+        requirement = self._requirement(dialled.address, dialled.pinned(options))
         sock = dialled.sock
         try:
             guard = follow_stream(self.watcher, sock, requirement, dialled.path, local=dialled.local, decider=dialled.decider)
@@ -462,12 +462,6 @@ class Connector:
         if guard is not None:
             guard.attach(transport)
         return transport, protocol
-
-
-def _pinned(options: ConnectOptions, decision: Decision) -> ConnectOptions:
-    """The options of a connection that its local address may have pinned to an interface."""
-    pin = pinned_to(decision)
-    return options if pin is None or options.interface is not None else dataclasses.replace(options, interface=pin)
 
 
 def _interface_resolver() -> InterfaceResolver:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind, mark_as_preferred
 from bindsock.dial.dialer import Dialer
 from bindsock.dial.farewell import Farewell, Farewells
-from bindsock.model.decision import pinned_to
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Preferences
@@ -75,9 +73,7 @@ class TrioNetwork:
         # trio wants sockets of the standard library's own class.
         sock = _plain(dialled.sock)
         try:
-            pin = options.interface or pinned_to(dialled.decision)
-            pinned = options if pin is None else dataclasses.replace(options, interface=pin)
-            return sock, self.follow(sock, dialled.address, dialled.path, pinned)
+            return sock, self.follow(sock, dialled.address, dialled.path, dialled.pinned(options))
         except BaseException:
             sock.close()
             raise

@@ -17,12 +17,13 @@ from bindsock.dial.refusal import no_answer
 from bindsock.dial.resolving import AddrInfo, address_of
 from bindsock.dial.unmanaged import is_connected
 from bindsock.errors import BindsockError, EgressMismatch
-from bindsock.model.decision import Basis, Decision, Path
+from bindsock.model.decision import Decision, Path, pinned_to
 from bindsock.model.network import IPAddress, unmapped
 from bindsock.routing.multipath import multipath_obstacle
 
 if TYPE_CHECKING:
     from bindsock.dial.dialer import Dialer
+    from bindsock.options import ConnectOptions
     from bindsock.routing.effective import Decider
 
 _logger = logging.getLogger("bindsock")
@@ -55,6 +56,11 @@ class Dialled:
     """The socket's own address."""
     decider: Decider
     """By which it was decided: if it is still the newest, nothing has changed since."""
+
+    def pinned(self, options: ConnectOptions) -> ConnectOptions:
+        """The options of the connection, which its local address may have pinned to an interface."""
+        pin = pinned_to(self.decision)
+        return options if pin is None or options.interface is not None else dataclasses.replace(options, interface=pin)
 
 
 class Attempt:
@@ -206,8 +212,8 @@ class Attempt:
             except OSError as error:
                 reason = f"the system does not say by which addresses it would add subflows: {error}"
             else:
-                pin = decision.interface.name if decision.basis is Basis.PINNED else None
-                reason = multipath_obstacle(endpoints, dialer.watcher.latest.network, decision.interface, address.version, pin)
+                network = dialer.watcher.latest.network
+                reason = multipath_obstacle(endpoints, network, decision.interface, address.version, pinned_to(decision))
         if reason is None:
             return protocol
         if reason not in dialer.complaints:
