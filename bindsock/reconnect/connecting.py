@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bindsock.dial.dialer import PathChanged
 from bindsock.netmon.backoff import Backoff
-from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT
 from bindsock.reconnect.connection import Attach, Connection, ConnectionOwner, Dial, Dialled
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.plan import Requirement
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from bindsock.netmon.loop import Future, Timer
     from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
-    from bindsock.options import BetterPath
+    from bindsock.options import ConnectOptions
     from bindsock.reconnect.hooks import Hook
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
@@ -37,26 +36,22 @@ class Replacing:
     dial: Dial
     attach: Attach
     hook: Hook
-    interface: str | None = None
-    """The name of the interface to which the connection is pinned."""
-    better_path: BetterPath = "auto"
-    """``"keep"`` leaves a connection that works where it is; otherwise it goes where a new one would."""
-    drain_timeout: float = DRAIN_TIMEOUT
-    """How long to wait for data in flight on the old connection, in seconds."""
-    reconnect_timeout: float | None = RECONNECT_TIMEOUT
-    """Seconds after which a replacement is given up; ``None`` for never."""
-    dead_after: float | None = None
-    """Seconds of silence after which a multipath connection is dead."""
-    handshake: bool = True
-    """Whether ``attach`` waits for the peer, as TLS does: then the path is watched meanwhile."""
+    options: ConnectOptions
+    """Those of the connection. With ``better_path="keep"`` one that works stays; otherwise it goes where a new one would."""
+
+    @property
+    def handshake(self) -> bool:
+        """Whether ``attach`` waits for the peer, as TLS does: then the path is watched meanwhile."""
+        return bool(self.options.ssl)
 
     def requirement(self, address: IPAddress, *, replaceable: bool) -> Requirement:
         """What is required of one of the connections.
 
         :param replaceable: ``False`` while it is not ready: then it is ended if its path goes away
         """
-        better_path = self.better_path if replaceable else "keep"
-        return Requirement(address, self.interface, better_path, self.dead_after, replaceable)
+        options = self.options
+        better_path = (options.better_path or "auto") if replaceable else "keep"
+        return Requirement(address, options.interface, better_path, options.dead_after, replaceable)
 
 
 class ConnectingUser(ConnectionOwner, Protocol):

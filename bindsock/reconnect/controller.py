@@ -68,7 +68,7 @@ class Controller:
         self._new: Connection | None = None
         self._connecting = Connecting(watcher, loop, how, self)
         self._resuming = Resuming(loop, how.hook, self)
-        self._patience = Patience(watcher.runtime, how.drain_timeout)
+        self._patience = Patience(watcher.runtime, how.options.drain_timeout)
         self._deadline: Timer | None = None
         self._leaving = _Leaving()
         self._follower = _WeakFollower(self)
@@ -116,7 +116,7 @@ class Controller:
         """Feed what a reading of the network means for the connections."""
         state = self._machine.state
         if state is State.RECONNECTING:
-            decision = decider.with_pin(self._how.interface).decide(self._current.dialled.address)
+            decision = decider.with_pin(self._how.options.interface).decide(self._current.dialled.address)
             if decision.interface is not None or decision.unbound:
                 self.feed(Event.USABLE)
             return
@@ -260,8 +260,9 @@ class Controller:
 
     def _start_clock(self) -> None:
         self._stop_clock()
-        if self._how.reconnect_timeout is not None:
-            self._deadline = self._watcher.runtime.call_later(self._how.reconnect_timeout, self.feed, Event.EXPIRED)
+        timeout = self._how.options.reconnect_timeout
+        if timeout is not None:
+            self._deadline = self._watcher.runtime.call_later(timeout, self.feed, Event.EXPIRED)
 
     def _stop_clock(self) -> None:
         deadline, self._deadline = self._deadline, None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from bindsock.options import LIMIT, ConnectOptions
 from bindsock.reconnect.connecting import Replacing
 from bindsock.reconnect.controller import Controller
-from bindsock.reconnect.hooks import Hook, OnReconnect, ProtocolHook, StreamHook
+from bindsock.reconnect.hooks import OnReconnect, ProtocolHook, StreamHook
 from bindsock.reconnect.streams import ReplaceableReader, ReplaceableWriter
 from bindsock.reconnect.transport import ReplaceableTransport
 
@@ -36,7 +36,7 @@ async def create_replaceable(
     :raises OSError: the first connection could not be made
     """
     protocol = protocol_factory()
-    how = _how(dial, attach, ProtocolHook(), options)
+    how = Replacing(dial, attach, ProtocolHook(), options)
     return await Controller(watcher, loop, how).start(protocol), protocol
 
 
@@ -60,21 +60,6 @@ async def open_replaceable(
     """
     reader = ReplaceableReader(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    hook = StreamHook(on_reconnect, reader, limit)
-    how = _how(dial, attach, hook, options)
+    how = Replacing(dial, attach, StreamHook(on_reconnect, reader, limit), options)
     transport = await Controller(watcher, loop, how).start(protocol)
     return reader, ReplaceableWriter(transport, protocol, reader, loop)
-
-
-def _how(dial: Dial, attach: Attach, hook: Hook, options: ConnectOptions) -> Replacing:
-    return Replacing(
-        dial,
-        attach,
-        hook,
-        interface=options.interface,
-        better_path=options.better_path or "auto",
-        drain_timeout=options.drain_timeout,
-        reconnect_timeout=options.reconnect_timeout,
-        dead_after=options.dead_after,
-        handshake=bool(options.ssl),
-    )
