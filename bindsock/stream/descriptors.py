@@ -202,7 +202,7 @@ class DescriptorGuard:
         decider = decider.with_pin(requirement.pin)
 
         def routed(interface: Interface) -> bool:
-            return isinstance(target, int) or kernel.has_route(interface, target)
+            return kernel.has_route(interface, target)
 
         decision = decider.decide(target)
         facts = Facts(requirement, place, decider.network, decision, decider.preferences, routed, self._waited, immovable=True)

@@ -173,8 +173,7 @@ class PathFollower:
         return None
 
     def _routed(self, interface: Interface) -> bool:
-        target = self._requirement.target
-        return isinstance(target, int) or self._watcher.kernel.has_route(interface, target)
+        return self._watcher.kernel.has_route(interface, self._requirement.target)
 
     def _fall_back(self, sock: socket.socket, manager: SubflowManager) -> None:
         """The connection is plain TCP now, so the kernel counts the silence."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bindsock.model.decision import Decision
-from bindsock.model.network import Interface, Network, Target
+from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.options import BetterPath
 from bindsock.routing.effective import Preferences, is_expensive
 from bindsock.stream.multipath.plan import SubflowFacts, SubflowOrders, plan_subflows
@@ -24,7 +24,7 @@ from bindsock.stream.viability import Assessment, Location, Viability, assess
 class Requirement:
     """What the program asks of a connection."""
 
-    target: Target
+    target: IPAddress
     """The peer's address."""
     pin: str | None = None
     """The name of the interface to which the connection is pinned."""
