@@ -361,9 +361,9 @@ class Controller:
     def _feed_end(self, connection: Connection) -> None:
         """Feed what happened to a connection before it was the current one."""
         if connection.finished:
-            self.feed(Event.FINISHED)
+            self.connection_finished(connection)
         if connection.ended:
-            self.feed(Event.BROKE if _of_the_path(connection.error) else Event.ENDED)
+            self.connection_ended(connection)
 
     def __str__(self) -> str:
         return f"the connection to {self._current.dialled.address} over {self._current.interface}"
