@@ -229,8 +229,7 @@ class ReplaceableTransport(asyncio.Transport):
         if full:
             self._protocol.pause_writing()
             return
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+        self._wake_writer()
         self._protocol.resume_writing()
 
     def _hold(self, data: bytes | bytearray | memoryview) -> None:
@@ -273,8 +272,6 @@ class ReplaceableTransport(asyncio.Transport):
             raise InterfaceChanged("the connection was lost while TLS was being started on it", interface=connection.interface)
         if self._connection is not connection or self._over:
             return
-        if self._limits.chosen:
-            connection.transport.set_write_buffer_limits(self._limits.high, self._limits.low)
         self.release()
         self._owner.refresh()
 
@@ -325,8 +322,13 @@ class ReplaceableTransport(asyncio.Transport):
                 await self._writable
         return sent
 
+    def _wake_writer(self) -> None:
+        """Let the file that waits for room in the buffer go on."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
     def _occupy(self, purpose: str) -> None:
-        if self._closing or self._over:
+        if self._closing:
             raise RuntimeError(f"cannot {purpose}: the transport is closing")
         if self._busy:
             raise RuntimeError(f"cannot {purpose}: a file is being sent or TLS being started already")
@@ -337,8 +339,7 @@ class ReplaceableTransport(asyncio.Transport):
     def cut(self) -> None:
         """Hold what is written from now on."""
         self._writing = _Writing.CUT
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+        self._wake_writer()
         self.balance()
 
     def replace(self, connection: Connection, data: bytes) -> None:
@@ -347,8 +348,6 @@ class ReplaceableTransport(asyncio.Transport):
         :param data: what the program reads first
         """
         self._connection = connection
-        if self._limits.chosen:
-            connection.transport.set_write_buffer_limits(self._limits.high, self._limits.low)
         self.release()
         if data:
             self._deliver(data)
@@ -357,11 +356,14 @@ class ReplaceableTransport(asyncio.Transport):
             connection.read(False)
 
     def release(self) -> None:
-        """Give what was held to the connection, in order."""
+        """Let the connection's transport have the limits that were set, and what was held, in order."""
+        transport = self._connection.transport
+        if self._limits.chosen:
+            transport.set_write_buffer_limits(self._limits.high, self._limits.low)
         self._writing = _Writing.THROUGH
         held = self._held.take()
         if held:
-            self._connection.transport.write(held)
+            transport.write(held)
         if self._eof:
             self._connection.half_close()
         self.balance()
@@ -381,6 +383,5 @@ class ReplaceableTransport(asyncio.Transport):
             return
         self._phase = _Phase.OVER
         self._held.take()
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+        self._wake_writer()
         self._runtime.call_soon(self._protocol.connection_lost, error)
