@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
 from bindsock.dial.chosen import is_left_alone
-from bindsock.dial.resolving import SockAddr, address_of
+from bindsock.dial.resolving import SockAddr, address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
 from bindsock.factory import TransportFactory, connector_of
 from bindsock.model.decision import path_of, pinned_to
@@ -165,7 +165,7 @@ class BoundLoop(_Base):
         if not self._is_client(sock) or is_left_alone(self._connector.kernel, sock):
             await super().sock_connect(sock, address)
             return
-        address = await self._resolved(sock, address)
+        address = await self._numeric(sock, address)
         destination = address_of(address)
         decision = self.transport_factory.bind(sock, destination)
         await super().sock_connect(sock, address)
@@ -253,10 +253,10 @@ class BoundLoop(_Base):
         """Bind a client's socket to the interface for the address that it sends to, and follow it."""
         mover = self._bound_datagrams.get(sock)
         if mover is not None:
-            address = await self._resolved(sock, address)
+            address = await self._numeric(sock, address)
             mover.aim(sock, address_of(address))
         elif self._is_client(sock):
-            address = await self._resolved(sock, address)
+            address = await self._numeric(sock, address)
             mover = self._connector.follow_datagrams(sock, address_of(address))
             if mover is not None:
                 self._bound_datagrams[sock] = mover
@@ -274,17 +274,8 @@ class BoundLoop(_Base):
     def _is_client(self, sock: socket.socket) -> bool:
         return not self._connector.is_attaching(sock) and is_client(sock, self._connector.watcher.refresh)
 
-    async def _resolved(self, sock: socket.socket, address: SockAddr) -> SockAddr:
-        """The address with a numeric host, as asyncio's ``sock_connect`` makes it."""
-        try:
-            address_of(address)
-        except ValueError:
-            pass
-        else:
-            return address
-        infos = await self.transport_factory.resolve(address[0], address[1], family=sock.family, type=sock.type, proto=sock.proto)
-        resolved: SockAddr = infos[0][4]
-        return resolved
+    async def _numeric(self, sock: socket.socket, address: SockAddr) -> SockAddr:
+        return await numeric_address(sock, address, self.transport_factory.resolve)
 
 
 class EventLoop(BoundLoop, asyncio.SelectorEventLoop):

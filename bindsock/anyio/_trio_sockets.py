@@ -13,7 +13,7 @@ import trio
 
 from bindsock.datagram.in_place import InPlaceMover
 from bindsock.dial.chosen import is_left_alone
-from bindsock.dial.resolving import address_of
+from bindsock.dial.resolving import address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
 from bindsock.model.decision import path_of, pinned_to
 from bindsock.options import ConnectOptions
@@ -119,15 +119,7 @@ class BoundSocket(_TrioSocket):
         raise error
 
     async def _numeric(self, address: SockAddr) -> SockAddr:
-        try:
-            address_of(address)
-        except ValueError:
-            pass
-        else:
-            return address
-        infos = await trio.socket.getaddrinfo(address[0], address[1], family=self.family, type=self.type, proto=self.proto)
-        resolved: SockAddr = infos[0][4]
-        return resolved
+        return await numeric_address(self._plain, address, trio.socket.getaddrinfo)
 
 
 class BoundSocketFactory(trio.abc.SocketFactory):

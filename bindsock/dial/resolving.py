@@ -75,6 +75,20 @@ def numeric(host: str | None, port: int | str | None, family: int, type: int, pr
     return own, kind, proto, "", sockaddr
 
 
+async def numeric_address(sock: socket.socket, address: SockAddr, resolve: Resolve) -> SockAddr:
+    """The address of a socket with a numeric host, as asyncio's ``sock_connect`` makes it.
+
+    :param resolve: asked if the host is a name
+    :raises OSError: the name cannot be resolved (``socket.gaierror``)
+    """
+    try:
+        address_of(address)
+    except ValueError:
+        infos = await resolve(address[0], address[1], family=sock.family, type=sock.type, proto=sock.proto)
+        return infos[0][4]
+    return address
+
+
 def address_of(sockaddr: SockAddr) -> IPAddress:
     """The IP address of an AF_INET or AF_INET6 socket address, with its scope id if it has one.
 
