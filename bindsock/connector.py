@@ -278,11 +278,7 @@ class Connector:
         """
         from bindsock.datagram.in_place import follow_datagrams
 
-        try:
-            return follow_datagrams(self.watcher, sock, target=target)
-        except OSError:
-            sock.close()
-            raise
+        return follow_datagrams(self.watcher, sock, target=target)
 
     def follow_stream(
         self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None

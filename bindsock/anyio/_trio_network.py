@@ -119,11 +119,7 @@ class TrioNetwork:
 
         :raises OSError: it cannot be bound; then it is closed
         """
-        try:
-            return follow_datagrams(self.watcher, sock, target=destination)
-        except OSError:
-            sock.close()
-            raise
+        return follow_datagrams(self.watcher, sock, target=destination)
 
     def watch_datagrams(
         self, sock: socket.socket, destination: IPAddress, path: Path | None, interface: str | None

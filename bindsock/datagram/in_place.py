@@ -189,6 +189,8 @@ def follow_datagrams(
 ) -> InPlaceMover | None:
     """Bind a datagram socket to the effective interface, and move it along until it is closed or forgotten.
 
+    If the system refuses, the socket is closed: it never sends unbound.
+
     A socket whose way the program has chosen is left alone (see :mod:`bindsock.dial.chosen`), and so is one whose peer is this
     host.
 
@@ -200,6 +202,14 @@ def follow_datagrams(
     :raises BindFailed: the system refused
     :raises ValueError: a socket for both families, whose effective interfaces differ, and no target
     """
+    try:
+        return _bound(watcher, sock, target, interface)
+    except OSError:
+        sock.close()
+        raise
+
+
+def _bound(watcher: Watcher, sock: socket.socket, target: Target | None, pin: str | None) -> InPlaceMover | None:
     if is_left_alone(watcher.kernel, sock):
         return None
     peer = peer_of(sock)
@@ -211,7 +221,7 @@ def follow_datagrams(
     if has_chosen_multicast(watcher.kernel, sock) and (target is None or is_multicast(target)):
         return None
     requirement = Requirement((target,) if target is not None else families_of(sock), own)
-    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, interface, watcher.runtime)
+    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, pin, watcher.runtime)
     return follower if follower.bind(sock) else None
 
 
