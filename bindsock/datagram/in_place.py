@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress, Network, Target
-    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -47,8 +46,7 @@ LAST_RETRY = 5.0
 class InPlace:
     """Where one datagram socket is, and the moves that it makes in place.
 
-    :param runtime: the event loop
-    :param watcher: whose kernel and statistics count
+    :param watcher: whose event loop, kernel and statistics count
     :param requirement: what decides the placement of the socket
     :param placement: where it is
     :param local: its local address
@@ -68,9 +66,8 @@ class InPlace:
         "requirement",
     )
 
-    def __init__(
-        self, runtime: Runtime, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr
-    ) -> None:
+    def __init__(self, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr) -> None:
+        runtime = watcher.runtime
         self._watcher = watcher
         self._local = local
         self._port: int = local[1]
@@ -176,7 +173,7 @@ class InPlace:
         :param delay: the seconds until it is tried again
         """
         self._watcher.statistics.rebinds_failed += 1
-        name = placement.path.interface if placement.path is not None else "no interface"
+        name = placement.interface or "no interface"
         _logger.info("a datagram socket is not moved to %s yet, again in %.2f s: %s", name, delay, error)
 
 
@@ -221,7 +218,7 @@ def _bound(watcher: Watcher, sock: socket.socket, target: Target | None, pin: st
     if has_chosen_multicast(watcher.kernel, sock) and (target is None or is_multicast(target)):
         return None
     requirement = Requirement((target,) if target is not None else families_of(sock), own)
-    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, pin, watcher.runtime)
+    follower = InPlaceMover(watcher, sock, requirement, UNBOUND, pin)
     return follower if follower.bind(sock) else None
 
 
@@ -236,7 +233,7 @@ def watch_datagrams(
     """
     if path is None:
         return None
-    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), interface, watcher.runtime)
+    follower = InPlaceMover(watcher, sock, Requirement((target,)), Placement(path), interface)
     follower.start(sock)
     return follower
 
@@ -254,23 +251,21 @@ class InPlaceMover:
         requirement: Requirement,
         placement: Placement,
         pin: str | None,
-        runtime: Runtime,
     ) -> None:
         self.used: float = 0.0
         self.pending = False
         self._watcher = watcher
         self._followers = followers_of(watcher)
         self._peer = peer_of(sock)
-        self._in_place = InPlace(runtime, watcher, requirement, placement, sock.getsockname())
+        self._in_place = InPlace(watcher, requirement, placement, sock.getsockname())
         self._pin = pin
-        self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
+        self._retry = Retry(watcher.runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._sock: weakref.ref[socket.socket] | None = watch_end(sock, self.close)
 
     @property
     def interface(self) -> str | None:
         """The name of the interface that the socket is bound to."""
-        path = self._in_place.placement.path
-        return path.interface if path is not None else None
+        return self._in_place.placement.interface
 
     def bind(self, sock: socket.socket) -> bool:
         """Bind the socket and begin to follow it.

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from bindsock.datagram.socket_spec import SocketSpec
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.network import Interface, IPAddress, Network
-    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -71,6 +70,11 @@ class Endpoint:
     overlap: float = 0.0
     """Seconds for which a socket that was left for a better path still receives."""
 
+    @property
+    def replaceable(self) -> SocketSpec | None:
+        """How to make another socket that may take over from the current one; ``None`` if none may."""
+        return None if self.own_socket else self.spec
+
 
 class _State(enum.IntEnum):
     """What a mover still does, in the order in which it stops doing it."""
@@ -86,7 +90,6 @@ class _State(enum.IntEnum):
 class DatagramMover:
     """Follows the network with one socket, and for a while with its predecessors.
 
-    :param runtime: the event loop
     :param endpoint: what the sockets are for
     :param sock: the socket, bound and connected as it is to be in ``placement``
     :param placement: where it is
@@ -113,7 +116,6 @@ class DatagramMover:
     def __init__(
         self,
         watcher: Watcher,
-        runtime: Runtime,
         endpoint: Endpoint,
         sock: socket.socket,
         placement: Placement,
@@ -124,8 +126,8 @@ class DatagramMover:
         """There is no path: nothing must be sent."""
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
-        self.in_place: InPlace = InPlace(runtime, watcher, endpoint.requirement, placement, sock.getsockname())
-        self.held: HeldSockets = HeldSockets(runtime, endpoint.overlap, self._discard, self._lost_on_device)
+        self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
+        self.held: HeldSockets = HeldSockets(watcher.runtime, endpoint.overlap, self._discard, self._lost_on_device)
         """The sockets besides the current one."""
         self.ways: Ways | None = None
         """How to find the socket for a destination; ``None`` if the current one is for all."""
@@ -133,7 +135,7 @@ class DatagramMover:
         self.pending: bool = False
         self._watcher = watcher
         self._endpoint = endpoint
-        self._retry = Retry(runtime, self._look, FIRST_RETRY, LAST_RETRY)
+        self._retry = Retry(watcher.runtime, self._look, FIRST_RETRY, LAST_RETRY)
         self._user: MoverUser | None = None
         self._state = _State.NEW
 
@@ -155,8 +157,7 @@ class DatagramMover:
     @property
     def interface(self) -> str | None:
         """The name of the interface in use, ``None`` if the socket is not bound."""
-        path = self.in_place.placement.path
-        return path.interface if path is not None else None
+        return self.in_place.placement.interface
 
     @property
     def sockname(self) -> SockAddr:
@@ -350,7 +351,7 @@ class DatagramMover:
             try:
                 in_place.move(self.sock, self.peer, placement, network)
             except OSError as error:
-                if not in_place.broken or placement.path is None or self._endpoint.spec is None or self._endpoint.own_socket:
+                if not in_place.broken or placement.path is None or self._endpoint.replaceable is None:
                     raise
                 # A socket that lost its device half-way may be beyond repair (see the kernel's rebind); a fresh one is not.
                 try:
@@ -383,13 +384,13 @@ class DatagramMover:
 
     def _may_overlap(self) -> bool:
         """Without a peer, and where binding does not filter what comes in, the one socket receives by all interfaces anyway."""
-        if self._endpoint.spec is None or self._endpoint.own_socket:
+        if self._endpoint.replaceable is None:
             return False
         return self.peer is not None or self._watcher.kernel.binding_filters_ingress
 
     def _has_another_source(self, placement: Placement) -> bool:
         """Whether the socket has to be bound to another local address than now, or to none."""
-        if self._endpoint.spec is None or self._endpoint.own_socket or placement.path is None:
+        if self._endpoint.replaceable is None or placement.path is None:
             return False
         now = self.in_place.placement.path
         return placement.path.source != (now.source if now is not None else None)
@@ -450,12 +451,11 @@ class DatagramMover:
         self.network_changed(decider, Cause.RECONCILE)
 
     def _end(self, requirement: Requirement, decider: Decider) -> None:
-        path = requirement.first_placement(decider).path
         error = InterfaceChanged(
             f"the local address {requirement.address} is gone",
             errno=errno.EADDRNOTAVAIL,
             interface=self.interface,
-            new_interface=path.interface if path is not None else None,
+            new_interface=requirement.first_placement(decider).interface,
         )
         if self._user is not None:
             self._user.fail(error)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import asyncio
 
     from bindsock.dial.nat64 import FindPrefixes
-    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -75,7 +74,7 @@ async def open_datagram(
     :raises ValueError: the arguments contradict each other
     """
     runtime = watcher.runtime
-    opening = _Opening(watcher, runtime, interface, overlap)
+    opening = _Opening(watcher, interface, overlap)
     with watcher.hold():
         if sock is not None:
             modifiers: dict[str, object] = {
@@ -188,10 +187,9 @@ _Opened = tuple[DatagramMover, "Decider", SockAddr | None]
 class _Opening:
     """Finds the placement of a new endpoint, and waits for one if that is preferred."""
 
-    def __init__(self, watcher: Watcher, runtime: Runtime, pin: str | None, overlap: float) -> None:
+    def __init__(self, watcher: Watcher, pin: str | None, overlap: float) -> None:
         self._watcher = watcher
         self._kernel = watcher.kernel
-        self._runtime = runtime
         self._pin = pin
         self._overlap = overlap
 
@@ -293,7 +291,7 @@ class _Opening:
         own_socket: bool = False,
     ) -> DatagramMover:
         endpoint = Endpoint(requirement, spec, own_socket, self._pin, self._overlap)
-        return DatagramMover(self._watcher, self._runtime, endpoint, sock, placement)
+        return DatagramMover(self._watcher, endpoint, sock, placement)
 
     def _adopted(self, sock: socket.socket, decider: Decider) -> DatagramMover:
         """Bind a socket that somebody else made, unless it is to be left alone."""

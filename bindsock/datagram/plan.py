@@ -30,6 +30,11 @@ class Placement(NamedTuple):
     """The local address that was asked for is no longer there."""
 
     @property
+    def interface(self) -> str | None:
+        """The name of the interface that the socket is bound to."""
+        return self.path.interface if self.path is not None else None
+
+    @property
     def interface_index(self) -> int | None:
         """The index of the interface that the socket is bound to."""
         return self.path.index if self.path is not None else None

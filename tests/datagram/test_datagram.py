@@ -189,9 +189,7 @@ class Scene:
         assert placement.path is not None
         sock = spec.make()
         spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
-        mover = DatagramMover(
-            self.watcher, runtime_of(self.loop), Endpoint(requirement, spec, False, pin, overlap), sock, placement
-        )
+        mover = DatagramMover(self.watcher, Endpoint(requirement, spec, False, pin, overlap), sock, placement)
         protocol = Recorder()
         transport = DatagramTransport(runtime_of(self.loop), protocol, mover, self.statistics, remote=spec.remote)
         mover.start(transport, decider)
