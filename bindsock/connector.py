@@ -79,7 +79,7 @@ class Connector:
         self._nat64: PrefixFinder | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._watcher: Watcher | None = None
-        self._watcher_farewell: tuple[Watcher, Farewell] | None = None
+        self._farewell: Farewell | None = None
         self._complaints: set[str] = set()
 
     @property
@@ -94,7 +94,7 @@ class Connector:
             if mine is not None and not mine.is_closed():
                 raise RuntimeError("this TransportFactory belongs to another event loop")
             self._loop = weakref.ref(loop)
-            self._watcher = None
+            self._watcher = self._farewell = None
             self._resolve = self._nat64 = None
         return loop
 
@@ -227,7 +227,7 @@ class Connector:
         address = address_of(sockaddr)
         decision = self.bind(sock, address)
         if family == socket.AF_INET6 and decision.interface is not None and _running():
-            sock.say_farewell(self._farewell())
+            sock.say_farewell(self.farewell)
         if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
             # Before it connects it has no address, by which to tell whether it can still work.
             sock.on_connect(lambda sock: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
@@ -382,11 +382,13 @@ class Connector:
             self._nat64 = PrefixFinder(self.watcher, own)
         return await self._nat64()
 
-    def _farewell(self) -> Farewell:
+    @property
+    def farewell(self) -> Farewell:
+        """How an IPv6 connection of the running event loop is ended when its socket is closed."""
         watcher = self.watcher
-        if self._watcher_farewell is None or self._watcher_farewell[0] is not watcher:
-            self._watcher_farewell = watcher, Farewell(watcher.runtime.shared(Farewells), self.kernel)
-        return self._watcher_farewell[1]
+        if self._farewell is None:
+            self._farewell = Farewell(watcher.runtime.shared(Farewells), self.kernel)
+        return self._farewell
 
     def _owned(self, sock: socket.socket) -> socket.socket:
         """A connected socket that a transport is to own from now on, as one that says farewell if it needs to.
@@ -400,7 +402,7 @@ class Connector:
             guard.close()
         own = FollowedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         own.setblocking(False)
-        own.say_farewell(self._farewell())
+        own.say_farewell(self.farewell)
         return own
 
     def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
@@ -411,7 +413,7 @@ class Connector:
             port,
             options,
             complaints=self._complaints,
-            farewell=self._farewell(),
+            farewell=self.farewell,
             find_nat64=self._nat64_prefixes,
         )
 

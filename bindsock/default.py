@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from bindsock import kernel as kernels
 from bindsock.dial.resolving import AddrInfo
 from bindsock.factory import TransportFactory
 from bindsock.kernel import Kernel
@@ -180,4 +179,4 @@ def _here() -> TransportFactory:
     try:
         return running_factory()
     except RuntimeError:
-        return TransportFactory(kernel=kernels.current())
+        return TransportFactory()
