@@ -583,7 +583,7 @@ async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_
 async def test_a_first_hop_that_never_answers_is_waited_for_no_longer_than_stated(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(first_hop, "PATIENCE", 0.02)
+    monkeypatch.setattr(first_hop, "PATIENCE", 0.5)
     transport, _ = scene.open()
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)

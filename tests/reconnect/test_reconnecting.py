@@ -960,6 +960,10 @@ async def test_many_are_replaced_a_few_at_a_time(plain: ReplacingScene, monkeypa
     connections = [await plain.streams(Log()) for _ in range(40)]
     most = 0
     plain.change(reading("eth0"))
+    # They are told in turns of some milliseconds; one that has not been told yet would still send by the old path.
+    await plain.pass_until(
+        lambda: all(w.get_extra_info("interface") == "eth0" or state_of(w) is not State.LIVE for _, w in connections)
+    )
     for number, (_, writer) in enumerate(connections):
         writer.write(b"%d\n" % number)
     for number, (reader, _) in enumerate(connections):
