@@ -12,7 +12,7 @@ from typing import Any
 
 from bindsock.cli import documents, routes
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
-from bindsock.cli.output import Printer, document
+from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, document
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.kernel import Kernel
@@ -202,7 +202,7 @@ def _show_hosts(answers: dict[str, list[Explanation] | str]) -> None:
             printer.line()
         if isinstance(answer, str):
             sys.stdout.flush()
-            Printer(sys.stderr).line(f"bindsock: {answer}", "red")
+            Printer(sys.stderr).entry(f"bindsock: {answer}", BAD)
             continue
         if [str(e.decision.target) for e in answer] != [host]:
             printer.line(f"{host}:", "bold")
@@ -212,10 +212,10 @@ def _show_hosts(answers: dict[str, list[Explanation] | str]) -> None:
 def _show(printer: Printer, explanations: list[Explanation]) -> None:
     for explanation in explanations:
         head, *rest = str(explanation.decision).splitlines()
-        printer.line(head, "bold green" if explanation.reachable else "bold red")
+        printer.entry(head, f"bold {GOOD if explanation.reachable else BAD}")
         for line in rest:
-            printer.line(line, "green" if line.startswith("  + ") else "dim" if line.startswith("  - ") else "")
+            printer.entry(line, GOOD if line.startswith("  + ") else DIM if line.startswith("  - ") else "")
         for route in explanation.routes or ():
-            printer.line(f"  route: {route}", "dim")
+            printer.line(f"  route: {route}", DIM)
         if explanation.advice is not None:
-            printer.line(f"  advice: {explanation.advice}", "yellow")
+            printer.line(f"  advice: {explanation.advice}", WARN)

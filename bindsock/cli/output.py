@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# Told apart by people who do not tell red from green; what they say stands in the text as well.
+GOOD, BAD, WARN, DIM = "cyan", "red", "yellow", "dim"
+
+_LEAST_WIDTH = 20
+_HANGING = re.compile(r" *(?:[+-] \S+ +)?")
+"""What continued lines are indented by: a reason goes on beneath its beginning."""
 
 NEEDS_RICH = 'for colour and a live display: pip install "bindsock[cli]"'
 
@@ -44,6 +54,18 @@ class Printer:
             print(text, file=self._file, flush=True)
         else:
             self.console.print(text, style=style or None, soft_wrap=True)
+
+    def entry(self, text: str, style: str = "") -> None:
+        """Print one line, broken between words to the present width where the file is a terminal.
+
+        :param style: what rich calls a style
+        """
+        if self._file.isatty():
+            hanging = _HANGING.match(text)
+            indent = hanging.end() if hanging is not None else 0
+            width = max(shutil.get_terminal_size().columns, indent + _LEAST_WIDTH)
+            text = textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+        self.line(text, style)
 
     def lines(self, lines: Iterable[str], style: str = "") -> None:
         for line in lines:

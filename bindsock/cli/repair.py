@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail
-from bindsock.cli.output import Printer, document
+from bindsock.cli.output import BAD, GOOD, Printer, document
 from bindsock.model.network import family_name
 from bindsock.repair import Plan, plan
 
@@ -102,13 +102,13 @@ def _show(arguments: argparse.Namespace, planned: Plan, standing: Any) -> None:
     for repair in planned.remove:
         printer.line(f"{'removed' if arguments.apply else 'would remove'} the repair of {_named(repair)}: it is of no use now")
     for repair in planned.make:
-        printer.line(f"{verb} a route for {_named(repair)}; {repair.gateway.named_by} names the gateway", "green")
+        printer.line(f"{verb} a route for {_named(repair)}; {repair.gateway.named_by} names the gateway", GOOD)
         printer.lines((f"  {command}" for command in repair.commands()), "dim")
     for impossible in planned.impossible:
-        printer.line(str(impossible), "red")
+        printer.line(str(impossible), BAD)
     if not (planned.make or planned.remove or planned.impossible):
         held = f"; {len(standing)} repairs stand" if standing else ""
-        printer.line(f"nothing has to be repaired{held}", "green")
+        printer.line(f"nothing has to be repaired{held}", GOOD)
     elif planned.make and not arguments.apply:
         printer.line("nothing has been changed: bindsock repair --apply does it")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 from bindsock.cli import documents
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
-from bindsock.cli.output import Printer, json_line
+from bindsock.cli.output import BAD, DIM, GOOD, Printer, json_line
 from bindsock.factory import TransportFactory
 from bindsock.model.change import Change, FamilyChange
 from bindsock.model.decision import Decision, Path
@@ -21,8 +22,9 @@ from bindsock.model.network import family_name
 
 _EPILOG = """\
 The first entry is the state at the start. After it there is one for each change of path:
-another interface, or another address or gateway of the same one. What is lost is
-announced after a grace of some seconds only, what is gained at once.
+another interface, or another address or gateway of the same one. What begins with + is
+taken, with - refused, and why. What is lost is announced after a grace of some seconds
+only, what is gained at once.
 
 examples:
   bindsock watch
@@ -37,7 +39,7 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "watch",
         help="the changes as they happen",
-        description="Show the changes of the effective interface as they happen, and what was refused and why.",
+        description="Show the changes of the effective interface as they happen, and why each interface is taken or refused.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,7 +52,11 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     asked = factory(arguments)
     reporter = (JsonReporter if arguments.json else TextReporter)(families(arguments))
-    asyncio.run(_watch(asked, reporter, arguments.count))
+    try:
+        asyncio.run(_watch(asked, reporter, arguments.count))
+    except KeyboardInterrupt:
+        reporter.end()
+        raise
     return Exit.OK
 
 
@@ -83,6 +89,9 @@ class JsonReporter:
         head = {"event": "change", "time": _moment(change).isoformat(), "number": change.number, "cause": str(change.cause)}
         json_line({**head, **parts})
 
+    def end(self) -> None:
+        """Ctrl-C: whoever reads JSON sees the end of the output."""
+
 
 class TextReporter:
     """A paragraph a change."""
@@ -90,26 +99,34 @@ class TextReporter:
     def __init__(self, families: Sequence[AddressFamily]) -> None:
         self.families = families
         self._printer = Printer()
+        self._changes = 0
 
     def state(self, decisions: Sequence[Decision]) -> None:
-        self._printer.line(f"{_clock(_now())}  watching; end with Ctrl-C", "dim")
+        self._printer.line(f"{_clock(_now())}  watching; end with Ctrl-C", DIM)
         for decision in decisions:
             name = decision.interface.name if decision.interface is not None else "no effective interface"
-            self._printer.line(f"  {family_name(decision.family)}: {name}", "bold")
-            self._refused(decision)
+            self._family(f"{family_name(decision.family)}: {name}", decision)
 
     def change(self, change: Change) -> None:
-        self._printer.line(f"{_clock(_moment(change))}  change {change.number} ({change.cause})", "dim")
+        self._changes += 1
+        self._printer.line(f"{_clock(_moment(change))}  change {change.number} ({change.cause})", DIM)
         for family in self.families:
             part = change.of(family)
             if part.moved:
-                self._printer.line(f"  {family_name(family)}: {_transition(part)}", "bold green" if part.new_path else "bold red")
-                self._refused(part.new_decision)
+                self._family(f"{family_name(family)}: {_transition(part)}", part.new_decision)
 
-    def _refused(self, decision: Decision) -> None:
-        refused = [c for c in decision.candidates if not c.taken]
-        width = max((len(c.interface) for c in refused), default=0)
-        self._printer.lines((f"    - {c.interface:<{width}}  {c.reason}" for c in refused), "dim")
+    def end(self) -> None:
+        if sys.stdout.isatty():
+            changes = {0: "no change", 1: "1 change"}.get(self._changes, f"{self._changes} changes")
+            self._printer.line(f"\r{_clock(_now())}  ended after {changes}", DIM)  # over the ^C that the terminal shows
+
+    def _family(self, text: str, decision: Decision) -> None:
+        beneath = f", beneath {', '.join(decision.tunnels)}" if decision.tunnels and decision.interface is not None else ""
+        self._printer.entry(f"  {text}{beneath}", f"bold {GOOD if decision.interface is not None else BAD}")
+        width = max((len(c.interface) for c in decision.candidates), default=0)
+        for candidate in decision.candidates:
+            sign, style = ("+", GOOD) if candidate.taken else ("-", DIM)
+            self._printer.entry(f"    {sign} {candidate.interface:<{width}}  {candidate.reason}", style)
 
 
 def _transition(change: FamilyChange) -> str:

@@ -69,13 +69,13 @@ def test_the_state_comes_first_and_then_each_change_on_a_line_of_its_own(play: A
     assert "ipv6" not in state | first | second
 
 
-def test_a_change_tells_what_was_refused_and_why(play: Any, run: Run) -> None:
+def test_a_change_tells_what_was_taken_and_refused_and_why(play: Any, run: Run) -> None:
     play(wired_only(), beneath_vpn())
     _, out, _ = run("watch", "--count", "2", "-4")
     last = out[out.rindex("change 2") :]
-    assert "IPv4: en1 → en0" in last
+    assert "IPv4: en1 → en0, beneath utun4" in last
+    assert "+ en0    utun4 is delegated to it, default route via 192.0.2.1" in last
     assert "- utun4  is a tunnel" in last
-    assert "+" not in last
 
 
 def test_the_same_interface_elsewhere_is_a_change_with_what_differs(play: Any, run: Run) -> None:

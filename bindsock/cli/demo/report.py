@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.cli.demo.measuring import TUNNEL
 from bindsock.cli.demo.scenario import BY_HAND, UPLINKS, milliseconds
-from bindsock.cli.output import columns
+from bindsock.cli.output import BAD, GOOD, columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,8 +67,8 @@ def fact_lines(facts: Sequence[Fact]) -> list[tuple[str, str]]:
     """Each fact as lines of text, with a style."""
     lines = []
     for fact in facts:
-        lines.append((f"{'✓' if fact.held else '✗'} {fact.name}", "green" if fact.held else "bold red"))
-        lines += [(f"    {part}", "" if fact.held else "red") for part in textwrap.wrap(fact.text, _WIDTH)]
+        lines.append((f"{'✓' if fact.held else '✗'} {fact.name}", GOOD if fact.held else f"bold {BAD}"))
+        lines += [(f"    {part}", "" if fact.held else BAD) for part in textwrap.wrap(fact.text, _WIDTH)]
     return lines
 
 

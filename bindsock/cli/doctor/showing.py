@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bindsock.cli.output import Printer, columns
+from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, columns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_GOOD, _BAD, _DIM, _WARN = "green", "red", "dim", "yellow"
 
 
 def show(printer: Printer, report: Mapping[str, Any]) -> None:
@@ -24,11 +22,11 @@ def show(printer: Printer, report: Mapping[str, Any]) -> None:
         target = report["target"]
         _section(printer, f"probe: {target['host']} port {target['port']}", _probes(report))
     if report["failures"]:
-        _section(printer, "could not be examined", [(line, _DIM) for line in report["failures"]])
+        _section(printer, "could not be examined", [(line, DIM) for line in report["failures"]])
     printer.line()
     printer.line("what to do", "bold")
     for number, step in enumerate(report["advice"], 1):
-        printer.line(f"  {number}. {step}", _GOOD if step.startswith("nothing: ") else _WARN)
+        printer.line(f"  {number}. {step}", GOOD if step.startswith("nothing: ") else WARN)
 
 
 def _head(printer: Printer, text: str) -> None:
@@ -48,11 +46,11 @@ def _table(rows: Sequence[Sequence[str]], styles: Sequence[str], right: Sequence
 
 def _default(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [(d["family"], d["interface"] or "nobody", d["how"]) for d in report["default"]]
-    lines = _table(rows, [_WARN if d["tunnel"] else "" for d in report["default"]])
+    lines = _table(rows, [WARN if d["tunnel"] else "" for d in report["default"]])
     lines += [(f"looks like {g['program']}: {g['evidence']}", "") for g in report["programs"]]
     if not report["programs"] and any(d["tunnel"] for d in report["default"]):
-        lines.append(("which program it is, nothing tells", _DIM))
-    lines += [(note, _DIM) for d in report["effective"] for note in d["notes"]]
+        lines.append(("which program it is, nothing tells", DIM))
+    lines += [(note, DIM) for d in report["effective"] for note in d["notes"]]
     return lines
 
 
@@ -73,18 +71,18 @@ def _uplinks(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                     said + strict,
                 )
             )
-            styles.append(_WARN if strict else _GOOD if family["usable"] else _DIM)
-    return _table(rows, styles) or [("none", _BAD)]
+            styles.append(WARN if strict else GOOD if family["usable"] else DIM)
+    return _table(rows, styles) or [("none", BAD)]
 
 
 def _in_the_way(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     firewall = report["firewall"]
     lines = [
-        (f"{o['interface']}: {'' if o['certain'] else 'perhaps '}{o['verdict']} by {o['rule']}", _BAD if o["certain"] else _WARN)
+        (f"{o['interface']}: {'' if o['certain'] else 'perhaps '}{o['verdict']} by {o['rule']}", BAD if o["certain"] else WARN)
         for o in firewall["obstacles"]
     ]
-    lines += [(f"not readable: {failure}", _DIM) for failure in firewall["failures"]]
-    return lines or [("no firewall rule that drops what leaves by an uplink", _DIM)]
+    lines += [(f"not readable: {failure}", DIM) for failure in firewall["failures"]]
+    return lines or [("no firewall rule that drops what leaves by an uplink", DIM)]
 
 
 def _process(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -100,7 +98,7 @@ def _process(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("name servers", ", ".join(names["servers"]) or "none in resolv.conf"),
         ("multipath TCP", enabled + manager),
     ]
-    return _table(rows, [_DIM] * len(rows))
+    return _table(rows, [DIM] * len(rows))
 
 
 def _probes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -110,7 +108,7 @@ def _probes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         name = "" if dns is None else f"DNS {_took(dns)}" + (f" by {dns['by']}" if dns["by"] != "the interface" else "")
         rows.append((each["interface"], each["family"], name, "" if tcp is None else f"TCP {_took(tcp)}"))
         failed = any(step is not None and step["error"] is not None for step in (dns, tcp))
-        styles.append(_BAD if failed else _GOOD)
+        styles.append(BAD if failed else GOOD)
     return _table(rows, styles)
 
 
