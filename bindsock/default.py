@@ -7,7 +7,7 @@ import functools
 import inspect
 import socket
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from bindsock.dial.resolving import AddrInfo
 from bindsock.factory import TransportFactory
@@ -75,12 +75,12 @@ def _on_running_factory(method: Callable[Concatenate[TransportFactory, Q], R]) -
     return cast("Callable[Q, R]", known_keywords_only(function))
 
 
-create_connection = _on_running_factory(TransportFactory.create_connection)
-open_connection = _on_running_factory(TransportFactory.open_connection)
-connect = _on_running_factory(TransportFactory.connect)
-create_datagram_endpoint = _on_running_factory(TransportFactory.create_datagram_endpoint)
-track = _on_running_factory(TransportFactory.track)
-changes = _on_running_factory(TransportFactory.changes)
+create_connection: Final = _on_running_factory(TransportFactory.create_connection)
+open_connection: Final = _on_running_factory(TransportFactory.open_connection)
+connect: Final = _on_running_factory(TransportFactory.connect)
+create_datagram_endpoint: Final = _on_running_factory(TransportFactory.create_datagram_endpoint)
+track: Final = _on_running_factory(TransportFactory.track)
+changes: Final = _on_running_factory(TransportFactory.changes)
 
 
 def statistics() -> Statistics:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from socket import AddressFamily
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import anyio
 from anyio.abc import ByteStream, ByteStreamConnectable, ConnectedUDPSocket, SocketStream, UDPSocket
@@ -356,9 +356,9 @@ class _Default(TransportFactory):
 
 
 _default = _Default()
-connect_tcp = _default.connect_tcp
-create_udp_socket = _default.create_udp_socket
-create_connected_udp_socket = _default.create_connected_udp_socket
+connect_tcp: Final = _default.connect_tcp
+create_udp_socket: Final = _default.create_udp_socket
+create_connected_udp_socket: Final = _default.create_connected_udp_socket
 
 
 @dataclass

@@ -329,14 +329,14 @@ class Channel(grpc.aio.Channel):  # type: ignore[misc]
     async def channel_ready(self) -> None:
         await self._channel.channel_ready()
 
-    def unary_unary(self, *args: Any, **options: Any) -> grpc.aio.UnaryUnaryMultiCallable:
+    def unary_unary(self, *args: Any, **options: Any) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         return self._channel.unary_unary(*args, **options)
 
-    def unary_stream(self, *args: Any, **options: Any) -> grpc.aio.UnaryStreamMultiCallable:
+    def unary_stream(self, *args: Any, **options: Any) -> grpc.aio.UnaryStreamMultiCallable[Any, Any]:
         return self._channel.unary_stream(*args, **options)
 
-    def stream_unary(self, *args: Any, **options: Any) -> grpc.aio.StreamUnaryMultiCallable:
+    def stream_unary(self, *args: Any, **options: Any) -> grpc.aio.StreamUnaryMultiCallable[Any, Any]:
         return self._channel.stream_unary(*args, **options)
 
-    def stream_stream(self, *args: Any, **options: Any) -> grpc.aio.StreamStreamMultiCallable:
+    def stream_stream(self, *args: Any, **options: Any) -> grpc.aio.StreamStreamMultiCallable[Any, Any]:
         return self._channel.stream_stream(*args, **options)

@@ -38,7 +38,7 @@ class HTTPAdapter(requests.adapters.HTTPAdapter):
     :param options: as :class:`requests.adapters.HTTPAdapter` has them
     """
 
-    __attrs__ = [*requests.adapters.HTTPAdapter.__attrs__, "_connector"]  # noqa: RUF012, what requests pickles
+    __attrs__: list[str] = [*requests.adapters.HTTPAdapter.__attrs__, "_connector"]  # noqa: RUF012, what requests pickles
 
     def __init__(
         self,

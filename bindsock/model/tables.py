@@ -112,8 +112,6 @@ class TableAnswers:
         mine, theirs = self._network, other._network
         return (mine.routes, mine.defaults, mine.unbound) == (theirs.routes, theirs.defaults, theirs.unbound)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __call__(self, destination: IPAddress) -> Answers:
         network, destination = self._network, unmapped(destination)
         family = family_of(destination)
