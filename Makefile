@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# It finds what is installed by the Python that is first in the path. Without a warning it does not ask for newer releases.
+PYRIGHT := PATH="$(abspath $(BIN)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 LOWEST := $(VENV)-lowest
 BENCH := $(VENV)-bench
 # The tests wait far more than they compute, so there are many more workers than processors.
@@ -27,7 +29,7 @@ help:
 	@echo 'make test-vpn     run real VPN programs (on Debian, root installs what is missing; the rest is skipped)'
 	@echo 'make record-vpn   write down anew what they do to the routes (NAMES="openvpn-tls" to choose)'
 	@echo 'make chaos        change the network at random under connections of every kind (MINUTES=60 before a release)'
-	@echo 'make lint         ruff, mypy for linux and darwin, import contracts'
+	@echo 'make lint         ruff, mypy for linux and darwin, import contracts, completeness of the public types'
 	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
 	@echo 'make bench        measure all, beside asyncio, uvloop, pyroute2, microsocks, dante (ARGS=--help for the options)'
 	@echo 'make bench-quick  the main figures, in less than a minute'
@@ -83,6 +85,12 @@ lint: $(READY)
 	@$(BIN)/mypy --platform linux
 	@$(BIN)/mypy --platform darwin
 	@$(BIN)/lint-imports
+	@if $(PYRIGHT) --version > /dev/null 2>&1; then \
+		$(PYRIGHT) --ignoreexternal --verifytypes bindsock > $(VENV)/types.txt; failed=$$?; \
+		sed -n '/^Symbols used/,$$p' $(VENV)/types.txt; exit $$failed; \
+	else \
+		echo 'the completeness of the public types is not checked: pyright does not run here'; \
+	fi
 
 abi: $(READY)
 	@$(BIN)/python -m tests.abi
