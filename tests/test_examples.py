@@ -44,7 +44,7 @@ __all__ = ["servers"]
 pytestmark = pytest.mark.lab
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PATIENCE = 20.0
+PATIENCE = 90.0
 CHAT = 7700
 
 

@@ -31,7 +31,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 RUN = "asyncio, `bindsock run`"
 COLUMNS = (*LOOPS, RUN)
-_PATIENCE = 20.0
+_PATIENCE = 45.0
 
 
 def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:

@@ -239,7 +239,7 @@ async def plain() -> AsyncIterator[ReplacingScene]:
 
 
 async def line(reader: asyncio.StreamReader) -> bytes:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await reader.readline()
 
 
@@ -391,7 +391,7 @@ async def test_drain_blocks_while_there_is_no_connection(scene: ReplacingScene) 
     assert not drain.done()
     assert writer.transport.get_write_buffer_size() == 1013
     release.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await drain
     await until(lambda: scene.sessions[1].lines[-1:] == [b"one too many\n"])
 
@@ -665,7 +665,7 @@ async def test_close_while_it_is_replaced_ends_it_at_once(scene: ReplacingScene)
     scene.change(reading("eth0"))
     await until(lambda: scene.dials > 1)
     writer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await writer.wait_closed()
     await until(lambda: scene.watcher.statistics.tracked == 0)
     assert not scene.watcher.running
@@ -681,7 +681,7 @@ async def test_close_with_something_held_delivers_it_first(scene: ReplacingScene
     scene.change(reading("eth0"))
     writer.write(b"last words\n")
     writer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await writer.wait_closed()
     await until(lambda: len(scene.sessions) == 2 and scene.sessions[1].finished.is_set())
     assert scene.sessions[1].lines == [b"again\n", b"last words\n"]
@@ -824,7 +824,7 @@ async def test_a_protocol_that_raises_ends_its_connection(scene: ReplacingScene)
     scene.loop.set_exception_handler(lambda loop, context: errors.append(context))
     _transport, protocol = await scene.protocol(Broken)
     scene.change(reading("eth0"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert isinstance(await protocol.lost, LookupError)
     assert errors
     await until(lambda: scene.watcher.statistics.tracked == 0)
@@ -858,13 +858,13 @@ async def test_abort_in_every_state_leaves_nothing_open(scene: ReplacingScene, d
         entered.append(state_of(writer))
         writer.transport.abort()
         with contextlib.suppress(OSError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await writer.wait_closed()
         session.may_close.set()
     assert len(entered) == len(State) - 1
     await until(lambda: scene.watcher.statistics.tracked == 0)
     for session in scene.sessions:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await session.finished.wait()
         session.writer.close()
         with contextlib.suppress(OSError):

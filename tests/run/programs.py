@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 RUN = (sys.executable, "-m", "bindsock", "run")
 PYTHON = sys.executable
 ROOT = Path(__file__).parents[2]

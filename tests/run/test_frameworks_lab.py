@@ -104,7 +104,7 @@ SERVERS = {
 def answer(started: object) -> str:
     """What the application says, once it listens."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(600):
+    for _ in range(1800):
         try:
             with opener.open(f"http://{AT}/", timeout=20) as response:
                 text: str = response.read().decode()
