@@ -35,14 +35,12 @@ def measure(size: Size) -> Iterator[Row]:
 
 
 class _Answers(asyncio.DatagramProtocol):
-    """Counts what comes."""
+    """Says that something has come."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.waiting: asyncio.Future[None] | None = None
 
     def datagram_received(self, data: bytes, addr: Any) -> None:
-        self.count += 1
         if self.waiting is not None and not self.waiting.done():
             self.waiting.set_result(None)
 
@@ -58,18 +56,9 @@ async def _send(transport: asyncio.DatagramTransport) -> float:
     return taken / _DATAGRAMS
 
 
-async def _silence(answers: _Answers) -> None:
-    """Wait until no answer to what was sent before is on its way any more."""
-    before = -1
-    while answers.count != before:
-        before = answers.count
-        await asyncio.sleep(0.02)
-
-
 async def _exchange(transport: asyncio.DatagramTransport, answers: _Answers) -> float:
     """Seconds of the processor for a datagram that is sent and its answer that is received."""
     loop = asyncio.get_running_loop()
-    await _silence(answers)
     begun = time.thread_time()
     async with asyncio.timeout(_PATIENCE):
         for _ in range(_ROUND_TRIPS):
@@ -80,25 +69,29 @@ async def _exchange(transport: asyncio.DatagramTransport, answers: _Answers) -> 
 
 
 def _datagrams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Iterator[Row]:
-    remote = (lab.server.ipv4, lab.server.udp_port)
     factory = TransportFactory()
-    ours, our_answers = runner.run(_await(factory.create_datagram_endpoint(_Answers, remote_addr=remote)))
-    theirs, their_answers = runner.run(_await(runner.get_loop().create_datagram_endpoint(_Answers, remote_addr=remote)))
-    sending = {"ours": lambda: runner.run(_send(ours)), "theirs": lambda: runner.run(_send(theirs))}
-    costs = in_turn(sending, size.rounds)
+    makes = {"ours": factory.create_datagram_endpoint, "theirs": runner.get_loop().create_datagram_endpoint}
+    remote = (lab.server.ipv4, lab.server.udp_port)
+
+    def endpoints() -> dict[str, tuple[asyncio.DatagramTransport, _Answers]]:
+        return {side: runner.run(_await(make(_Answers, remote_addr=remote))) for side, make in makes.items()}  # type: ignore[operator]
+
     own = f"{name}'s own"
-    yield compared(f"sendto on {name}, connected", "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
-    exchanging = {
-        "ours": lambda: runner.run(_exchange(ours, our_answers)),
-        "theirs": lambda: runner.run(_exchange(theirs, their_answers)),
-    }
-    runner.run(_silence(our_answers))
-    runner.run(_silence(their_answers))
-    costs = in_turn(exchanging, size.rounds)
-    yield compared(f"a datagram and its answer on {name}", "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
-    ours.abort()
-    theirs.abort()
-    lab.datagrams()
+    sending = endpoints()
+    sides = {side: functools.partial(lambda t: runner.run(_send(t)), transport) for side, (transport, _) in sending.items()}
+    costs = in_turn(sides, size.rounds)
+    title = f"sendto on {name}, connected"
+    yield compared(title, "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
+    # Others, since answers to what was sent before may still be on their way.
+    exchanging = endpoints()
+    for transport, _ in sending.values():
+        transport.abort()
+    sides = {side: functools.partial(lambda e: runner.run(_exchange(*e)), endpoint) for side, endpoint in exchanging.items()}
+    costs = in_turn(sides, size.rounds)
+    title = f"a datagram and its answer on {name}"
+    yield compared(title, "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
+    for transport, _ in exchanging.values():
+        transport.abort()
 
 
 async def _await(awaitable: Any) -> Any:

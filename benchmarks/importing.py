@@ -24,7 +24,7 @@ def measure(size: Size) -> Iterator[Row]:
         "bindsock": _seconds("import bindsock"),
         "used": _seconds("import bindsock; bindsock.open_connection"),
     }
-    costs = in_turn(sides, size.rounds)
+    costs = in_turn(sides, size.slow_rounds)
     yield compared("import bindsock", "ms", costs["bindsock"], "import asyncio", costs["asyncio"], scale=1e3, ratio_limit=1.6)
     yield compared(
         "import bindsock, and open_connection is used", "ms", costs["used"], "import asyncio", costs["asyncio"], scale=1e3

@@ -68,7 +68,7 @@ def _with_ratios(report: Report) -> list[tuple[str, list[tuple[Row, Spread]]]]:
 
 def _draw(groups: list[tuple[str, list[tuple[Row, Spread]]]], colours: _Colours, path: Path) -> None:
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     height = sum(_HEADING + len(rows) for _, rows in groups)
     figure, axes = pyplot.subplots(figsize=(_WIDTH, height * _ROW + 0.9), facecolor=colours.background)
@@ -98,7 +98,7 @@ def _draw(groups: list[tuple[str, list[tuple[Row, Spread]]]], colours: _Colours,
     axes.set_ylim(at - 0.3, -0.5)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=30))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="both", colors=colours.quiet, length=0)
     axes.tick_params(axis="y", labelcolor=colours.text)
     axes.tick_params(axis="x", labelcolor=colours.text, labeltop=True)
@@ -106,7 +106,7 @@ def _draw(groups: list[tuple[str, list[tuple[Row, Spread]]]], colours: _Colours,
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_xlabel(
-        "cost, as a ratio to what stands beside it (1 is as cheap; left is cheaper); bars: 10th to 90th percentile; |: the aim",
+        "cost beside its counterpart: 1× is as dear, left of it is cheaper\nline: 10th to 90th percentile; green bar: the aim",
         color=colours.text,
     )
     figure.savefig(path, bbox_inches="tight", facecolor=colours.background, metadata={"Date": None})
@@ -121,7 +121,7 @@ def _dot(axes: Any, at: float, row: Row, cost: Spread, colours: _Colours) -> Non
         axes.plot([row.ratio_limit], [at], marker="|", markersize=11, markeredgewidth=2, color=colours.limit)
     axes.annotate(
         f"{cost.median:.2g}×" if cost.median < 100 else f"{cost.median:,.0f}×",
-        (max(cost.high, cost.median), at),
+        (max(cost.high, row.ratio_limit or 0.0), at),
         xytext=(7, 0),
         textcoords="offset points",
         va="center",

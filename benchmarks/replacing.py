@@ -96,4 +96,6 @@ def measure(size: Size) -> Iterator[Row]:
         yield compared(title, "ms", [still.busy for _, still in ours], beside, theirs, scale=1e3)
         yield alone("  all are back after, by the clock", "ms", [taken for taken, _ in ours], scale=1e3)
         yield alone("  the loop's longest turn", "ms", [still.computing for _, still in ours], scale=1e3, limit=10.0)
-        yield alone("  the same by the clock", "ms", [still.seconds for _, still in ours], scale=1e3)
+        collecting = [still.collecting for _, still in ours]
+        yield alone("  Python's longest garbage collection meanwhile", "ms", collecting, scale=1e3)
+        yield alone("  the longest turn with it, by the clock", "ms", [still.seconds for _, still in ours], scale=1e3)

@@ -38,7 +38,7 @@ class Size:
 
     @property
     def slow_rounds(self) -> int:
-        return max(2, self.rounds // 5)
+        return max(3, self.rounds // 5)
 
     def at_most(self, descriptors: int) -> int:
         """How many things fit in a process that takes so many descriptors for each. Allows the process as many as it can get."""

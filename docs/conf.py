@@ -9,6 +9,6 @@ html_theme = "furo"
 html_title = "bindsock"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "performance"]
 intersphinx_mapping: dict[str, tuple[str, None]] = {}
 suppress_warnings = ["myst.xref_missing"]
