@@ -19,7 +19,7 @@ RESULTS ?= build/bench
 # How long `make chaos` begins new rounds; an hour before a release.
 MINUTES ?= 5
 
-.PHONY: help demo test test-long test-lowest test-vpn record-vpn chaos lint abi bench bench-quick svg docs findings clean
+.PHONY: help demo test test-long test-lowest test-vpn record-vpn chaos lint abi bench bench-quick svg docs dist findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
@@ -35,6 +35,7 @@ help:
 	@echo 'make bench-quick  the main figures, in less than a minute'
 	@echo 'make svg          save the timeline that the README shows'
 	@echo 'make docs         build the documentation into docs/_build/html'
+	@echo 'make dist         build the sdist and the wheel, install each and try it (VERSION=1.2.3 if it has to be that)'
 	@echo 'make findings     run what was found out about libraries and tools again (not in CI; some need root)'
 	@echo 'make clean        remove what the targets made'
 	@echo 'PYTHON=python3.13 VENV=.venv313 choose another Python'
@@ -114,6 +115,14 @@ svg: $(READY)
 docs: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+dist:
+	@$(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	@rm -rf dist
+	@.venv-dist/bin/python -m build --outdir dist .
+	@.venv-dist/bin/python -m twine check --strict dist/*
+	@.venv-dist/bin/python .ci/check_distribution.py dist $(VERSION)
 
 findings: $(READY)
 	@PYTHON="$(abspath $(BIN))/python" findings/run-all

@@ -18,7 +18,7 @@ from bindsock.testing.simulated import SimulatedKernel
 
 from .conftest import Run
 
-COMMANDS = ("status", "explain", "watch", "doctor", "repair", "demo")
+COMMANDS = ("status", "explain", "watch", "doctor", "repair", "run", "proxy", "demo")
 
 
 class Terminal(io.StringIO):
