@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
     from bindsock.model.policy import Gateway, PolicyRule, Repair
@@ -56,6 +56,12 @@ class PathManager(Protocol):
     def subflows(self, sock: socket.socket) -> Sequence[Subflow] | None:
         """The established subflows of a connection, ``None`` if it is not multipath, or is no more. Needs no privilege."""
 
+    def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
+        """The index of the interface to which a subflow is bound for its whole life. The index may be stale.
+
+        :return: 0 if it is bound to none, or that is unknown; ``None`` if the subflow has ended. Never raises.
+        """
+
     def silence(self, sock: socket.socket) -> float:
         """Seconds for which nothing has come from the peer although something that was sent waits to be acknowledged."""
 
@@ -84,6 +90,12 @@ class PathManager(Protocol):
             elsewhere now, and those that the system has made by itself are left to it
         :return: whether they are to end, and are not left alone
         :raises OSError: as :meth:`add` does
+        """
+
+    def retain(self, interfaces: Collection[int]) -> None:
+        """Undo what was done to the system for interfaces that are no more. Never raises.
+
+        :param interfaces: the indices of those that there are
         """
 
     def release(self, sock: socket.socket) -> bool:

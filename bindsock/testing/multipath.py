@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from bindsock.kernel import RemovalReason
@@ -24,6 +24,8 @@ class SimulatedPathManager:
         self.joins = joins
         self.connections: weakref.WeakKeyDictionary[socket.socket, list[Subflow]] = weakref.WeakKeyDictionary()
         """The established subflows of the sockets that are to be taken for multipath ones."""
+        self.indexes: dict[Subflow, int] = {}
+        """To which interfaces the subflows are bound, where the test says so."""
         self.systems: set[IPAddress] = set()
         """Local addresses of subflows that the system has made by itself."""
         self.orders: list[tuple[str, str]] = []
@@ -48,6 +50,12 @@ class SimulatedPathManager:
 
     def silence(self, sock: socket.socket) -> float:
         return self.silences.get(sock, 0.0)
+
+    def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
+        return self.indexes.get(subflow, 0)
+
+    def retain(self, interfaces: Collection[int]) -> None:
+        pass
 
     def register(self, sock: socket.socket) -> None:
         pass

@@ -292,6 +292,30 @@ async def test_the_new_interface_is_lost_in_the_middle(lab: Lab, path_manager: s
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
 
 
+@pytest.mark.parametrize("order", [("wifi0",), ("wifi0", "eth0"), ("eth0", "wifi0")], ids="-".join)
+async def test_interfaces_that_are_deleted_and_made_again_with_their_addresses(
+    lab: Lab, path_manager: str, source: Source, order: tuple[str, ...]
+) -> None:
+    """A subflow stays bound to the index of the old one, by which nothing leaves, though its address is there again."""
+    with lab.inside("server"):  # it hears of none that has ended, as long as there is no other to tell it by
+        subprocess.run(["ip", "mptcp", "limits", "set", "subflows", "8"], check=True)
+    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for connected in connections:
+            stack.enter_context(closing(connected[1]))
+            await ping(connected, b"before\n")
+        for number in range(4):
+            for uplink in order:
+                lab.delete(uplink)
+            pending = [asyncio.create_task(ping(connected, b"%d\n" % number)) for connected in connections]
+            if number % 2:
+                await asyncio.sleep(0.3)  # long enough to be read, and to move if there is another
+            for uplink in order:
+                lab.create(uplink)
+            await asyncio.gather(*pending)
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 3)
+
+
 @pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
 @pytest.mark.parametrize("most", [6 << 20, 32 << 20], ids=["as large as can be", "may grow"])
 async def test_a_subflow_that_joins_late_can_receive_as_much(lab: Lab, path_manager: str, source: Source, most: int) -> None:

@@ -354,22 +354,57 @@ def test_a_peer_that_answers_is_not_dead(scene: MultipathScene) -> None:
     assert scene.guard.error is None
 
 
+def unbound(_: Subflow) -> int:
+    return 0
+
+
 def test_where_the_subflows_are() -> None:
     subflows = [Subflow(local, 1, PEER, 2) for local in (HERE, THERE, INSIDE, ELSEWHERE)]
     seen = network(replace(WIFI, running=False), ETHERNET, TUNNEL)
-    found = situation(seen, subflows, ETHERNET, None)
+    found = situation(seen, subflows, ETHERNET, None, unbound)
     assert found.working == (Location("eth0", 3, THERE, 3),)
     assert found.lost == (HERE, ELSEWHERE)
     assert found.forbidden == ((INSIDE, "tun0"),)
-    assert situation(network(WIFI, ETHERNET), subflows[:2], WIFI, "wifi0").forbidden == ((THERE, "eth0"),)
-    assert situation(network(TUNNEL), subflows[2:3], TUNNEL, "tun0").working == (Location("tun0", 9, INSIDE, 9),)
+    assert situation(network(WIFI, ETHERNET), subflows[:2], WIFI, "wifi0", unbound).forbidden == ((THERE, "eth0"),)
+    assert situation(network(TUNNEL), subflows[2:3], TUNNEL, "tun0", unbound).working == (Location("tun0", 9, INSIDE, 9),)
 
 
 def test_without_a_chosen_interface_a_tunnel_is_none_and_a_pin_is_a_pin() -> None:
     subflows = [Subflow(local, 1, PEER, 2) for local in (THERE, INSIDE)]
     seen = network(ETHERNET, TUNNEL)
-    assert situation(seen, subflows, None, None).forbidden == ((INSIDE, "tun0"),)
-    assert situation(seen, subflows, None, "wifi0").forbidden == ((THERE, "eth0"), (INSIDE, "tun0"))
+    assert situation(seen, subflows, None, None, unbound).forbidden == ((INSIDE, "tun0"),)
+    assert situation(seen, subflows, None, "wifi0", unbound).forbidden == ((THERE, "eth0"), (INSIDE, "tun0"))
+
+
+def test_a_subflow_is_where_it_is_bound_and_lost_with_the_index_of_that_interface() -> None:
+    subflows = [Subflow(HERE, 1, PEER, 2), Subflow(THERE, 3, PEER, 2)]
+    seen = network(WIFI, ETHERNET)
+    deleted, ended, elsewhere = ({subflows[0]: index, subflows[1]: 3}.get for index in (7, None, 3))
+    assert situation(seen, subflows, ETHERNET, None, deleted).lost == (HERE,)
+    assert situation(seen, subflows, ETHERNET, None, deleted).working == (Location("eth0", 3, THERE, 3),)
+    assert situation(seen, subflows, ETHERNET, None, ended).lost == (HERE,)
+    assert situation(seen, subflows[:1], ETHERNET, None, elsewhere).working == (Location("eth0", 3, HERE, 2),)
+    again = [*subflows, Subflow(HERE, 4, PEER, 2)]
+    assert situation(seen, again, ETHERNET, None, {again[0]: 7, again[1]: 3, again[2]: 2}.get).lost == ()
+
+
+WIFI_MADE_AGAIN = network(interface("wifi0", 8, "127.0.0.1/8"), ETHERNET, route("0.0.0.0/0", 8, "127.0.0.254", metric=600))
+
+
+def test_an_interface_that_is_made_again_gets_a_new_subflow(scene: MultipathScene) -> None:
+    scene.paths.joins = False
+    old = scene.paths.connections[scene.sock][0]
+    scene.paths.indexes[old] = 2
+    scene.follow()
+    scene.change(WIFI_MADE_AGAIN)
+    assert scene.paths.orders == [("add", "wifi0")]
+    assert scene.guard.error is None
+    new = replace(old, local_port=40001)
+    scene.paths.indexes[new] = 8
+    scene.paths.connections[scene.sock] = [new]
+    scene.wait(0.1)
+    assert ("arrived", str(HERE)) in scene.paths.orders
+    assert scene.guard.interface == "wifi0"
 
 
 ALL = network(WIFI, ETHERNET, TUNNEL)

@@ -143,7 +143,8 @@ def subflow_orders(orders: Orders) -> SubflowOrders:
         (UNPLUGGED, [], False, {"powerless": True}, Move.GO_ON, Step.WAIT),
         (NOTHING, [], False, {}, Move.SUSPEND, Step.KEEP),
         (BOTH, [ON_WIFI], False, {"silent_for": 7.0}, Move.GO_ON, Step.END),
-        (BRIDGED, [Location("br0", 4, HERE, 4)], False, {}, Move.GO_ON, Step.END),
+        (BRIDGED, [Location("wifi0", 2, HERE, 4)], False, {}, Move.GO_ON, Step.END),
+        (BRIDGED, [Location("br0", 4, HERE, 4)], False, {}, Move.CANCEL, Step.STAY),
     ],
 )
 def test_which_order_is_given_to_the_subflows(

@@ -103,7 +103,8 @@ class SubflowManager:
             self._network = network
             self._refused.clear()
             self._retry.reset()
-        seen: Situation = situation(network, subflows, chosen, pin)
+            self._paths.retain(network.interfaces.keys())
+        seen: Situation = situation(network, subflows, chosen, pin, self._interface_of)
         return SubflowFacts(seen, self._powerless, frozenset(self._refused))
 
     def refusal(self, facts: SubflowFacts, interface: Interface) -> SubflowFacts:
@@ -197,6 +198,10 @@ class SubflowManager:
             self._left_alone.add(address)
         return ended
 
+    def _interface_of(self, subflow: Subflow) -> int | None:
+        sock = self._socket()
+        return self._paths.bound(sock, subflow) if sock is not None else None
+
     def _socket(self) -> socket.socket | None:
         sock = self._sock()
         return sock if sock is not None and sock.fileno() != -1 else None
@@ -232,7 +237,10 @@ class SubflowManager:
         if move is None or self._socket() is None:
             return
         elapsed = self._runtime.time() - move.began
-        if any(subflow.local == move.address for subflow in self.subflows() or ()):
+        if any(
+            subflow.local == move.address and self._interface_of(subflow) in (0, move.target.index)
+            for subflow in self.subflows() or ()
+        ):
             self._move = None
             self._tell()
         elif elapsed < JOINING:

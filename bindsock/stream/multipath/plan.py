@@ -30,27 +30,41 @@ class Situation:
     working: tuple[Location, ...]
     """Those that can work."""
     lost: tuple[IPAddress, ...] = ()
-    """The local addresses of those that cannot: the interface is down, without carrier, or does not have the address any more."""
+    """The local addresses of those that cannot: the interface is down, without carrier, or does not have the address any more, or
+    the subflow is bound to one that was deleted."""
     forbidden: tuple[tuple[IPAddress, str], ...] = ()
     """Local address and interface of those where no subflow may be."""
 
 
-def situation(network: Network, subflows: Iterable[Subflow], chosen: Interface | None, pin: str | None) -> Situation:
+def situation(
+    network: Network,
+    subflows: Iterable[Subflow],
+    chosen: Interface | None,
+    pin: str | None,
+    bound: Callable[[Subflow], int | None],
+) -> Situation:
     """Compare the subflows of a connection with a reading of the network.
+
+    An interface that is deleted and made again, with the same name and address, has another index. A subflow that is bound to the
+    old one stays established, and nothing leaves by it any more.
 
     :param chosen: the interface that the decision names, if it names one
     :param pin: the name of the interface to which the connection is pinned
+    :param bound: as :meth:`bindsock.kernel.PathManager.bound`
     """
     working, lost, forbidden = [], [], []
     for subflow in subflows:
         owner = network.owner_of(subflow.local)
-        if owner is None or not (owner.up and owner.running):
+        index = bound(subflow)
+        interface = network.interfaces.get(index) if index else owner
+        if index is None or owner is None or interface is None or not all(i.up and i.running for i in (owner, interface)):
             lost.append(subflow.local)
-        elif not may_carry_subflow(owner, chosen, pin):
-            forbidden.append((subflow.local, owner.name))
+        elif not may_carry_subflow(interface, chosen, pin):
+            forbidden.append((subflow.local, interface.name))
         else:
-            working.append(Location(owner.name, owner.index, subflow.local, owner.index))
-    return Situation(tuple(working), tuple(lost), tuple(forbidden))
+            working.append(Location(interface.name, interface.index, subflow.local, owner.index))
+    here = {location.local for location in working}
+    return Situation(tuple(working), tuple(address for address in lost if address not in here), tuple(forbidden))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +137,9 @@ def plan_subflows(
             return SubflowOrders(_dead(found, f"the system has added a subflow by {name}, where it must not be"), place)
     remove: list[tuple[IPAddress, RemovalReason]] = [(address, "forbidden") for address, _ in facts.situation.forbidden]
     working = facts.situation.working
-    if found.moved is not None:
+    if found.moved is not None and any(_is_at(subflow, place) for subflow in working):
         # Its address is on another interface now. A subflow is bound to the old one, and cannot be bound anew.
-        working = tuple(subflow for subflow in working if subflow.local != place.local)
+        working = tuple(subflow for subflow in working if not _is_at(subflow, place))
         if not working:
             return SubflowOrders(found, place, remove=tuple(remove))
     here = _best(working, place, target, keep=keep)
@@ -169,6 +183,10 @@ def _best(working: Sequence[Location], place: Location, target: Interface | None
     current = [subflow for subflow in working if subflow == place]
     order = [*current, *on_target] if keep else [*on_target, *current]
     return next(iter([*order, *working]), None)
+
+
+def _is_at(subflow: Location, place: Location) -> bool:
+    return (subflow.local, subflow.index) == (place.local, place.index)
 
 
 def _dead(found: Assessment, reason: str) -> Assessment:

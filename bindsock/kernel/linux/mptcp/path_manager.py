@@ -37,6 +37,8 @@ from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from bindsock.kernel import RemovalReason
     from bindsock.model.network import Interface
 
@@ -101,6 +103,10 @@ class _Connection:
     """By local address; 0 is the first subflow's."""
     indexes: dict[IPAddress, int] = field(default_factory=dict)
     """The interfaces that the subflows were bound to, by local address."""
+    bound: dict[Subflow, int] = field(default_factory=dict)
+    """The interfaces to which the subflows are bound, of those for which the kernel was asked."""
+    expected: set[IPAddress] = field(default_factory=set)
+    """The local addresses of subflows that the kernel is about to make without another order."""
 
 
 class PathManager:
@@ -111,8 +117,8 @@ class PathManager:
         self._diagnosis = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
         self._family: int | None = None
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
-        self._added: set[IPAddress] = set()
-        """The endpoints that this process has added."""
+        self._added: dict[IPAddress, int] = {}
+        """The endpoints that this process has added, and the indices of their interfaces."""
         self._process = os.getpid()
 
     def protocol(self, family: int) -> int | None:
@@ -136,6 +142,22 @@ class PathManager:
         states = mptcp.states(sock)
         return tuple(state.subflow for state in states if state.established) if states is not None else None
 
+    def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
+        """Ask sock_diag once for each subflow, 30 µs, and more if the system has made it. No privilege is needed."""
+        connection = self._connections.get(sock)
+        if connection is None or subflow not in connection.bound:
+            ordered = connection.indexes.get(subflow.local) if connection is not None else None
+            try:
+                index = diagnosis.bound(self._diagnosis, subflow, (ordered, sockets.bound(sock)))
+            except OSError as error:
+                _logger.debug("the system does not say to which interface the subflow of %s is bound: %s", subflow.local, error)
+                return 0
+            if connection is None or index is None:
+                return index
+            alive = {state.subflow for state in mptcp.states(sock) or ()}
+            connection.bound = {known: by for known, by in connection.bound.items() if known in alive} | {subflow: index}
+        return connection.bound[subflow]
+
     def silence(self, sock: socket.socket) -> float:
         """By each subflow's ``tcp_info``."""
         if not mptcp.unacknowledged(sock):
@@ -152,9 +174,14 @@ class PathManager:
         peer = sock.getpeername()
         remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
         local = sockets.source(interface, remote)
-        if self._remaining(sock, local):
+        remaining = self._remaining(sock, local)
+        if any(self.bound(sock, subflow) in (0, interface.index) for subflow in remaining):
+            return local
+        if local in connection.expected and connection.indexes.get(local) == interface.index:
+            connection.expected.discard(local)
             return local
         if connection.userspace:
+            self._end_stale(local, interface, connection)
             # Of an address that has been used before the number is kept, or the kernel refuses.
             used = connection.identifiers.values()
             identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
@@ -166,6 +193,8 @@ class PathManager:
             )
         else:
             self._add_endpoint(connection, local, interface)
+            # Afterwards, since the kernel makes another subflow by an endpoint when the one that it counts for it ends.
+            self._end_stale(local, interface, connection)
         connection.indexes[local] = interface.index
         return local
 
@@ -192,9 +221,19 @@ class PathManager:
             return False
         if not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
             self._remove_endpoint(address, first=connection.first == address)
-        for subflow in self._remaining(sock, address):
-            diagnosis.reset(self._diagnosis, subflow, (connection.indexes.get(address), sockets.bound(sock)))
+        self._reset(sock, self._remaining(sock, address))
         return True
+
+    def retain(self, interfaces: Collection[int]) -> None:
+        """Remove the endpoints of interfaces that are no more, before a connection has its first subflow with such an address:
+        that would end with the endpoint."""
+        for address, index in list(self._added.items()):
+            if index not in interfaces and os.getpid() == self._process:
+                try:
+                    if not self._needing(address, None, lost=True):
+                        self._remove_endpoint(address)
+                except OSError as error:
+                    _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
     def release(self, sock: socket.socket) -> bool:
         """Remove the endpoints that nobody needs any more. The kernel may need one to send what a closed connection still has."""
@@ -211,7 +250,7 @@ class PathManager:
                     self._remove_endpoint(address)
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
-                self._added.discard(address)
+                self._added.pop(address, None)
         if not self._connections:
             self.close()
         return bool(self._added)
@@ -232,11 +271,12 @@ class PathManager:
 
     def _needing(self, address: IPAddress, besides: _Connection | None, *, lost: bool) -> set[int]:
         """The connections, by token, that would miss their subflow with an address: strangers, and those of this process that
-        have no other or are there because it is the place for them.
+        have no other or are there because it is the place for them. By interfaces that were deleted nobody has any.
 
         :param lost: nothing goes over it any more, so that only those count that have no other
         """
-        seen = diagnosis.subflows(self._diagnosis)
+        existing = {0, *(index for index, _ in socket.if_nameindex())}
+        seen = [subflow for subflow in diagnosis.subflows(self._diagnosis) if subflow.bound in existing]
         here = {subflow.token for subflow in seen if subflow.address == address}
         elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
         needing = here - elsewhere
@@ -248,6 +288,25 @@ class PathManager:
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
         return [state.subflow for state in mptcp.states(sock) or () if state.subflow.local == address]
+
+    def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection) -> None:
+        """End the subflows with an address that are bound to another interface than the one that has it now: it was deleted and
+        made again. Those of all connections of this process, since one endpoint serves them all.
+        """
+        for sock, connection in list(self._connections.items()):
+            remaining = self._remaining(sock, address) if sock.fileno() != -1 else []
+            stale = [subflow for subflow in remaining if self.bound(sock, subflow) not in (0, interface.index)]
+            if stale and connection.userspace:
+                self._destroy(connection, address, stale)
+            elif stale:
+                self._reset(sock, stale)
+                connection.indexes[address] = interface.index
+                if connection is not first:
+                    connection.expected.add(address)
+
+    def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
+        for subflow in subflows:
+            diagnosis.reset(self._diagnosis, subflow, (self.bound(sock, subflow),))
 
     # The userspace path manager
 
@@ -274,19 +333,34 @@ class PathManager:
             self._tell(_CMD_ADD_ADDR, _address(_ATTR_ADDR, local, index=interface.index, flags=_FLAG_SUBFLOW))
         except FileExistsError:
             # The system's own, or one of ours, of which this connection has had its subflow.
-            if not self._needing(local, connection, lost=False):
-                self._renew_endpoint(local)
+            for endpoint in self._endpoints():
+                if endpoint.address == local:
+                    self._renew_endpoint(endpoint, connection, interface)
         else:
             if not self._added:
                 atexit.register(self._at_exit)
-            self._added.add(local)
+            self._added[local] = interface.index
             _logger.info("%s of %s is a multipath endpoint now, for all programs", local, interface)
 
-    def _renew_endpoint(self, address: IPAddress) -> None:
-        for endpoint in self._endpoints():
-            if endpoint.address == address:
-                self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=endpoint.identifier))
-                self._tell(_CMD_ADD_ADDR, netlink.nested(_ATTR_ADDR, endpoint.attributes))
+    def _renew_endpoint(self, endpoint: _Endpoint, connection: _Connection, interface: Interface) -> None:
+        """Make it again, for the interface that has its address now, unless other connections need it."""
+        address = endpoint.address
+        stale = endpoint.bound not in (0, interface.index)
+        if self._needing(address, connection, lost=stale):
+            if stale:
+                message = f"the multipath endpoint {address} is bound to an interface that is gone, and other connections need it"
+                raise OSError(errno.EBUSY, message)
+            return
+        attributes = netlink.attributes(endpoint.attributes)
+        if stale:
+            attributes[_ADDR_IF_IDX] = struct.pack("=I", interface.index)
+        if stale or address in self._added:
+            # The peer is told that the old number is gone as soon as there is a subflow to tell it by: the new one.
+            del attributes[_ADDR_ID]
+        self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=endpoint.identifier))
+        self._tell(_CMD_ADD_ADDR, netlink.nested(_ATTR_ADDR, *(netlink.attribute(*pair) for pair in attributes.items())))
+        if address in self._added:
+            self._added[address] = interface.index
 
     def _at_exit(self) -> None:
         """Nobody else will do it. What is still open is closed at this moment in any case, and may take a moment to end."""
@@ -308,7 +382,7 @@ class PathManager:
 
         :param first: it may be a first subflow's: that has no endpoint, but the number 0
         """
-        self._added.discard(address)
+        self._added.pop(address, None)
         if not self._added:
             atexit.unregister(self._at_exit)
         identifiers = [endpoint.identifier for endpoint in self._endpoints() if endpoint.address == address]

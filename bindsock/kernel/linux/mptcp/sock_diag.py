@@ -15,14 +15,16 @@ from bindsock.kernel.linux import netlink
 from bindsock.model.network import IPAddress, family_of, unmapped
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bindsock.kernel.linux.netlink import Channel
     from bindsock.model.subflows import Subflow
 
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _DIAG_REQUEST = struct.Struct("=BBBBI")
-_DIAG_ENTRY = struct.Struct("!BB2x4x16s48x")
-"""Of ``struct inet_diag_msg``: family, state and local address."""
+_DIAG_ENTRY = struct.Struct("=BB2x2s2x16s16xI28x")
+"""Of ``struct inet_diag_msg``: family, state, local port and address, and the interface that the socket is bound to."""
 _DIAG_ULP_INFO = 19
 _DIAG_WITH_INFO = 1 << 1
 """Ask for INET_DIAG_INFO: what the upper layer adds comes with it alone (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
@@ -44,7 +46,10 @@ class Seen(NamedTuple):
 
     token: int
     address: IPAddress
+    port: int
     established: bool
+    bound: int
+    """The index of the interface that it is bound to; 0 if it is bound to none."""
 
 
 def subflows(channel: Channel) -> list[Seen]:
@@ -53,23 +58,41 @@ def subflows(channel: Channel) -> list[Seen]:
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
         for entry in channel.dump(_SOCK_DIAG_BY_FAMILY, request):
-            of, state, address = netlink.fixed(_DIAG_ENTRY, entry)
+            of, state, port, address, bound = netlink.fixed(_DIAG_ENTRY, entry)
             protocols = netlink.attributes(netlink.attributes(entry, _DIAG_ENTRY.size).get(_DIAG_ULP_INFO, b""))
             token = netlink.attributes(protocols.get(_ULP_INFO_MPTCP, b"")).get(_SUBFLOW_ATTR_TOKEN_LOC)
             if token is not None and state not in _TCP_OVER:
                 local = unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16]))
-                found.append(Seen(netlink.u32(token), local, state == _TCP_ESTABLISHED))
+                number = int.from_bytes(port, "big")
+                found.append(Seen(netlink.u32(token), local, number, state == _TCP_ESTABLISHED, bound))
     return found
 
 
-def reset(channel: Channel, subflow: Subflow, bound: tuple[int | None, ...]) -> None:
+def bound(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) -> int | None:
+    """The index of the interface to which a subflow is bound, 0 if it is bound to none; 12 µs if it is the first likely one.
+
+    :param likely: indices to ask for first: a bound socket is found by its own interface alone, even if that was deleted
+    :return: ``None`` if there is no such subflow
+    """
+    for index in _candidates(likely):
+        try:
+            answer = channel.ask(_SOCK_DIAG_BY_FAMILY, _connection(subflow, index))
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        else:
+            return int(netlink.fixed(_DIAG_ENTRY, answer.payload)[-1])
+    seen = subflows(channel)
+    return next((s.bound for s in seen if (s.address, s.port) == (subflow.local, subflow.local_port)), None)
+
+
+def reset(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) -> None:
     """End one TCP connection, as ``ss -K`` does (``net/ipv4/tcp_diag.c``, tcp_diag_destroy).
 
     A socket that is bound to an interface is found by that interface alone, and which one it is nobody tells of a subflow
     that the system has made.
     """
-    likely = [index for index in bound if index]
-    for index in dict.fromkeys([*likely, *(index for index, _ in socket.if_nameindex()), 0]):
+    for index in _candidates(likely):
         try:
             channel.tell(_SOCK_DESTROY, _connection(subflow, index))
         except OSError as error:
@@ -77,6 +100,10 @@ def reset(channel: Channel, subflow: Subflow, bound: tuple[int | None, ...]) -> 
                 raise
         else:
             return
+
+
+def _candidates(likely: tuple[int | None, ...]) -> Iterable[int]:
+    return dict.fromkeys([*filter(None, likely), *(index for index, _ in socket.if_nameindex()), 0])
 
 
 def _connection(subflow: Subflow, index: int) -> bytes:
