@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
+from bindsock.dial.binding import connect_error
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import SockAddr, address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
@@ -168,7 +169,11 @@ class BoundLoop(_Base):
         address = await self._numeric(sock, address)
         destination = address_of(address)
         decision = self.transport_factory.bind(sock, destination)
-        await super().sock_connect(sock, address)
+        try:
+            await super().sock_connect(sock, address)
+        except OSError as error:
+            watcher = self._connector.watcher
+            raise connect_error(watcher.kernel, sock, error, decision, address, lambda: watcher.refresh().network) from None
         if decision.interface is not None:
             self._connector.follow(sock, destination, path_of(decision), pin=pinned_to(decision))
 

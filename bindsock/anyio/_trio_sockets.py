@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from bindsock.datagram.in_place import InPlaceMover
+from bindsock.dial.binding import connect_error
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
@@ -49,7 +50,12 @@ class BoundSocket(_TrioSocket):
         address = await self._numeric(address)
         destination = address_of(address)
         decision = self._network.bind(self._plain, destination)
-        await super().connect(address)
+        try:
+            await super().connect(address)
+        except OSError as error:
+            watcher = self._network.watcher
+            explained = connect_error(watcher.kernel, self._plain, error, decision, address, lambda: watcher.refresh().network)
+            raise explained from None
         if self._plain.type == socket.SOCK_STREAM:
             pinned = ConnectOptions(interface=pinned_to(decision))
             self._guard = self._network.follow(self._plain, destination, path_of(decision), pinned)

@@ -336,7 +336,7 @@ class BlockingConnector:
             self._connected(sock, address, decision, network)
             raise
         except OSError as error:
-            raise connect_error(error, decision, address, kernel.network, kernel.rejection(sock)) from None
+            raise connect_error(kernel, sock, error, decision, address, kernel.network) from None
         self._connected(sock, address, decision, network)
 
     def _connected(self, sock: socket.socket, address: Any, decision: Decision, network: Network) -> None:

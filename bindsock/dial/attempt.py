@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error
+from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, departure
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.refusal import no_answer
 from bindsock.dial.resolving import AddrInfo, address_of
@@ -124,10 +124,12 @@ class Attempt:
 
         :return: the error that says so
         """
-        self.close()
         destination = self.destination
         kernel = self._dialer.watcher.kernel
-        return no_answer(kernel, destination.info[4], destination.decision, destination.path, seconds)
+        self.close()
+        family, sockaddr = destination.info[0], destination.info[4]
+        departs = departure(kernel, family, destination.decision, sockaddr)
+        return no_answer(kernel, sockaddr, destination.decision, destination.path, seconds, departs)
 
     def close(self) -> None:
         """Give up."""
@@ -226,5 +228,7 @@ class Attempt:
         if isinstance(error, BindsockError):
             return error
         destination, watcher, sock = self.destination, self._dialer.watcher, self.sock
-        rejection = watcher.kernel.rejection(sock) if sock is not None else None
-        return connect_error(error, destination.decision, destination.info[4], lambda: watcher.refresh().network, rejection)
+        if sock is None:
+            return error
+        decision, sockaddr = destination.decision, destination.info[4]
+        return connect_error(watcher.kernel, sock, error, decision, sockaddr, lambda: watcher.refresh().network)

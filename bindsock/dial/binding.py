@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bindsock.dial.chosen import on_own_uplink, own_address
+from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.refusal import firewall_error
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute, UnsupportedSystem
 from bindsock.model.decision import Basis, Decision
 from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
+from bindsock.model.rejection import Departure
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.routing.effective import Decider
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from bindsock.dial.resolving import SockAddr
     from bindsock.kernel import Kernel
     from bindsock.model.preferences import Preferences
-    from bindsock.model.rejection import Rejection
 
 _logger = logging.getLogger("bindsock")
 
@@ -119,11 +120,12 @@ def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None
 
 
 def connect_error(
+    kernel: Kernel,
+    sock: socket.socket,
     error: OSError,
     decision: Decision,
     sockaddr: SockAddr,
     network: Callable[[], Network],
-    rejection: Rejection | None = None,
 ) -> OSError:
     """The error of a connect: :class:`BindFailed` if it failed since the interface is gone or down, :class:`FirewallBlocked` if
     a firewall refused it, else the same one.
@@ -131,10 +133,17 @@ def connect_error(
     ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
     (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
 
+    :param sock: the socket, not closed yet
     :param network: makes a reading, where that has to tell
-    :param rejection: the ICMP message that ended the connect, if there was one
     """
-    blocked = firewall_error(error, sockaddr, decision, rejection, network)
+    rejection = kernel.rejection(sock)
+    own_reset = (
+        error.errno == errno.ECONNREFUSED
+        and rejection is None
+        and sock.type == socket.SOCK_STREAM
+        and departure(kernel, sock.family, decision, sockaddr) is Departure.RESET
+    )
+    blocked = firewall_error(error, sockaddr, decision, rejection, network, own_reset=own_reset)
     if blocked is not None:
         return blocked
     interface = decision.interface
@@ -150,6 +159,20 @@ def connect_error(
         interface=interface.name,
         call="connect",
     )
+
+
+def departure(kernel: Kernel, family: int, decision: Decision, sockaddr: SockAddr) -> Departure:
+    """What becomes of attempts to connect to an address within this host."""
+    if decision.interface is None:
+        return Departure.UNKNOWN
+    try:
+        with FollowedSocket(family, socket.SOCK_STREAM) as sock:
+            kernel.bind(sock, decision.interface)
+            bind_source(sock, decision)
+            return kernel.departure(sock, sockaddr)
+    except OSError as error:
+        _logger.debug("what becomes of a connect to %s within this host is not found out: %s", sockaddr[0], error)
+        return Departure.UNKNOWN
 
 
 def check_egress(decision: Decision, network: Network, address: IPAddress, local: IPAddress) -> None:

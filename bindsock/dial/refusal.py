@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from bindsock.errors import BindsockError, FirewallBlocked, NoAnswer
+from bindsock.model.rejection import Departure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,15 +22,24 @@ _MOST_RULES = 3
 
 
 def firewall_error(
-    error: OSError, sockaddr: SockAddr, decision: Decision, rejection: Rejection | None, network: Callable[[], Network]
+    error: OSError,
+    sockaddr: SockAddr,
+    decision: Decision,
+    rejection: Rejection | None,
+    network: Callable[[], Network],
+    *,
+    own_reset: bool = False,
 ) -> FirewallBlocked | None:
     """The error of a connect that a firewall has refused, ``None`` if it was something else.
 
     :param rejection: the ICMP message that ended the connect, if there was one
     :param network: makes a reading, which says whether the message is this host's own
+    :param own_reset: whether it was ended by a reset that is this host's own
     """
     own = rejection is not None and network().owner_of(rejection.source) is not None
-    if own:
+    if own_reset:
+        who = "the firewall of this host rejects it with a reset"
+    elif own:
         who = "the firewall of this host rejects it"
     elif rejection is not None and rejection.prohibited:
         who = f"a firewall forbids it, says {rejection.source}"
@@ -48,12 +58,22 @@ def firewall_error(
     )
 
 
-def no_answer(kernel: Kernel, sockaddr: SockAddr, decision: Decision, path: Path | None, seconds: float) -> NoAnswer:
+def no_answer(
+    kernel: Kernel,
+    sockaddr: SockAddr,
+    decision: Decision,
+    path: Path | None,
+    seconds: float,
+    departure: Departure = Departure.UNKNOWN,
+) -> NoAnswer:
     """The error of a connect to which nothing has come, with what can be seen of the reason.
 
     :param seconds: for which it was waited for
+    :param departure: what becomes of such attempts within this host
     """
     parts = [f"no answer from {sockaddr[0]} port {sockaddr[1]} within {seconds:g} s"]
+    if departure in (Departure.DROPPED, Departure.RESET):
+        parts.append("it does not leave this host, whose firewall, a policy or a full queue drops it")
     interface = decision.interface
     if interface is not None:
         if path is not None and path.gateway is not None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
     from bindsock.model.policy import Gateway, PolicyRule, Repair
-    from bindsock.model.rejection import Rejection
+    from bindsock.model.rejection import Departure, Rejection
     from bindsock.model.subflows import Endpoints, Subflow
 
 
@@ -298,6 +298,14 @@ class Kernel(Protocol):
         """The ICMP message that ended the connect of a socket, before it is closed. It is told once.
 
         :return: ``None`` if there was none or it is unknown. Never raises.
+        """
+
+    def departure(self, sock: socket.socket, address: Any) -> Departure:
+        """What becomes of an attempt to connect to another host before it leaves this one. It is found out by another attempt,
+        which gets no further than the first hop.
+
+        :param sock: a fresh stream socket that is bound as that of the connection; only good to be closed afterwards
+        :param address: of the peer. Never raises.
         """
 
     def unsent(self, sock: socket.socket) -> int:

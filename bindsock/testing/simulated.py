@@ -11,6 +11,7 @@ import socket
 import weakref
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 from bindsock.errors import BindFailed
 from bindsock.kernel import Administration, PathManager
@@ -25,7 +26,7 @@ from bindsock.model.network import (
     Network,
     Route,
 )
-from bindsock.model.rejection import Rejection
+from bindsock.model.rejection import Departure, Rejection
 from bindsock.model.tables import TableAnswers, routes_of, tabulated
 
 
@@ -202,6 +203,9 @@ class SimulatedKernel:
 
     def rejection(self, sock: socket.socket) -> Rejection | None:
         return self.rejections.pop(sock, None)
+
+    def departure(self, sock: socket.socket, address: Any) -> Departure:
+        return Departure.LEFT
 
     def unsent(self, sock: socket.socket) -> int:
         return 0

@@ -9,15 +9,18 @@ import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
 import bindsock
 from bindsock.dial.attempt import Attempt
+from bindsock.dial.binding import connect_error
+from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.refusal import datagram_error, firewall_error, no_answer
 from bindsock.errors import BindFailed, FirewallBlocked, NoAnswer
 from bindsock.kernel.linux.rejections import parse
-from bindsock.model.rejection import Rejection
+from bindsock.model.rejection import Departure, Rejection
 from bindsock.routing.effective import Decider
 from bindsock.testing import SimulatedKernel, interface, network, route
 
@@ -54,6 +57,39 @@ def test_what_a_firewall_does_is_told(code: int, rejection: Rejection | None, wo
     assert (found.errno, found.interface, found.call) == (code, "wifi0", "connect")
 
 
+class Departing(SimulatedKernel):
+    """A kernel in whose host the same becomes of each attempt to connect."""
+
+    def __init__(self, becomes: Departure) -> None:
+        super().__init__(WIFI)
+        self._becomes = becomes
+
+    def departure(self, sock: socket.socket, address: Any) -> Departure:
+        return self._becomes
+
+
+@pytest.mark.parametrize("code", [errno.ECONNREFUSED, errno.EHOSTUNREACH])
+@pytest.mark.parametrize("departure", Departure)
+def test_a_reset_of_this_hosts_own_is_the_firewalls(code: int, departure: Departure) -> None:
+    kernel = Departing(departure)
+    error = OSError(code, os.strerror(code))
+    with FollowedSocket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        found = connect_error(kernel, sock, error, DECISION, PEER, lambda: WIFI)
+    if departure is Departure.RESET and code == errno.ECONNREFUSED:
+        assert isinstance(found, FirewallBlocked)
+        assert "the firewall of this host rejects it with a reset" in str(found)
+    else:
+        assert found is error
+
+
+def test_it_is_the_servers_where_a_second_attempt_cannot_be_bound() -> None:
+    kernel = Departing(Departure.RESET)
+    kernel.refuse.add("wifi0")
+    error = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+    with FollowedSocket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        assert connect_error(kernel, sock, error, DECISION, PEER, lambda: WIFI) is error
+
+
 class Rules:
     """An administration that knows a firewall and nothing else."""
 
@@ -84,6 +120,12 @@ def test_what_is_seen_when_nothing_answers(hop: bool, rules: list[str], words: s
     assert "no answer from 198.51.100.7 port 443 within 20 s" in str(error)
     assert words in str(error)
     assert error.errno == errno.ETIMEDOUT
+
+
+@pytest.mark.parametrize("departure", Departure)
+def test_what_never_left_this_host_is_told(departure: Departure) -> None:
+    error = no_answer(SimulatedKernel(WIFI), PEER, DECISION, PATH, 20.0, departure)
+    assert ("it does not leave this host" in str(error)) == (departure in (Departure.DROPPED, Departure.RESET))
 
 
 def test_rules_that_may_not_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import errno
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -66,9 +67,122 @@ async def test_a_firewall_on_the_way_that_says_so_is_told(lab: Lab, family: sock
     assert "forbids it" in str(error)
 
 
-async def test_a_server_that_refuses_is_no_firewall(lab: Lab) -> None:
+FAMILIES = [socket.AF_INET, socket.AF_INET6]
+WITHOUT_PRIVILEGE = """
+import asyncio, os, sys
+import bindsock.anyio, bindsock.blocking, bindsock.default, bindsock.eventloop, bindsock.kernel.linux
+import anyio, concurrent.futures.thread, encodings.idna, trio
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+way, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+async def by_asyncio():
+    await bindsock.open_connection(host, port)
+async def by_anyio():
+    await bindsock.anyio.TransportFactory().connect_tcp(host, port)
+async def by_library():
+    import socket
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+async def by_trios_library():
+    bindsock.anyio.install_trio_socket_factory()
+    await trio.open_tcp_stream(host, port)
+def run():
+    if way == "asyncio":
+        asyncio.run(by_asyncio())
+    elif way == "uvloop":
+        import uvloop
+        uvloop.run(by_asyncio())
+    elif way == "trio":
+        anyio.run(by_anyio, backend="trio")
+    elif way == "library":
+        with asyncio.Runner(loop_factory=bindsock.EventLoop) as runner:
+            runner.run(by_library())
+    elif way == "trio's library":
+        trio.run(by_trios_library)
+    else:
+        bindsock.blocking.create_connection((host, port))
+try:
+    run()
+except OSError as error:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    for each in getattr(error, "exceptions", [error]):
+        print(type(each).__name__, each)
+"""
+WAYS = ["asyncio", "uvloop", "trio", "library", "trio's library", "blocking"]
+REJECT_BY_NFT = """
+table inet t {
+  chain o { type filter hook output priority 0; oifname != "lo" meta l4proto tcp goto no; }
+  chain no { reject with tcp reset; }
+}
+"""
+
+
+def reject_with_a_reset(by: str, family: socket.AddressFamily) -> None:
+    if by == "nft":
+        subprocess.run(["nft", "-f", "-"], input=REJECT_BY_NFT.encode(), check=True, capture_output=True)
+    else:
+        rule("iptables" if family == socket.AF_INET else "ip6tables", "REJECT", "--reject-with", "tcp-reset")
+
+
+def said(way: str, host: str, port: int) -> str:
+    """What a program without privilege is told of a connect."""
+    command = [sys.executable, "-c", WITHOUT_PRIVILEGE, way, host, str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("by", ["iptables", "nft"])
+def test_a_reset_of_this_hosts_own_firewall_is_told(lab: Lab, by: str, family: socket.AddressFamily, way: str) -> None:
+    reject_with_a_reset(by, family)
+    told = said(way, *server(lab, family))
+    assert told.startswith("FirewallBlocked ")
+    assert "the firewall of this host rejects it with a reset (interface wifi0, call connect, errno 111" in told
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_server_that_refuses_is_no_firewall(lab: Lab, family: socket.AddressFamily, way: str) -> None:
+    with lab.tap(protocol="tcp", outgoing=True) as tap:
+        told = said(way, lab.server.address(family), 9)
+    assert told.startswith("ConnectionRefusedError ")
+    assert "firewall" not in told
+    assert {packet.interface for packet in tap.packets} == {"wifi0"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_router_that_resets_is_not_this_host(lab: Lab, family: socket.AddressFamily) -> None:
+    with lab.inside("router"):
+        program = "iptables" if family == socket.AF_INET else "ip6tables"
+        words = [program, "-A", "FORWARD", "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"]
+        subprocess.run(words, check=True, capture_output=True)
+    assert isinstance(await refused(lab, family), ConnectionRefusedError)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_neighbour_that_refuses_is_not_this_host(lab: Lab, family: socket.AddressFamily) -> None:
+    """The second attempt, which gets as far as the first hop, reaches it."""
+    gateway = {socket.AF_INET: "10.1.0.1", socket.AF_INET6: "fd10:1::1"}[family]
     with pytest.raises(ConnectionRefusedError):
-        await bindsock.open_connection(lab.server.ipv4, 9)
+        await bindsock.open_connection(gateway, 9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_an_attempt_that_never_leaves_this_host_is_told(lab: Lab, family: socket.AddressFamily) -> None:
+    rule("iptables" if family == socket.AF_INET else "ip6tables", "DROP")
+    error = await refused(lab, family, 0.2)
+    assert isinstance(error, bindsock.NoAnswer)
+    assert "it does not leave this host, whose firewall, a policy or a full queue drops it" in str(error)
+
+
+async def test_an_attempt_that_is_lost_further_on_has_left_this_host(lab: Lab) -> None:
+    lab.blackhole("wifi0", True)
+    error = await refused(lab, seconds=0.2)
+    assert isinstance(error, bindsock.NoAnswer)
+    assert "leave" not in str(error)
 
 
 @pytest.mark.parametrize(

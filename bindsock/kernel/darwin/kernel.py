@@ -13,6 +13,7 @@ from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
 from bindsock.kernel.darwin.interfaces import read_interfaces
 from bindsock.kernel.darwin.syscalls import LiveSyscalls
 from bindsock.model.network import RouteKind
+from bindsock.model.rejection import Departure
 from bindsock.model.tables import TableAnswers, routes_of, tabulated
 
 if TYPE_CHECKING:
@@ -165,6 +166,10 @@ class DarwinKernel:
     def rejection(self, sock: socket.socket) -> Rejection | None:
         """Unknown: Darwin has no error queue."""
         return None
+
+    def departure(self, sock: socket.socket, address: Any) -> Departure:
+        """Unknown: nothing has been measured on a Mac."""
+        return Departure.UNKNOWN
 
     def unsent(self, sock: socket.socket) -> int:
         """Unknown: which call would tell has not been found out."""

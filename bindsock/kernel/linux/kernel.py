@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from bindsock.kernel.linux import departure as departures
 from bindsock.kernel.linux import rejections, sockets
 from bindsock.kernel.linux import route_hint as cures
 from bindsock.kernel.linux import statistics as counters
@@ -22,6 +23,7 @@ from bindsock.kernel.linux.rtnetlink.lookups import Current, Total
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
 from bindsock.model.network import FAMILIES, Network, family_of, unmapped
+from bindsock.model.rejection import Departure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -214,6 +216,14 @@ class LinuxKernel:
             return rejections.rejection(sock)
         except OSError:
             return None
+
+    def departure(self, sock: socket.socket, address: Any) -> Departure:
+        """By a byte that goes with the first packet, 60 µs; unknown where TCP Fast Open is switched off."""
+        try:
+            return departures.departure(sock, address)
+        except OSError as error:
+            _logger.debug("what becomes of a connect to %s within this host is unknown: %s", address, error)
+            return Departure.UNKNOWN
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
         """By an empty datagram to the gateway's discard port."""
