@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bindsock.cli import demo, doctor, explain, proxy, repair, run, status, watch
+from bindsock.cli.completion import SHELLS, PrintCompletion
 from bindsock.cli.options import Exit, fail
 from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
 
@@ -31,6 +32,9 @@ examples:
   bindsock run -- python app.py        a program as it is, with its connections beneath the VPN
   bindsock proxy                       SOCKS5 and HTTP for programs that do not know bindsock
   bindsock demo                        see it happen, in network namespaces of its own
+
+completion: source <(bindsock --print-completion bash), in ~/.bashrc; it needs
+pip install "bindsock[completion]"
 """
 
 
@@ -43,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    result.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        help="print a script that completes the command line, and exit",
+    )
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (status, explain, watch, doctor, repair, run, proxy, demo):
         command.add_parser(commands)

@@ -9,6 +9,7 @@ import sys
 from typing import get_args
 
 from bindsock import kernel as kernels
+from bindsock.cli.completion import INTERFACE, completed_by
 from bindsock.dial.resolving import Resolve
 from bindsock.factory import TransportFactory
 from bindsock.model.network import FAMILIES
@@ -51,7 +52,8 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
 def add_preferences(parser: argparse.ArgumentParser) -> None:
     """The options that say how interfaces are chosen."""
     choice = parser.add_argument_group("how to choose", "patterns are those of the shell: 'en*', 'docker?'; quote them")
-    choice.add_argument("--interface", metavar="NAME", help="this one and no other, whatever detection says")
+    interface = choice.add_argument("--interface", metavar="NAME", help="this one and no other, whatever detection says")
+    completed_by(interface, INTERFACE)
     choice.add_argument(
         "--include", metavar="PATTERN", action="append", default=[], help="only interfaces that match (repeatable)"
     )

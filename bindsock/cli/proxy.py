@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, families
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
@@ -45,12 +46,13 @@ def add_parser(commands: Any) -> None:
         action="append",
         help="where to listen (127.0.0.1:1080; repeatable; port 0 for any; other than loopback only with --credentials)",
     )
-    parser.add_argument(
+    credentials = parser.add_argument(
         "--credentials",
         metavar="FILE",
         type=Path,
         help="a file of user:password lines: only those are let in (passwords travel openly)",
     )
+    completed_by(credentials, FILE)
     parser.add_argument("--max-connections", metavar="N", type=_positive, default=512, help="clients at a time (%(default)s)")
     parser.add_argument("--head-limit", metavar="BYTES", type=_positive, default=16384, help="of a request's head (%(default)s)")
     parser.add_argument(

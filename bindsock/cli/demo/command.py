@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
 from bindsock.cli import documents, routes
+from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Stand
 from bindsock.cli.demo.scenario import DURATION, PREFERENCES, STEPS, UPLINKS, cling
@@ -56,7 +57,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("host", metavar="HOST", nargs="?", help="connect to this host, with the machine's own network")
     parser.add_argument("--port", type=int, default=443, help="TCP port of the host (default: 443)")
-    parser.add_argument("--svg", metavar="FILE", type=_writable, help="save the timeline as a picture")
+    picture = parser.add_argument("--svg", metavar="FILE", type=_writable, help="save the timeline as a picture")
+    completed_by(picture, FILE)
     add_json(parser, "the facts and all numbers as one JSON document; progress goes to standard error")
     parser.set_defaults(run=run)
 

@@ -1,0 +1,37 @@
+"""Completion of the command line in shells, by shtab: a script that is made once and costs nothing when it is used."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from bindsock.extras import needs
+
+SHELLS = ("bash", "zsh", "tcsh")
+FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+"""What :func:`completed_by` takes for a file."""
+INTERFACE = {"bash": "_bindsock_interfaces", "zsh": "_net_interfaces"}
+"""What :func:`completed_by` takes for the name of an interface."""
+_PREAMBLE = {"bash": '_bindsock_interfaces() { compgen -W "$(ls /sys/class/net 2>/dev/null || ifconfig -l)" -- "$1"; }\n'}
+
+
+def completed_by(action: argparse.Action, how: Mapping[str, str]) -> None:
+    """Have the value of an option completed.
+
+    :param how: the shell's function, by the shell
+    """
+    action.complete = how  # type: ignore[attr-defined]
+
+
+class PrintCompletion(argparse.Action):
+    """Prints the script for a shell. shtab is imported only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
+        try:
+            with needs("completion"):
+                import shtab
+        except ModuleNotFoundError as error:
+            parser.exit(3, f"bindsock: {error}\n")
+        print(shtab.complete(parser, shell=values, preamble=_PREAMBLE))
+        parser.exit()
