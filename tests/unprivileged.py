@@ -29,8 +29,8 @@ def drop_privileges() -> None:
     """Give them up for good, also for programs that are executed from now on."""
     if may_become_nobody():
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)  # drops every capability
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)  # the saved one, too; and drops every capability
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() == 0:
