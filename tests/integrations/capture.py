@@ -1,6 +1,6 @@
 """Which libraries leave by the effective interface on which event loop: measured, as a table.
 
-``python -m tests.integrations.capture`` measures in the laboratory and writes ``docs/capture.md`` and the README's copy.
+``python -m tests.integrations.capture`` measures in the laboratory and writes ``docs/capture.md``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from bindsock.testing.lab import Lab
 from tests.integrations.probes import PROBES, By, Probe
 from tests.integrations.servers import Servers
 
-TABLES = tuple(Path(__file__).parents[2] / name for name in ("docs/capture.md", "README.md"))
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs/capture.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -39,7 +40,7 @@ def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:
     servers.sources.pop(probe.server, None)
     if probe.alone:
         command = [sys.executable, "-m", "tests.integrations.capture", probe.run.__name__, loop, servers.host]
-        subprocess.run(command, check=True, cwd=TABLES[1].parent, timeout=2 * _PATIENCE)
+        subprocess.run(command, check=True, cwd=ROOT, timeout=2 * _PATIENCE)
     else:
         try:
             _run(probe, servers, loop)
@@ -87,7 +88,7 @@ class UnderRun:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=TABLES[1].parent,
+            cwd=ROOT,
         )
 
     def __enter__(self) -> Self:
@@ -156,9 +157,9 @@ def _cell(result: str) -> str:
     return {"bound": "**bound**"}.get(result, result)
 
 
-def written() -> list[str]:
-    """The table as it stands in each place."""
-    return [path.read_text().split(BEGIN)[1].split(END)[0] for path in TABLES]
+def written() -> str:
+    """The table as it stands in the documentation."""
+    return TABLE.read_text().split(BEGIN)[1].split(END)[0]
 
 
 def read(text: str) -> dict[tuple[str, str], str]:
@@ -182,10 +183,9 @@ def main(arguments: Sequence[str] = ()) -> None:
         (_serve_probes if len(arguments) == 2 else _run_alone)(*arguments)
         return
     measured = table(measure_all())
-    for path in TABLES:
-        before, _, rest = path.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        path.write_text(before + BEGIN + measured + END + after)
+    before, _, rest = TABLE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    TABLE.write_text(before + BEGIN + measured + END + after)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of docs/capture.md and of the README, measured again."""
+"""The table of docs/capture.md, measured again."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def test_each_row_of_the_capture_table_is_what_is_measured(lab: Lab, servers: Se
         binds = probe.by is By.INTEGRATION or (probe.by is By.LOOP and "bindsock" in loop)
         missing = "uvloop" in loop and "sock_sendto" in probe.name
         assert result == ("n/a" if missing else "bound" if binds else "leaks"), loop
-    for text in capture.written():
-        written = capture.read(text)
-        assert {loop: written[probe.name, loop] for loop in capture.LOOPS} == results
+    written = capture.read(capture.written())
+    assert {loop: written[probe.name, loop] for loop in capture.LOOPS} == results
 
 
 def test_the_column_of_bindsock_run_is_what_is_measured(lab: Lab, servers: Servers) -> None:
@@ -32,11 +31,21 @@ def test_the_column_of_bindsock_run_is_what_is_measured(lab: Lab, servers: Serve
         "psycopg, async (libpq)",
         "zeroconf, multicasts by `InterfaceChoice.Default`",
     ]
-    for text in capture.written():
-        written = capture.read(text)
-        assert {probe.name: written[probe.name, capture.RUN] for probe in PROBES if probe.can_run} == results
+    written = capture.read(capture.written())
+    assert {probe.name: written[probe.name, capture.RUN] for probe in PROBES if probe.can_run} == results
 
 
-def test_the_capture_tables_have_a_row_for_each_library_and_count_them() -> None:
+def test_the_capture_table_has_a_row_for_each_library_and_counts_them() -> None:
     written = capture.written()
-    assert written == [capture.table(capture.read(written[0]))] * len(capture.TABLES)
+    assert written == capture.table(capture.read(written))
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"), [("`bindsock.EventLoop`", "bindsock.EventLoop"), (capture.RUN, "`bindsock run -- ")]
+)
+def test_the_readme_counts_what_the_table_counts(column: str, shown: str) -> None:
+    results = capture.read(capture.written())
+    own = [probe.name for probe in PROBES if probe.by is not By.INTEGRATION]
+    bound = sum(results[name, column] == "bound" for name in own)
+    (row,) = [line for line in (capture.ROOT / "README.md").read_text().splitlines() if line.startswith("|") and shown in line]
+    assert f"{bound} of {len(own)}" in row

@@ -1,0 +1,76 @@
+"""Every code block of the README and of the documentation: what a reader copies works, and prints what the page says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bindsock.testing.lab import available
+from tests.docs import commands
+from tests.docs.page import ROOT, Block, blocks, normalized, pages
+
+PATIENCE = 280.0
+BLOCKS = [block for page in pages() for block in blocks(page)]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.skipped is None}), ids=name)
+def test_the_blocks_of_a_page_run_from_top_to_bottom(page: Path) -> None:
+    obstacle = available(vpn=True)
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    command = [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", "-m", "tests.docs", str(page)]
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.skipped is not None], ids=str)
+def test_a_block_that_is_not_run(block: Block) -> None:
+    pytest.skip(f"{block}: {block.skipped}")
+
+
+def test_every_block_has_a_language_that_is_run_or_says_why_it_is_not() -> None:
+    run = {"python", "console", "text", "ini", "toml"}
+    assert [str(block) for block in BLOCKS if block.skipped is None and block.language not in run] == []
+
+
+def test_every_python_block_is_run() -> None:
+    assert [str(block) for block in BLOCKS if block.language == "python" and block.skipped is not None] == []
+
+
+def test_a_line_of_code_is_as_wide_as_the_page_at_the_most() -> None:
+    lines = [(str(block), line) for block in BLOCKS if block.language == "python" for line in block.source.splitlines()]
+    assert [(block, line) for block, line in lines if len(line) > 90] == []
+
+
+def test_the_commands_of_blocks_that_are_not_run_are_understood() -> None:
+    for block in BLOCKS:
+        if block.language == "console" and block.skipped is not None:
+            for command, _ in commands.split(block.source):
+                if commands.words(command)[0] == "bindsock":
+                    commands.check(command)
+
+
+def test_the_readme_and_the_start_page_show_the_same_program() -> None:
+    (of_the_readme, on_the_start_page) = (
+        [block.source for block in BLOCKS if block.page.name == name and block.source.startswith(("# hello.py", "$ python"))]
+        for name in ("README.md", "start.md")
+    )
+    assert len(of_the_readme) == 2
+    assert of_the_readme == on_the_start_page
+
+
+def test_what_differs_from_machine_to_machine_is_not_compared() -> None:
+    here = normalized("10.0.0.1 leaves by wlan0 via fe80::1 after 12 ms at 12:00:01.5, Linux 6.1, :: and 2001:db8::7 port 80")
+    there = normalized("10.9.8.7 leaves by wlan0 via fd10:1::1 after 3.5 ms at 01:02:03, Linux 7.0-x, fd00:: and ::1 port 9")
+    assert here == there
+    assert normalized("leaves by wlan0") != normalized("leaves by eth0")
