@@ -66,6 +66,8 @@ def check(command: str) -> None:
     match words(command):
         case ["bindsock", *arguments]:
             check_bindsock(arguments)
+        case ["python3", "-m", "venv", _]:
+            pass
         case ["pip", "install", *requirements]:
             for requirement in requirements:
                 check_requirement(requirement)

@@ -92,6 +92,14 @@ def blocks(page: Path) -> Iterator[Block]:
             yield Block(page, line, region.lexemes["info"], str(region.lexemes["source"]), reason[1] if reason else None)
 
 
+def inline_commands() -> Iterator[tuple[Path, str]]:
+    """The commands of bindsock that the pages, and what else a user meets on the way to a bug report, name in their text."""
+    others = [ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", ROOT / ".github/ISSUE_TEMPLATE/bug.yml"]
+    for path in [*pages(), *(other for other in others if other.exists())]:
+        for command in re.findall(r"`(bindsock [^`]+)`", path.read_text()):
+            yield path, command
+
+
 class Failed(AssertionError):
     """A block does not do what it should. The message says which, and what it did."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from bindsock.testing.lab import available
 from tests.docs import commands
-from tests.docs.page import ROOT, Block, blocks, normalized, pages
+from tests.docs.page import ROOT, Block, blocks, inline_commands, normalized, pages
 
 PATIENCE = 280.0
 BLOCKS = [block for page in pages() for block in blocks(page)]
@@ -60,11 +61,21 @@ def test_the_commands_of_blocks_that_are_not_run_are_understood() -> None:
                     commands.check(command)
 
 
+@pytest.mark.parametrize("command", sorted({command for _, command in inline_commands()}))
+def test_a_command_in_the_text_is_understood(command: str) -> None:
+    commands.check(command)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_a_link_to_a_file_leads_to_one(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", (ROOT / page).read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_the_readme_and_the_start_page_show_the_same_program() -> None:
-    (of_the_readme, on_the_start_page) = (
-        [block.source for block in BLOCKS if block.page.name == name and block.source.startswith(("# hello.py", "$ python"))]
-        for name in ("README.md", "start.md")
-    )
+    program = [block for block in BLOCKS if block.source.startswith(("# hello.py", "$ python hello.py"))]
+    of_the_readme, on_the_start_page = ([b.source for b in program if b.page.name == name] for name in ("README.md", "start.md"))
     assert len(of_the_readme) == 2
     assert of_the_readme == on_the_start_page
 
