@@ -63,13 +63,21 @@ class Printer:
         if self._file.isatty():
             hanging = _HANGING.match(text)
             indent = hanging.end() if hanging is not None else 0
-            width = max(shutil.get_terminal_size().columns, indent + _LEAST_WIDTH)
+            width = max(_width(self._file), indent + _LEAST_WIDTH)
             text = textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
         self.line(text, style)
 
     def lines(self, lines: Iterable[str], style: str = "") -> None:
         for line in lines:
             self.line(line, style)
+
+
+def _width(file: TextIO) -> int:
+    """The present width of a terminal, which an exported ``COLUMNS`` does not know after it was resized."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns or shutil.get_terminal_size().columns
+    except OSError:  # it has no descriptor
+        return shutil.get_terminal_size().columns
 
 
 def document(value: Any, file: TextIO | None = None) -> None:

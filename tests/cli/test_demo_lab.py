@@ -78,7 +78,8 @@ def test_ctrl_c_leaves_nothing_behind_and_gives_the_cursor_back() -> None:
         os.fdopen(ours, "rb", buffering=0) as terminal,
         subprocess.Popen(
             [sys.executable, "-m", "bindsock", "demo"],
-            env={**os.environ, "TERM": "xterm-256color"},
+            # Not in asyncio's debug mode, which tells of slow steps on standard error.
+            env={**os.environ, "TERM": "xterm-256color", "PYTHONASYNCIODEBUG": "", "PYTHONDEVMODE": ""},
             stdout=theirs,
             stderr=subprocess.PIPE,
         ) as process,

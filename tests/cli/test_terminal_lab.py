@@ -33,7 +33,7 @@ class Terminal:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bindsock", *arguments],
-                env={**os.environ, "TERM": "xterm-256color", **environment},
+                env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
                 stdin=theirs,
                 stdout=theirs,
                 stderr=theirs,
