@@ -453,10 +453,14 @@ class Connector:
         except BaseException:
             if guard is not None:
                 guard.close()
+            if isinstance(sock, FollowedSocket):
+                sock.detach_if_closed()
             sock.close()
             raise
         finally:
             guards.end_attaching(sock)
+        if isinstance(sock, FollowedSocket) and transport.is_closing():
+            sock.detach_if_closed()
         if guard is not None:
             guard.attach(transport)
         return transport, protocol

@@ -29,24 +29,45 @@ class FollowedSocket(socket.socket):
     guard: object = None
     """What ends the connection when it cannot work any more."""
     _farewell: Farewell | None = None
-    _kept: Callable[[], socket.socket] | None = None
+    _kept: Callable[[], socket.socket | None] | None = None
 
     def say_farewell(self, farewell: Farewell) -> None:
         """End the connection in this way when the socket is closed."""
         self._farewell = farewell
 
+    _inode: int | None = None
+
     def expect_detach(self) -> None:
-        """Keep a duplicate for the farewell, for a transport that closes the descriptor before it detaches the socket."""
+        """Prepare for a transport that closes the descriptor before it detaches the socket: keep a duplicate for the farewell."""
+        self._inode = os.fstat(self.fileno()).st_ino
         if self._farewell is not None and self._kept is None and (own := duplicate(self)) is not None:
             descriptor = own.detach()
             finalizer = weakref.finalize(self, os.close, descriptor)
             finalizer.atexit = False
 
-            def taken(family: int = self.family, kind: int = self.type, proto: int = self.proto) -> socket.socket:
-                finalizer.detach()
+            def taken(family: int = self.family, kind: int = self.type, proto: int = self.proto) -> socket.socket | None:
+                # The collector calls finalizers before the transport that it frees with this socket closes it. By then the
+                # number may be another file's.
+                if finalizer.detach() is None:
+                    return None
                 return socket.socket(family, kind, proto, fileno=descriptor)
 
             self._kept = taken
+
+    def detach_if_closed(self) -> None:
+        """Detach the socket if its transport has closed the descriptor and does not do that: the number may be another file's.
+
+        uvloop's ``create_connection(sock=)`` attaches the socket a turn of the loop after the transport has taken its descriptor.
+        A connection that ends in between is closed without it (``uvloop/loop.pyx``, create_connection).
+        """
+        if self._inode is None or self.fileno() == -1:
+            return
+        try:
+            if os.fstat(self.fileno()).st_ino == self._inode:
+                return
+        except OSError:
+            pass
+        self.detach()
 
     _connecting: Callable[[FollowedSocket], object] | None = None
 

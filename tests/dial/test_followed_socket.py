@@ -1,0 +1,73 @@
+"""Sockets that tell when they are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import struct
+
+import pytest
+
+import bindsock
+from bindsock.dial.farewell import Farewell, Farewells
+from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.testing import SimulatedKernel, network
+from tests.tls import tls_client_context
+from tests.virtual_loop import VirtualLoop
+
+
+class Transport:
+    """Closes its socket when it is freed, after somebody else has opened a file.
+
+    :param opened: is told the file's descriptor
+    """
+
+    sock: FollowedSocket
+
+    def __init__(self, opened: list[int]) -> None:
+        self._opened = opened
+
+    def __del__(self) -> None:
+        self._opened.append(os.open(os.devnull, os.O_RDONLY))
+        os.close(self.sock.detach())
+
+
+def test_what_is_freed_together_with_its_transport_closes_nobody_elses_file() -> None:
+    opened: list[int] = []
+    transport = Transport(opened)  # made before the socket, and so freed before it
+    ours, theirs = socket.socketpair()
+    sock = FollowedSocket(ours.family, ours.type, ours.proto, fileno=ours.detach())
+    sock.say_farewell(Farewell(Farewells(VirtualLoop().runtime), SimulatedKernel(network())))
+    sock.expect_detach()
+    transport.sock, sock.guard = sock, transport
+    del sock, transport
+    gc.collect()
+    (descriptor,) = opened
+    assert os.path.samestat(os.fstat(descriptor), os.stat(os.devnull))
+    os.close(descriptor)
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
+async def test_a_connection_that_ends_as_its_transport_is_made_closes_nobody_elses_file() -> None:
+    """uvloop's transport closes the descriptor before it knows of the socket object."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = await bindsock.connect(*listener.getsockname())
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+
+        def protocol() -> asyncio.Protocol:
+            peer.close()
+            return asyncio.Protocol()
+
+        with pytest.raises(OSError, match=r"reset|pipe|lost"):
+            await bindsock.create_connection(protocol, sock=sock, ssl=tls_client_context(), server_hostname="localhost")
+    del sock
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(50)]
+    await asyncio.sleep(0)
+    gc.collect()
+    for descriptor in opened:
+        assert os.path.samestat(os.fstat(descriptor), os.stat(os.devnull))
+        os.close(descriptor)
