@@ -102,5 +102,5 @@ class Inspector:
 def _extra_info(connection: asyncio.BaseTransport | asyncio.StreamWriter, name: str) -> object:
     try:
         return connection.get_extra_info(name)
-    except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
+    except (AttributeError, OSError):  # TLS transports, once closed: CPython's (Lib/asyncio/sslproto.py), and uvloop's
         return None
