@@ -34,6 +34,8 @@ from tests.waiting import until
 
 __all__ = ["path_manager", "source"]
 
+RESET = 4
+
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(mptcp.protocol() is None, reason="this kernel has no multipath TCP"),
@@ -263,6 +265,27 @@ async def test_bound_beneath_the_vpn_no_subflow_goes_into_it(lab: Lab, path_mana
             await until(lambda: interfaces(connected[1]) == ["eth0"])
             await ping(connected, b"y\n")
     assert [packet for packet in tap.packets if packet.payload] == []
+
+
+async def test_the_end_of_an_ipv6_subflow_does_not_go_into_the_tunnel(lab: Lab, path_manager: str) -> None:
+    """The kernel answers a peer's FIN by the routes if this side has ended the subflow first."""
+    lab.vpn_up("metric")
+    source = Source(lab, family=socket.AF_INET6)
+    await source.start()
+    with lab.tap(interface="tun0", protocol="tcp") as tap:
+        connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
+        with contextlib.ExitStack() as stack:
+            for connected in connections:
+                stack.enter_context(closing(connected[1]))
+                await ping(connected, b"before\n")
+            for number, uplink in enumerate(["eth0", "wifi0"] * 3):
+                lab.default(uplink)
+                for connected in connections:
+                    await until(lambda c=connected, u=uplink: interfaces(c[1]) == [u])  # type: ignore[misc]
+                    await ping(connected, b"%d\n" % number)
+            assert (bindsock.statistics().ended, len(source.writers)) == (0, 3)
+    await source.close()
+    assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & RESET] == []
 
 
 async def test_over_tls_it_follows_each_change(lab: Lab, path_manager: str, source: Source) -> None:

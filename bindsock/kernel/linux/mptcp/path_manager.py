@@ -210,18 +210,23 @@ class PathManager:
         subflows that it may have.
         """
         connection = self._known(sock)
-        if connection.userspace:
-            self._destroy(connection, address, self._remaining(sock, address))
-            return True
+        remaining = self._remaining(sock, address)
         added = address in self._added
-        if not added and not self._remaining(sock, address):
+        if not connection.userspace and not added and not remaining:
             return True
-        systems = not added and any(e.address == address for e in self._endpoints() if e.flags & _FLAG_SUBFLOW)
+        systems = not connection.userspace and not added and self._is_systems(address)
         if systems and why == "left":
             return False
-        if not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
-            self._remove_endpoint(address, first=connection.first == address)
-        self._reset(sock, self._remaining(sock, address))
+        if address.version == 6 and why != "lost":
+            # What an orderly end leaves behind answers the peer's FIN by the routes (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
+            self._reset(sock, remaining)
+        if connection.userspace:
+            self._destroy(connection, address, remaining)
+        elif not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
+            self._remove_endpoint(address, first=connection.first == address, lost=why == "lost")
+        if not connection.userspace or address.version == 6:
+            # Also one that is ending already: over a lost interface its end may go on later.
+            self._reset(sock, remaining)
         return True
 
     def retain(self, interfaces: Collection[int]) -> None:
@@ -231,7 +236,7 @@ class PathManager:
             if index not in interfaces and os.getpid() == self._process:
                 try:
                     if not self._needing(address, None, lost=True):
-                        self._remove_endpoint(address)
+                        self._remove_endpoint(address, lost=True)
                 except OSError as error:
                     _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
@@ -303,6 +308,10 @@ class PathManager:
                 connection.indexes[address] = interface.index
                 if connection is not first:
                     connection.expected.add(address)
+
+    def _is_systems(self, address: IPAddress) -> bool:
+        """Whether an endpoint that subflows come of has the address."""
+        return any(endpoint.address == address for endpoint in self._endpoints() if endpoint.flags & _FLAG_SUBFLOW)
 
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
@@ -377,17 +386,33 @@ class PathManager:
                 return
             time.sleep(0.01)
 
-    def _remove_endpoint(self, address: IPAddress, *, first: bool = False) -> None:
+    def _remove_endpoint(self, address: IPAddress, *, first: bool = False, lost: bool = False) -> None:
         """End all subflows with the address, and tell the peers.
 
         :param first: it may be a first subflow's: that has no endpoint, but the number 0
+        :param lost: nothing goes over it any more: then the kernel tells the peer first, by another subflow
         """
+        ending = self._remaining_ipv6(address)
+        if not lost:
+            self._reset_all(ending)
         self._added.pop(address, None)
         if not self._added:
             atexit.unregister(self._at_exit)
         identifiers = [endpoint.identifier for endpoint in self._endpoints() if endpoint.address == address]
         for identifier in [*identifiers, *([0] if first else [])]:
             self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=identifier), harmless=(errno.EINVAL,))
+        if lost:
+            self._reset_all(ending)
+
+    def _remaining_ipv6(self, address: IPAddress) -> list[tuple[socket.socket, list[Subflow]]]:
+        """All connections' subflows with an IPv6 address. What their orderly end leaves behind would answer by the routes."""
+        if address.version == 4:
+            return []
+        return [(sock, self._remaining(sock, address)) for sock in list(self._connections) if sock.fileno() != -1]
+
+    def _reset_all(self, ending: list[tuple[socket.socket, list[Subflow]]]) -> None:
+        for sock, subflows in ending:
+            self._reset(sock, subflows)
 
     def _endpoints(self) -> list[_Endpoint]:
         found = []
