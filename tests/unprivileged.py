@@ -14,6 +14,7 @@ from pathlib import Path
 
 NOBODY = 65534
 _PR_CAPBSET_DROP = 24
+_CAP_SETFCAP = 31
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -35,7 +36,9 @@ def drop_privileges() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() == 0:
         last = int(Path("/proc/sys/kernel/cap_last_cap").read_text("ascii"))
-        for capability in range(last + 1):  # else root has them again in a program that it executes
+        # Else root has them again in a program that it executes. That one may still make a user namespace in which it is root, as
+        # any user may; root needs CAP_SETFCAP for it (linux kernel/user_namespace.c, verify_root_map).
+        for capability in set(range(last + 1)) - {_CAP_SETFCAP}:
             _check(libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
     _check(libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24)))
 
