@@ -90,33 +90,17 @@ _DHCPCD = "dhcpcd --config $PWD/dhcpcd.conf"
 _NETWORKD = "/lib/systemd/systemd-networkd >>networkd.log 2>&1 & echo $! >networkd.pid"
 _NETWORK_MANAGER = "NetworkManager --no-daemon --config $PWD/manager.conf >>manager.log 2>&1 & echo $! >manager.pid"
 
-MANAGERS = (
-    Manager(
-        "dhclient",
-        ("dhclient",),
-        start=_DHCLIENT,
-        renew=f"{end('dhclient.pid')}; {_DHCLIENT}",
-        ask_anew=f"{end('dhclient.pid')}; {_DHCLIENT}",
-        restart=f"{end('dhclient.pid', 'KILL')}; {_DHCLIENT}",
-    ),
-    Manager(
-        "dhcpcd",
-        ("dhcpcd",),
-        start=rf"""
-        printf 'ipv4only\nmetric 100\nnohook resolv.conf\nnoarp\npersistent\n' >dhcpcd.conf
-        {_DHCPCD} --waitip=4 wifi0
-        """,
-        renew=f"{_DHCPCD} --rebind wifi0",
-        ask_anew=f"{_DHCPCD} --rebind wifi0",
-        restart=f"{_DHCPCD} --exit wifi0; {_DHCPCD} --waitip=4 wifi0",
-    ),
-    Manager(
+
+def _networkd(setting: str) -> Manager:
+    """:param setting: of networkd.conf's section Network"""
+    return Manager(
         "systemd-networkd",
         ("networkctl", "dbus-daemon"),
         start=f"""
-        mkdir -p /run/dbus /run/systemd/network
+        mkdir -p /run/dbus /run/systemd/network /run/systemd/networkd.conf.d
         dbus-daemon --system --fork
         for part in '' /links /leases /lldp; do install -d -o systemd-network /run/systemd/netif$part; done
+        printf '[Network]\\n%s\\n' {setting} >/run/systemd/networkd.conf.d/tests.conf
         cat >/run/systemd/network/wifi0.network <<END
         [Match]
         Name=wifi0
@@ -137,7 +121,30 @@ MANAGERS = (
         renew="networkctl renew wifi0",
         ask_anew="networkctl reconfigure wifi0",
         restart=f"{end('networkd.pid')}; {_NETWORKD}",
+    )
+
+
+MANAGERS = (
+    Manager(
+        "dhclient",
+        ("dhclient",),
+        start=_DHCLIENT,
+        renew=f"{end('dhclient.pid')}; {_DHCLIENT}",
+        ask_anew=f"{end('dhclient.pid')}; {_DHCLIENT}",
+        restart=f"{end('dhclient.pid', 'KILL')}; {_DHCLIENT}",
     ),
+    Manager(
+        "dhcpcd",
+        ("dhcpcd",),
+        start=rf"""
+        printf 'ipv4only\nmetric 100\nnohook resolv.conf\nnoarp\npersistent\n' >dhcpcd.conf
+        {_DHCPCD} --waitip=4 wifi0
+        """,
+        renew=f"{_DHCPCD} --rebind wifi0",
+        ask_anew=f"{_DHCPCD} --rebind wifi0",
+        restart=f"{_DHCPCD} --exit wifi0; {_DHCPCD} --waitip=4 wifi0",
+    ),
+    _networkd("ManageForeignRoutingPolicyRules=no"),
     Manager(
         "NetworkManager",
         ("NetworkManager", "nmcli", "dbus-daemon"),
@@ -176,3 +183,5 @@ MANAGERS = (
         restart=f"{end('manager.pid')}; {_NETWORK_MANAGER}",
     ),
 )
+NETWORKD_THAT_REMOVES_RULES = _networkd("ManageForeignRoutingPolicyRules=yes")
+"""Which is its default: when it configures an interface again it removes all rules that are not its own (man networkd.conf)."""

@@ -12,12 +12,13 @@ import pytest
 
 from bindsock.testing.lab import Lab, available
 from tests.integrations.tunnel import nothing_through_the_tunnel
-from tests.vpn.checks import bindsock, decided_right, has_the_default, left_by
+from tests.vpn.checks import bindsock, decided_right, decisions, has_the_default, left_by
 from tests.vpn.journey import Journey
 from tests.vpn.machine import Machine, missing
 from tests.vpn.managers import (
     LISTEN_TO_ROUTERS,
     MANAGERS,
+    NETWORKD_THAT_REMOVES_RULES,
     PPPOE_ADDRESS,
     PPPOE_CLIENT,
     PPPOE_SERVER,
@@ -31,6 +32,7 @@ from tests.vpn.traffic import Echoes, fresh
 
 pytestmark = [pytest.mark.lab, pytest.mark.vpn]
 VPN = VPNS[0]
+VPN_TABLE = 51820
 FIRST, SECOND = "10.1.0.50", "10.1.0.51"
 
 
@@ -79,6 +81,25 @@ def test_connections_stay_through_renewed_leases_and_move_to_other_addresses(lab
             router.run(lease(SECOND))
             journey.through("another lease", lambda: obtain(manager.ask_anew, SECOND), "wifi0", may_lose_replies=(4,))
             decided_right(lab, VPN, "wifi0")
+            left_by(lab, journey.fresh(), "wifi0")
+
+
+def test_connections_stay_when_networkd_takes_the_default_from_the_vpn(lab: Lab, tmp_path: Path) -> None:
+    manager = NETWORKD_THAT_REMOVES_RULES
+    with machines(lab, tmp_path, "dnsmasq", *manager.needs) as (host, router):
+        lab.ip("address", "delete", f"{lab.address('wifi0')}/24", "dev", "wifi0")
+        router.run(lease(FIRST))
+        obtains(host, manager.start, FIRST)
+        with beneath_a_vpn(lab, host, "wifi0") as journey:
+
+            def configure_again() -> None:
+                host.run(manager.ask_anew)
+                host.until(f"! ip -4 rule | grep -q {VPN_TABLE} && ! ip -6 rule | grep -q {VPN_TABLE}")
+                obtains(host, "", FIRST)
+
+            journey.through("removal of the rules", configure_again, "wifi0", may_lose_replies=(4,))
+            for _, decision in decisions(lab):
+                assert (decision["interface"], decision["tunnels"]) == ("wifi0", [])
             left_by(lab, journey.fresh(), "wifi0")
 
 
