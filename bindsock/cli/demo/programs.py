@@ -138,9 +138,11 @@ class Program:
         self._sockets = sockets
         self._server = server
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     async def start(self) -> None:
         host, udp, _ = self._server
+        self._stopping = False
         await self._sockets.datagram(lambda: self.telemetry, host, udp)
         self._tasks = [
             asyncio.create_task(self._send_telemetry(), name="bindsock demo telemetry"),
@@ -158,16 +160,28 @@ class Program:
 
         :param drain: seconds to wait for the last answers
         """
-        for task in self._tasks:
-            task.cancel()
+        self._stopping = True
+        drained = time.monotonic() + drain
+        if self._tasks:
+            telemetry, report = self._tasks
+            telemetry.cancel()
+            try:
+                await asyncio.wait([report], timeout=drain)
+            finally:
+                report.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        await asyncio.sleep(drain)
+        await asyncio.sleep(drained - time.monotonic())
         if self.telemetry.transport is not None:
             self.telemetry.transport.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    @property
+    def _all_reported(self) -> bool:
+        """Whether it is to stop, and no report waits for an answer."""
+        return self._stopping and len(self.reports.answered) == len(self.reports.sent)
 
     async def _send_telemetry(self) -> None:
         due = time.monotonic()
@@ -178,7 +192,7 @@ class Program:
 
     async def _report(self) -> None:
         host, _, tcp = self._server
-        while True:
+        while not self._all_reported:
             writer: asyncio.StreamWriter | None = None
             try:
                 reader, writer = await self._sockets.stream(host, tcp)
@@ -195,7 +209,7 @@ class Program:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reports = self.reports
         await _line(reader)
-        while True:
+        while not self._all_reported:
             if len(reports.sent) == len(reports.answered):
                 reports.sent.append(time.monotonic())
             writer.write(f"{self.tag} report {len(reports.sent)}\n".encode())
