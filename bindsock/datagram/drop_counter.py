@@ -11,6 +11,8 @@ So, while a socket sends:
 * What the socket has handed over and the device has not sent is looked at fifty times a second. If there was anything the last
   time, it is lost, and what was sent since.
 
+* When the device works and the route is gone, IPv4 takes the destination for a neighbour and asks the link for it
+  (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu). What waits for the answer is lost.
 * When the device itself is gone, and its counter with it, what was sent since the look before the last one is taken for lost.
 
 That is exact where nobody else sends by the device and the gateway answers, and otherwise an upper bound: what is counted may
@@ -122,7 +124,7 @@ class DropCounter:
             self.due = self._note_due = 0.0
 
     def _stop(self) -> None:
-        """The device is dead, and what it dropped is counted."""
+        """The path is dead, and what that cost is counted."""
         self._interface = None
         self._reset()
 
@@ -162,6 +164,17 @@ class DropCounter:
         waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
         self._stop()
         return min(sent, dropped + waiting)
+
+    def stranded(self, sock: socket.socket) -> int:
+        """The device works and the route is gone: how many of the socket's datagrams wait for an answer that never comes.
+
+        They are not counted again.
+        """
+        if self._interface is None:
+            return 0
+        count = min(self._kernel.unsent(sock), self._unsent + self._sent - self._sent_then)
+        self._stop()
+        return count
 
     def _note(self, now: float) -> None:
         assert self._interface is not None

@@ -119,6 +119,23 @@ class InPlace:
         if self.requirement is not None and placement.path is not None:
             check_route(self._watcher.kernel, network.interfaces[placement.path.index], self.requirement.destination)
 
+    def unrouted(self, network: Network) -> bool:
+        """Whether no route leads by the path where the socket is: what is sent all the same is lost (see :meth:`check_route`).
+
+        False where it cannot be told.
+        """
+        path = self.placement.path
+        interface = network.interfaces.get(path.index) if path is not None else None
+        if path is None or interface is None or self.requirement is None:
+            return False
+        destination = self.requirement.destination
+        if destination is None:
+            return (path.index, path.family) not in network.reachable
+        try:
+            return not self._watcher.kernel.has_route(interface, destination)
+        except OSError:
+            return False
+
     def move(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:
         """Bind the socket to the interface of another placement, or to none.
 
@@ -162,6 +179,17 @@ class InPlace:
     def count_drops(self, sock: socket.socket) -> None:
         """The device is dead: count what it had taken and not sent."""
         self._watcher.statistics.lost_on_device += self.drops.lost(sock)
+
+    def count_unrouted(self, sock: socket.socket, wanted: Placement, network: Network) -> None:
+        """The socket is to leave its device, which works: count what was sent by it after the route had gone."""
+        path = self.placement.path
+        if (
+            path is not None
+            and path.index != wanted.interface_index
+            and self._watcher.kernel.unsent(sock)
+            and self.unrouted(network)
+        ):
+            self._watcher.statistics.lost_on_device += self.drops.stranded(sock)
 
     def count_unsent(self, sock: socket.socket) -> None:
         """The device is dead, and the program has not told what it sent: what has not left yet never will."""
@@ -372,6 +400,7 @@ class InPlaceMover:
         assert in_place.requirement is not None
         peer = self._peer if self._peer is not None else peer_of(sock)
         wanted = in_place.requirement.placement(decider)
+        hop_silent = in_place.hop_silent(wanted, decider.network, holding=False)
         orders = plan(
             Facts(
                 decider.network,
@@ -379,14 +408,16 @@ class InPlaceMover:
                 wanted,
                 in_place.source(sock, peer),
                 in_place.broken,
-                hop_silent=in_place.hop_silent(wanted, decider.network, holding=False),
+                hop_silent=hop_silent,
+                unrouted=hop_silent and in_place.unrouted(decider.network),
             )
         )
-        if orders.count_drops:
-            if self.used:
-                in_place.count_drops(sock)
-            else:
-                in_place.count_unsent(sock)
+        if not orders.count_drops:
+            in_place.count_unrouted(sock, wanted, decider.network)
+        elif self.used:
+            in_place.count_drops(sock)
+        else:
+            in_place.count_unsent(sock)
         if orders.step is Step.AWAIT:
             in_place.when_hop_answers(wanted, decider.network, self._hop_answers)
         if orders.step is Step.STAY:

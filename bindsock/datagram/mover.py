@@ -238,6 +238,7 @@ class DatagramMover:
     def _go_where_it_belongs(self, requirement: Requirement, decider: Decider) -> None:
         in_place, network = self.in_place, decider.network
         wanted = requirement.placement(decider)
+        hop_silent = in_place.hop_silent(wanted, network, holding=self.no_path)
         orders = plan(
             Facts(
                 network,
@@ -247,11 +248,14 @@ class DatagramMover:
                 in_place.broken,
                 self._may_overlap(),
                 frozenset() if self._endpoint.own_socket else self.held.indices,
-                in_place.hop_silent(wanted, network, holding=self.no_path),
+                hop_silent,
+                hop_silent and in_place.unrouted(network),
             )
         )
         if orders.count_drops:
             in_place.count_drops(self.sock)
+        else:
+            in_place.count_unrouted(self.sock, wanted, network)
         if orders.hold or orders.step is Step.AWAIT:
             in_place.when_hop_answers(wanted, network, self._hop_answers)
         if orders.step is Step.END:

@@ -105,6 +105,8 @@ class Facts:
     """Indices of the interfaces on which the endpoint has other sockets that work."""
     hop_silent: bool = False
     """The first hop of the path where it belongs has not answered yet."""
+    unrouted: bool = False
+    """No route leads by the path where it is any more, though its device and its addresses are there."""
 
 
 class Step(enum.Enum):
@@ -147,7 +149,7 @@ def plan(facts: Facts) -> Orders:
     path, wanted = facts.placement.path, facts.wanted
     count_drops = path is not None and not device_alive(facts.network, path)
     step = _step(facts)
-    gap = facts.broken or path is None or not alive(facts.network, path, facts.source)
+    gap = facts.broken or facts.unrouted or path is None or not alive(facts.network, path, facts.source)
     if facts.hop_silent and not gap and path is not None and wanted.path is not None and path.index != wanted.path.index:
         return Orders(Step.AWAIT, facts.placement, count_drops)
     hold = facts.hop_silent and step in (Step.STAY, Step.IN_PLACE, Step.OVERLAP, Step.TAKE_BACK)

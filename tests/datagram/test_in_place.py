@@ -22,6 +22,15 @@ WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
 WIRED = interface("en1", 3, "198.51.100.5/24", "2001:db8:3::5/64", kind=InterfaceKind.WIRED)
 ON_WIFI = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
 ON_WIRED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), route("::/0", 3, "2001:db8:3::1"))
+WIRED_BETTER = network(
+    LOOPBACK,
+    WIFI,
+    WIRED,
+    route("0.0.0.0/0", 3, "198.51.100.1"),
+    route("::/0", 3, "2001:db8:3::1"),
+    route("0.0.0.0/0", 2, "192.0.2.1", metric=600),
+    route("::/0", 2, "2001:db8:2::1", metric=600),
+)
 MIXED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 3, "2001:db8:3::1"))
 NOWHERE = network(LOOPBACK, WIFI)
 
@@ -113,10 +122,20 @@ async def test_a_better_path_is_taken_when_its_first_hop_answers(kernel: Simulat
         factory.track(sock)
         kernel.hops["en1"] = False
         readings = kernel.readings
-        kernel.change(ON_WIRED)
+        kernel.change(WIRED_BETTER)
         await until(lambda: kernel.readings > readings)
         assert (kernel.bound(sock), kernel.asked_hops) == (2, ["en1"])
         kernel.hops["en1"] = True
+        await until(lambda: kernel.bound(sock) == 3)
+
+
+async def test_a_path_whose_route_is_gone_is_left_before_the_first_hop_of_the_other_answers(
+    kernel: SimulatedKernel, factory: TransportFactory
+) -> None:
+    with datagrams() as sock:
+        factory.track(sock)
+        kernel.hops["en1"] = False
+        kernel.change(ON_WIRED)
         await until(lambda: kernel.bound(sock) == 3)
 
 

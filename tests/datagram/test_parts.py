@@ -47,8 +47,9 @@ def facts(
     may_overlap: bool = True,
     held: frozenset[int] = frozenset(),
     hop_silent: bool = False,
+    unrouted: bool = False,
 ) -> Facts:
-    return Facts(network, placement, wanted, source, broken, may_overlap, held, hop_silent)
+    return Facts(network, placement, wanted, source, broken, may_overlap, held, hop_silent, unrouted)
 
 
 STEPS = {
@@ -91,6 +92,7 @@ SILENT = {
         True,
     ),
     "nor if it is broken": (facts(BOTH, ON_ETHERNET, broken=True, hop_silent=True), Step.IN_PLACE, ON_ETHERNET, True),
+    "nor if its route is gone": (facts(BOTH, ON_ETHERNET, hop_silent=True, unrouted=True), Step.OVERLAP, ON_ETHERNET, True),
     "nor from none": (facts(BOTH, ON_ETHERNET, placement=UNBOUND, hop_silent=True), Step.IN_PLACE, ON_ETHERNET, True),
     "nor on the same interface": (
         facts(network(WIFI_OTHER), place_on(WIFI_OTHER), hop_silent=True),

@@ -107,6 +107,35 @@ async def test_a_port_that_blocks_after_carrier_costs_nothing(lab: Lab, family: 
 
 
 @FAMILIES
+async def test_a_path_whose_route_is_gone_is_left_at_once_though_the_other_passes_nothing_yet(
+    lab: Lab, family: socket.AddressFamily
+) -> None:
+    lab.datagrams()
+    remote = (lab.server.address(family), lab.server.udp_port)
+    transport, protocol = await bindsock.create_datagram_endpoint(Numbered, remote_addr=remote)
+    sending = asyncio.create_task(protocol.send())
+    try:
+        await protocol.sent_by("wifi0")
+        lab.down("eth0")
+        lab.up("eth0")
+        lab.wait_until_running("eth0")
+        block(lab, "eth0", True)
+        lab.ip("-6" if family == V6 else "-4", "route", "delete", "default", "dev", "wifi0")
+        async with asyncio.timeout(PATIENCE):
+            while bindsock.statistics().waiting < 200:
+                await asyncio.sleep(0.01)
+        assert transport.get_extra_info("interface") == "eth0"
+        block(lab, "eth0", False)
+        await protocol.sent_by("eth0", 500)
+    finally:
+        sending.cancel()
+    counted = bindsock.statistics()
+    assert len(await missing(lab, protocol.sent - counted.waiting)) <= counted.lost_on_device < 100
+    assert (counted.lost, protocol.errors) == (0, [])
+    transport.close()
+
+
+@FAMILIES
 async def test_a_gateway_is_known_to_answer_once_it_has_been_asked(
     lab: Lab, kernel: LinuxKernel, family: socket.AddressFamily
 ) -> None:

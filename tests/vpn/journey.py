@@ -146,7 +146,7 @@ class Journey:
         :param families: of which IP versions; connections of the other take no notice
         :param gone: the uplink whose path goes, and with it the replies that are on their way; its plain streams end with an
             error, all others stay where they are. ``None`` if all paths still work: then no reply is lost
-        :param gap: whether the kernel takes without an error what is sent until the event is read
+        :param gap: as :meth:`through` has it
         """
         before, after = self.through(what, event, *interfaces, may_lose_replies=families if gone is not None else (), gap=gap)
         for name, state in after.items():
@@ -163,6 +163,8 @@ class Journey:
     ) -> tuple[dict[str, State], dict[str, State]]:
         """Let something happen, and wait until all connections work again.
 
+        :param gap: whether a default route of IPv4 goes and its interface stays: what is sent until the event is read then waits
+            for the server on the link (docs/datagrams.md), and must be counted
         :return: the states before and after
         """
         before = self.states()
@@ -177,9 +179,10 @@ class Journey:
         """End the traffic, and compare what was sent with what the servers say they got, and from where."""
         output, _ = self._process.communicate(timeout=_PATIENCE)
         assert self._process.returncode == 0
-        states = {name: State(**fields) for name, fields in json.loads(output).items()}
+        final = json.loads(output)
+        states = {name: State(**fields) for name, fields in final["states"].items()}
         datagrams = [d for d in self._lab.datagrams() if d.payload.isdigit()]
-        lost = []
+        lost, in_gaps = [], 0
         for version, commands in zip((4, 6), self.commands, strict=True):
             arrived = {int(d.payload) for d in datagrams if (":" in d.source) == (version == 6)}
             state = states[f"datagrams {version}"]
@@ -189,11 +192,13 @@ class Journey:
                 within = [number for number in missing if number in part.sent]
                 if part.gap and within == list(range(within[0], within[-1] + 1) if within else ()):
                     missing = [number for number in missing if number not in part.sent]
+                    in_gaps += len(within)
             lost += [f"{number} of IPv{version}, {_when(number, parts)}" for number in missing]
             unanswered = [number for part in parts if part.replies_too for number in state.unanswered if number in part.sent]
             lost += [f"the reply to {number} of IPv{version}, {_when(number, parts)}" for number in unanswered]
             assert commands.applied == list(range(states[f"on_reconnect {version}"].sent))
         assert lost == []
+        assert in_gaps <= final["lost_on_device"]
         assert self.servers.quic_connections == 1
         sources = {d.source for d in datagrams}.union(self.servers.sources["quic"], *(c.sources for c in self.commands))
         assert {uplink_of(self._lab, source) for source in sources} <= set(self._lab.uplinks)

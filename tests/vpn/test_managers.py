@@ -77,9 +77,9 @@ def test_connections_stay_through_renewed_leases_and_move_to_other_addresses(lab
         obtain(manager.start, FIRST)
         with beneath_a_vpn(lab, host, "wifi0") as journey:
             journey.undisturbed("renewal", lambda: obtain(manager.renew, FIRST), "wifi0")
-            journey.through("restart", lambda: obtain(manager.restart, FIRST), "wifi0", may_lose_replies=(4,))
+            journey.through("restart", lambda: obtain(manager.restart, FIRST), "wifi0", may_lose_replies=(4,), gap=True)
             router.run(lease(SECOND))
-            journey.through("another lease", lambda: obtain(manager.ask_anew, SECOND), "wifi0", may_lose_replies=(4,))
+            journey.through("another lease", lambda: obtain(manager.ask_anew, SECOND), "wifi0", may_lose_replies=(4,), gap=True)
             decided_right(lab, VPN, "wifi0")
             left_by(lab, journey.fresh(), "wifi0")
 
@@ -97,7 +97,7 @@ def test_connections_stay_when_networkd_takes_the_default_from_the_vpn(lab: Lab,
                 host.until(f"! ip -4 rule | grep -q {VPN_TABLE} && ! ip -6 rule | grep -q {VPN_TABLE}")
                 obtains(host, "", FIRST)
 
-            journey.through("removal of the rules", configure_again, "wifi0", may_lose_replies=(4,))
+            journey.through("removal of the rules", configure_again, "wifi0", may_lose_replies=(4,), gap=True)
             for _, decision in decisions(lab):
                 assert (decision["interface"], decision["tunnels"]) == ("wifi0", [])
             left_by(lab, journey.fresh(), "wifi0")

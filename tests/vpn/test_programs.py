@@ -67,7 +67,6 @@ def test_connections_stay_beneath_a_vpn_whatever_it_does(lab: Lab, tmp_path: Pat
 @pytest.mark.parametrize("vpn", cases(REPLACING))
 def test_connections_move_when_a_vpn_deletes_the_default_of_their_uplink(lab: Lab, tmp_path: Path, vpn: Vpn) -> None:
     with beside(lab, tmp_path, vpn) as (host, journey):
-        # What is bound to an interface without a default takes the server for a neighbour: it asks by ARP (docs/linux.md).
         deleted = functools.partial(journey.moves, families=(4,), gone="wifi0", gap=True)
         deleted("start", lambda: vpn.start(host), "eth0", "wifi0")
         has_the_default(lab, vpn)

@@ -2,7 +2,7 @@
 
 Its argument is an object of JSON, the fields of :class:`Where`. Each line of its input is answered with one: ``state`` with that
 of every connection, ``fresh`` with how new ones leave. At the end of input it waits for what is still to be answered, and says
-the state once more.
+the state once more, and how many datagrams are counted as lost on a device.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ async def main(where: Where) -> None:
             print(json.dumps(answer), flush=True)
         for connection in connections.values():
             connection.end()
-    print(json.dumps(states()), flush=True)
+    print(json.dumps({"states": states(), "lost_on_device": bindsock.statistics().lost_on_device}), flush=True)
 
 
 if __name__ == "__main__":
