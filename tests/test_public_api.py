@@ -50,11 +50,6 @@ def test_a_star_import_brings_every_public_name() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="open_conection"):
-        bindsock.open_conection  # type: ignore[attr-defined]  # noqa: B018
-
-
 def public(kind: Any) -> list[tuple[str, Any]]:
     found = []
     for name in ("bindsock", "bindsock.anyio", "bindsock.blocking", "bindsock.testing"):

@@ -1,4 +1,4 @@
-"""TLS contexts for servers on loopback."""
+"""TLS contexts: one authority, which the clients trust, and a certificate for each server."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import ssl
 import trustme
 
 _authority = trustme.CA()
-_certificate = _authority.issue_cert("localhost")
 
 
-def tls_server_context() -> ssl.SSLContext:
+def tls_server_context(name: str = "localhost") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _certificate.configure_cert(context)
+    _authority.issue_cert(name).configure_cert(context)
     return context
 
 

@@ -8,7 +8,6 @@ import hashlib
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -17,11 +16,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import trustme
 
 import bindsock
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.testing.lab import Lab
+from tests.tls import tls_client_context, tls_server_context
 
 SIZE = 50 << 20
 
@@ -48,15 +47,11 @@ class Source:
 
     async def start_tls(self, lab: Lab) -> None:
         """From now on, speak TLS."""
-        authority = trustme.CA()
-        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-        authority.issue_cert(lab.server.name).configure_cert(server)
-        authority.configure_trust(client)
         assert self.server is not None
         again = self.listener.dup()
         self.server.close()
-        self.server = await asyncio.start_server(self._serve, sock=again, ssl=server, limit=1 << 20)
-        self.tls = {"ssl": client, "server_hostname": lab.server.name}
+        self.server = await asyncio.start_server(self._serve, sock=again, ssl=tls_server_context(lab.server.name), limit=1 << 20)
+        self.tls = {"ssl": tls_client_context(), "server_hostname": lab.server.name}
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
