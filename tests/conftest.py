@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 import uvloop
 
-from bindsock.testing.lab import LabUnavailable, enter_user_namespace
+from bindsock.testing.lab import LabUnavailable, available, enter_user_namespace
 from bindsock.testing.lab.fixtures import lab
 
 __all__ = ["lab"]
@@ -81,6 +81,13 @@ def _eager(factory: LoopFactory) -> asyncio.AbstractEventLoop:
 def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
     """For tests that run a loop of their own."""
     return LOOP_FACTORIES[request.param]
+
+
+@pytest.fixture
+def vpn() -> None:
+    """Skip the test, and say why, where the laboratory cannot have a VPN."""
+    if (reason := available(vpn=True)) is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture

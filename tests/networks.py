@@ -1,4 +1,4 @@
-"""Networks written down the way ``ip`` prints them, for tests of what is decided from them."""
+"""Networks written down the way ``ip`` prints them, for tests of what is decided from them; and what is in one."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def network(interfaces: str, routes: str = "", *, unconfirmed: Iterable[str] = (
     parsed = tuple(_route(line.split(), indices) for line in routes.splitlines() if line.strip())
     families = (socket.AF_INET, socket.AF_INET6)
     return tabulated(made, parsed, refused=[(indices[name], family) for name in unconfirmed for family in families])
+
+
+def named(network: Network, name: str) -> Interface:
+    """The interface of that name. There must be one."""
+    found = network.named(name)
+    assert found is not None
+    return found
 
 
 def _interface(words: list[str], indices: dict[str, int]) -> Interface:

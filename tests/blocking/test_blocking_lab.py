@@ -22,6 +22,7 @@ from bindsock.stream import descriptors
 from bindsock.testing.lab import Lab
 from tests.integrations.test_http_lab import bring_up
 from tests.integrations.tunnel import nothing_through_the_tunnel
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -62,11 +63,6 @@ def source(sock: socket.socket) -> str:
     """The source address in the server's greeting."""
     with sock.makefile() as file:
         return file.readline().split()[1]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def tracked() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged, NoEffectiveInterface
 from bindsock.testing.darwin import SimulatedDarwin
 from tests.darwin.machines import two_uplinks
+from tests.waiting import until
 
 FAR = "198.51.100.7"
 PATIENCE = 20.0
@@ -33,11 +34,6 @@ class Mac:
         index = self.kernel.bound(sock)
         assert index is not None
         return self.machine.state.interfaces[index].name
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await asyncio.sleep(0.001)
 
 
 @pytest_asyncio.fixture
@@ -69,7 +65,7 @@ async def test_a_datagram_endpoint_follows_the_delegate_in_place(mac: Mac) -> No
     assert mac.interface(sock) == "en0"
     descriptor = sock.fileno()
     mac.machine.set_delegate("utun0", "en5")
-    await mac.until(lambda: mac.interface(transport.get_extra_info("socket")) == "en5")
+    await until(lambda: mac.interface(transport.get_extra_info("socket")) == "en5")
     assert transport.get_extra_info("socket").fileno() == descriptor
     assert transport.get_extra_info("sockname") == name
     assert transport.get_extra_info("interface") == "en5"
@@ -83,7 +79,7 @@ async def test_a_vpn_that_comes_and_goes_moves_nothing(mac: Mac) -> None:
     mac.machine.vpn_down("utun0", "en0")
     mac.machine.make_primary("en5")
     change = await asyncio.wait_for(anext(changes), PATIENCE)
-    await mac.until(lambda: transport.get_extra_info("interface") == "en5")
+    await until(lambda: transport.get_extra_info("interface") == "en5")
     assert change.ipv4.new_path is not None
     assert change.ipv4.new_path.interface == "en5"
     assert mac.factory.statistics().rebinds == 1
@@ -116,7 +112,7 @@ async def test_a_stream_is_not_disturbed_by_noise_and_junk(mac: Mac) -> None:
     for junk in (bytes(20), bytes.fromhex("080005047a7a7a7a"), b"\xff" * 200):
         mac.machine.inject(junk)
     readings = mac.factory.statistics().readings
-    await mac.until(lambda: mac.factory.statistics().readings > readings)
+    await until(lambda: mac.factory.statistics().readings > readings)
     writer.write(b"still here")
     assert await reader.readexactly(10) == b"still here"
     assert mac.factory.statistics().ended == 0
@@ -138,7 +134,7 @@ async def test_a_change_that_is_not_told_is_seen_with_the_next_event(mac: Mac) -
     assert transport.get_extra_info("interface") == "en0"
     mac.machine.set_ipv6_default("en5")
     mac.machine.set_link("en0", True)
-    await mac.until(lambda: transport.get_extra_info("interface") == "en5")
+    await until(lambda: transport.get_extra_info("interface") == "en5")
     transport.close()
 
 

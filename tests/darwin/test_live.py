@@ -25,9 +25,10 @@ from bindsock.errors import BindFailed
 from bindsock.kernel.darwin import DarwinKernel, abi
 from bindsock.kernel.darwin.syscalls import LiveSyscalls
 from bindsock.model.decision import Basis
-from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.model.network import Interface, InterfaceKind
 from bindsock.routing.effective import decide
 from tests.abi.check import compile_with_system, source
+from tests.networks import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,12 +88,6 @@ def tunnel() -> Iterator[Tunnel]:
     made = Tunnel()
     yield made
     made.close()
-
-
-def named(network: Network, name: str) -> Interface:
-    found = network.named(name)
-    assert found is not None
-    return found
 
 
 # The binary interface

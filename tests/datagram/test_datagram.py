@@ -33,6 +33,7 @@ from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Preferences
 from bindsock.testing import SimulatedKernel, interface, network, route
+from tests.waiting import until
 
 FAR = ip_address("198.51.100.7")
 WIFI = interface("wifi0", 2, "127.0.0.1/8")
@@ -204,10 +205,7 @@ class Scene:
         await turn()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        deadline = self.loop.time() + PATIENCE
-        while not condition():
-            assert self.loop.time() < deadline, "it did not come to that"
-            await asyncio.sleep(0.001)
+        await until(condition)
 
     def arrived(self) -> list[bytes]:
         """What the peer has received since this was asked last."""

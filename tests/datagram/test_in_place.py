@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from ipaddress import ip_address
 
 import pytest
@@ -16,6 +16,7 @@ from bindsock.factory import connector_of
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, InterfaceKind, IPAddress
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from tests.waiting import until
 
 LOOPBACK = interface("lo0", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
 WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
@@ -59,12 +60,6 @@ def datagrams(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
     return sock
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_a_tracked_socket_is_bound_and_moved(kernel: PickyKernel, factory: TransportFactory) -> None:

@@ -12,7 +12,6 @@ import pytest
 import bindsock
 from bindsock.errors import UnsupportedSystem
 from bindsock.proxy import Proxy
-from bindsock.testing.lab import available
 from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 from tests.cli.conftest import run as run
 from tests.integrations.tunnel import nothing_through_the_tunnel
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
 
 MARK = 51820
 _SO_MARK = 36
-
-
-@pytest.fixture
-def vpn() -> None:
-    if (reason := available(vpn=True)) is not None:
-        pytest.skip(reason)
 
 
 async def dial(lab: Lab, host: str, **preferences: Any) -> tuple[str | None, int]:

@@ -9,6 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bindsock.kernel.linux import LinuxKernel
     from tests.linux.namespaces import World
 
 if not sys.platform.startswith("linux"):
@@ -25,3 +26,12 @@ def world() -> Iterator[World]:
         except PermissionError as refused:
             pytest.skip(f"no network namespaces here: {refused}")
         yield made
+
+
+@pytest.fixture
+def kernel(world: World) -> Iterator[LinuxKernel]:
+    from bindsock.kernel.linux import LinuxKernel
+
+    kernel = LinuxKernel()
+    yield kernel
+    kernel.close()

@@ -17,6 +17,7 @@ from bindsock.kernel.linux.rtnetlink import events as events_module
 from bindsock.kernel.linux.rtnetlink.events import RouteEvents
 from bindsock.model.network import Answers, InterfaceKind, Network, Route, RouteKind
 from tests.linux.namespaces import as_nobody, carrier, inside, ip, sysctl, until, until_running
+from tests.networks import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,19 +29,6 @@ pytestmark = pytest.mark.lab
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 SERVER4, SERVER6 = ipaddress.ip_address("10.9.0.10"), ipaddress.ip_address("fd10:9::10")
-
-
-@pytest.fixture
-def kernel(world: World) -> Iterator[LinuxKernel]:
-    kernel = LinuxKernel()
-    yield kernel
-    kernel.close()
-
-
-def interface(kernel: LinuxKernel, name: str) -> Interface:
-    found = kernel.network().named(name)
-    assert found is not None
-    return found
 
 
 def defaults(network: Network, family: socket.AddressFamily) -> list[Route]:
@@ -75,7 +63,7 @@ def test_a_reading_has_interfaces_addresses_routes_and_who_is_reachable(kernel: 
     ]
     assert set(defaults(network, V4)) == {
         Route(ipaddress.ip_network("0.0.0.0/0"), wifi0.index, ipaddress.ip_address("10.1.0.1"), 600),
-        Route(ipaddress.ip_network("0.0.0.0/0"), interface(kernel, "eth0").index, ipaddress.ip_address("10.2.0.1"), 700),
+        Route(ipaddress.ip_network("0.0.0.0/0"), named(kernel.network(), "eth0").index, ipaddress.ip_address("10.2.0.1"), 700),
     }
     assert reachable(kernel) == EVERYTHING
     assert network.unbound[V4].route in defaults(network, V4)
@@ -96,8 +84,8 @@ def neighbours() -> str:
 def test_asking_sends_nothing(kernel: LinuxKernel) -> None:
     before = neighbours()
     kernel.network()
-    kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("10.2.0.77"))
-    kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("fd10:2::77"))
+    kernel.has_route(named(kernel.network(), "eth0"), ipaddress.ip_address("10.2.0.77"))
+    kernel.has_route(named(kernel.network(), "eth0"), ipaddress.ip_address("fd10:2::77"))
     assert neighbours() == before
 
 
@@ -140,18 +128,18 @@ def test_a_process_without_privilege_reads_the_same(kernel: LinuxKernel) -> None
 def test_each_kind_of_device_is_told_apart(kernel: LinuxKernel, kind: str, line: str, expected: InterfaceKind) -> None:
     if not supported(*line.split()):
         pytest.skip(f"this kernel has no {kind} devices")
-    assert interface(kernel, "x0").kind is expected
+    assert named(kernel.network(), "x0").kind is expected
 
 
 @pytest.mark.parametrize("tap", [False, True])
 def test_a_tun_and_a_tap_are_tunnels(world: World, kernel: LinuxKernel, tap: bool) -> None:
     world.device("vpn0", tap=tap)
-    assert interface(kernel, "vpn0").kind is InterfaceKind.TUNNEL
+    assert named(kernel.network(), "vpn0").kind is InterfaceKind.TUNNEL
 
 
 def test_a_tun_without_its_process_has_no_carrier(world: World, kernel: LinuxKernel) -> None:
     ip("tuntap add dev vpn0 mode tun", "link set vpn0 up")
-    assert (interface(kernel, "vpn0").up, interface(kernel, "vpn0").running) == (True, False)
+    assert (named(kernel.network(), "vpn0").up, named(kernel.network(), "vpn0").running) == (True, False)
     world.device("vpn0")
     until_running("vpn0")
 
@@ -159,18 +147,18 @@ def test_a_tun_without_its_process_has_no_carrier(world: World, kernel: LinuxKer
 def test_carrier_loss_and_admin_down_are_two_things(world: World, kernel: LinuxKernel) -> None:
     events = RouteEvents()
     carrier(world, "wifi0", False)
-    until(events, lambda: not interface(kernel, "wifi0").running)
-    assert interface(kernel, "wifi0").up
+    until(events, lambda: not named(kernel.network(), "wifi0").running)
+    assert named(kernel.network(), "wifi0").up
     assert reachable(kernel) == EVERYTHING - {("wifi0", V4), ("wifi0", V6)}
     ip("link set eth0 down")
-    assert not interface(kernel, "eth0").up
+    assert not named(kernel.network(), "eth0").up
     assert reachable(kernel) == set()
     events.close()
 
 
 def test_the_local_address_of_a_point_to_point_link_is_its_own(kernel: LinuxKernel) -> None:
     ip("addr add 10.5.0.1 peer 10.5.0.2 dev eth0", "addr add fd10:5::1 peer fd10:5::2 dev eth0 nodad")
-    addresses = [str(a.address) for a in interface(kernel, "eth0").addresses]
+    addresses = [str(a.address) for a in named(kernel.network(), "eth0").addresses]
     assert "10.5.0.1" in addresses
     assert "fd10:5::1" in addresses
     assert not {"10.5.0.2", "fd10:5::2"} & set(addresses)
@@ -181,7 +169,7 @@ def test_an_address_says_whether_it_is_tentative_deprecated_or_temporary(world: 
         ip("addr add fd10:2::dad/64 dev eth0 nodad")
     sysctl("ipv6/conf/eth0/dad_transmits", 3)
     ip("addr add fd10:2::dad/64 dev eth0", "addr add fd10:2::1d/64 dev eth0 nodad preferred_lft 0")
-    found = {str(a.address): a for a in interface(kernel, "eth0").addresses}
+    found = {str(a.address): a for a in named(kernel.network(), "eth0").addresses}
     assert found["fd10:2::dad"].tentative
     assert not found["fd10:2::dad"].usable
     assert found["fd10:2::1d"].deprecated
@@ -192,13 +180,13 @@ def test_an_address_says_whether_it_is_tentative_deprecated_or_temporary(world: 
 
 def test_a_secondary_ipv4_address_is_not_temporary(kernel: LinuxKernel) -> None:
     ip("addr add 10.2.0.3/24 dev eth0")
-    assert not any(a.temporary for a in interface(kernel, "eth0").addresses)
+    assert not any(a.temporary for a in named(kernel.network(), "eth0").addresses)
 
 
 def test_a_temporary_address_is_told(kernel: LinuxKernel) -> None:
     sysctl("ipv6/conf/eth0/use_tempaddr", 2)
     ip("addr add fd10:7::1/64 dev eth0 mngtmpaddr nodad valid_lft 9000 preferred_lft 9000")
-    temporary = [a for a in interface(kernel, "eth0").addresses if a.temporary]
+    temporary = [a for a in named(kernel.network(), "eth0").addresses if a.temporary]
     assert [a.address in ipaddress.ip_network("fd10:7::/64") for a in temporary] == [True]
 
 
@@ -209,7 +197,7 @@ def test_routes_of_every_table_are_read(kernel: LinuxKernel) -> None:
         "-6 route add 2001:db8::/32 via fd10:1::1 table 100000",
     )
     found = kernel.routes()
-    eth0, wifi0 = interface(kernel, "eth0").index, interface(kernel, "wifi0").index
+    eth0, wifi0 = named(kernel.network(), "eth0").index, named(kernel.network(), "wifi0").index
     assert Route(ipaddress.ip_network("0.0.0.0/0"), eth0, None, 0, 51820) in found
     assert Route(ipaddress.ip_network("10.77.0.0/16"), wifi0, ipaddress.ip_address("10.1.0.1"), 7, 52) in found
     gateway = ipaddress.ip_address("fd10:1::1")
@@ -331,31 +319,31 @@ def test_beneath_a_vpn_that_leaves_the_physical_default_both_uplinks_are_reachab
     vpn(world)
     assert reachable(kernel) == EVERYTHING
     for name in ("wifi0", "eth0"):
-        assert kernel.has_route(interface(kernel, name), SERVER4)
-        assert kernel.has_route(interface(kernel, name), SERVER6)
+        assert kernel.has_route(named(kernel.network(), name), SERVER4)
+        assert kernel.has_route(named(kernel.network(), name), SERVER6)
 
 
 def test_where_the_vpn_has_replaced_the_default_nothing_is_reachable(world: World, kernel: LinuxKernel) -> None:
     replace_main(world)
     assert reachable(kernel) == set()
-    assert not kernel.has_route(interface(kernel, "eth0"), SERVER4)
-    assert not kernel.has_route(interface(kernel, "eth0"), SERVER6)
-    assert kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("10.2.0.77"))
-    assert kernel.has_route(interface(kernel, "tun0"), SERVER4)
+    assert not kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
+    assert not kernel.has_route(named(kernel.network(), "eth0"), SERVER6)
+    assert kernel.has_route(named(kernel.network(), "eth0"), ipaddress.ip_address("10.2.0.77"))
+    assert kernel.has_route(named(kernel.network(), "tun0"), SERVER4)
 
 
 def test_a_kill_switch_stops_a_bound_ipv4_socket_and_not_an_ipv6_one(world: World, kernel: LinuxKernel) -> None:
     kill_switch(world)
     assert reachable(kernel) == {("wifi0", V6), ("eth0", V6)}
-    assert not kernel.has_route(interface(kernel, "eth0"), SERVER4)
-    assert kernel.has_route(interface(kernel, "eth0"), SERVER6)
+    assert not kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
+    assert kernel.has_route(named(kernel.network(), "eth0"), SERVER6)
 
 
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable", "prohibit"])
 def test_a_discarding_route_is_no_route(kernel: LinuxKernel, kind: str) -> None:
     ip(f"route add {kind} 10.9.0.10/32", f"-6 route add {kind} fd10:9::10/128")
-    assert not kernel.has_route(interface(kernel, "eth0"), SERVER4)
-    assert kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address("10.9.0.11"))
+    assert not kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
+    assert kernel.has_route(named(kernel.network(), "eth0"), ipaddress.ip_address("10.9.0.11"))
 
 
 @pytest.mark.parametrize(
@@ -376,12 +364,12 @@ def test_a_discarding_route_is_no_route(kernel: LinuxKernel, kind: str) -> None:
     ],
 )
 def test_which_destinations_a_bound_socket_reaches(kernel: LinuxKernel, destination: str, expected: bool) -> None:
-    assert kernel.has_route(interface(kernel, "eth0"), ipaddress.ip_address(destination)) is expected
+    assert kernel.has_route(named(kernel.network(), "eth0"), ipaddress.ip_address(destination)) is expected
 
 
 @pytest.mark.parametrize("destination", ["10.9.0.10", "fd10:9::10", "fe80::99", "ff02::1", "224.0.0.251", "10.2.0.1"])
 def test_nothing_is_reached_by_an_interface_that_is_down_or_gone(kernel: LinuxKernel, destination: str) -> None:
-    eth0 = interface(kernel, "eth0")
+    eth0 = named(kernel.network(), "eth0")
     ip("link set eth0 down")
     assert not kernel.has_route(eth0, ipaddress.ip_address(destination))
     ip("link del eth0")
@@ -390,7 +378,7 @@ def test_nothing_is_reached_by_an_interface_that_is_down_or_gone(kernel: LinuxKe
 
 def cured(kernel: LinuxKernel, destination: IPAddress) -> str:
     """The commands of the cure, run."""
-    sentence = kernel.cure(interface(kernel, "eth0"), destination)
+    sentence = kernel.cure(named(kernel.network(), "eth0"), destination)
     commands = [part for part in sentence.split("`") if part.startswith("ip ")]
     assert commands, sentence
     for command in commands:
@@ -404,8 +392,8 @@ def test_the_cure_of_a_replaced_default_works(world: World, kernel: LinuxKernel,
     replace_main(world)
     sentence = cured(kernel, destination)
     assert "tun0 has taken the default route" in sentence
-    assert kernel.has_route(interface(kernel, "eth0"), destination)
-    assert not kernel.has_route(interface(kernel, "wifi0"), destination)
+    assert kernel.has_route(named(kernel.network(), "eth0"), destination)
+    assert not kernel.has_route(named(kernel.network(), "wifi0"), destination)
 
 
 def test_a_kernel_that_never_saw_the_default_takes_the_gateway_from_the_vpns_host_route(
@@ -414,14 +402,14 @@ def test_a_kernel_that_never_saw_the_default_takes_the_gateway_from_the_vpns_hos
     replace_main(world)
     ip("route add 10.9.1.10 via 10.2.0.1 dev eth0")
     assert "`ip route add default via 10.2.0.1 dev eth0 metric 9999`" in cured(kernel, SERVER4)
-    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+    assert kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
 
 
 def test_the_cure_of_a_kill_switch_works(world: World, kernel: LinuxKernel) -> None:
     kill_switch(world)
     sentence = cured(kernel, SERVER4)
     assert "table 51820, which tun0 has, lets nothing past to its default route" in sentence
-    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+    assert kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
 
 
 def test_the_cure_of_a_kill_switch_without_a_default_works(world: World, kernel: LinuxKernel) -> None:
@@ -429,7 +417,7 @@ def test_the_cure_of_a_kill_switch_without_a_default_works(world: World, kernel:
     kill_switch(world)
     ip("route del default dev eth0")
     cured(kernel, SERVER4)
-    assert kernel.has_route(interface(kernel, "eth0"), SERVER4)
+    assert kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
 
 
 @pytest.fixture
@@ -595,11 +583,11 @@ def test_link_up_and_carrier_are_events(world: World, kernel: LinuxKernel, event
     ip("link set eth0 down")
     events.drain()
     ip("link set eth0 up")
-    until(events, lambda: interface(kernel, "eth0").running)
+    until(events, lambda: named(kernel.network(), "eth0").running)
     carrier(world, "eth0", False)
-    until(events, lambda: not interface(kernel, "eth0").running)
+    until(events, lambda: not named(kernel.network(), "eth0").running)
     carrier(world, "eth0", True)
-    until(events, lambda: interface(kernel, "eth0").running)
+    until(events, lambda: named(kernel.network(), "eth0").running)
 
 
 def test_routes_that_lead_to_nobody_else_are_no_event(events: RouteEvents) -> None:
@@ -660,7 +648,7 @@ def test_strict_reverse_path_filtering_is_warned_of_once(
 ) -> None:
     sysctl("ipv4/conf/eth0/rp_filter", 1)
     for name in ("eth0", "eth0", "wifi0"):
-        kernel.bind(world.client(V4), interface(kernel, name))
+        kernel.bind(world.client(V4), named(kernel.network(), name))
     assert [record.getMessage().split(" filters")[0] for record in caplog.records] == ["eth0"]
     assert caplog.records[0].name == "bindsock"
 
@@ -670,7 +658,7 @@ def test_loose_reverse_path_filtering_for_all_is_no_matter(
 ) -> None:
     sysctl("ipv4/conf/eth0/rp_filter", 1)
     sysctl("ipv4/conf/all/rp_filter", 2)
-    kernel.bind(world.client(V4), interface(kernel, "eth0"))
+    kernel.bind(world.client(V4), named(kernel.network(), "eth0"))
     assert not caplog.records
 
 

@@ -14,9 +14,10 @@ from bindsock.errors import BindFailed
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.model.network import Interface
 from tests.linux.namespaces import as_nobody, in_this_process, ip, received
+from tests.networks import named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.linux.namespaces import World
 
@@ -46,26 +47,13 @@ def failure(function: Callable[[], object]) -> Failure | None:
 
 
 @pytest.fixture
-def kernel(world: World) -> Iterator[LinuxKernel]:
-    kernel = LinuxKernel()
-    yield kernel
-    kernel.close()
-
-
-@pytest.fixture
 def wifi0(kernel: LinuxKernel) -> Interface:
-    return named(kernel, "wifi0")
+    return named(kernel.network(), "wifi0")
 
 
 @pytest.fixture
 def eth0(kernel: LinuxKernel) -> Interface:
-    return named(kernel, "eth0")
-
-
-def named(kernel: LinuxKernel, name: str) -> Interface:
-    found = kernel.network().named(name)
-    assert found is not None
-    return found
+    return named(kernel.network(), "eth0")
 
 
 def free_port(world: World, family: int) -> int:
@@ -162,8 +150,8 @@ def test_an_interface_that_came_back_under_its_name_is_another(world: World, ker
     with pytest.raises(BindFailed) as failed:
         kernel.bind(world.client(V4), eth0)
     assert failed.value.errno == errno.ENODEV
-    kernel.rebind(sock, named(kernel, "eth0"))
-    assert kernel.bound(sock) == named(kernel, "eth0").index != eth0.index
+    kernel.rebind(sock, named(kernel.network(), "eth0"))
+    assert kernel.bound(sock) == named(kernel.network(), "eth0").index != eth0.index
 
 
 @privileges
@@ -535,7 +523,7 @@ def test_a_stream_moves_along_with_its_address(world: World, kernel: LinuxKernel
     ip("addr del 10.1.0.2/24 dev wifi0", "addr add 10.1.0.2/32 dev eth0")
     with inside(world.peer):
         ip("route add 10.1.0.2/32 dev eth0")
-    eth0 = named(kernel, "eth0")
+    eth0 = named(kernel.network(), "eth0")
     kernel.rebind(sock, eth0)
     assert kernel.bound(sock) == eth0.index
     accepted, _ = server.accept()

@@ -21,8 +21,6 @@ from tests.linux.namespaces import Device, inside, ip, new_namespace, received, 
 from tests.unprivileged import may_become_nobody
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bindsock.model.decision import Decision
     from bindsock.model.network import IPAddress, Target
     from tests.linux.namespaces import World
@@ -31,13 +29,6 @@ pytestmark = pytest.mark.lab
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 SERVER4, SERVER6 = ipaddress.ip_address("10.9.0.10"), ipaddress.ip_address("fd10:9::10")
-
-
-@pytest.fixture
-def kernel(world: World) -> Iterator[LinuxKernel]:
-    kernel = LinuxKernel()
-    yield kernel
-    kernel.close()
 
 
 def decider(kernel: LinuxKernel, preferences: Preferences | None = None, pin: str | None = None) -> Decider:

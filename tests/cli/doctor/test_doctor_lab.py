@@ -11,7 +11,6 @@ import pytest
 
 from bindsock.cli.doctor import system
 from bindsock.cli.doctor.firewall import from_iptables
-from bindsock.testing.lab import available
 from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.linux.namespaces import as_nobody
 from tests.vpn.machine import missing
@@ -45,12 +44,6 @@ def doctor(run: Run, lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
     status, out, err = run("doctor", "--json", "--port", str(lab.server.tcp_port), *arguments)
     assert err == ""
     return status, json.loads(out)
-
-
-@pytest.fixture
-def vpn() -> None:
-    if (reason := available(vpn=True)) is not None:
-        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("name", RECORDED)
