@@ -25,7 +25,6 @@ class Commands:
         self.open: set[asyncio.StreamWriter] = set()
         self.address = ("", 0)
         self._server: asyncio.Server | None = None
-        self._tls: ssl.SSLContext | None = None
 
     async def listen(
         self, lab: Lab, *, tls: ssl.SSLContext | None = None, family: socket.AddressFamily = socket.AF_INET, port: int = 0
