@@ -30,7 +30,8 @@ from tests.vpn.managers import (
 from tests.vpn.programs import VPNS
 from tests.vpn.traffic import Echoes, fresh
 
-pytestmark = [pytest.mark.lab, pytest.mark.vpn]
+# A journey is a dozen events, each waited for: two minutes are not enough on a busy machine.
+pytestmark = [pytest.mark.lab, pytest.mark.vpn, pytest.mark.timeout(600)]
 VPN = VPNS[0]
 VPN_TABLE = 51820
 FIRST, SECOND = "10.1.0.50", "10.1.0.51"

@@ -16,7 +16,8 @@ from tests.vpn.journey import Journey
 from tests.vpn.machine import Machine
 from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, Vpn, cases
 
-pytestmark = [pytest.mark.lab, pytest.mark.vpn]
+# A journey is a dozen events, each waited for: two minutes are not enough on a busy machine.
+pytestmark = [pytest.mark.lab, pytest.mark.vpn, pytest.mark.timeout(600)]
 
 
 @contextlib.contextmanager
