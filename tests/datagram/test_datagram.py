@@ -75,6 +75,7 @@ class ScriptedKernel(SimulatedKernel):
         self.routeless: set[str] = set()
         self.too_long: set[bytes] = set()
         self.intruders: list[bytes] = []
+        self.reads = 0
         """Datagrams of strangers that the next reads find."""
 
     def carry(self, sock: socket.socket, data: bytes) -> bool:
@@ -110,6 +111,7 @@ class ScriptedSocket(socket.socket):
         return super().send(data, flags) if self.kernel.carry(self, bytes(data)) else len(data)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        self.kernel.reads += 1
         if self.kernel.intruders:
             return self.kernel.intruders.pop(), ("127.0.0.66", 6666)
         return super().recvfrom(bufsize, flags)
@@ -952,6 +954,22 @@ async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: Sce
     await scene.until(lambda: protocol.received)
     assert protocol.received == [b"genuine"]
     assert scene.statistics.foreign == 1
+
+
+async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wait_together(scene: Scene) -> None:
+    transport, protocol = scene.open()
+    address = transport.get_extra_info("sockname")
+    await turn()
+    for _ in range(9):
+        heard = len(protocol.received)
+        scene.peer.sendto(b"alone", address)
+        await scene.until(lambda: len(protocol.received) > heard)  # noqa: B023 - it is called at once
+    assert scene.kernel.reads == 10  # after the first, and only then, it was looked for a second one
+    for _ in range(16):
+        scene.peer.sendto(b"together", address)
+    await scene.until(lambda: len(protocol.received) > 9)
+    assert protocol.received[9:] == [b"together"] * 16
+    assert scene.kernel.reads == 26
 
 
 # Flow control
