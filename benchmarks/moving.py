@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from bindsock import TransportFactory
@@ -33,15 +36,13 @@ _OVERLAP = 2.5
 
 def measure(size: Size) -> Iterator[Row]:
     for count in [size.at_most(2)] if size.quick else [_FEW, size.at_most(2)]:
-        # The bare sockets have a host of their own: there, no port that one of them moves with is taken.
-        with (
-            laboratory(FEW_ROUTES) as beside,
-            laboratory(FEW_ROUTES) as lab,
-            lab.inside(),
-            Actor(lab) as actor,
-            asyncio.Runner() as runner,
-        ):
-            yield from runner.run(_moves(lab, beside, actor, count, size.slow_rounds))
+        # The bare sockets have a host and a process of their own: there, no port that one of them moves with is taken, and there
+        # are descriptors for all.
+        with laboratory(FEW_ROUTES) as beside, ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as bare:
+            with beside.inside():
+                bare.submit(os.getpid).result()  # starts it, in the namespace in which this thread is
+            with laboratory(FEW_ROUTES) as lab, lab.inside(), Actor(lab) as actor, asyncio.Runner() as runner:
+                yield from runner.run(_moves(lab, bare, actor, count, size.slow_rounds))
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ class _Found:
     sender: list[float] = field(default_factory=list)
 
 
-async def _moves(lab: Lab, beside: Lab, actor: Actor, count: int, rounds: int) -> list[Row]:
+async def _moves(lab: Lab, bare: Executor, actor: Actor, count: int, rounds: int) -> list[Row]:
     remote = (lab.server.ipv4, lab.server.udp_port)
     in_place, overlapping = _Found(), _Found()
     async with TransportFactory() as factory:
@@ -70,11 +71,9 @@ async def _moves(lab: Lab, beside: Lab, actor: Actor, count: int, rounds: int) -
             await actor.act("up", "wifi0")
             await actor.act("wait_until_running", "wifi0")
             await asyncio.sleep(_QUIET)
-            with beside.inside():
-                in_place.bare.append(_in_place(remote, count))
+            in_place.bare.append(bare.submit(_in_place, remote, count).result())
             await _move(factory, transports, actor, ("default", "wifi0"), overlapping)
-            with beside.inside():
-                overlapping.bare.append(_overlapping(remote, count))
+            overlapping.bare.append(bare.submit(_overlapping, remote, count).result())
             await asyncio.sleep(_OVERLAP)
         await abort(transports)
     return [

@@ -14,6 +14,8 @@ from .memory import in_a_fork, resident
 from .rounds import in_turn
 from .setting import FEW_ROUTES, Size, laboratory
 
+_FEW = 1_000
+
 Make = Callable[[Lab], Awaitable[object]]
 
 
@@ -43,8 +45,8 @@ async def _repeat_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     """There is nothing to repeat on the new connection."""
 
 
-def _bytes(make: Make, lab: Lab, count: int) -> float:
-    async def grown() -> float:
+def _bytes(make: Make, count: int) -> float:
+    async def grown(lab: Lab) -> float:
         first = await make(lab)  # with whatever is made once
         before = resident()
         things = [await make(lab) for _ in range(count)]
@@ -53,21 +55,22 @@ def _bytes(make: Make, lab: Lab, count: int) -> float:
         del first, things
         return each
 
-    return asyncio.run(grown())
+    with laboratory(FEW_ROUTES) as lab, lab.inside():
+        return asyncio.run(grown(lab))
 
 
 def measure(size: Size) -> Iterator[Row]:
-    count = size.at_most(1)
-    with laboratory(FEW_ROUTES) as lab, lab.inside():
-        pairs = [
-            ("a connected endpoint", _our_endpoint, "asyncio's own", _endpoint),
-            ("a stream", _our_stream, "asyncio's own", _stream),
-            ("a stream with on_reconnect", _replaceable, "asyncio's own", _stream),
-        ]
+    pairs = [
+        ("a connected endpoint", _our_endpoint, "asyncio's own", _endpoint),
+        ("a stream", _our_stream, "asyncio's own", _stream),
+        ("a stream with on_reconnect", _replaceable, "asyncio's own", _stream),
+    ]
+    for count in (_FEW, size.at_most(1)):
         for name, ours, beside, theirs in pairs:
             sides = {
-                side: functools.partial(in_a_fork, functools.partial(_bytes, make, lab, count))
+                side: functools.partial(in_a_fork, functools.partial(_bytes, make, count))
                 for side, make in (("ours", ours), ("theirs", theirs))
             }
-            costs = in_turn(sides, 2 if size.quick else size.slow_rounds, warm_up=0)
+            # Sizes hardly differ from one round to the next.
+            costs = in_turn(sides, 2, warm_up=0)
             yield compared(f"memory of {name}, of {count:,}", "KB", costs["ours"], beside, costs["theirs"], scale=1e-3)

@@ -9,12 +9,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from bindsock.testing.lab import Lab
 
 FEW_ROUTES = 10
 MANY_ROUTES = 100_000
 _UPLINKS = ("wifi0", "eth0", "usb0")
+_PORTS = {"ip_local_port_range": "1024 65535", "tcp_tw_reuse": "1", "tcp_fin_timeout": "1"}
+"""So that tens of thousands of connections to one port, one after the other, find local ones."""
 _FEW_DESCRIPTORS = 400
 """What a process needs besides the sockets that are counted."""
 
@@ -71,6 +74,9 @@ def laboratory(routes: int = 0) -> Iterator[Lab]:
     :raises Unavailable: there is no ``ip`` command to make the routes with
     """
     with Lab(uplinks=_UPLINKS) as lab:
+        with lab.inside():
+            for name, value in _PORTS.items():
+                Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
         if routes:
             add_routes(lab, routes)
         yield lab
