@@ -95,7 +95,7 @@ class DatagramFollowers:
         for member in heapq.nlargest(_AT_ONCE // 4, members, key=_used):
             self._show(member, decider)
         self._order = None
-        self._start()
+        self._start(later=True)
 
     def look_again(self, member: Member) -> None:
         """Something that the member waits for has come; many may wait for the same."""
@@ -120,13 +120,17 @@ class DatagramFollowers:
         except Exception:
             _logger.exception("a datagram socket failed to move; the others go on")
 
-    def _start(self) -> None:
+    def _start(self, *, later: bool = False) -> None:
+        """Move those who are pending.
+
+        :param later: not in this turn of the loop, so that a program that sends by those moved already need not wait
+        """
         if not self._moving:
             watcher = self._watcher()
             assert watcher is not None
             self._moving = True
             self._begun = watcher.runtime.time()
-            self._budget.do(self._move_some)
+            (self._budget.do_later if later else self._budget.do)(self._move_some)
 
     def _move_some(self) -> None:
         """Move some, and have the rest moved when there is time again."""

@@ -38,6 +38,11 @@ class CallbackBudget:
             self._go_on()
         self._schedule()
 
+    def do_later(self, work: Callable[[], object]) -> None:
+        """Do it in a later turn, so that what the program does in this one comes first. If it raises, that is logged."""
+        self._queue.append(work)
+        self._schedule()
+
     def _go_on(self) -> None:
         while self._queue and self._spent < BUDGET:
             begun = self._clock()

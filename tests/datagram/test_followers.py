@@ -98,6 +98,15 @@ async def test_of_many_those_used_last_are_moved_first_and_the_program_runs_in_b
     assert not any(member.pending for member in members)
 
 
+async def test_a_program_that_sends_runs_as_soon_as_those_used_last_have_moved(scene: Scene) -> None:
+    members = scene.members(200)
+    scene.kernel.change(ON_ETHERNET)
+    scene.watcher.refresh()
+    assert 0 < len(scene.log) < 50  # although there is time for more in this turn
+    assert members[-1].seen
+    await scene.until(lambda: len(scene.log) == 200)
+
+
 @pytest.mark.usefixtures("_one_piece_a_turn")
 async def test_a_second_change_in_the_middle_starts_over_and_nobody_is_forgotten(scene: Scene) -> None:
     members = scene.members(200)
