@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from bindsock.testing.lab import LabUnavailable, enter_user_namespace
 
@@ -40,7 +41,11 @@ def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | No
     here = Path(__file__).parent.parent
     path = [str(p) for p in (bindsock, here) if p is not None]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    command = [sys.executable, "-P", "-m", "benchmarks.isolated", order]
+    # The other checkout may have benchmarks as well: these are imported before its folder is looked into.
+    program = (
+        f"import sys; sys.path.insert(0, {str(here)!r}); import benchmarks; sys.path.pop(0); from benchmarks import isolated"
+    )
+    command = [sys.executable, "-P", "-c", f"{program}; isolated.carry_out(sys.argv[1])", order]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=urgent) as process:
         assert process.stdout is not None
         timer = threading.Timer(timeout, process.terminate)
@@ -80,8 +85,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _main(order: str) -> int:
-    """Carry out an order in the process that was made for it."""
+def _measure(order: str) -> int:
     document = json.loads(order)
     benchmark = next(b for b in BENCHMARKS if b.name == document["benchmark"])
     # The rows get a descriptor of their own: whatever else a library may print goes to standard error.
@@ -103,7 +107,8 @@ def _main(order: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def carry_out(order: str) -> NoReturn:
+    """Measure what :func:`run` orders, in the process that it starts."""
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        sys.exit(_main(sys.argv[1]))
+        sys.exit(_measure(order))
     sys.exit(130)
