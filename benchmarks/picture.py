@@ -12,6 +12,8 @@ from .report import Report
 _WIDTH = 10.0
 """Inches."""
 _ROW = 0.26
+_LEAST = 0.02
+"""Where the scale begins: what is cheaper is an arrow there."""
 _HEADING = 1.4
 """How many rows' height a group's title takes."""
 
@@ -95,6 +97,8 @@ def _draw(groups: list[tuple[str, list[tuple[Row, Spread]]]], colours: _Colours,
             words.append(f"{row.name.strip()}  /  {row.beside}")
             at += 1
     axes.set_yticks(marks, words, color=colours.text)
+    costs = [cost for _, rows in groups for _, cost in rows]
+    axes.set_xlim(max(_LEAST, min(cost.low for cost in costs) / 1.5), max(1.0, *(cost.high for cost in costs)) * 1.5)
     axes.set_ylim(at - 0.3, -0.5)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=30))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
@@ -115,13 +119,14 @@ def _draw(groups: list[tuple[str, list[tuple[Row, Spread]]]], colours: _Colours,
 
 def _dot(axes: Any, at: float, row: Row, cost: Spread, colours: _Colours) -> None:
     colour = colours.dear if cost.median > 1.0 else colours.cheap
+    beyond = cost.median < _LEAST
     axes.plot([cost.low, cost.high], [at, at], color=colour, linewidth=2, alpha=0.5, solid_capstyle="round")
-    axes.plot([cost.median], [at], marker="o", markersize=5, color=colour)
+    axes.plot([max(cost.median, _LEAST)], [at], marker="<" if beyond else "o", markersize=5, color=colour, clip_on=not beyond)
     if row.ratio_limit is not None:
         axes.plot([row.ratio_limit], [at], marker="|", markersize=11, markeredgewidth=2, color=colours.limit)
     axes.annotate(
-        f"{cost.median:.2g}×" if cost.median < 100 else f"{cost.median:,.0f}×",
-        (max(cost.high, row.ratio_limit or 0.0), at),
+        f"1/{1 / cost.median:,.0f}" if cost.median < 0.01 else f"{cost.median:.2g}×",
+        (max(cost.high, row.ratio_limit or 0.0, _LEAST), at),
         xytext=(7, 0),
         textcoords="offset points",
         va="center",
