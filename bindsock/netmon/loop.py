@@ -63,17 +63,18 @@ def clock_of(loop: Loop) -> Clock:
     """The clock of a loop's timers, as a function that does not keep the loop alive.
 
     asyncio's clock is the system's monotonic one. So is uvloop's, but its ``time()`` is that of the beginning of the turn, in
-    whole milliseconds (libuv's ``uv_now()``). Other loops, such as a test's with a clock of its own, are asked.
+    whole milliseconds (libuv's ``uv_now()``). Other loops, such as a test's with a clock of its own, are asked. ``time`` may be
+    a function put there, as Home Assistant puts ``time.monotonic``.
     """
     if isinstance(loop, asyncio.BaseEventLoop):
         if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time:
             return time.monotonic
     elif isinstance(loop, asyncio.AbstractEventLoop):
         return time.monotonic
-    held = weakref.WeakMethod(loop.time)
+    held = weakref.ref(loop)
 
     def now() -> float:
-        method = held()
-        return method() if method is not None else time.monotonic()
+        alive = held()
+        return alive.time() if alive is not None else time.monotonic()
 
     return now

@@ -111,6 +111,17 @@ def test_a_loop_with_a_clock_of_its_own_is_asked_for_the_time() -> None:
         loop.close()
 
 
+@pytest.mark.parametrize("clock", [time.monotonic, lambda: 5.0])
+def test_a_loop_whose_clock_was_replaced_by_a_function_is_asked_too(clock: Callable[[], float]) -> None:
+    loop = asyncio.SelectorEventLoop()
+    loop.time = clock  # type: ignore[method-assign]
+    try:
+        before = clock()
+        assert before <= runtime_of(loop).time() <= clock()
+    finally:
+        loop.close()
+
+
 def test_a_virtual_loop_calls_each_timer_at_its_time() -> None:
     loop = VirtualLoop()
     called: list[float] = []
