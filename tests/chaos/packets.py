@@ -15,6 +15,9 @@ from bindsock.testing.lab import Packet
 TUNNEL = "tun0"
 _FIN, _SYN, _RESET = 1, 2, 4
 _DISCARD = 9
+_NAMES = 53
+_FRAGMENT = 0
+"""The port of a fragment that is not the first."""
 _REMEMBERED, _TOLD = 20000, 8
 
 
@@ -33,17 +36,19 @@ class Kind(enum.StrEnum):
     leaves behind (TIME_WAIT) answers, by the routes: so it is where a VPN deletes the uplinks' default routes."""
     FIRST_HOP = "first hop"
     """The question whether a router answers."""
+    NAME = "name"
+    """The question to the uplink's name server for a NAT64 prefix, where IPv4 has no way out (RFC 7050)."""
     ERROR = "error"
     """ICMP, from the kernel."""
     LINK = "link"
     """Neighbour discovery and multicast reports, from the kernel."""
     VPN = "vpn"
-    """Of the VPN's own socket."""
+    """Of the VPN's own socket. While no uplink has a route it goes into the VPN's own tunnel."""
     UNKNOWN = "unknown"
 
 
-FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK, Kind.LATE})
-"""Sent by the kernel for no socket, so that no socket's binding counts."""
+FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK, Kind.LATE, Kind.VPN})
+"""Sent by the kernel for no socket, so that no socket's binding counts, or by the VPN, which binds none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,9 @@ def classify(packet: Packet, endpoints: Endpoints) -> Kind:
             return _of_stream(packet)
         case "udp" if packet.destination_port == _DISCARD:
             return Kind.FIRST_HOP
-        case "udp" if (packet.destination, packet.destination_port) == endpoints.vpn:
+        case "udp" if packet.destination_port == _NAMES:
+            return Kind.NAME
+        case "udp" if packet.destination == endpoints.vpn[0] and packet.destination_port in (endpoints.vpn[1], _FRAGMENT):
             return Kind.VPN
         case "udp" if packet.destination in endpoints.servers and packet.destination_port == endpoints.datagram_port:
             return Kind.DATAGRAM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import faulthandler
 import gc
 import json
 import logging
@@ -172,6 +173,7 @@ async def main(settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     settings = json.loads(sys.argv[1])
     with asyncio.Runner(
         loop_factory=uvloop.new_event_loop if settings["loop"] == "uvloop" else asyncio.SelectorEventLoop

@@ -13,7 +13,7 @@ from typing import Any
 from bindsock.testing.lab import VpnMode
 from tests.chaos.actions import Action, plan, with_end
 from tests.chaos.observed import Observed, failures, growth, left_behind, vanished
-from tests.chaos.session import Session
+from tests.chaos.session import ProgramEnded, Session
 from tests.chaos.shrinking import shortest_prefix
 
 UPLINKS = ("wifi0", "eth0", "wwan0")
@@ -157,8 +157,11 @@ def _session(settings: Settings, numbers: Iterator[int], tell: Callable[[str], N
         with Session(settings.uplinks, interval=settings.interval, without=settings.without) as session:
             for number in numbers:
                 actions, mode = settings.actions(number), settings.mode(number)
-                observed = _round(session, settings, number, actions, tell)
                 outcome.rounds += 1
+                try:
+                    observed = _round(session, settings, number, actions, tell)
+                except ProgramEnded as ended:
+                    return Failed(number, mode, (str(ended),), tuple(actions))
                 texts = failures(observed)
                 if texts:
                     return Failed(number, mode, tuple(texts), tuple(actions))
@@ -185,6 +188,9 @@ def _shortest(settings: Settings, failed: Failed, tell: Callable[[str], None]) -
     def fails(length: int) -> bool:
         tell(f"round {failed.number} again, the first {length} actions")
         with Session(settings.uplinks, interval=settings.interval, without=settings.without) as session:
-            return bool(failures(_round(session, settings, failed.number, failed.actions[:length], tell)))
+            try:
+                return bool(failures(_round(session, settings, failed.number, failed.actions[:length], tell)))
+            except ProgramEnded:
+                return True
 
     return shortest_prefix(len(failed.actions), fails)

@@ -27,6 +27,10 @@ _LOOK = 0.1
 _SHOWN = 10
 
 
+class ProgramEnded(RuntimeError):
+    """A program has ended, or does not answer any more."""
+
+
 class Session:
     """Programs on each event loop in a laboratory of their own.
 
@@ -91,7 +95,14 @@ class Session:
         :param actions: after them the network is usable
         :param mode: of the VPN
         :param tell: is told what happens
+        :raises ProgramEnded: one of the programs does not answer
         """
+        try:
+            return self._round(actions, mode, tell)
+        except RuntimeError as error:
+            raise ProgramEnded(f"{error}; standard error:\n{self._complaints()}") from error
+
+    def _round(self, actions: Sequence[Action], mode: VpnMode | None, tell: Callable[[str], None]) -> Observed:
         start = time.monotonic()
         due = start
         for number, action in enumerate(actions, start=1):
