@@ -69,6 +69,9 @@ done
 """
 
 
+_UNTIL_IT_HAS_ENDED = "for i in $(seq 1000); do kill -0 $pid 2>/dev/null || break; sleep 0.01; done"
+
+
 def signal(pid_file: str, name: str) -> str:
     """Send a process a signal."""
     return f"kill -{name} $(cat {pid_file})"
@@ -76,8 +79,7 @@ def signal(pid_file: str, name: str) -> str:
 
 def end(pid_file: str, name: str = "TERM") -> str:
     """Tell a process to end and wait until it has."""
-    ended = "for i in $(seq 1000); do kill -0 $pid 2>/dev/null || break; sleep 0.01; done"
-    return f"pid=$(cat {pid_file}); kill -{name} $pid; {ended}"
+    return f"pid=$(cat {pid_file}); kill -{name} $pid; {_UNTIL_IT_HAS_ENDED}"
 
 
 def _halves(verb: str, device: str, via4: str = "", via6: str = "") -> str:
@@ -88,7 +90,8 @@ def _halves(verb: str, device: str, via4: str = "", via6: str = "") -> str:
 
 def _wireguard(name: str, *options: str, endpoint: str = _SERVER4, allowed: str = "0.0.0.0/0, ::/0") -> Vpn:
     up = "WG_QUICK_USERSPACE_IMPLEMENTATION=$PWD/wireguard wg-quick up $PWD/wg0.conf"
-    down = "wg-quick down $PWD/wg0.conf"
+    # wg-quick does not wait for wireguard-go, whose socket would be in the way of the next one.
+    down = f"pid=$(cat wg0.pid); wg-quick down $PWD/wg0.conf; {_UNTIL_IT_HAS_ENDED}"
     address = f"[{endpoint}]" if ":" in endpoint else endpoint
     interface = "\\n".join(("PrivateKey = $(cat client.key)", "Address = 10.66.0.2/24, fd66::2/64", *options))
     peer = f"PublicKey = $(cat server.pub)\\nEndpoint = {address}:51820\\nAllowedIPs = {allowed}\\nPersistentKeepalive = 1"
