@@ -52,6 +52,21 @@ class Race:
     :param timeout: seconds within which each address must answer; ``None`` for as long as the system waits
     """
 
+    __slots__ = (
+        "_attempts",
+        "_begun",
+        "_connecting",
+        "_delay",
+        "_end",
+        "_interrupted",
+        "_timeout",
+        "_timeouts",
+        "_timer",
+        "_watcher",
+        "_winner",
+        "errors",
+    )
+
     def __init__(self, watcher: Watcher, attempts: Sequence[Attempt], delay: float | None, timeout: float | None = None) -> None:
         self.errors: list[OSError] = []
         """Why attempts have failed, in order."""

@@ -122,7 +122,7 @@ class Interface:
     def has(self, address: IPAddress) -> bool:
         """Whether it has the address, without regard to a scope id."""
         plain = without_scope(address)
-        return any(a.address == plain for a in self.addresses)
+        return plain in [own.address for own in self.addresses]
 
     def __str__(self) -> str:
         return self.name

@@ -343,7 +343,7 @@ class Controller:
         dialled = connection.dialled
         if dialled.path is not None:
             requirement = self._how.requirement(dialled.address, replaceable=True)
-            connection.follower = PathFollower(self._watcher, connection.sock, requirement, dialled.path, self.refresh)
+            connection.follower = PathFollower(self._watcher, connection.sock, requirement, dialled.path, self)
 
     def _follow_and_refresh(self, connection: Connection) -> None:
         if connection.dropped or connection.ended:

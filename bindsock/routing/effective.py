@@ -95,6 +95,7 @@ class Decider:
         self._by_answer: dict[object, Decision] = {}
         self._pinned: dict[object, Decision] = {}
         self._paths: dict[object, Path | None] = {}
+        self._path_to: dict[Target, Path | None] = {}
         self._own: frozenset[tuple[int, int]] | None = None
         self._with_pin: dict[str, Decider] = {}
 
@@ -106,6 +107,7 @@ class Decider:
                 self._decisions.clear()
                 self._by_answer.clear()
                 self._pinned.clear()
+                self._path_to.clear()
             decision = self._decisions[target] = self._decide(target)
         return decision
 
@@ -128,8 +130,14 @@ class Decider:
         return tuple(self._decisions)
 
     def path(self, target: Target) -> Path | None:
-        """What a socket for the target depends on, ``None`` where nothing is bound."""
-        decision = self.decide(target)
+        """What a socket for the target depends on, ``None`` where nothing is bound; equal ones are one object."""
+        try:
+            return self._path_to[target]
+        except KeyError:
+            path = self._path_to[target] = self._shared_path(self.decide(target))
+            return path
+
+    def _shared_path(self, decision: Decision) -> Path | None:
         if decision.interface is None:
             return None
         key = (decision.family, decision.interface.index, decision.gateway, decision.source)

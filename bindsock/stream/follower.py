@@ -6,8 +6,7 @@ import dataclasses
 import logging
 import socket
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed
@@ -29,6 +28,13 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 
+class FollowerOwner(Protocol):
+    """Whose connection is followed. It lives as long as it likes: its follower does not hold it."""
+
+    def refresh(self) -> None:
+        """Something has changed that no reading tells: call :meth:`PathFollower.update` with the newest one."""
+
+
 class PathFollower:
     """Plans at each reading what to do with one connection, and does it as far as the connection itself can.
 
@@ -36,10 +42,22 @@ class PathFollower:
     connection.
 
     :param path: the path on which the connection was dialled
-    :param update: called when something has changed that no reading tells; it is to call :meth:`update`
+    :param owner: told when something has changed that no reading tells
     :param local: the socket's own address, if that is known
     :raises OSError: the socket is closed
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_manager",
+        "_owner",
+        "_requirement",
+        "_timer",
+        "_user_timeout",
+        "_waited",
+        "_watcher",
+        "place",
+    )
 
     def __init__(
         self,
@@ -47,12 +65,12 @@ class PathFollower:
         sock: socket.socket,
         requirement: Requirement,
         path: Path,
-        update: Callable[[], object],
+        owner: FollowerOwner,
         local: IPAddress | None = None,
     ) -> None:
         self._watcher = watcher
         self._requirement = requirement
-        self._update = weakref.WeakMethod(update)
+        self._owner = weakref.ref(owner)
         self._timer: Timer | None = None
         self._waited = False
         self._manager: SubflowManager | None = None
@@ -198,6 +216,6 @@ class PathFollower:
         self._ask()
 
     def _ask(self) -> None:
-        update = self._update()
-        if update is not None:
-            update()
+        owner = self._owner()
+        if owner is not None:
+            owner.refresh()

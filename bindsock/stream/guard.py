@@ -111,11 +111,11 @@ class StreamGuard:
         """
         self._watcher.follow(self)
         try:
-            self._follower = PathFollower(self._watcher, sock, self._requirement, path, self._update, local)
+            self._follower = PathFollower(self._watcher, sock, self._requirement, path, self, local)
             self._sock = watch_end(sock, self.close)
             if decider is not self._watcher.latest:
                 # What happened between the dial and now raises no further event.
-                self._update()
+                self.refresh()
         except BaseException:
             self.close()
             raise
@@ -182,7 +182,8 @@ class StreamGuard:
             self._countdown = Countdown(self._watcher.runtime.time(), self._watcher.kernel.activity(sock))
             self._sample_soon()
 
-    def _update(self) -> None:
+    def refresh(self) -> None:
+        """Compare with the newest reading of the network."""
         if self._watcher.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
