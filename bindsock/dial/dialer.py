@@ -99,7 +99,7 @@ class Dialer:
                 destinations = self._in_order(destinations)
             attempts = [Attempt(self, destination, local_infos) for destination in destinations]
             race = Race(self.watcher, attempts, options.happy_eyeballs_delay, options.connect_timeout)
-            winner = await race.run(interruptible=redials < MAX_REDIALS)
+            winner = race.begin() or await race.run(interruptible=redials < MAX_REDIALS)
             if winner is not None:
                 try:
                     return await rest(winner.verified())
@@ -137,9 +137,10 @@ class Dialer:
             refused = []
             for info in candidates:
                 address = address_of(info[4])
-                decision = on_own_uplink(decider, own.get(info[0])).decide(address)
+                by = on_own_uplink(decider, own.get(info[0])) if own else decider
+                decision = by.decide(address)
                 if decision.interface is not None or decision.unbound or on_no_interface == "unbound":
-                    chosen.append(Destination(info, address, decision, decider.path(address), newest))
+                    chosen.append(Destination(info, address, decision, by.path(address), newest))
                 else:
                     refused.append(decision)
             if chosen:

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bindsock.model.decision import pinned_to
+
 if TYPE_CHECKING:
     from bindsock.dial.attempt import Attempt, Destination
     from bindsock.model.change import Cause
@@ -82,6 +84,18 @@ class Race:
         self._end: Future | None = None
         self._timer: Timer | None = None
 
+    def begin(self) -> Attempt | None:
+        """Begin, without a turn of the event loop.
+
+        :return: an attempt that has succeeded already; if there is none, :meth:`run` goes on
+        """
+        try:
+            self._begin_next()
+        except BaseException:
+            self._close()
+            raise
+        return self._taken()
+
     async def run(self, *, interruptible: bool) -> Attempt | None:
         """Connect.
 
@@ -89,7 +103,8 @@ class Race:
         :return: the attempt that succeeded, ``None`` if none did or the race was interrupted
         """
         try:
-            self._begin_next()
+            if not self._begun:
+                self._begin_next()
             if not self._over:
                 self._end = self._watcher.runtime.create_future()
                 if interruptible:
@@ -98,10 +113,14 @@ class Race:
                     await self._end
                 finally:
                     self._watcher.unfollow(self)
-            winner, self._winner = self._winner, None
-            return winner
+            return self._taken()
         finally:
             self._close()
+
+    def _taken(self) -> Attempt | None:
+        """The winner, which is the caller's from now on."""
+        winner, self._winner = self._winner, None
+        return winner
 
     @property
     def interrupted(self) -> bool:
@@ -111,7 +130,7 @@ class Race:
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """End the race if an address that is being dialled would be dialled differently now."""
         destinations = [attempt.destination for attempt in self._attempts]
-        if any(broken(d.path, decider.path(d.address)) for d in destinations):
+        if any(broken(d.path, decider.with_pin(pinned_to(d.decision)).path(d.address)) for d in destinations):
             self._interrupted = True
             self._wake()
 

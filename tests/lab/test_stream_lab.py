@@ -105,6 +105,16 @@ async def test_a_loss_wakes_the_reader(lab: Lab, connections: Connections, loss:
         assert time.monotonic() - begun >= viability.STALL_GRACE, "it was not given time to come back"
 
 
+async def test_one_with_the_address_of_another_uplink_outlives_the_default_one(lab: Lab, connections: Connections) -> None:
+    connected = await connections.open(local_addr=(lab.address("eth0"), 0))
+    lab.down("wifi0")
+    lab.wait_until_running("wifi0", False)
+    async with asyncio.timeout(20):
+        while bindsock.effective_interface().name != "eth0" or not bindsock.statistics().readings > 1:
+            await asyncio.sleep(0.01)
+    assert await works(connected)
+
+
 async def test_carrier_that_comes_back_within_a_second_is_forgiven(lab: Lab, connections: Connections) -> None:
     connected = await connections.open()
     lab.carrier("wifi0", False)
