@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 import socket
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bindsock.dial.binding import decide_and_bind, mark_as_preferred
@@ -48,6 +49,17 @@ T = TypeVar("T")
 _NO_OPTIONS = ConnectOptions()
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all connections of a connector share on one event loop."""
+
+    watcher: Watcher
+    resolve: Resolve
+    guards: StreamGuards
+    farewell: Farewell
+    """How an IPv6 connection is ended when its socket is closed."""
+
+
 class Connector:
     """Makes and follows the connections of one factory, on one event loop at a time.
 
@@ -75,11 +87,9 @@ class Connector:
         self.better_path: BetterPath = better_path
         self.repairer: Repairer | None = Repairer(kernel, preferences) if repair_routes else None
         self._resolver = _interface_resolver() if resolver == "interface" else resolver
-        self._resolve: Resolve | None = None
         self._nat64: PrefixFinder | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        self._watcher: Watcher | None = None
-        self._farewell: Farewell | None = None
+        self._shared: _Shared | None = None
         self._complaints: set[str] = set()
 
     @property
@@ -94,9 +104,26 @@ class Connector:
             if mine is not None and not mine.is_closed():
                 raise RuntimeError("this TransportFactory belongs to another event loop")
             self._loop = weakref.ref(loop)
-            self._watcher = self._farewell = None
-            self._resolve = self._nat64 = None
+            self._shared = self._nat64 = None
         return loop
+
+    @property
+    def shared(self) -> _Shared:
+        """What the connections on the running event loop share.
+
+        :raises RuntimeError: as :attr:`loop`
+        """
+        loop = self.loop
+        if self._shared is None:
+            runtime = runtime_of(loop)
+            watcher = Watcher(self.kernel, self.preferences, interface=self.interface, runtime=runtime)
+            self._shared = _Shared(
+                watcher,
+                resolve if self._resolver is None else _on(watcher, self._resolver),
+                runtime.shared(StreamGuards),
+                Farewell(runtime.shared(Farewells), self.kernel),
+            )
+        return self._shared
 
     @property
     def watcher(self) -> Watcher:
@@ -104,15 +131,12 @@ class Connector:
 
         :raises RuntimeError: as :attr:`loop`
         """
-        loop = self.loop
-        if self._watcher is None:
-            self._watcher = Watcher(self.kernel, self.preferences, interface=self.interface, runtime=runtime_of(loop))
-        return self._watcher
+        return self.shared.watcher
 
     @property
     def started_watcher(self) -> Watcher | None:
         """The watcher, if one has been needed so far; no loop needs to run."""
-        return self._watcher
+        return self._shared.watcher if self._shared is not None else None
 
     # Decisions
 
@@ -122,8 +146,9 @@ class Connector:
 
         :raises OSError: the network could not be read
         """
-        if self._watcher is not None and (self._watcher.running or self._watcher.resting):
-            yield self._watcher.refresh()
+        watcher = self.started_watcher
+        if watcher is not None and (watcher.running or watcher.resting):
+            yield watcher.refresh()
             return
         try:
             network = self.kernel.network()
@@ -156,10 +181,7 @@ class Connector:
     @property
     def resolve(self) -> Resolve:
         """The resolver on the running event loop."""
-        watcher = self.watcher
-        if self._resolve is None:
-            self._resolve = resolve if self._resolver is None else _on(watcher, self._resolver)
-        return self._resolve
+        return self.shared.resolve
 
     # Streams
 
@@ -177,15 +199,16 @@ class Connector:
             if options.dead_after is not None:
                 self.kernel.set_user_timeout(sock, options.dead_after)
             sock = self._owned(sock)
-            return await self._attach(self.follow_stream(sock, options), protocol_factory, sock, tls)
-        dialer = self._dialer(host, port, options)
+            return await self._attach(self.shared, self.follow_stream(sock, options), protocol_factory, sock, tls)
+        shared = self.shared
+        dialer = self._dialer(shared, host, port, options)
         protocol: P | None = None
 
-        async def attach(dialled: Dialled) -> tuple[asyncio.Transport, P]:
+        def attach(dialled: Dialled) -> Coroutine[Any, Any, tuple[asyncio.Transport, P]]:
             nonlocal protocol
             if protocol is None:
                 protocol = _made(protocol_factory, dialled)
-            return await self._attach_dialled(dialer, dialled, protocol, tls)
+            return self._attach_dialled(shared, dialer, dialled, protocol, tls)
 
         return await dialer.complete(attach)
 
@@ -197,7 +220,8 @@ class Connector:
         if on_reconnect is not None:
             if options.sock is not None or (host is None and port is None):
                 raise ValueError("on_reconnect needs a host and a port: a sock cannot be connected anew")
-            tls, dialer, watcher = options.tls(host), self._dialer(host, port, options), self.watcher
+            tls, watcher = options.tls(host), self.watcher
+            dialer = self._dialer(self.shared, host, port, options)
             with watcher.hold():
                 dialled = await dialer.dial() if options.local_addr is not None else None
                 if dialled is not None:
@@ -215,8 +239,9 @@ class Connector:
 
     async def connect(self, host: str | None, port: int | str | None, options: ConnectOptions) -> socket.socket:
         """See :meth:`bindsock.TransportFactory.connect`."""
-        dialled = await self._dialer(host, port, options).dial()
-        self._follow_dialled(dialled, options)
+        shared = self.shared
+        dialled = await self._dialer(shared, host, port, options).dial()
+        self._follow_dialled(shared, dialled, options)
         return dialled.sock
 
     def socket_factory(self, addr_info: AddrInfo) -> socket.socket:
@@ -227,7 +252,7 @@ class Connector:
         address = address_of(sockaddr)
         decision = self.bind(sock, address)
         if family == socket.AF_INET6 and decision.interface is not None and _running():
-            sock.say_farewell(self.farewell)
+            sock.say_farewell(self.shared.farewell)
         if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
             # Before it connects it has no address, by which to tell whether it can still work.
             sock.on_connect(lambda sock: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
@@ -284,8 +309,8 @@ class Connector:
         self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None
     ) -> StreamGuard | None:
         """Follow a connected stream socket, unless its destination is the machine itself, or it is followed already."""
-        watcher = self.watcher
-        guards = self._guards
+        shared = self.shared
+        watcher, guards = shared.watcher, shared.guards
         guard = guards.find(sock)
         if guard is not None and (guard.following or guard.error is not None):
             return guard
@@ -301,26 +326,23 @@ class Connector:
     def _requirement(self, address: IPAddress, options: ConnectOptions) -> Requirement:
         return Requirement(address, options.interface, options.better_path or self.better_path, options.dead_after)
 
-    @property
-    def _guards(self) -> StreamGuards:
-        return self.watcher.runtime.shared(StreamGuards)
-
     def guard_of(self, sock: socket.socket) -> StreamGuard | None:
         """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
-        return self._guards.find(sock)
+        return self.shared.guards.find(sock)
 
     def is_attaching(self, sock: socket.socket) -> bool:
         """Whether a transport is being made of the socket now. An event loop that binds sockets leaves such a one alone."""
-        return self._guards.is_attaching(sock)
+        return self.shared.guards.is_attaching(sock)
 
     def stop_following(self) -> None:
         """Stop following all sockets and release the watcher. The sockets stay open and bound."""
-        if self._watcher is not None:
-            self._watcher.forget_followers()
-            self._watcher.stop()
+        watcher = self.started_watcher
+        if watcher is not None:
+            watcher.forget_followers()
+            watcher.stop()
 
     async def _attach_dialled(
-        self, dialer: Dialer, dialled: Dialled, protocol: P, tls: dict[str, Any]
+        self, shared: _Shared, dialer: Dialer, dialled: Dialled, protocol: P, tls: dict[str, Any]
     ) -> tuple[asyncio.Transport, P]:
         """Make a transport of a socket that was dialled: one whose connections are replaced, if the protocol can bear that.
 
@@ -332,28 +354,28 @@ class Connector:
 
             dial, attach = self._replacement(dialer, dialled, tls)
             policy = self._with_policy(dialled.pinned(options))
-            return await create_replaceable(self.watcher, self.loop, lambda: protocol, dial, attach, policy)
+            return await create_replaceable(shared.watcher, self.loop, lambda: protocol, dial, attach, policy)
         if options.concerns_replacement:
             dialled.sock.close()
             raise ValueError(
                 "drain_timeout and reconnect_timeout need a protocol with a method connection_replaced(transport, unread)"
             )
-        guard = self._follow_dialled(dialled, options)
+        guard = self._follow_dialled(shared, dialled, options)
         try:
-            return await self._attach(guard, lambda: protocol, dialled.sock, tls)
+            return await self._attach(shared, guard, lambda: protocol, dialled.sock, tls)
         except OSError as error:
             if guard is None or guard.error is None:
                 raise
             raise PathChanged(error) from error
 
-    def _follow_dialled(self, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
+    def _follow_dialled(self, shared: _Shared, dialled: Dialled, options: ConnectOptions) -> StreamGuard | None:
         if dialled.path is None:
             return None
         requirement = self._requirement(dialled.address, dialled.pinned(options))
         sock = dialled.sock
         try:
-            guard = follow_stream(self.watcher, sock, requirement, dialled.path, local=dialled.local, decider=dialled.decider)
-            return self._guards.add(sock, guard)
+            guard = follow_stream(shared.watcher, sock, requirement, dialled.path, local=dialled.local, decider=dialled.decider)
+            return shared.guards.add(sock, guard)
         except BaseException:
             dialled.sock.close()
             raise
@@ -382,14 +404,6 @@ class Connector:
             self._nat64 = PrefixFinder(self.watcher, own)
         return await self._nat64()
 
-    @property
-    def farewell(self) -> Farewell:
-        """How an IPv6 connection of the running event loop is ended when its socket is closed."""
-        watcher = self.watcher
-        if self._farewell is None:
-            self._farewell = Farewell(watcher.runtime.shared(Farewells), self.kernel)
-        return self._farewell
-
     def _owned(self, sock: socket.socket) -> socket.socket:
         """A connected socket that a transport is to own from now on, as one that says farewell if it needs to.
 
@@ -397,23 +411,23 @@ class Connector:
         """
         if isinstance(sock, FollowedSocket) or not self.kernel.needs_farewell(sock):
             return sock
-        guard = self._guards.find(sock)
+        guard = self.shared.guards.find(sock)
         if guard is not None:
             guard.close()
         own = FollowedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         own.setblocking(False)
-        own.say_farewell(self.farewell)
+        own.say_farewell(self.shared.farewell)
         return own
 
-    def _dialer(self, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
+    def _dialer(self, shared: _Shared, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
         return Dialer(
-            self.watcher,
-            self.resolve,
+            shared.watcher,
+            shared.resolve,
             host,
             port,
             options,
             complaints=self._complaints,
-            farewell=self.farewell,
+            farewell=shared.farewell,
             find_nat64=self._nat64_prefixes,
         )
 
@@ -432,19 +446,24 @@ class Connector:
             if made:
                 with contextlib.suppress(PathChanged):
                     return await rest(made.pop())
-                self.watcher.statistics.redialled += 1
+                dialer.watcher.statistics.redialled += 1
             return await dialer.complete(rest)
 
         async def attach(protocol: asyncio.BaseProtocol, sock: socket.socket) -> asyncio.Transport:
-            return (await self._attach(None, lambda: protocol, sock, tls))[0]
+            return (await self._attach(self.shared, None, lambda: protocol, sock, tls))[0]
 
         return dial, attach
 
     async def _attach(
-        self, guard: StreamGuard | None, protocol_factory: Callable[[], P], sock: socket.socket, tls: dict[str, Any]
+        self,
+        shared: _Shared,
+        guard: StreamGuard | None,
+        protocol_factory: Callable[[], P],
+        sock: socket.socket,
+        tls: dict[str, Any],
     ) -> tuple[asyncio.Transport, P]:
         """Let the event loop make its own transport of a connected socket."""
-        loop, guards = asyncio.get_running_loop(), self._guards
+        loop, guards = asyncio.get_running_loop(), shared.guards
         if isinstance(sock, FollowedSocket) and not isinstance(loop, asyncio.BaseEventLoop):
             sock.expect_detach()
         guards.begin_attaching(sock)

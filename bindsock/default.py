@@ -65,7 +65,7 @@ def _on_running_factory(method: Callable[Concatenate[TransportFactory, Q], R]) -
         return getattr(running_factory(), name)(*args, **kwargs)
 
     async def call_and_wait(*args: Any, **kwargs: Any) -> Any:
-        return await call(*args, **kwargs)
+        return await getattr(running_factory(), name)(*args, **kwargs)
 
     is_coroutine_function = inspect.iscoroutinefunction(inspect.unwrap(method))
     function: Any = functools.wraps(method)(call_and_wait if is_coroutine_function else call)
