@@ -61,14 +61,20 @@ class ConnectOptions:
     reconnect_timeout: float | None = RECONNECT_TIMEOUT
 
     def __post_init__(self) -> None:
-        check_interface(self.interface)
+        # What is as it was given here needs no check. One is made of these for each connection.
+        if self.interface is not None:
+            check_interface(self.interface)
         if self.better_path is not None:
             check_better_path(self.better_path)
-        _check_seconds("connect_timeout", self.connect_timeout)
-        _check_seconds("dead_after", self.dead_after)
-        _check_seconds("drain_timeout", self.drain_timeout, zero=True)
-        _check_seconds("reconnect_timeout", self.reconnect_timeout)
-        if not isinstance(self.multipath, bool):
+        if self.connect_timeout is not CONNECT_TIMEOUT:
+            _check_seconds("connect_timeout", self.connect_timeout)
+        if self.dead_after is not None:
+            _check_seconds("dead_after", self.dead_after)
+        if self.drain_timeout is not DRAIN_TIMEOUT:
+            _check_seconds("drain_timeout", self.drain_timeout, zero=True)
+        if self.reconnect_timeout is not RECONNECT_TIMEOUT:
+            _check_seconds("reconnect_timeout", self.reconnect_timeout)
+        if self.multipath is not False and self.multipath is not True:
             raise TypeError(f"multipath must be True or False, not {self.multipath!r}")
         if self.drain_timeout is None:
             raise TypeError("drain_timeout must be a number of seconds, not None")
