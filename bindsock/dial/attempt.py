@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
+_NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)
+"""Makes a socket non-blocking without another system call, where there is such a flag (Linux)."""
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR})
 
 
@@ -158,12 +160,13 @@ class Attempt:
         if self._local_infos is not None:
             check_local_address(destination.decision, [address_of(info[4]) for info in self._local_infos])
         multipath = self._multipath() if dialer.options.multipath else None
-        sock = FollowedSocket(family, type_, multipath or proto)
+        sock = FollowedSocket(family, type_ | _NONBLOCKING, multipath or proto)
         try:
+            if not _NONBLOCKING:
+                sock.setblocking(False)
             if multipath is not None:
                 # asyncio does it where the protocol is TCP's (Lib/asyncio/base_events.py, _set_nodelay).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setblocking(False)
             dialer.prepare(sock)
             if self._local_infos is not None:
                 # The program has chosen an address itself.

@@ -176,6 +176,9 @@ _runtimes: weakref.WeakKeyDictionary[object, Runtime] = weakref.WeakKeyDictionar
 
 def runtime_of(loop: Loop) -> Runtime:
     """The runtime of an event loop, made when it is first asked for."""
+    runtime = _runtimes.get(loop)
+    if runtime is not None:
+        return runtime
 
     def make() -> Runtime:
         held = weakref.ref(loop)

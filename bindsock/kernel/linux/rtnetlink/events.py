@@ -147,6 +147,8 @@ class PendingEvents:
         """Whether what is known about a destination may be wrong."""
         if self.anything or self.down:
             return True
+        if not self.prefixes:
+            return False
         version, number = destination.version, int(destination)
         return any(v == version and number >> (ADDRESS_BITS[v] - length) == head for v, length, head in self.prefixes)
 
