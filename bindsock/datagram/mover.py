@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
+_NONE: frozenset[int] = frozenset()
+
 
 class MoverUser(Protocol):
     """Who sends and receives by the sockets."""
@@ -98,12 +100,12 @@ class DatagramMover:
     __slots__ = (
         "__weakref__",
         "_endpoint",
+        "_held",
         "_retry",
         "_state",
         "_user",
         "_watcher",
         "decider",
-        "held",
         "in_place",
         "no_path",
         "peer",
@@ -127,15 +129,14 @@ class DatagramMover:
         self.decider: Decider | None = None
         """The one by which the socket was placed last."""
         self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
-        self.held: HeldSockets = HeldSockets(watcher.runtime, endpoint.overlap, self._discard, self._lost_on_device)
-        """The sockets besides the current one."""
         self.ways: Ways | None = None
         """How to find the socket for a destination; ``None`` if the current one is for all."""
         self.used: float = 0.0
         self.pending: bool = False
         self._watcher = watcher
         self._endpoint = endpoint
-        self._retry = Retry(watcher.runtime, self._look, FIRST_RETRY, LAST_RETRY)
+        self._held: HeldSockets | None = None
+        self._retry: Retry | None = None
         self._user: MoverUser | None = None
         self._state = _State.NEW
 
@@ -143,6 +144,13 @@ class DatagramMover:
     def followed(self) -> bool:
         """Whether the socket moves with the network."""
         return (self._endpoint.requirement is not None or self.ways is not None) and self._state < _State.STOPPED
+
+    @property
+    def held(self) -> HeldSockets:
+        """The sockets besides the current one."""
+        if self._held is None:
+            self._held = HeldSockets(self._watcher.runtime, self._endpoint.overlap, self._discard, self._lost_on_device)
+        return self._held
 
     @property
     def requirement(self) -> Requirement | None:
@@ -180,7 +188,7 @@ class DatagramMover:
         """Begin to receive."""
         if self._state is _State.NEW:
             self._state = _State.READING
-            for sock in (*self.held.sockets, self.sock):
+            for sock in (*(self._held.sockets if self._held is not None else ()), self.sock):
                 self._add_reader(sock)
 
     def read_on(self, sock: socket.socket) -> None:
@@ -193,7 +201,8 @@ class DatagramMover:
     def stop_reading(self) -> None:
         """Receive no more, for good. Sending goes on."""
         self._state = max(self._state, _State.DEAF)
-        self.held.end_all()
+        if self._held is not None:
+            self._held.end_all()
         self._watcher.runtime.remove_reader(self.sock)
 
     def stop(self) -> None:
@@ -201,7 +210,7 @@ class DatagramMover:
         if self._state < _State.STOPPED:
             self._state = _State.STOPPED
             followers_of(self._watcher).unfollow(self)
-            self._retry.cancel()
+            self._cancel_retry()
             self.stop_reading()
 
     def close(self) -> None:
@@ -224,9 +233,10 @@ class DatagramMover:
         """Go where the socket belongs now."""
         if self._state >= _State.STOPPED:
             return
-        self._retry.cancel()
+        self._cancel_retry()
         decider = self.decider = decider.with_pin(self._endpoint.pin)
-        self.held.end_dead(decider)
+        if self._held is not None:
+            self._held.end_dead(decider)
         self._forget_ways()
         if self._endpoint.requirement is not None:
             self._go_where_it_belongs(self._endpoint.requirement, decider)
@@ -247,7 +257,7 @@ class DatagramMover:
                 in_place.source(self.sock, self.peer),
                 in_place.broken,
                 self._may_overlap(),
-                frozenset() if self._endpoint.own_socket else self.held.indices,
+                self._held.indices if self._held is not None and not self._endpoint.own_socket else _NONE,
                 hop_silent,
                 hop_silent and in_place.unrouted(network),
             )
@@ -310,16 +320,17 @@ class DatagramMover:
         self._watcher.statistics.lost_on_device += count
 
     def _move(self, orders: Orders, network: Network) -> None:
-        before = self.interface
+        before = self.in_place.placement
         try:
             self._carry_out(orders, network)
         except OSError as error:
             self._failed(error, orders)
             return
-        _logger.debug("a datagram endpoint moved from %s to %s", before, self.interface)
-        self._retry.reset()
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug("a datagram endpoint moved from %s to %s", before.interface, self.interface)
         if orders.hold:
             self.no_path = True
+            self._reset_retry()
         else:
             self._resume()
 
@@ -349,9 +360,9 @@ class DatagramMover:
             else:
                 self._swap(fresh, placement, network)
         else:
-            if placement.path is not None:
+            if placement.path is not None and self._held is not None:
                 # It may have the port there.
-                self.held.end_at(placement.path.index)
+                self._held.end_at(placement.path.index)
             try:
                 in_place.move(self.sock, self.peer, placement, network)
             except OSError as error:
@@ -383,7 +394,7 @@ class DatagramMover:
         if self.no_path and self._state is _State.READING:
             self._add_reader(self.sock)
         self.no_path = False
-        self._retry.reset()
+        self._reset_retry()
         self.path_found()
 
     def _may_overlap(self) -> bool:
@@ -440,17 +451,30 @@ class DatagramMover:
         if in_place.broken and self._state is _State.READING:
             # A silenced socket is for ever readable, with nothing to read.
             self._watcher.runtime.remove_reader(self.sock)
-        in_place.failed(error, orders.placement, self._retry.schedule())
+        in_place.failed(error, orders.placement, self._schedule_retry())
+
+    def _schedule_retry(self) -> float:
+        if self._retry is None:
+            self._retry = Retry(self._watcher.runtime, self._look, FIRST_RETRY, LAST_RETRY)
+        return self._retry.schedule()
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _reset_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.reset()
 
     def _look(self) -> None:
         """Compare again, though nothing has been announced."""
         if self._state >= _State.STOPPED:
             return
-        self._retry.cancel()
+        self._cancel_retry()
         try:
             decider = self._watcher.refresh()
         except OSError as error:
-            self.in_place.failed(error, self.in_place.placement, self._retry.schedule())
+            self.in_place.failed(error, self.in_place.placement, self._schedule_retry())
             return
         self.network_changed(decider, Cause.RECONCILE)
 

@@ -67,10 +67,10 @@ class Requirement:
     def first_placement(self, decider: Decider) -> Placement:
         """Where a new socket belongs, whatever address it was asked to have."""
         for target in self.targets:
-            decision = decider.decide(target)
-            if decision.interface is not None:
-                return Placement(decider.path(target))
-            if decision.unbound:
+            path = decider.path(target)
+            if path is not None:
+                return Placement(path)
+            if decider.decide(target).unbound:
                 return UNBOUND
         return UNBOUND if decider.preferences.on_no_interface == "unbound" else NOWHERE
 
@@ -148,19 +148,23 @@ def plan(facts: Facts) -> Orders:
     """How a socket gets to where it belongs."""
     path, wanted = facts.placement.path, facts.wanted
     count_drops = path is not None and not device_alive(facts.network, path)
-    step = _step(facts)
-    gap = facts.broken or facts.unrouted or path is None or not alive(facts.network, path, facts.source)
+    works = path is not None and alive(facts.network, path, facts.source)
+    step = _step(facts, works)
+    gap = facts.broken or facts.unrouted or not works
     if facts.hop_silent and not gap and path is not None and wanted.path is not None and path.index != wanted.path.index:
         return Orders(Step.AWAIT, facts.placement, count_drops)
     hold = facts.hop_silent and step in (Step.STAY, Step.IN_PLACE, Step.OVERLAP, Step.TAKE_BACK)
     return Orders(step, wanted, count_drops, gap, hold)
 
 
-def _step(facts: Facts) -> Step:
+def _step(facts: Facts, works: bool) -> Step:
+    """
+    :param works: the path where the socket is
+    """
     path, wanted = facts.placement.path, facts.wanted
     if wanted.gone:
         return Step.END
-    if wanted == NOWHERE:
+    if wanted.path is None and not wanted.unbound:
         return Step.HOLD
     if wanted == facts.placement and not facts.broken:
         return Step.STAY
@@ -168,14 +172,14 @@ def _step(facts: Facts) -> Step:
         return Step.UNBIND
     same = path is not None and path.index == wanted.path.index and not facts.broken
     if same and path is not None and path.source != wanted.path.source:
-        return Step.OVERLAP if facts.may_overlap and alive(facts.network, path, facts.source) else Step.IN_PLACE
+        return Step.OVERLAP if facts.may_overlap and works else Step.IN_PLACE
     if same and path is not None:
-        return Step.STAY if facts.source is None or alive(facts.network, path, facts.source) else Step.IN_PLACE
+        return Step.STAY if facts.source is None or works else Step.IN_PLACE
     if wanted.path.index in facts.held:
         return Step.TAKE_BACK
     if path is None or facts.broken or not facts.may_overlap:
         return Step.IN_PLACE
-    return Step.OVERLAP if alive(facts.network, path, facts.source) else Step.IN_PLACE
+    return Step.OVERLAP if works else Step.IN_PLACE
 
 
 def alive(network: Network, path: Path, source: IPAddress | None) -> bool:

@@ -42,13 +42,14 @@ class _Sources:
     """The event sources, held weakly."""
 
     def __init__(self) -> None:
-        self._sources: weakref.WeakSet[RouteEvents] = weakref.WeakSet()
+        # Not a WeakSet: these are looked at for each connection and each move, and that takes it longer than a system call.
+        self._references: list[weakref.ref[RouteEvents]] = []
 
     def add(self, source: RouteEvents) -> None:
-        self._sources.add(source)
+        self._references = [*map(weakref.ref, self.open()), weakref.ref(source)]
 
     def open(self) -> list[RouteEvents]:
-        return [source for source in self._sources if source.fileno() != -1]
+        return [source for reference in self._references if (source := reference()) is not None and source.fileno() != -1]
 
     def watched(self) -> bool:
         return bool(self.open())

@@ -173,8 +173,7 @@ def _reseat(sock: socket.socket, interface: Interface | None, peer: Sockaddr | N
     only come in by the new device. The peer, too, is a stranger until then, so that the transport must compare sources. A
     port that was asked for explicitly stays on the socket and hears every device between the first two steps, 2 µs.
     """
-    local = sock.getsockname()
-    port = local[1] or port
+    port = port or sock.getsockname()[1]
     step = "connect(AF_UNSPEC)"
     try:
         _disconnect(sock)
