@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bindsock.dial.binding import local_text
+from bindsock.dial.binding import NONBLOCKING, local_text
 from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.errors import BindFailed
 from bindsock.model.network import unmapped
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface, IPAddress
+
+_ALONE = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,10 @@ class SocketSpec:
 
     def make(self) -> socket.socket:
         """A socket with the options that were asked for, neither bound nor connected."""
-        sock = socket.socket(self.family, socket.SOCK_DGRAM, self.proto)
+        sock = socket.socket(self.family, socket.SOCK_DGRAM | NONBLOCKING, self.proto)
         try:
-            sock.setblocking(False)
+            if not NONBLOCKING:
+                sock.setblocking(False)
             if self.reuse_port:
                 if not hasattr(socket, "SO_REUSEPORT"):
                     raise ValueError("reuse_port not supported by socket module")
@@ -127,7 +130,7 @@ class SocketSpec:
             try:
                 if like is not None:
                     copy_options(like, sock)
-                with _sharing_ports(sock, sharing):
+                with _sharing_ports(sock, sharing) if sharing else _ALONE:
                     self.bind_and_connect(sock, kernel, interface, port, own)
             except BaseException as error:
                 sock.close()
@@ -144,7 +147,7 @@ class SocketSpec:
 def _sharing_ports(fresh: socket.socket, others: Sequence[socket.socket]) -> Iterator[None]:
     """Let a socket be bound to the port of others, which takes SO_REUSEADDR on all of them at that moment
     (linux net/ipv4/udp.c, udp_lib_lport_inuse), and afterwards on none."""
-    socks = (fresh, *others) if others else ()
+    socks = (fresh, *others)
     before = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks]
     for sock in socks:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, departure
+from bindsock.dial.binding import NONBLOCKING, bind_or_close, check_egress, check_local_address, connect_error, departure
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.refusal import no_answer
 from bindsock.dial.resolving import AddrInfo, address_of
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
-_NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)
-"""Makes a socket non-blocking without another system call, where there is such a flag (Linux)."""
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR})
 
 
@@ -160,9 +158,9 @@ class Attempt:
         if self._local_infos is not None:
             check_local_address(destination.decision, [address_of(info[4]) for info in self._local_infos])
         multipath = self._multipath() if dialer.options.multipath else None
-        sock = FollowedSocket(family, type_ | _NONBLOCKING, multipath or proto)
+        sock = FollowedSocket(family, type_ | NONBLOCKING, multipath or proto)
         try:
-            if not _NONBLOCKING:
+            if not NONBLOCKING:
                 sock.setblocking(False)
             if multipath is not None:
                 # asyncio does it where the protocol is TCP's (Lib/asyncio/base_events.py, _set_nodelay).

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
+NONBLOCKING: int = getattr(socket, "SOCK_NONBLOCK", 0)
+"""Added to a socket's type, makes it non-blocking without another system call; 0 where there is no such flag (Darwin)."""
 _NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 """What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
