@@ -130,7 +130,10 @@ class DatagramOptions:
 
     def as_keywords(self) -> dict[str, Any]:
         """By name, for a call."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in _DATAGRAM_KEYWORDS}
+
+
+_DATAGRAM_KEYWORDS = tuple(field.name for field in dataclasses.fields(DatagramOptions))
 
 
 def check_interface(interface: object) -> None:

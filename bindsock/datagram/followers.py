@@ -15,7 +15,6 @@ from bindsock.model.change import Cause
 from bindsock.netmon.turns import CallbackBudget
 
 if TYPE_CHECKING:
-    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -157,24 +156,9 @@ class DatagramFollowers:
             statistics.longest_recovery = max(statistics.longest_recovery or 0.0, statistics.recovery)
 
 
-class _PerWatcher:
-    """The followers of each watcher on one event loop."""
-
-    __slots__ = ("_followers",)
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._followers: weakref.WeakKeyDictionary[Watcher, DatagramFollowers] = weakref.WeakKeyDictionary()
-
-    def of(self, watcher: Watcher) -> DatagramFollowers:
-        followers = self._followers.get(watcher)
-        if followers is None:
-            followers = self._followers[watcher] = DatagramFollowers(watcher)
-        return followers
-
-
 def followers_of(watcher: Watcher) -> DatagramFollowers:
     """Those who follow a watcher with a datagram socket."""
-    return watcher.runtime.shared(_PerWatcher).of(watcher)
+    return watcher.group(DatagramFollowers)
 
 
 def _used(member: Member) -> float:

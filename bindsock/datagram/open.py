@@ -23,7 +23,7 @@ from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoEffectiveInterface
 from bindsock.model.decision import path_on
-from bindsock.model.network import FAMILIES, Network, family_of, unmapped
+from bindsock.model.network import FAMILIES, LIMITED_BROADCAST, Network, family_of, unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ async def _address_pairs(
         if family == socket.AF_UNSPEC:
             raise ValueError("unexpected address family")
         return [((family, proto), (None, None))]
-    locals_ = await _resolved(local_addr, family, proto, flags, resolve)
-    remotes = await _resolved(remote_addr, family, proto, flags, resolve)
+    locals_ = await _resolved(local_addr, family, proto, flags, resolve) if local_addr is not None else {}
+    remotes = await _resolved(remote_addr, family, proto, flags, resolve) if remote_addr is not None else {}
     keys = dict.fromkeys((*locals_, *remotes))
     pairs: list[_Pair] = [
         (key, (locals_.get(key), remotes.get(key)))
@@ -165,10 +165,8 @@ async def _address_pairs(
 
 
 async def _resolved(
-    address: tuple[str, int] | None, family: int, proto: int, flags: int, resolve: Resolve
+    address: tuple[str, int], family: int, proto: int, flags: int, resolve: Resolve
 ) -> dict[tuple[int, int], SockAddr]:
-    if address is None:
-        return {}
     if not (isinstance(address, tuple) and len(address) == 2):
         raise TypeError("2-tuple is expected")
     infos = await resolve(address[0], address[1], family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
@@ -265,7 +263,7 @@ class _Opening:
             remote = unmapped(address_of(spec.remote))
             if remote.is_loopback or remote.is_unspecified:
                 return None
-            if str(remote) == "255.255.255.255":
+            if remote == LIMITED_BROADCAST:
                 return Requirement((socket.AF_INET,), local)
             return Requirement((remote,), local)
         if local is not None:

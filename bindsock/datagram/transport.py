@@ -85,10 +85,16 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._closing = False
         self._lost = 0
         self.set_write_buffer_limits()
-        runtime.call_soon(protocol.connection_made, self)
-        runtime.call_soon(mover.start_reading)
-        if waiter is not None:
-            runtime.call_soon(_fulfil, waiter)
+        runtime.call_soon(self._begin, protocol, waiter)
+
+    def _begin(self, protocol: asyncio.DatagramProtocol, waiter: Future | None) -> None:
+        """Tell the protocol, then read, then let go on who waits. One call of the loop costs less than three."""
+        try:
+            protocol.connection_made(self)
+        finally:
+            self._mover.start_reading()
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def __repr__(self) -> str:
         state = "closed" if self._lost else "closing" if self._closing else "waiting" if self._mover.no_path else "open"
@@ -294,8 +300,3 @@ class DatagramTransport(asyncio.DatagramTransport):
 def _is_stranger(addr: Any, peer: SockAddr) -> bool:
     """Whether a datagram is not the peer's; a scope may be written or not."""
     return (addr[0].partition("%")[0], addr[1]) != (peer[0].partition("%")[0], peer[1])
-
-
-def _fulfil(waiter: Future) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

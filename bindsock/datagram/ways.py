@@ -20,7 +20,7 @@ from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.held_sockets import HeldSocket, Way
 from bindsock.dial.resolving import address_of
 from bindsock.model.decision import Basis, path_on
-from bindsock.model.network import InterfaceKind, IPAddress, Target, family_of, is_multicast, unmapped
+from bindsock.model.network import LIMITED_BROADCAST, InterfaceKind, IPAddress, Target, family_of, is_multicast, unmapped
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -175,4 +175,4 @@ def _target(address: Any, family: int) -> IPAddress | None:
         if address[0] not in ("", "localhost"):
             return None
         target = address_of(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
-    return None if str(target) == "255.255.255.255" else target
+    return None if target == LIMITED_BROADCAST else target

@@ -22,6 +22,8 @@ Target: TypeAlias = socket.AddressFamily | IPv4Address | IPv6Address
 """What a decision is asked for: a family (its default route) or one destination."""
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+LIMITED_BROADCAST = IPv4Address("255.255.255.255")
+"""Everybody on the link (RFC 919)."""
 ADDRESS_BITS = {4: 32, 6: 128}
 """The length of an address by its version."""
 DEFAULT_TABLE, MAIN_TABLE, LOCAL_TABLE = 253, 254, 255

@@ -8,7 +8,7 @@ them with one ``poll()`` whether anything has happened, and takes the last readi
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bindsock.model.change import Cause
 from bindsock.model.network import Interface, Lookups, Network
@@ -23,12 +23,13 @@ from bindsock.netmon.sources import EventSources
 from bindsock.routing.effective import Decider, Preferences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bindsock.kernel import EventSource, Kernel
     from bindsock.netmon.runtime import Runtime
 
 _logger = logging.getLogger("bindsock")
+T = TypeVar("T")
 
 LINGER = 1.0
 """Seconds after which a watcher that nobody needs any more rests. A program that dials again and again never lets it rest."""
@@ -87,6 +88,17 @@ class Watcher:
         if self._decider is None:
             raise RuntimeError("the network has not been read yet: call refresh()")
         return self._decider
+
+    def group(self, kind: Callable[[Watcher], T]) -> T:
+        """The one follower that stands for all of a kind, made when it is first asked for.
+
+        :param kind: its class, which is called with the watcher, and must not hold it
+        """
+        groups = self._followers.groups
+        found: T | None = groups.get(kind)
+        if found is None:
+            found = groups[kind] = kind(self)
+        return found
 
     def follows(self, follower: Follower) -> bool:
         """Whether the follower is shown new readings. A timer of its own checks that before it acts."""
@@ -326,10 +338,12 @@ class Followers:
     """Those who are shown new readings, in the order in which they began to follow.
 
     :ivar holds: how many need the watcher without being shown anything
+    :ivar groups: those that stand for many, by their kind
     """
 
     def __init__(self, statistics: Statistics) -> None:
         self.holds = 0
+        self.groups: dict[Callable[[Watcher], Any], Any] = {}
         self._statistics = statistics
         self._followers: dict[int, Follower] = {}
 
