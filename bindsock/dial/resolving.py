@@ -16,6 +16,7 @@ AddrInfo: TypeAlias = tuple[int | socket.AddressFamily, int | socket.SocketKind,
 
 
 _PROTOCOLS: dict[int, int] = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
+_PORT = (int, str, type(None))
 _ip_address = lru_cache(maxsize=1024)(ip_address)
 """The same few are asked for again and again."""
 
@@ -55,8 +56,14 @@ async def resolve(
 
 def numeric(host: str | None, port: int | str | None, family: int, type: int, proto: int) -> AddrInfo | None:
     """The address info of a numeric host and port, ``None`` if the resolver must be asked."""
-    if not host or not isinstance(port, int | str | None):
+    if not host or not isinstance(port, _PORT):
         return None
+    if "%" in host:  # the interface that is called so now may be another one the next time
+        return _parsed(host, port, family, type, proto)
+    return _remembered(host, port, family, type, proto)
+
+
+def _parsed(host: str, port: int | str | None, family: int, type: int, proto: int) -> AddrInfo | None:
     try:
         number = int(port or 0)
         address = _ip_address(host)
@@ -73,6 +80,9 @@ def numeric(host: str | None, port: int | str | None, family: int, type: int, pr
     else:
         sockaddr = (host, number)
     return own, kind, proto, "", sockaddr
+
+
+_remembered = lru_cache(maxsize=1024)(_parsed)
 
 
 async def numeric_address(sock: socket.socket, address: SockAddr, resolve: Resolve) -> SockAddr:

@@ -65,6 +65,23 @@ def follow_stream(
 class StreamGuard:
     """Follows one stream socket. The watcher holds it; it holds socket and transport weakly."""
 
+    __slots__ = (
+        "__weakref__",
+        "_countdown",
+        "_deadline",
+        "_drain_timeout",
+        "_follower",
+        "_kept_transport",
+        "_on_leaving",
+        "_path",
+        "_requirement",
+        "_sample_timer",
+        "_sock",
+        "_transport",
+        "_watcher",
+        "error",
+    )
+
     def __init__(self, watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path | None) -> None:
         self.error: InterfaceChanged | None = None
         """Why it was ended, once it has been."""
