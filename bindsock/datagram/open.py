@@ -23,7 +23,7 @@ from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
 from bindsock.errors import NoEffectiveInterface
 from bindsock.model.decision import path_on
-from bindsock.model.network import FAMILIES, LIMITED_BROADCAST, Network, family_of, unmapped
+from bindsock.model.network import FAMILIES, LIMITED_BROADCAST, Network, family_of, is_loopback, unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class _Opening:
             return None
         if spec.remote is not None:
             remote = unmapped(address_of(spec.remote))
-            if remote.is_loopback or remote.is_unspecified:
+            if is_loopback(remote) or not int(remote):
                 return None
             if remote == LIMITED_BROADCAST:
                 return Requirement((socket.AF_INET,), local)

@@ -270,6 +270,12 @@ def without_scope(address: IPAddress) -> IPAddress:
     return address
 
 
+def is_loopback(address: IPAddress) -> bool:
+    """As ``address.is_loopback``, which takes ten times as long and is asked of each endpoint's address."""
+    number = int(address)
+    return number >> 24 == 127 if address.version == 4 else number == 1
+
+
 def is_multicast(target: Target) -> bool:
     """Whether a target is a multicast address, and not a family or another address."""
     return not isinstance(target, socket.AddressFamily) and unmapped(target).is_multicast

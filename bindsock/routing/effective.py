@@ -31,6 +31,7 @@ from bindsock.model.network import (
     Network,
     Target,
     family_of,
+    is_loopback,
     unmapped,
 )
 from bindsock.model.preferences import Preferences, is_expensive
@@ -150,7 +151,7 @@ class Decider:
         """Whether the address is this host: a loopback address, one of its own, or the unspecified one."""
         address = unmapped(address)
         number = int(address)
-        if number == 0 or (number >> 24 == 127 if address.version == 4 else number == 1):
+        if number == 0 or is_loopback(address):
             return True
         if _is_link_local(address) and isinstance(address, IPv6Address):
             return self._is_own_link_local(address)
