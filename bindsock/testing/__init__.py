@@ -2,6 +2,7 @@
 
 from bindsock.testing.check_kernel import check_kernel
 from bindsock.testing.multipath import SimulatedPathManager
-from bindsock.testing.simulated import SimulatedEvents, SimulatedKernel, interface, network, route
+from bindsock.testing.networks import interface, network
+from bindsock.testing.simulated import SimulatedEvents, SimulatedKernel
 
-__all__ = ["SimulatedEvents", "SimulatedKernel", "SimulatedPathManager", "check_kernel", "interface", "network", "route"]
+__all__ = ["SimulatedEvents", "SimulatedKernel", "SimulatedPathManager", "check_kernel", "interface", "network"]

@@ -10,70 +10,31 @@ import errno
 import socket
 import weakref
 from collections.abc import Sequence
-from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from bindsock.errors import BindFailed
 from bindsock.kernel import Administration, PathManager
 from bindsock.kernel.chosen import multicast_options
 from bindsock.model.network import (
-    MAIN_TABLE,
     Interface,
-    InterfaceAddress,
-    InterfaceKind,
     IPAddress,
     Lookups,
     Network,
     Route,
 )
 from bindsock.model.rejection import Departure, Rejection
-from bindsock.model.tables import TableAnswers, routes_of, tabulated
-
-
-def interface(
-    name: str,
-    index: int,
-    *addresses: str,
-    kind: InterfaceKind = InterfaceKind.WIFI,
-    up: bool = True,
-    running: bool = True,
-    delegate: int | None = None,
-    expensive: bool = False,
-    last_resort: bool = False,
-) -> Interface:
-    """An interface with addresses given as ``"192.0.2.5/24"``."""
-    parsed = [ip_interface(a) for a in addresses]
-    return Interface(
-        name,
-        index,
-        kind,
-        up,
-        running,
-        tuple(InterfaceAddress(a.ip, a.network.prefixlen) for a in parsed),
-        delegate=delegate,
-        expensive=expensive,
-        last_resort=last_resort,
-    )
-
-
-def route(
-    destination: str, index: int, gateway: str | None = None, *, metric: int = 0, table: int = MAIN_TABLE, scoped: bool = False
-) -> Route:
-    """A unicast route to ``"0.0.0.0/0"`` or the like."""
-    hop = ip_address(gateway) if gateway is not None else None
-    return Route(ip_network(destination), index, hop, metric, table, scoped)
-
-
-def network(*parts: Interface | Route) -> Network:
-    """A network of interfaces and routes. Every default route is taken as confirmed by the system."""
-    interfaces = {p.index: p for p in parts if isinstance(p, Interface)}
-    return tabulated(interfaces, (p for p in parts if isinstance(p, Route)))
+from bindsock.model.tables import TableAnswers, routes_of
 
 
 class SimulatedKernel:
     """A :class:`bindsock.kernel.Kernel` whose network is what the test says.
 
-    :param network: the network at the start
+    .. code-block:: python
+
+        kernel = SimulatedKernel(network("wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0"))
+        kernel.change(network("wifi0 wifi down"))
+
+    :param network: the network at the start, as :func:`bindsock.testing.network` makes it
     """
 
     binding_filters_ingress = True
@@ -259,4 +220,4 @@ class SimulatedEvents:
         self._writer.close()
 
 
-__all__ = ["SimulatedEvents", "SimulatedKernel", "interface", "network", "route"]
+__all__ = ["SimulatedEvents", "SimulatedKernel"]

@@ -23,16 +23,16 @@ from bindsock.anyio import install_trio_socket_factory
 from bindsock.anyio._trio import trio_runtime
 from bindsock.anyio._trio_network import running_network
 from bindsock.datagram.sender import HELD_FOR
+from bindsock.testing import SimulatedKernel, interface, network
 from bindsock.testing.lab import Lab
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
 from tests.integrations import servers as ports
 from tests.integrations.servers import Servers
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
 pytestmark = pytest.mark.lab
 
-WIFI = interface("en0", 2, "192.0.2.5/24")
-ON_WIFI = network(WIFI, route("0.0.0.0/0", 2, "192.0.2.1"))
+WIFI = interface("2: en0 wifi 192.0.2.5/24")
+ON_WIFI = network(WIFI, "default via 192.0.2.1 dev en0")
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:

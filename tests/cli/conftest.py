@@ -8,16 +8,16 @@ import pytest
 
 from bindsock import kernel as kernels
 from bindsock.cli import main
-from bindsock.model.network import InterfaceKind, Network
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.model.network import Network
+from bindsock.testing import SimulatedKernel, interface, network
 
 Run = Callable[..., tuple[int, str, str]]
 """Run the command line: exit status, standard output, standard error."""
 
-LOOPBACK = interface("lo0", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
-WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
-WIRED = interface("en1", 3, "198.51.100.5/24", kind=InterfaceKind.WIRED)
-TUNNEL = interface("utun4", 4, "10.66.0.2/24", kind=InterfaceKind.TUNNEL, delegate=2)
+LOOPBACK = interface("1: lo0 loopback 127.0.0.1/8 ::1/128")
+WIFI = interface("2: en0 wifi 192.0.2.5/24 2001:db8:2::5/64")
+WIRED = interface("3: en1 wired 198.51.100.5/24")
+TUNNEL = interface("4: utun4 tunnel 10.66.0.2/24 delegate 2")
 
 
 def beneath_vpn() -> Network:
@@ -27,16 +27,16 @@ def beneath_vpn() -> Network:
         WIFI,
         WIRED,
         TUNNEL,
-        route("0.0.0.0/0", 4, metric=50),
-        route("0.0.0.0/0", 2, "192.0.2.1", metric=600),
-        route("0.0.0.0/0", 3, "198.51.100.1", metric=700),
-        route("::/0", 2, "2001:db8:2::1", metric=600),
+        "default dev utun4 metric 50",
+        "default via 192.0.2.1 dev en0 metric 600",
+        "default via 198.51.100.1 dev en1 metric 700",
+        "default via 2001:db8:2::1 dev en0 metric 600",
     )
 
 
 def only_vpn() -> Network:
     """The VPN has taken the default route, and left none beside it."""
-    return network(LOOPBACK, WIFI, TUNNEL, route("0.0.0.0/0", 4, metric=50))
+    return network(LOOPBACK, WIFI, TUNNEL, "default dev utun4 metric 50")
 
 
 @pytest.fixture

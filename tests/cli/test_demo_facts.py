@@ -16,8 +16,8 @@ from bindsock.cli.demo.programs import PlainSockets, Program
 from bindsock.cli.demo.timeline import svg
 from bindsock.model.statistics import Statistics
 from bindsock.routing.effective import decide
+from bindsock.testing import network
 from bindsock.testing.lab import Packet
-from bindsock.testing.simulated import network
 
 from .conftest import beneath_vpn
 

@@ -14,24 +14,24 @@ import pytest
 from bindsock.cli import main, watch
 from bindsock.model.decision import Decision
 from bindsock.model.network import Network
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network
 
 from .conftest import LOOPBACK, WIFI, WIRED, Run, beneath_vpn, only_vpn
 
 
 def wired_only() -> Network:
-    return network(LOOPBACK, WIRED, route("0.0.0.0/0", 3, "198.51.100.1", metric=700))
+    return network(LOOPBACK, WIRED, "default via 198.51.100.1 dev en1 metric 700")
 
 
 def elsewhere() -> Network:
     """Another Wi-Fi: the same interface, another address and gateway."""
-    wifi = interface("en0", 2, "203.0.113.77/24")
-    return network(LOOPBACK, wifi, route("0.0.0.0/0", 2, "203.0.113.1", metric=600))
+    wifi = interface("2: en0 wifi 203.0.113.77/24")
+    return network(LOOPBACK, wifi, "default via 203.0.113.1 dev en0 metric 600")
 
 
 def created_anew() -> Network:
-    wifi = interface("en0", 9, "203.0.113.77/24")
-    return network(LOOPBACK, wifi, route("0.0.0.0/0", 9, "203.0.113.1", metric=600))
+    wifi = interface("9: en0 wifi 203.0.113.77/24")
+    return network(LOOPBACK, wifi, "default via 203.0.113.1 dev en0 metric 600")
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_an_interface_that_was_created_anew_is_told_by_its_index(play: Any, run:
 
 
 def test_a_change_of_the_other_family_is_not_reported(kernel: SimulatedKernel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    ipv6 = (WIFI, route("::/0", 2, "2001:db8:2::1", metric=600))
-    ipv4_moved = network(LOOPBACK, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), *ipv6)
-    ipv6_moved = network(LOOPBACK, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), WIFI, route("::/0", 2, "2001:db8:2::9"))
+    ipv6 = (WIFI, "default via 2001:db8:2::1 dev en0 metric 600")
+    ipv4_moved = network(LOOPBACK, WIRED, "default via 198.51.100.1 dev en1", *ipv6)
+    ipv6_moved = network(LOOPBACK, WIRED, "default via 198.51.100.1 dev en1", WIFI, "default via 2001:db8:2::9 dev en0")
     state = watch.JsonReporter.state
 
     def then_change(self: watch.JsonReporter, decisions: Sequence[Decision]) -> None:

@@ -27,25 +27,25 @@ from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.datagram.plan import Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.errors import BindFailed, InterfaceChanged, NoEffectiveInterface, NoRoute
-from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.model.network import Interface, Network
 from bindsock.netmon import turns
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Preferences
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network
 from tests.waiting import until
 
 FAR = ip_address("198.51.100.7")
-WIFI = interface("wifi0", 2, "127.0.0.1/8")
-WIFI_DOWN = interface("wifi0", 2, "127.0.0.1/8", up=False, running=False)
-WIFI_UNPLUGGED = interface("wifi0", 2, "127.0.0.1/8", running=False)
-WIFI_RENUMBERED = interface("wifi0", 2, "203.0.113.9/24")
-WIFI_WITH_ANOTHER = interface("wifi0", 2, "127.0.0.1/8", "203.0.113.9/24")
-WIFI_AGAIN = interface("wifi0", 7, "127.0.0.1/8")
-ETHERNET = interface("eth0", 3, "127.0.0.1/8")
-BY_WIFI = route("0.0.0.0/0", 2, "127.0.0.254", metric=600)
-BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
-BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
+WIFI = interface("2: wifi0 wifi 127.0.0.1/8")
+WIFI_DOWN = interface("2: wifi0 wifi 127.0.0.1/8 down")
+WIFI_UNPLUGGED = interface("2: wifi0 wifi 127.0.0.1/8 no-carrier")
+WIFI_RENUMBERED = interface("2: wifi0 wifi 203.0.113.9/24")
+WIFI_WITH_ANOTHER = interface("2: wifi0 wifi 127.0.0.1/8 203.0.113.9/24")
+WIFI_AGAIN = interface("7: wifi0 wifi 127.0.0.1/8")
+ETHERNET = interface("3: eth0 wifi 127.0.0.1/8")
+BY_WIFI = "default via 127.0.0.254 dev wifi0 metric 600"
+BY_ETHERNET = "default via 203.0.113.1 dev 3 metric 700"
+BY_ETHERNET_FIRST = "default via 203.0.113.1 dev 3 metric 100"
 
 BOTH = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET)
 ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
@@ -54,7 +54,7 @@ UNPLUGGED = network(WIFI_UNPLUGGED, ETHERNET, BY_ETHERNET)
 NOTHING = network(WIFI_DOWN)
 
 CHANGES_NOTHING = {
-    "another gateway": network(WIFI, ETHERNET, route("0.0.0.0/0", 2, "127.0.0.253", metric=600), BY_ETHERNET),
+    "another gateway": network(WIFI, ETHERNET, "default via 127.0.0.253 dev wifi0 metric 600", BY_ETHERNET),
     "another address beside it": network(WIFI_WITH_ANOTHER, ETHERNET, BY_WIFI, BY_ETHERNET),
     "a worse interface less": network(WIFI, BY_WIFI),
 }
@@ -452,8 +452,8 @@ async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch
     transport, _ = scene.open()
     used = [transport._mover.sock]
     for index in range(10, 14):
-        parts = [interface(f"usb{i}", i, "127.0.0.1/8") for i in range(10, index + 1)]
-        best = route("0.0.0.0/0", index, "127.0.0.254", metric=50 - index)
+        parts = [f"{i}: usb{i} wifi 127.0.0.1/8" for i in range(10, index + 1)]
+        best = f"default via 127.0.0.254 dev usb{index} metric {50 - index}"
         await scene.change(network(WIFI, BY_WIFI, *parts, best))
         used.append(transport._mover.sock)
     assert [sock.fileno() != -1 for sock in used] == [False, False, True, True, True]
@@ -508,7 +508,7 @@ async def test_a_renumbered_interface_needs_a_new_source(scene: Scene) -> None:
 
 async def test_an_interface_that_was_created_again_is_another_one(scene: Scene) -> None:
     transport, _ = scene.open()
-    await scene.change(network(WIFI_AGAIN, route("0.0.0.0/0", 7, "127.0.0.254")))
+    await scene.change(network(WIFI_AGAIN, "default via 127.0.0.254 dev wifi0"))
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
     assert scene.kernel.bound(transport._mover.sock) == 7
 
@@ -528,7 +528,7 @@ async def test_a_pin_stays_and_follows_its_name(scene: Scene) -> None:
     await scene.change(ETHERNET_ONLY)
     transport.sendto(b"held")
     assert scene.kernel.carried == []
-    await scene.change(network(WIFI_AGAIN, ETHERNET, route("0.0.0.0/0", 7, "127.0.0.254"), BY_ETHERNET_FIRST))
+    await scene.change(network(WIFI_AGAIN, ETHERNET, "default via 127.0.0.254 dev wifi0", BY_ETHERNET_FIRST))
     assert scene.kernel.carried == [("wifi0", b"held")]
 
 
@@ -556,7 +556,7 @@ async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: Scene) -> No
     transport, protocol = scene.open(local=("127.0.0.1", 0))
     await scene.change(ETHERNET_BETTER)
     assert transport.get_extra_info("interface") == "wifi0"
-    moved = interface("wifi0", 2, "203.0.113.9/24")
+    moved = interface("2: wifi0 wifi 203.0.113.9/24")
     await scene.change(network(moved, BY_WIFI))
     (end,) = protocol.ends
     assert isinstance(end, InterfaceChanged)
@@ -922,8 +922,8 @@ async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: S
     first = transport._mover.sock
     await scene.change(ETHERNET_BETTER)
     scene.kernel.refuse = {"usb0"}
-    usb = interface("usb0", 4, "127.0.0.1/8")
-    by_usb = route("0.0.0.0/0", 4, "127.0.0.254", metric=50)
+    usb = interface("4: usb0 wifi 127.0.0.1/8")
+    by_usb = "default via 127.0.0.254 dev usb0 metric 50"
     await scene.change(network(WIFI, usb, BY_WIFI, by_usb))
     assert scene.statistics.rebinds_failed >= 1
     await scene.change(network(WIFI, BY_WIFI))
@@ -1070,7 +1070,7 @@ async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: Scene) -> No
 
 
 async def test_a_local_address_of_an_interface_that_is_no_uplink_is_refused(scene: Scene) -> None:
-    elsewhere = interface("utun0", 3, "203.0.113.5/24", kind=InterfaceKind.TUNNEL)
+    elsewhere = interface("3: utun0 tunnel 203.0.113.5/24")
     scene.kernel.change(network(WIFI_RENUMBERED, elsewhere, BY_WIFI, BY_ETHERNET))
     with pytest.raises(BindFailed, match=r"203\.0\.113\.5 is not one of wifi0's") as refusal:
         await open_datagram(scene.watcher, Recorder, local_addr=("203.0.113.5", 0))
@@ -1170,23 +1170,23 @@ def both_families() -> None:
 
 
 SPLIT = network(
-    interface("wifi0", 2, "203.0.113.2/24", "2001:db8:2::2/64"),
-    interface("eth0", 3, "203.0.113.3/24", "2001:db8:3::2/64"),
-    route("0.0.0.0/0", 2, "203.0.113.1"),
-    route("::/0", 3, "2001:db8:3::1"),
+    "2: wifi0 wifi 203.0.113.2/24 2001:db8:2::2/64",
+    "3: eth0 wifi 203.0.113.3/24 2001:db8:3::2/64",
+    "default via 203.0.113.1 dev wifi0",
+    "default via 2001:db8:3::1 dev eth0",
 )
 TOGETHER = network(
-    interface("eth0", 3, "203.0.113.3/24", "2001:db8:3::2/64"),
-    route("0.0.0.0/0", 3, "203.0.113.1"),
-    route("::/0", 3, "2001:db8:3::1"),
+    "3: eth0 wifi 203.0.113.3/24 2001:db8:3::2/64",
+    "default via 203.0.113.1 dev eth0",
+    "default via 2001:db8:3::1 dev eth0",
 )
-IPV4_ONLY = network(interface("eth0", 3, "203.0.113.3/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
+IPV4_ONLY = network("3: eth0 wifi 203.0.113.3/24", "default via 203.0.113.1 dev eth0")
 
 
-LOOPBACK = interface("lo", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
-LAN = interface("lan0", 4, "192.0.2.1/24")
-WITH_LAN = (LOOPBACK, LAN, route("192.0.2.0/24", 4))
-WIDE_BOTH = network(LOOPBACK, WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET, LAN, route("192.0.2.0/24", 4))
+LOOPBACK = interface("1: lo loopback 127.0.0.1/8 ::1/128")
+LAN = interface("4: lan0 wifi 192.0.2.1/24")
+WITH_LAN = (LOOPBACK, LAN, "192.0.2.0/24 dev lan0")
+WIDE_BOTH = network(LOOPBACK, WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET, LAN, "192.0.2.0/24 dev lan0")
 
 
 class Towards:
@@ -1240,8 +1240,8 @@ async def test_a_way_works_while_there_is_no_default_and_what_has_none_waits(lan
 async def test_the_current_socket_and_a_way_change_places_when_the_default_moves_there(lan: Towards) -> None:
     assert lan("192.0.2.9") == "lan0"
     (side,) = lan.mover.held.sockets
-    by_lan = route("0.0.0.0/0", 4, "192.0.2.254", metric=1)
-    await lan.scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, route("192.0.2.0/24", 4), by_lan))
+    by_lan = "default via 192.0.2.254 dev lan0 metric 1"
+    await lan.scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, "192.0.2.0/24 dev lan0", by_lan))
     assert lan.mover.sock is side
     assert (lan("192.0.2.9"), lan("198.51.100.7")) == ("lan0", "lan0")
 
@@ -1270,7 +1270,7 @@ async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> Non
 
 
 async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
-    beyond = route("198.18.0.0/15", 4, "192.0.2.254")
+    beyond = "198.18.0.0/15 via 192.0.2.254 dev lan0"
     scene.kernel.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, beyond))
     transport, _ = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
@@ -1281,8 +1281,8 @@ async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
     assert towards("198.18.0.1") == "lan0"
     # A way that there has been goes on until another's first hop answers.
     scene.kernel.hops["eth0"] = False
-    better = route("198.18.0.0/15", 3, "203.0.113.1", metric=0)
-    worse = route("198.18.0.0/15", 4, "192.0.2.254", metric=9)
+    better = "198.18.0.0/15 via 203.0.113.1 dev 3"
+    worse = "198.18.0.0/15 via 192.0.2.254 dev lan0 metric 9"
     await scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, ETHERNET, better, worse, BY_ETHERNET))
     assert towards("198.18.0.1") == "lan0"
     scene.kernel.hops["eth0"] = True
@@ -1296,8 +1296,8 @@ async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     assert (towards("198.51.100.7"), towards("192.0.2.9"), towards("127.0.0.1")) == ("wifi0", "lan0", "lo")
-    by_lan = route("0.0.0.0/0", 4, "192.0.2.254", metric=1)
-    await scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, route("192.0.2.0/24", 4), by_lan))
+    by_lan = "default via 192.0.2.254 dev lan0 metric 1"
+    await scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, "192.0.2.0/24 dev lan0", by_lan))
     assert transport.get_extra_info("socket").fileno() == sock.fileno()
     assert (towards("198.51.100.7"), towards("192.0.2.9")) == ("lan0", "lan0")
 

@@ -13,12 +13,12 @@ from bindsock.netmon import turns
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network
 
-WIFI = interface("wifi0", 2, "192.0.2.1/24")
-ETHERNET = interface("eth0", 3, "198.51.100.1/24")
-ON_WIFI = network(WIFI, ETHERNET, route("0.0.0.0/0", 2, "192.0.2.254"))
-ON_ETHERNET = network(WIFI, ETHERNET, route("0.0.0.0/0", 3, "198.51.100.254"))
+WIFI = interface("2: wifi0 wifi 192.0.2.1/24")
+ETHERNET = interface("3: eth0 wifi 198.51.100.1/24")
+ON_WIFI = network(WIFI, ETHERNET, "default via 192.0.2.254 dev wifi0")
+ON_ETHERNET = network(WIFI, ETHERNET, "default via 198.51.100.254 dev eth0")
 NOWHERE = network(WIFI, ETHERNET)
 PATIENCE = 5.0
 

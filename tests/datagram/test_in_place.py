@@ -14,25 +14,25 @@ from bindsock import BindFailed, NoEffectiveInterface, NoRoute, Preferences, Tra
 from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of
-from bindsock.model.network import Interface, InterfaceKind, IPAddress
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.model.network import Interface, IPAddress
+from bindsock.testing import SimulatedKernel, interface, network
 from tests.waiting import until
 
-LOOPBACK = interface("lo0", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK)
-WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
-WIRED = interface("en1", 3, "198.51.100.5/24", "2001:db8:3::5/64", kind=InterfaceKind.WIRED)
-ON_WIFI = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
-ON_WIRED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), route("::/0", 3, "2001:db8:3::1"))
+LOOPBACK = interface("1: lo0 loopback 127.0.0.1/8 ::1/128")
+WIFI = interface("2: en0 wifi 192.0.2.5/24 2001:db8:2::5/64")
+WIRED = interface("3: en1 wired 198.51.100.5/24 2001:db8:3::5/64")
+ON_WIFI = network(LOOPBACK, WIFI, WIRED, "default via 192.0.2.1 dev en0", "default via 2001:db8:2::1 dev en0")
+ON_WIRED = network(LOOPBACK, WIFI, WIRED, "default via 198.51.100.1 dev en1", "default via 2001:db8:3::1 dev en1")
 WIRED_BETTER = network(
     LOOPBACK,
     WIFI,
     WIRED,
-    route("0.0.0.0/0", 3, "198.51.100.1"),
-    route("::/0", 3, "2001:db8:3::1"),
-    route("0.0.0.0/0", 2, "192.0.2.1", metric=600),
-    route("::/0", 2, "2001:db8:2::1", metric=600),
+    "default via 198.51.100.1 dev en1",
+    "default via 2001:db8:3::1 dev en1",
+    "default via 192.0.2.1 dev en0 metric 600",
+    "default via 2001:db8:2::1 dev en0 metric 600",
 )
-MIXED = network(LOOPBACK, WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 3, "2001:db8:3::1"))
+MIXED = network(LOOPBACK, WIFI, WIRED, "default via 192.0.2.1 dev en0", "default via 2001:db8:3::1 dev en1")
 NOWHERE = network(LOOPBACK, WIFI)
 
 
@@ -98,9 +98,9 @@ async def test_a_socket_without_a_route_to_its_peer_is_not_moved(kernel: PickyKe
 
 
 async def test_a_socket_whose_destination_becomes_a_split_tunnels_own_is_unbound_and_bound_again(kernel: SimulatedKernel) -> None:
-    tunnel = interface("utun0", 9, "10.8.0.2/24", kind=InterfaceKind.TUNNEL)
-    inside = route("203.0.113.0/24", 9)
-    defaults = (route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
+    tunnel = interface("9: utun0 tunnel 10.8.0.2/24")
+    inside = "203.0.113.0/24 dev utun0"
+    defaults = ("default via 192.0.2.1 dev en0", "default via 2001:db8:2::1 dev en0")
     async with TransportFactory(Preferences(tunnels="split"), kernel=kernel) as factory:
         with datagrams() as sock:
             assert connector_of(factory).follow_datagrams(sock, ip_address("203.0.113.9"))
@@ -137,8 +137,8 @@ async def test_a_path_whose_route_is_gone_is_left_before_the_first_hop_of_the_ot
 async def test_each_destination_that_is_sent_to_decides_where_the_socket_is(
     kernel: PickyKernel, factory: TransportFactory
 ) -> None:
-    lan = interface("lan0", 4, "192.168.7.1/24")
-    kernel.change(network(LOOPBACK, WIFI, WIRED, lan, route("0.0.0.0/0", 2, "192.0.2.1"), route("192.168.7.0/24", 4)))
+    lan = interface("4: lan0 wifi 192.168.7.1/24")
+    kernel.change(network(LOOPBACK, WIFI, WIRED, lan, "default via 192.0.2.1 dev en0", "192.168.7.0/24 dev lan0"))
     far, near, own = (ip_address(a) for a in ("203.0.113.9", "192.168.7.9", "127.0.0.1"))
     with datagrams() as sock:
         mover = connector_of(factory).follow_datagrams(sock, far)
@@ -147,7 +147,7 @@ async def test_each_destination_that_is_sent_to_decides_where_the_socket_is(
             mover.aim(sock, target)
             assert kernel.bound(sock) == index
         assert factory.statistics().rebinds == 4
-        kernel.change(network(LOOPBACK, lan, route("192.168.7.0/24", 4)))
+        kernel.change(network(LOOPBACK, lan, "192.168.7.0/24 dev lan0"))
         mover.aim(sock, near)
         for _ in range(2):
             with pytest.raises(NoEffectiveInterface, match=r"203\.0\.113\.9"):
@@ -159,8 +159,8 @@ async def test_each_destination_that_is_sent_to_decides_where_the_socket_is(
 async def test_a_destination_that_the_socket_cannot_be_moved_for_is_refused_each_time_until_it_can(
     kernel: PickyKernel, factory: TransportFactory, obstacle: str
 ) -> None:
-    lan = interface("lan0", 4, "192.168.7.1/24")
-    kernel.change(network(LOOPBACK, WIFI, lan, route("0.0.0.0/0", 2, "192.0.2.1"), route("192.168.7.0/24", 4)))
+    lan = interface("4: lan0 wifi 192.168.7.1/24")
+    kernel.change(network(LOOPBACK, WIFI, lan, "default via 192.0.2.1 dev en0", "192.168.7.0/24 dev lan0"))
     far, near = ip_address("203.0.113.9"), ip_address("192.168.7.9")
     with datagrams() as sock:
         mover = connector_of(factory).follow_datagrams(sock, far)
@@ -180,8 +180,8 @@ async def test_a_destination_that_the_socket_cannot_be_moved_for_is_refused_each
 async def test_a_socket_that_could_not_be_moved_is_bound_anew_before_it_sends_to_the_last_destination(
     kernel: PickyKernel, factory: TransportFactory
 ) -> None:
-    lan = interface("lan0", 4, "192.168.7.1/24")
-    kernel.change(network(LOOPBACK, WIFI, lan, route("0.0.0.0/0", 2, "192.0.2.1"), route("192.168.7.0/24", 4)))
+    lan = interface("4: lan0 wifi 192.168.7.1/24")
+    kernel.change(network(LOOPBACK, WIFI, lan, "default via 192.0.2.1 dev en0", "192.168.7.0/24 dev lan0"))
     far, near = ip_address("203.0.113.9"), ip_address("192.168.7.9")
     with datagrams() as sock:
         mover = connector_of(factory).follow_datagrams(sock, far)
@@ -198,15 +198,15 @@ async def test_a_socket_that_could_not_be_moved_is_bound_anew_before_it_sends_to
 
 
 async def test_the_socket_follows_the_path_to_the_last_destination(kernel: PickyKernel, factory: TransportFactory) -> None:
-    lan = interface("lan0", 4, "192.168.7.1/24")
-    to_lan = route("192.168.7.0/24", 4)
-    kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, route("0.0.0.0/0", 2, "192.0.2.1")))
+    lan = interface("4: lan0 wifi 192.168.7.1/24")
+    to_lan = "192.168.7.0/24 dev lan0"
+    kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, "default via 192.0.2.1 dev en0"))
     with datagrams() as sock:
         mover = connector_of(factory).follow_datagrams(sock, ip_address("203.0.113.9"))
         assert mover is not None
         mover.aim(sock, ip_address("192.168.7.9"))
         readings = kernel.readings
-        kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, route("0.0.0.0/0", 3, "198.51.100.1")))
+        kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, "default via 198.51.100.1 dev en1"))
         await until(lambda: kernel.readings > readings)
         assert kernel.bound(sock) == 4
 
@@ -294,7 +294,7 @@ async def test_a_socket_for_both_families_follows_ipv6_or_else_ipv4(kernel: Simu
         await until(lambda: kernel.bound(sock) == 3)
         with pytest.raises(ValueError, match="give family="):
             factory.track(late)
-        kernel.change(network(LOOPBACK, WIFI, route("0.0.0.0/0", 2, "192.0.2.1")))
+        kernel.change(network(LOOPBACK, WIFI, "default via 192.0.2.1 dev en0"))
         await until(lambda: kernel.bound(sock) == 2)
 
 
@@ -318,8 +318,8 @@ async def test_another_address_of_the_same_interface_is_no_reason_to_move(
         factory.track(sock)
         kernel.binds.clear()
         readings = kernel.readings
-        more = interface("en0", 2, "192.0.2.5/24", "192.0.2.6/24")
-        kernel.change(network(LOOPBACK, more, route("0.0.0.0/0", 2, "192.0.2.1")))
+        more = interface("2: en0 wifi 192.0.2.5/24 192.0.2.6/24")
+        kernel.change(network(LOOPBACK, more, "default via 192.0.2.1 dev en0"))
         await until(lambda: kernel.readings > readings)
         assert kernel.binds == []
 

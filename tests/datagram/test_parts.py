@@ -14,21 +14,21 @@ from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Placement, Req
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import interface, network, route
+from bindsock.testing import interface, network
 
 HERE, THERE, ELSEWHERE = (ip_address(a) for a in ("192.0.2.1", "198.51.100.7", "203.0.113.1"))
-WIFI = interface("wifi0", 2, "192.0.2.1/24")
-WIFI_MORE = interface("wifi0", 2, "192.0.2.1/24", "192.0.2.2/24")
-WIFI_OTHER = interface("wifi0", 2, "203.0.113.1/24")
-WIFI_DOWN = interface("wifi0", 2, "192.0.2.1/24", up=False)
-WIFI_UNPLUGGED = interface("wifi0", 2, "192.0.2.1/24", running=False)
-WIFI_BARE = interface("wifi0", 2)
-ETHERNET = interface("eth0", 3, "198.51.100.1/24")
-DEFAULTS = (route("0.0.0.0/0", 2, "192.0.2.254"), route("0.0.0.0/0", 3, "198.51.100.254", metric=9))
+WIFI = interface("2: wifi0 wifi 192.0.2.1/24")
+WIFI_MORE = interface("2: wifi0 wifi 192.0.2.1/24 192.0.2.2/24")
+WIFI_OTHER = interface("2: wifi0 wifi 203.0.113.1/24")
+WIFI_DOWN = interface("2: wifi0 wifi 192.0.2.1/24 down")
+WIFI_UNPLUGGED = interface("2: wifi0 wifi 192.0.2.1/24 no-carrier")
+WIFI_BARE = interface("2: wifi0 wifi")
+ETHERNET = interface("3: eth0 wifi 198.51.100.1/24")
+DEFAULTS = ("default via 192.0.2.254 dev 2", "default via 198.51.100.254 dev 3 metric 9")
 
 
 def place_on(used: Interface) -> Placement:
-    decider = Decider(network(used, route("0.0.0.0/0", used.index, "10.0.0.1")), interface=used.name)
+    decider = Decider(network(used, f"default via 10.0.0.1 dev {used}"), interface=used.name)
     return Placement(path_of(decider.decide(socket.AF_INET)))
 
 

@@ -12,9 +12,9 @@ import pytest
 from bindsock.dial.binding import decide_and_bind
 from bindsock.model.network import IPAddress
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, network
 
-WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
+WIFI = network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0")
 FAR = ip_address("203.0.113.9")
 
 

@@ -8,23 +8,22 @@ from ipaddress import ip_address
 import pytest
 
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, on_own_uplink, own_address, uplink_of
-from bindsock.model.network import InterfaceKind
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network
 
-LOOPBACK = interface("lo", 1, "127.0.0.1/8", kind=InterfaceKind.LOOPBACK)
-WIFI = interface("wifi0", 2, "192.0.2.1/24", "2001:db8:2::1/64")
-ETHERNET = interface("eth0", 3, "198.51.100.1/24")
-DOWN = interface("usb0", 4, "203.0.113.1/24", up=False, running=False)
-TUNNEL = interface("tun0", 5, "10.8.0.2/24", kind=InterfaceKind.TUNNEL)
+LOOPBACK = interface("1: lo loopback 127.0.0.1/8")
+WIFI = interface("2: wifi0 wifi 192.0.2.1/24 2001:db8:2::1/64")
+ETHERNET = interface("3: eth0 wifi 198.51.100.1/24")
+DOWN = interface("4: usb0 wifi 203.0.113.1/24 down")
+TUNNEL = interface("5: tun0 tunnel 10.8.0.2/24")
 NETWORK = network(
     LOOPBACK,
     WIFI,
     ETHERNET,
     DOWN,
     TUNNEL,
-    route("0.0.0.0/0", 2, "192.0.2.254"),
-    route("0.0.0.0/0", 3, "198.51.100.254", metric=9),
+    "default via 192.0.2.254 dev wifi0",
+    "default via 198.51.100.254 dev eth0 metric 9",
 )
 FAR = ip_address("203.0.113.99")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bindsock.dial.nat64 import embed, is_for_translator, prefixes_in, synthesized
 from bindsock.dial.resolving import AddrInfo, numeric
 from bindsock.routing.effective import Decider, Preferences
-from tests.networks import network
+from bindsock.testing import network
 
 EXAMPLES = [
     ("2001:db8::/32", "2001:db8:c000:221::"),

@@ -17,14 +17,12 @@ from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import numeric, resolve
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, network
 from tests.virtual_loop import VirtualLoop, VirtualTask
 
-WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
-ETHERNET = network(
-    interface("wifi0", 2, "192.0.2.5/24"), interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 3, "203.0.113.1")
-)
-CONTAINER = network(*WIFI.interfaces.values(), interface("veth7", 9, "10.7.0.1/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
+WIFI = network("2: wifi0 wifi 192.0.2.5/24", "3: eth0 wifi 203.0.113.5/24", "default via 192.0.2.1 dev wifi0")
+ETHERNET = network("2: wifi0 wifi 192.0.2.5/24", "3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0")
+CONTAINER = network(*WIFI.interfaces.values(), "9: veth7 wifi 10.7.0.1/24", "default via 192.0.2.1 dev wifi0")
 
 AT_ONCE, LATER, NEVER = "at once", "later", "never"
 

@@ -22,10 +22,10 @@ from bindsock.errors import BindFailed, FirewallBlocked, NoAnswer
 from bindsock.kernel.linux.rejections import parse
 from bindsock.model.rejection import Departure, Rejection
 from bindsock.routing.effective import Decider
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, network
 
 PEER = ("198.51.100.7", 443)
-WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
+WIFI = network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0")
 OWN, ROUTER, SERVER = (ip_address(text) for text in ("192.0.2.5", "192.0.2.1", "198.51.100.7"))
 DECIDER = Decider(WIFI)
 DECISION, PATH = DECIDER.decide(SERVER), DECIDER.path(SERVER)

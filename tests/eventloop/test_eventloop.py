@@ -18,18 +18,18 @@ from bindsock import kernel as kernels
 from bindsock.default import running_factory
 from bindsock.eventloop import BoundLoop, EventLoop, loop_factory
 from bindsock.factory import connector_of
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network
 
 from .conftest import running
 
 T = TypeVar("T")
-WIFI = interface("en0", 2, "192.0.2.5/24")
-LOOPBACK = interface("lo0", 1, "127.0.0.1/8")
+WIFI = interface("2: en0 wifi 192.0.2.5/24")
+LOOPBACK = interface("1: lo0 wifi 127.0.0.1/8")
 
 
 @pytest.fixture
 def kernel() -> SimulatedKernel:
-    return SimulatedKernel(network(LOOPBACK, WIFI, route("0.0.0.0/0", 2, "192.0.2.1")))
+    return SimulatedKernel(network(LOOPBACK, WIFI, "default via 192.0.2.1 dev en0"))
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_socket_that_cannot_be_bound_is_closed_and_never_sends(
             with pytest.raises(error):
                 await loop.sock_connect(sock, ("192.0.2.77", 9))
             assert sock.fileno() == -1
-            kernel.change(network(LOOPBACK, WIFI, route("0.0.0.0/0", 2, "192.0.2.1")))
+            kernel.change(network(LOOPBACK, WIFI, "default via 192.0.2.1 dev en0"))
             kernel.refuse = {"en0"}
 
     kernel.change(network(LOOPBACK))

@@ -12,7 +12,7 @@ import pytest
 import bindsock
 from bindsock.errors import UnsupportedSystem
 from bindsock.proxy import Proxy
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, network
 from tests.cli.conftest import run as run
 from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.linux.namespaces import as_nobody
@@ -136,7 +136,7 @@ class MarkingKernel(SimulatedKernel):
     """A kernel that notes the mark of what it binds."""
 
     def __init__(self) -> None:
-        super().__init__(network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1")))
+        super().__init__(network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0"))
         self.marks: list[int] = []
         self.administration = cast("Administration", Marks())
 

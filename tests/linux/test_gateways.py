@@ -12,7 +12,7 @@ import pytest
 from bindsock.kernel.linux.gateways import Gateways, named_by_lease, named_by_routes
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.model.network import Interface, InterfaceAddress, Route
-from bindsock.testing.simulated import interface, network, route
+from bindsock.testing import interface, network
 from tests.linux.namespaces import World, ip
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -123,9 +123,9 @@ def test_a_name_with_the_signs_of_a_pattern_matches_itself_only(tmp_path: Path) 
 
 
 def test_the_last_default_is_remembered_until_its_interface_is_gone() -> None:
-    eth0 = interface("eth0", 3, "10.2.0.2/24")
+    eth0 = interface("3: eth0 wifi 10.2.0.2/24")
     gateways = Gateways()
-    gateways.note(network(eth0, route("0.0.0.0/0", 3, "10.2.0.1")))
+    gateways.note(network(eth0, "default via 10.2.0.1 dev eth0"))
     gateways.note(network(eth0))
     assert str(gateways.last(3, V4)) == "10.2.0.1"
     gateways.note(network())

@@ -13,11 +13,11 @@ from bindsock.model.network import FAMILIES, Network
 from bindsock.netmon.announcing import GRACE, Announcer, merged
 from bindsock.netmon.coalescing import BURST, LONGEST, QUIET, RECONCILE, VERIFY, Coalescer
 from bindsock.routing.effective import Decider
-from bindsock.testing import interface, network, route
+from bindsock.testing import network
 
-WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
-WIFI_ELSEWHERE = network(interface("wifi0", 2, "198.51.100.5/24"), route("0.0.0.0/0", 2, "198.51.100.1"))
-ETHERNET = network(interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
+WIFI = network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0")
+WIFI_ELSEWHERE = network("2: wifi0 wifi 198.51.100.5/24", "default via 198.51.100.1 dev wifi0")
+ETHERNET = network("3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0")
 NOTHING = network()
 
 

@@ -24,12 +24,12 @@ from bindsock.netmon.prefetch import DecisionsAhead
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import LINGER, Watcher
 from bindsock.routing.effective import Decider, Preferences
-from bindsock.testing import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, network
 from tests.virtual_loop import VirtualLoop
 
-WIFI = network(interface("wifi0", 2, "192.0.2.5/24"), route("0.0.0.0/0", 2, "192.0.2.1"))
-ETHERNET = network(interface("eth0", 3, "203.0.113.5/24"), route("0.0.0.0/0", 3, "203.0.113.1"))
-WIFI_AND_CONTAINER = network(interface("wifi0", 2, "192.0.2.5/24"), interface("veth7", 9), route("0.0.0.0/0", 2, "192.0.2.1"))
+WIFI = network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0")
+ETHERNET = network("3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0")
+WIFI_AND_CONTAINER = network("2: wifi0 wifi 192.0.2.5/24", "9: veth7 wifi", "default via 192.0.2.1 dev wifi0")
 
 
 class Recorder:
@@ -96,11 +96,11 @@ def test_what_is_not_urgent_waits_for_a_complete_reading() -> None:
 
 
 BOTH = network(
-    interface("wifi0", 2, "192.0.2.5/24"),
-    interface("eth0", 3, "203.0.113.5/24", "2001:db8::5/64"),
-    route("0.0.0.0/0", 2, "192.0.2.1"),
-    route("0.0.0.0/0", 3, "203.0.113.1", metric=100),
-    route("198.51.100.0/24", 3),
+    "2: wifi0 wifi 192.0.2.5/24",
+    "3: eth0 wifi 203.0.113.5/24 2001:db8::5/64",
+    "default via 192.0.2.1 dev wifi0",
+    "default via 203.0.113.1 dev eth0 metric 100",
+    "198.51.100.0/24 dev eth0",
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bindsock import TransportFactory
 from bindsock.proxy import Proxy
-from bindsock.testing.simulated import SimulatedKernel, network
+from bindsock.testing import SimulatedKernel, network
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -23,7 +23,7 @@ from bindsock.dial.dialer import PathChanged
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
-from bindsock.model.network import InterfaceKind, IPAddress, Network
+from bindsock.model.network import IPAddress, Network
 from bindsock.options import LIMIT, ConnectOptions
 from bindsock.reconnect import connecting
 from bindsock.reconnect.controller import Controller
@@ -31,7 +31,7 @@ from bindsock.reconnect.machine import State
 from bindsock.reconnect.open import create_replaceable, open_replaceable
 from bindsock.reconnect.transport import ReplaceableTransport
 from bindsock.stream.viability import ROUTE_GRACE, STALL_GRACE
-from bindsock.testing import interface, network, route
+from bindsock.testing import network
 from tests.scene import Scene
 from tests.stepped_loop import SteppedLoop
 from tests.tls import tls_client_context, tls_server_context
@@ -50,15 +50,14 @@ def reading(*names: str, unplugged: str | None = None, routeless: str | None = N
     :param unplugged: the name of one that has no carrier
     :param routeless: the name of one that has no default route
     """
-    parts: list[Any] = []
+    lines = []
     for index, (name, address) in enumerate(ADDRESSES.items(), 2):
         up = name in names
-        addresses = [f"{address}/8"] if up else []
-        running = up and name != unplugged
-        parts.append(interface(name, index, *addresses, kind=InterfaceKind.WIRED, up=up, running=running))
+        state = f"{address}/8 {'no-carrier' if name == unplugged else ''}" if up else "down"
+        lines.append(f"{index}: {name} wired {state}")
         if up and name != routeless:
-            parts.append(route("0.0.0.0/0", index, "127.0.0.254", metric=names.index(name)))
-    return network(*parts)
+            lines.append(f"default via 127.0.0.254 dev {name} metric {names.index(name)}")
+    return network(*lines)
 
 
 @dataclass

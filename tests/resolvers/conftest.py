@@ -10,17 +10,16 @@ import uvloop
 
 from bindsock import TransportFactory
 from bindsock.factory import connector_of
-from bindsock.model.network import InterfaceKind
 from bindsock.netmon.watcher import Watcher
-from bindsock.testing.simulated import SimulatedKernel, interface, network, route
+from bindsock.testing import SimulatedKernel, interface, network
 from tests.integrations.conftest import servers
 
 __all__ = ["servers"]
 
-WIFI = interface("en0", 2, "192.0.2.5/24", "2001:db8:2::5/64")
-WIRED = interface("en1", 3, "198.51.100.5/24", "2001:db8:3::5/64", kind=InterfaceKind.WIRED)
-ON_WIFI = network(WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 2, "2001:db8:2::1"))
-ON_WIRED = network(WIFI, WIRED, route("0.0.0.0/0", 3, "198.51.100.1"), route("::/0", 3, "2001:db8:3::1"))
+WIFI = interface("2: en0 wifi 192.0.2.5/24 2001:db8:2::5/64")
+WIRED = interface("3: en1 wired 198.51.100.5/24 2001:db8:3::5/64")
+ON_WIFI = network(WIFI, WIRED, "default via 192.0.2.1 dev en0", "default via 2001:db8:2::1 dev en0")
+ON_WIRED = network(WIFI, WIRED, "default via 198.51.100.1 dev en1", "default via 2001:db8:3::1 dev en1")
 NOWHERE = network(WIFI)
 
 

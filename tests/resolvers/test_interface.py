@@ -16,7 +16,7 @@ from bindsock.netmon.watcher import Watcher
 from bindsock.resolvers import Answer, InterfaceResolver, Lookup, NoResolver
 from bindsock.resolvers.answers import no_such_name
 from bindsock.resolvers.interface import BoundResolver
-from bindsock.testing.simulated import SimulatedKernel, network, route
+from bindsock.testing import SimulatedKernel, network
 
 from .conftest import NOWHERE, ON_WIRED, WIFI, WIRED
 
@@ -56,13 +56,13 @@ async def hosts(resolve: BoundResolver, name: str = "example.com", **options: in
 
 
 async def test_each_family_is_asked_for_by_its_own_interface(kernel: SimulatedKernel, watcher: Watcher, names: Names) -> None:
-    kernel.change(network(WIFI, WIRED, route("0.0.0.0/0", 2, "192.0.2.1"), route("::/0", 3, "2001:db8:3::1")))
+    kernel.change(network(WIFI, WIRED, "default via 192.0.2.1 dev en0", "default via 2001:db8:3::1 dev en1"))
     assert await hosts(resolver(watcher, names)) == ["2001:db8:9::9", "203.0.113.9"]
     assert sorted(names.asked) == [("example.com", socket.AF_INET, 2), ("example.com", socket.AF_INET6, 3)]
 
 
 async def test_a_family_without_an_interface_is_not_asked_for(kernel: SimulatedKernel, watcher: Watcher, names: Names) -> None:
-    kernel.change(network(WIFI, route("0.0.0.0/0", 2, "192.0.2.1")))
+    kernel.change(network(WIFI, "default via 192.0.2.1 dev en0"))
     assert await hosts(resolver(watcher, names)) == ["203.0.113.9"]
     assert names.asked == [("example.com", socket.AF_INET, 2)]
 

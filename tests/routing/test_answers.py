@@ -13,7 +13,7 @@ from bindsock.model.decision import Basis
 from bindsock.model.network import Answers, Lookup, Network, Route
 from bindsock.routing.effective import Decider, Preferences, decide
 from bindsock.routing.sources import source_of
-from tests.networks import network
+from bindsock.testing import network
 
 if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
@@ -163,7 +163,7 @@ def test_a_tunnels_answer_is_none_of_the_uplinks() -> None:
 
 
 def test_an_alternative_name_is_as_good_as_the_name_and_yields_to_one() -> None:
-    made = network("eno1 wired 10.1.0.2/24 also=enp3s0\neth9 wired 10.2.0.2/24 also=eno1", "default via 10.1.0.1 dev eno1")
+    made = network("eno1 wired 10.1.0.2/24 altname enp3s0\neth9 wired 10.2.0.2/24 altname eno1", "default via 10.1.0.1 dev eno1")
     assert made.named("enp3s0") == made.named("eno1") == made.interfaces[1]
     assert decide(made, V4, interface="enp3s0").interface is made.interfaces[1]
     assert decide(made, V4, Preferences(exclude=["enp*"])).interface is None

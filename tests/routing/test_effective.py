@@ -10,7 +10,7 @@ import pytest
 from bindsock.model.decision import Basis, Decision, path_of
 from bindsock.model.network import Interface, InterfaceKind, Lookup, Network, Route, Target
 from bindsock.routing.effective import Decider, Preferences, decide, is_expensive
-from tests.networks import network
+from bindsock.testing import network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -533,7 +533,7 @@ LINUX = [
     Situation(
         "a tunnel that was made on top of a device (ip link add type ipip dev eth0)",
         network(
-            "wifi0 wifi 10.1.0.2/24\neth0 wired 10.2.0.2/24\nipip0 tunnel 10.88.0.2/24 delegate=eth0",
+            "wifi0 wifi 10.1.0.2/24\neth0 wired 10.2.0.2/24\nipip0 tunnel 10.88.0.2/24 delegate eth0",
             "default dev ipip0 metric 1\ndefault via 10.1.0.1 dev wifi0 metric 600\ndefault via 10.2.0.1 dev eth0 metric 700",
         ),
         "eth0",
@@ -546,7 +546,7 @@ LINUX = [
 EN0_EN5 = "en0 wifi 192.168.1.23/24\nen5 wired 10.20.0.15/16\n"
 SCOPED = "default via 192.168.1.1 dev en0 scoped\ndefault via 10.20.0.1 dev en5 scoped\n"
 CELLULAR_UNDER_VPN = network(
-    "en0 wifi 192.168.1.23/24\npdp_ip0 cellular 10.45.3.7/32\nutun0 tunnel 10.8.0.2/32 delegate=pdp_ip0",
+    "en0 wifi 192.168.1.23/24\npdp_ip0 cellular 10.45.3.7/32\nutun0 tunnel 10.8.0.2/32 delegate pdp_ip0",
     "default dev utun0\ndefault dev pdp_ip0 scoped\ndefault via 192.168.1.1 dev en0 scoped",
 )
 
@@ -554,7 +554,7 @@ DARWIN = [
     Situation(
         "Wi-Fi with a VPN as exit node",
         network(
-            "en0 wifi 192.168.1.23/24\nutun0 tunnel 10.8.0.2/32 delegate=en0",
+            "en0 wifi 192.168.1.23/24\nutun0 tunnel 10.8.0.2/32 delegate en0",
             "default via 192.168.1.1 dev en0 scoped\ndefault dev utun0",
         ),
         "en0",
@@ -565,7 +565,7 @@ DARWIN = [
     ),
     Situation(
         "VPN over Wi-Fi while Ethernet is up: the delegate is believed",
-        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate=en0", SCOPED + "default dev utun0"),
+        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate en0", SCOPED + "default dev utun0"),
         "en0",
         Basis.DELEGATE,
         tunnels=("utun0",),
@@ -574,7 +574,7 @@ DARWIN = [
     Situation(
         "VPN in VPN",
         network(
-            "en0 wifi 192.168.1.23/24\nutun0 tunnel 10.8.0.2/32 delegate=en0\nutun1 tunnel 10.66.0.9/32 delegate=utun0",
+            "en0 wifi 192.168.1.23/24\nutun0 tunnel 10.8.0.2/32 delegate en0\nutun1 tunnel 10.66.0.9/32 delegate utun0",
             "default via 192.168.1.1 dev en0 scoped\ndefault dev utun1",
         ),
         "en0",
@@ -604,7 +604,7 @@ DARWIN = [
     Situation(
         "a stale delegate: down",
         network(
-            "en0 wifi down\npdp_ip0 cellular 10.45.3.7/32\nutun0 tunnel 10.8.0.2/32 delegate=en0",
+            "en0 wifi down\npdp_ip0 cellular 10.45.3.7/32\nutun0 tunnel 10.8.0.2/32 delegate en0",
             "default dev pdp_ip0 scoped\ndefault dev utun0",
         ),
         "pdp_ip0",
@@ -616,7 +616,7 @@ DARWIN = [
     Situation(
         "a stale delegate: its default was left behind, its address was not",
         network(
-            "en0 wifi fe80::1/64\nen5 wired 10.20.0.15/16\nutun0 tunnel 10.8.0.2/32 delegate=en0", SCOPED + "default dev utun0"
+            "en0 wifi fe80::1/64\nen5 wired 10.20.0.15/16\nutun0 tunnel 10.8.0.2/32 delegate en0", SCOPED + "default dev utun0"
         ),
         "en5",
         Basis.SCOPED_DEFAULT,
@@ -625,7 +625,7 @@ DARWIN = [
     ),
     Situation(
         "a detached delegate",
-        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate=77", SCOPED + "default dev utun0"),
+        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate 77", SCOPED + "default dev utun0"),
         "en5",
         Basis.SCOPED_DEFAULT,
         tunnels=("utun0",),
@@ -642,7 +642,7 @@ DARWIN = [
     Situation(
         "delegates in a circle",
         network(
-            EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate=utun1\nutun1 tunnel 10.9.0.2/32 delegate=utun0",
+            EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate utun1\nutun1 tunnel 10.9.0.2/32 delegate utun0",
             SCOPED + "default dev utun0",
         ),
         "en5",
@@ -652,7 +652,7 @@ DARWIN = [
     ),
     Situation(
         "a tunnel delegated to itself",
-        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate=utun0", SCOPED + "default dev utun0"),
+        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate utun0", SCOPED + "default dev utun0"),
         "en5",
         Basis.SCOPED_DEFAULT,
         tunnels=("utun0",),
@@ -660,7 +660,7 @@ DARWIN = [
     ),
     Situation(
         "VPN up, no network beneath",
-        network("en0 wifi fe80::1/64\nutun0 tunnel 10.8.0.2/32 delegate=en0", "default dev utun0"),
+        network("en0 wifi fe80::1/64\nutun0 tunnel 10.8.0.2/32 delegate en0", "default dev utun0"),
         None,
         Basis.NONE,
         tunnels=("utun0",),
@@ -705,7 +705,7 @@ DARWIN = [
     Situation(
         "on cellular alone the expensive delegate is believed",
         network(
-            "pdp_ip0 cellular 10.45.3.7/32\nutun0 tunnel 10.8.0.2/32 delegate=pdp_ip0",
+            "pdp_ip0 cellular 10.45.3.7/32\nutun0 tunnel 10.8.0.2/32 delegate pdp_ip0",
             "default dev utun0\ndefault dev pdp_ip0 scoped",
         ),
         "pdp_ip0",
@@ -714,7 +714,7 @@ DARWIN = [
     ),
     Situation(
         "two scoped defaults and no unscoped one: wired before Wi-Fi",
-        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate=en0", SCOPED),
+        network(EN0_EN5 + "utun0 tunnel 10.8.0.2/32 delegate en0", SCOPED),
         "en5",
         Basis.SCOPED_DEFAULT,
     ),
@@ -1207,7 +1207,7 @@ def test_candidates_are_in_order_of_how_near_they_came() -> None:
 
 
 def test_a_dead_interface_with_the_best_default_counts_like_one_that_is_gone() -> None:
-    routes = "default via 10.1.0.1 dev eth9 metric 1\ndefault dev wwan0 metric 2\ndefault via 10.2.0.1 dev eth0 metric 3"
+    routes = "default via 10.1.0.1 dev 3 metric 1\ndefault dev wwan0 metric 2\ndefault via 10.2.0.1 dev eth0 metric 3"
     dead = network("wwan0 cellular 10.45.0.2/30\neth0 wired 10.2.0.2/24\neth9 wired 10.1.0.2/24 no-carrier", routes)
     gone = network("wwan0 cellular 10.45.0.2/30\neth0 wired 10.2.0.2/24", routes)
     assert interface_name(decide(dead, V4)) == interface_name(decide(gone, V4)) == "wwan0"

@@ -26,7 +26,7 @@ from bindsock.model.network import (
 from bindsock.model.prefixes import PrefixTable, is_default_in_disguise
 from bindsock.model.tables import TableAnswers, tabulated
 from bindsock.routing.effective import Decider, Preferences, decide, is_expensive
-from tests.networks import network
+from bindsock.testing import network
 
 if TYPE_CHECKING:
     from bindsock.model.network import IPAddress

@@ -19,26 +19,26 @@ import pytest_asyncio
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
-from bindsock.model.network import InterfaceKind, Network
+from bindsock.model.network import Network
 from bindsock.options import BetterPath
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.plan import Requirement
 from bindsock.stream.viability import IDLE, LATEST, SAMPLE, STALL_GRACE
-from bindsock.testing import interface, network, route
+from bindsock.testing import interface, network
 from tests.scene import Scene
 from tests.stepped_loop import SteppedLoop
 from tests.tls import tls_client_context, tls_server_context
 from tests.waiting import settle, until
 
 PEER = ip_address("198.51.100.7")
-WIFI = interface("wifi0", 2, "127.0.0.1/8")
-WIFI_DOWN = interface("wifi0", 2, up=False, running=False)
-WIFI_UNPLUGGED = interface("wifi0", 2, "127.0.0.1/8", running=False)
-CELLULAR = interface("wifi0", 2, "127.0.0.1/8", kind=InterfaceKind.CELLULAR)
-ETHERNET = interface("eth0", 3, "203.0.113.5/24", kind=InterfaceKind.WIRED)
-BY_WIFI = route("0.0.0.0/0", 2, "127.0.0.254", metric=600)
-BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
-BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
+WIFI = interface("2: wifi0 wifi 127.0.0.1/8")
+WIFI_DOWN = interface("2: wifi0 wifi down")
+WIFI_UNPLUGGED = interface("2: wifi0 wifi 127.0.0.1/8 no-carrier")
+CELLULAR = interface("2: wifi0 cellular 127.0.0.1/8")
+ETHERNET = interface("3: eth0 wired 203.0.113.5/24")
+BY_WIFI = "default via 127.0.0.254 dev wifi0 metric 600"
+BY_ETHERNET = "default via 203.0.113.1 dev eth0 metric 700"
+BY_ETHERNET_FIRST = "default via 203.0.113.1 dev eth0 metric 100"
 
 ON_WIFI = network(WIFI, BY_WIFI)
 ON_ETHERNET = network(WIFI_DOWN, ETHERNET, BY_ETHERNET)
@@ -383,13 +383,13 @@ async def test_a_pinned_connection_waits_for_its_interface(scene: StreamScene) -
     scene.kernel.change(ON_ETHERNET)
     await settle()
     assert await still_works(connected)
-    created_anew = interface("wifi0", 12, "192.0.2.5/24")
-    scene.kernel.change(network(created_anew, ETHERNET, route("0.0.0.0/0", 12, "192.0.2.1"), BY_ETHERNET))
+    created_anew = interface("12: wifi0 wifi 192.0.2.5/24")
+    scene.kernel.change(network(created_anew, ETHERNET, "default via 192.0.2.1 dev wifi0", BY_ETHERNET))
     assert (await ended(connected[0])).new_interface == "wifi0"
 
 
-BRIDGE = interface("br0", 4, "127.0.0.1/8", kind=InterfaceKind.BRIDGE)
-IN_BRIDGE = network(interface("wifi0", 2), BRIDGE, ETHERNET, route("0.0.0.0/0", 4, "127.0.0.254"), BY_ETHERNET)
+BRIDGE = interface("4: br0 bridge 127.0.0.1/8")
+IN_BRIDGE = network("2: wifi0 wifi", BRIDGE, ETHERNET, "default via 127.0.0.254 dev br0", BY_ETHERNET)
 
 
 @pytest.mark.parametrize("bound", [True, False])
@@ -405,7 +405,7 @@ async def test_a_connection_moves_along_with_its_address(scene: StreamScene, bou
     assert scene.guards[0].interface == "br0"
     assert scene.kernel.binds == ([("bind", "wifi0"), ("rebind", "br0")] if bound else [])
     assert scene.watcher.statistics.rebinds == 1
-    scene.kernel.change(network(BRIDGE, route("0.0.0.0/0", 4, "127.0.0.254")))
+    scene.kernel.change(network(BRIDGE, "default via 127.0.0.254 dev br0"))
     await settle()
     assert scene.guards[0].error is None
     scene.kernel.change(ON_ETHERNET)

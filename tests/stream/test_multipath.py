@@ -11,7 +11,7 @@ import pytest
 
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.model.decision import Path
-from bindsock.model.network import InterfaceKind, Network
+from bindsock.model.network import Network
 from bindsock.model.subflows import Endpoints, Multipath, Subflow
 from bindsock.netmon.runtime import Runtime
 from bindsock.netmon.turns import CallbackBudget
@@ -23,7 +23,7 @@ from bindsock.stream.multipath import manager as multipath
 from bindsock.stream.multipath.plan import situation
 from bindsock.stream.plan import Requirement
 from bindsock.stream.viability import Location
-from bindsock.testing import SimulatedPathManager, interface, network, route
+from bindsock.testing import SimulatedPathManager, interface, network
 from tests.scene import Scene
 from tests.virtual_loop import VirtualLoop
 
@@ -32,25 +32,25 @@ HERE = ip_address("127.0.0.1")
 THERE = ip_address("203.0.113.5")
 ELSEWHERE = ip_address("203.0.114.5")
 
-WIFI = interface("wifi0", 2, "127.0.0.1/8")
-ETHERNET = interface("eth0", 3, "203.0.113.5/24", kind=InterfaceKind.WIRED)
-USB = interface("usb0", 4, "203.0.114.5/24", kind=InterfaceKind.WIRED)
-TUNNEL = interface("tun0", 9, "10.66.0.2/24", kind=InterfaceKind.TUNNEL)
+WIFI = interface("2: wifi0 wifi 127.0.0.1/8")
+ETHERNET = interface("3: eth0 wired 203.0.113.5/24")
+USB = interface("4: usb0 wired 203.0.114.5/24")
+TUNNEL = interface("9: tun0 tunnel 10.66.0.2/24")
 INSIDE = ip_address("10.66.0.2")
 
-BY_WIFI = route("0.0.0.0/0", 2, "127.0.0.254", metric=600)
-BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
-BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
-BY_USB = route("0.0.0.0/0", 4, "203.0.114.1", metric=800)
+BY_WIFI = "default via 127.0.0.254 dev wifi0 metric 600"
+BY_ETHERNET = "default via 203.0.113.1 dev eth0 metric 700"
+BY_ETHERNET_FIRST = "default via 203.0.113.1 dev eth0 metric 100"
+BY_USB = "default via 203.0.114.1 dev usb0 metric 800"
 
 ON_WIFI = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET)
-WIFI_LOST = network(interface("wifi0", 2, up=False, running=False), ETHERNET, BY_ETHERNET)
-ETHERNET_LOST = network(WIFI, interface("eth0", 3, up=False, running=False), BY_WIFI)
-WIFI_UNPLUGGED = network(interface("wifi0", 2, "127.0.0.1/8", running=False), ETHERNET, BY_WIFI, BY_ETHERNET)
+WIFI_LOST = network("2: wifi0 wifi down", ETHERNET, BY_ETHERNET)
+ETHERNET_LOST = network(WIFI, "3: eth0 wifi down", BY_WIFI)
+WIFI_UNPLUGGED = network("2: wifi0 wifi 127.0.0.1/8 no-carrier", ETHERNET, BY_WIFI, BY_ETHERNET)
 ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
-NOWHERE = network(interface("wifi0", 2, up=False, running=False))
+NOWHERE = network("2: wifi0 wifi down")
 ON_WIFI_PATH = Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None)
-ONLY_USB = network(interface("wifi0", 2, up=False, running=False), USB, BY_USB)
+ONLY_USB = network("2: wifi0 wifi down", USB, BY_USB)
 
 
 class MultipathScene(Scene):
@@ -388,7 +388,7 @@ def test_a_subflow_is_where_it_is_bound_and_lost_with_the_index_of_that_interfac
     assert situation(seen, again, ETHERNET, None, {again[0]: 7, again[1]: 3, again[2]: 2}.get).lost == ()
 
 
-WIFI_MADE_AGAIN = network(interface("wifi0", 8, "127.0.0.1/8"), ETHERNET, route("0.0.0.0/0", 8, "127.0.0.254", metric=600))
+WIFI_MADE_AGAIN = network("8: wifi0 wifi 127.0.0.1/8", ETHERNET, "default via 127.0.0.254 dev wifi0 metric 600")
 
 
 def test_an_interface_that_is_made_again_gets_a_new_subflow(scene: MultipathScene) -> None:
@@ -434,7 +434,7 @@ def test_what_speaks_against_multipath(endpoints: Endpoints, seen: Network, pinn
 
 
 def test_the_other_familys_endpoints_do_no_harm() -> None:
-    six = network(WIFI, interface("tun0", 9, "2001:db8::1/64", kind=InterfaceKind.TUNNEL))
+    six = network(WIFI, "9: tun0 tunnel 2001:db8::1/64")
     endpoints = Endpoints((ip_address("2001:db8::1"),))
     assert multipath_obstacle(endpoints, six, WIFI, 4, None) is None
     assert multipath_obstacle(endpoints, six, WIFI, 6, None) is not None

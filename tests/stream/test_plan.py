@@ -15,20 +15,20 @@ from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.multipath.plan import Move, Situation, SubflowFacts, SubflowOrders
 from bindsock.stream.plan import Facts, Orders, Requirement, Step, plan
 from bindsock.stream.viability import ROUTE_GRACE, Location, Viability
-from bindsock.testing import interface, network, route
+from bindsock.testing import interface, network
 
 PEER = ip_address("198.51.100.7")
 HERE, THERE = ip_address("192.0.2.5"), ip_address("203.0.113.5")
 ON_WIFI, ON_ETHERNET = Location("wifi0", 2, HERE, 2), Location("eth0", 3, THERE, 3)
 
-WIFI = interface("wifi0", 2, "192.0.2.5/24")
+WIFI = interface("2: wifi0 wifi 192.0.2.5/24")
 CELLULAR = replace(WIFI, kind=InterfaceKind.CELLULAR)
-ETHERNET = interface("eth0", 3, "203.0.113.5/24", kind=InterfaceKind.WIRED)
-BRIDGE = interface("br0", 4, "192.0.2.5/24", kind=InterfaceKind.BRIDGE)
-BY_WIFI = route("0.0.0.0/0", 2, "192.0.2.1", metric=600)
-BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
-BY_ETHERNET_FIRST = route("0.0.0.0/0", 3, "203.0.113.1", metric=100)
-BY_BRIDGE = route("0.0.0.0/0", 4, "192.0.2.1", metric=100)
+ETHERNET = interface("3: eth0 wired 203.0.113.5/24")
+BRIDGE = interface("4: br0 bridge 192.0.2.5/24")
+BY_WIFI = "default via 192.0.2.1 dev wifi0 metric 600"
+BY_ETHERNET = "default via 203.0.113.1 dev eth0 metric 700"
+BY_ETHERNET_FIRST = "default via 203.0.113.1 dev eth0 metric 100"
+BY_BRIDGE = "default via 192.0.2.1 dev br0 metric 100"
 
 BOTH = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET)
 ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
@@ -37,8 +37,8 @@ UNPLUGGED = network(replace(WIFI, running=False), ETHERNET, BY_WIFI, BY_ETHERNET
 UNPLUGGED_ALONE = network(replace(WIFI, running=False), BY_WIFI)
 ROUTE_LOST = network(WIFI, ETHERNET, BY_ETHERNET)
 WIFI_GONE = network(ETHERNET, BY_ETHERNET)
-NOTHING = network(interface("wifi0", 2, up=False, running=False))
-BRIDGED = network(interface("wifi0", 2), BRIDGE, ETHERNET, BY_BRIDGE, BY_ETHERNET)
+NOTHING = network("2: wifi0 wifi down")
+BRIDGED = network("2: wifi0 wifi", BRIDGE, ETHERNET, BY_BRIDGE, BY_ETHERNET)
 
 
 def facts(seen: Network, requirement: Requirement | None = None, place: Location = ON_WIFI) -> Facts:

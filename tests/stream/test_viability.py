@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.model.network import Interface, Network
 from bindsock.routing.effective import Decider
 from bindsock.stream.viability import (
     IDLE,
@@ -18,15 +18,15 @@ from bindsock.stream.viability import (
     assess,
     location_of,
 )
-from bindsock.testing import interface, network, route
+from bindsock.testing import interface, network
 
 PEER = ip_address("198.51.100.7")
 LOCAL = ip_address("192.0.2.5")
 PLACE = Location("wifi0", 2, LOCAL, 2)
-WIFI = interface("wifi0", 2, "192.0.2.5/24")
-ETHERNET = interface("eth0", 3, "203.0.113.5/24", kind=InterfaceKind.WIRED)
-BY_WIFI = route("0.0.0.0/0", 2, "192.0.2.1", metric=600)
-BY_ETHERNET = route("0.0.0.0/0", 3, "203.0.113.1", metric=700)
+WIFI = interface("2: wifi0 wifi 192.0.2.5/24")
+ETHERNET = interface("3: eth0 wired 203.0.113.5/24")
+BY_WIFI = "default via 192.0.2.1 dev 2 metric 600"
+BY_ETHERNET = "default via 203.0.113.1 dev eth0 metric 700"
 
 
 def judge(reading: Network, place: Location = PLACE, *, pin: str | None = None) -> Assessment:
@@ -45,10 +45,10 @@ def test_all_is_well_where_a_new_connection_would_leave_by_the_same_interface() 
     ("wifi", "reason"),
     [
         (None, "wifi0 is gone"),
-        (interface("wifi0", 2, "192.0.2.5/24", up=False, running=False), "wifi0 is down"),
-        (interface("wifi0", 2), "wifi0 has lost the address 192.0.2.5"),
-        (interface("wifi0", 2, "192.0.2.77/24"), "wifi0 has lost the address 192.0.2.5"),
-        (interface("wifi0", 9, "192.0.2.5/24"), "wifi0 is gone"),
+        (interface("2: wifi0 wifi 192.0.2.5/24 down"), "wifi0 is down"),
+        (interface("2: wifi0 wifi"), "wifi0 has lost the address 192.0.2.5"),
+        (interface("2: wifi0 wifi 192.0.2.77/24"), "wifi0 has lost the address 192.0.2.5"),
+        (interface("9: wifi0 wifi 192.0.2.5/24"), "wifi0 is gone"),
     ],
 )
 def test_dead_where_the_interface_or_the_address_is_gone(wifi: Interface | None, reason: str) -> None:
@@ -59,29 +59,29 @@ def test_dead_where_the_interface_or_the_address_is_gone(wifi: Interface | None,
 
 
 def test_dead_and_nothing_else_usable() -> None:
-    found = judge(network(interface("wifi0", 2, up=False)))
+    found = judge(network("2: wifi0 wifi down"))
     assert found.viability is Viability.DEAD
     assert not found.usable
 
 
 def test_renumbered_is_dead_though_the_interface_is_the_same() -> None:
-    renumbered = interface("wifi0", 2, "192.0.2.99/24")
+    renumbered = interface("2: wifi0 wifi 192.0.2.99/24")
     found = judge(network(renumbered, BY_WIFI))
     assert (found.viability, found.target) == (Viability.DEAD, renumbered)
 
 
 def test_another_address_beside_the_own_one_harms_nobody() -> None:
-    found = judge(network(interface("wifi0", 2, "192.0.2.99/24", "192.0.2.5/24"), BY_WIFI))
+    found = judge(network("2: wifi0 wifi 192.0.2.99/24 192.0.2.5/24", BY_WIFI))
     assert found.viability is Viability.WORKS
 
 
 def test_a_rename_harms_nobody() -> None:
-    found = judge(network(interface("wlp3s0", 2, "192.0.2.5/24"), BY_WIFI))
+    found = judge(network("2: wlp3s0 wifi 192.0.2.5/24", BY_WIFI))
     assert found.viability is Viability.WORKS
 
 
 def test_without_carrier_it_is_stalled() -> None:
-    found = judge(network(interface("wifi0", 2, "192.0.2.5/24", running=False), ETHERNET, BY_WIFI, BY_ETHERNET))
+    found = judge(network("2: wifi0 wifi 192.0.2.5/24 no-carrier", ETHERNET, BY_WIFI, BY_ETHERNET))
     assert (found.viability, found.reason, found.target) == (Viability.STALLED, "wifi0 has no carrier", ETHERNET)
 
 
@@ -98,20 +98,20 @@ def test_without_any_route_it_stays() -> None:
 
 
 def test_a_better_path_does_not_make_it_any_less_viable() -> None:
-    by_wifi = route("0.0.0.0/0", 2, "192.0.2.1", metric=800)
+    by_wifi = "default via 192.0.2.1 dev 2 metric 800"
     found = judge(network(WIFI, ETHERNET, by_wifi, BY_ETHERNET))
     assert (found.viability, found.better) == (Viability.WORKS, ETHERNET)
 
 
 def test_a_pin_knows_no_better_path() -> None:
-    by_wifi = route("0.0.0.0/0", 2, "192.0.2.1", metric=800)
+    by_wifi = "default via 192.0.2.1 dev 2 metric 800"
     found = judge(network(WIFI, ETHERNET, by_wifi, BY_ETHERNET), pin="wifi0")
     assert (found.viability, found.better) == (Viability.WORKS, None)
 
 
 def test_the_address_may_have_moved_along_with_the_network() -> None:
-    bridge = interface("br0", 4, "192.0.2.5/24", kind=InterfaceKind.BRIDGE)
-    found = judge(network(interface("wifi0", 2), bridge, route("0.0.0.0/0", 4, "192.0.2.1")))
+    bridge = interface("4: br0 bridge 192.0.2.5/24")
+    found = judge(network("2: wifi0 wifi", bridge, "default via 192.0.2.1 dev br0"))
     assert (found.viability, found.moved) == (Viability.DEAD, bridge)
 
 

@@ -11,18 +11,18 @@ import pytest
 
 from bindsock import BindFailed
 from bindsock import kernel as kernels
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
-from bindsock.testing import SimulatedEvents, SimulatedKernel, check_kernel, interface, network, route
+from bindsock.model.network import Interface, IPAddress, Network
+from bindsock.testing import SimulatedEvents, SimulatedKernel, check_kernel, interface, network
 from bindsock.testing.lab import Lab
 from tests.darwin.machines import two_uplinks
 
 NETWORK = network(
-    interface("lo", 1, "127.0.0.1/8", "::1/128", kind=InterfaceKind.LOOPBACK),
-    interface("wifi0", 2, "192.0.2.5/24", "2001:db8::5/64"),
-    interface("eth0", 3, "198.51.100.5/24"),
-    route("0.0.0.0/0", 2, "192.0.2.1"),
-    route("::/0", 2, "fe80::1"),
-    route("0.0.0.0/0", 3, "198.51.100.1"),
+    "1: lo loopback 127.0.0.1/8 ::1/128",
+    "2: wifi0 wifi 192.0.2.5/24 2001:db8::5/64",
+    "3: eth0 wifi 198.51.100.5/24",
+    "default via 192.0.2.1 dev wifi0",
+    "default via fe80::1 dev wifi0",
+    "default via 198.51.100.1 dev eth0",
 )
 
 
@@ -52,12 +52,12 @@ def test_a_kernel_without_any_uplink_can_be_checked() -> None:
 class DifferentEachTime(SimulatedKernel):
     def network(self, *, partial: bool = False) -> Network:
         self.readings += 1
-        return dataclasses.replace(NETWORK, interfaces={9: interface(f"new{self.readings}", 9)})
+        return dataclasses.replace(NETWORK, interfaces={9: interface(f"9: new{self.readings} wifi")})
 
 
 class WrongIndex(SimulatedKernel):
     def network(self, *, partial: bool = False) -> Network:
-        return dataclasses.replace(NETWORK, interfaces={7: interface("wifi0", 2)}, **self.nothing)
+        return dataclasses.replace(NETWORK, interfaces={7: interface("2: wifi0 wifi")}, **self.nothing)
 
     nothing: dict[str, Any] = {}  # noqa: RUF012 - a subclass of a test
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from bindsock.cli.doctor.advice import advice
-from bindsock.testing.simulated import SimulatedKernel, network
+from bindsock.testing import SimulatedKernel, network
 from tests.cli.conftest import LOOPBACK, Run, only_vpn
 
 

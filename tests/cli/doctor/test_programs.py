@@ -11,14 +11,14 @@ import pytest
 from bindsock.cli.doctor.programs import guesses, ownership
 from bindsock.model.network import InterfaceKind, Lookup, Network, Route, RouteKind
 from bindsock.model.policy import PolicyRule
-from bindsock.testing.simulated import interface, network, route
+from bindsock.testing import interface, network
 
-ETH0 = interface("eth0", 2, "10.1.0.2/24")
-BESIDE = route("0.0.0.0/0", 2, "10.1.0.1", metric=600)
+ETH0 = interface("2: eth0 wifi 10.1.0.2/24")
+BESIDE = "default via 10.1.0.1 dev 2 metric 600"
 
 
-def tunnel(name: str, kind: InterfaceKind = InterfaceKind.TUNNEL) -> Any:
-    return interface(name, 3, "10.66.0.2/24", kind=kind)
+def tunnel(name: str, kind: InterfaceKind = InterfaceKind.TUNNEL) -> str:
+    return f"3: {name} {kind} 10.66.0.2/24"
 
 
 def rule(table: int, preference: int = 100, **more: Any) -> PolicyRule:
@@ -73,15 +73,15 @@ def test_a_program_is_told_by_its_device(name: str, kind: InterfaceKind, program
 
 
 def test_an_uplink_that_is_called_like_one_is_none() -> None:
-    assert programs(network(interface("zt0", 2, "10.1.0.2/24"), BESIDE)) == []
+    assert programs(network("2: zt0 wifi 10.1.0.2/24", BESIDE)) == []
 
 
 @pytest.mark.parametrize(
     ("routes", "how"),
     [
-        ([route("0.0.0.0/0", 3, metric=50), BESIDE], "a default route with metric 50, better than the others'"),
-        ([route("0.0.0.0/0", 3)], "a default route: it has replaced all others"),
-        ([route("0.0.0.0/1", 3), route("128.0.0.0/1", 3), BESIDE], "0.0.0.0/1 and 128.0.0.0/1, beside the default route"),
+        (["default dev 3 metric 50", BESIDE], "a default route with metric 50, better than the others'"),
+        (["default dev 3"], "a default route: it has replaced all others"),
+        (["0.0.0.0/1 dev 3", "128.0.0.0/1 dev 3", BESIDE], "0.0.0.0/1 and 128.0.0.0/1, beside the default route"),
     ],
 )
 def test_it_is_told_how_the_default_was_taken(routes: list[Any], how: str) -> None:
@@ -100,7 +100,7 @@ def test_a_kill_switch_of_routes_is_told() -> None:
     anywhere = ipaddress.ip_network("0.0.0.0/0")
     through = Route(anywhere, 3, table=51820)
     dead = Route(anywhere, None, metric=4294967280, table=51820, kind=RouteKind.UNREACHABLE)
-    seen = Network({2: ETH0, 3: tunnel("wg0")}, unbound={socket.AF_INET: Lookup(through)})
+    seen = Network({2: ETH0, 3: interface(tunnel("wg0"))}, unbound={socket.AF_INET: Lookup(through)})
     (owner,) = ownership(seen, [rule(51820, 32765, inverted=True, mark=0xCA6C)], [through, dead])
     assert owner.how == (
         "table 51820, to which the rule `32765: not from all fwmark 0xca6c lookup 51820` leads; "
