@@ -15,6 +15,7 @@ from bindsock.dial.farewell import AT_END, DEADLINE, Leaving
 if TYPE_CHECKING:
     import socket
 
+# Times are the system's clock's: blocking sockets belong to threads, in which no event loop runs.
 _leaving = Leaving()
 _lock = threading.Lock()
 

@@ -272,6 +272,7 @@ class BlockingConnector:
         """
         preferences = self.preferences if self.preferences is not None else Preferences()
         policy = preferences.on_no_interface
+        # The system's clock: a blocking socket belongs to a thread, in which no event loop runs.
         deadline = time.monotonic() + timeout if timeout is not None else None
         # The events are open before the reading, so that no change falls between them.
         sources = list(kernel.events()) if policy == "wait" else []
@@ -373,7 +374,7 @@ def _seconds(timeout: float | None) -> float | None:
 def _wait_for_events(sources: Sequence[EventSource], deadline: float | None) -> bool:
     """Wait until the kernel announces something that can matter.
 
-    :param deadline: monotonic seconds
+    :param deadline: monotonic seconds of the system's clock
     :return: whether it did
     """
     poll = select.poll()

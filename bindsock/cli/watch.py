@@ -158,7 +158,7 @@ def _now() -> datetime:
 
 def _moment(change: Change) -> datetime:
     """The wall clock's time of a change."""
-    return datetime.fromtimestamp(time.time() - (time.monotonic() - change.time)).astimezone()
+    return datetime.fromtimestamp(time.time() - (asyncio.get_running_loop().time() - change.time)).astimezone()
 
 
 def _clock(moment: datetime) -> str:

@@ -134,6 +134,7 @@ class Leaving:
         poll = select.poll()
         for descriptor in self._sockets:
             poll.register(descriptor, select.POLLIN)
+        # The system's clock: the event loop has ended, and one that a test sets would stand still while poll() waits.
         due = time.monotonic() + patience
         while self._sockets:
             left = max(0.0, due - time.monotonic())

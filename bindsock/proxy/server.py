@@ -9,7 +9,6 @@ import itertools
 import logging
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
@@ -221,7 +220,8 @@ class Proxy:
         answer: bytes,
         early: bytes,
     ) -> None:
-        begun = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         up, down = _Counter(), _Counter()
         outcome = "ended, since the proxy is stopped"
         try:
@@ -241,7 +241,7 @@ class Proxy:
             _reset(client[1])
             _reset(upstream[1])
         finally:
-            _logger.info("%s %s, %d bytes up, %d down, %.1f s", label, outcome, up.bytes, down.bytes, time.monotonic() - begun)
+            _logger.info("%s %s, %d bytes up, %d down, %.1f s", label, outcome, up.bytes, down.bytes, clock() - begun)
             await _end(upstream[1])
 
     @staticmethod

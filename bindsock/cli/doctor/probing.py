@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def _resolver(servers: Sequence[str]) -> InterfaceResolver:
 async def _look_up(
     transports: TransportFactory, target: Target, family: socket.AddressFamily
 ) -> tuple[dict[str, Any], str | None]:
-    by, start = "the interface", time.monotonic()
+    by, start = "the interface", asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(target.seconds):
             try:
@@ -93,7 +92,7 @@ async def _look_up(
 
 
 async def _connect(transports: TransportFactory, address: str, target: Target) -> dict[str, Any]:
-    start = time.monotonic()
+    start = asyncio.get_running_loop().time()
     result: dict[str, Any] = {"address": address, "port": target.port, "source": None, "ms": None, "error": None}
     try:
         async with asyncio.timeout(target.seconds):
@@ -114,4 +113,4 @@ def _said(error: OSError) -> str:
 
 
 def _milliseconds(start: float) -> float:
-    return round((time.monotonic() - start) * 1000, 1)
+    return round((asyncio.get_running_loop().time() - start) * 1000, 1)

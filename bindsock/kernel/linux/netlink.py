@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 import struct
-import time
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -243,7 +243,7 @@ class Channel:
         self._open = open_socket
         self._sock: NetlinkSocket | None = None
         self._port = 0
-        self._sequence = int(time.monotonic() * 1000) & 0x3FFFFFFF
+        self._sequence = random.getrandbits(30)
         self._buffer = _BUFFER
         self._finalizer: weakref.finalize[..., Channel] | None = None
 

@@ -375,6 +375,7 @@ class PathManager:
         """Nobody else will do it. What is still open is closed at this moment in any case, and may take a moment to end."""
         if os.getpid() != self._process:
             return
+        # The system's clock: as the process ends there is no event loop.
         deadline = time.monotonic() + _LINGERING
         for sock in list(self._connections):
             with contextlib.suppress(OSError):

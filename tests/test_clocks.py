@@ -1,0 +1,36 @@
+"""Time is the event loop's: only what has no loop reads the system's clock, so that a test's clock rules everything else."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import bindsock
+
+PACKAGE = Path(bindsock.__file__).parent
+CLOCKS = frozenset({"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"})
+
+WITHOUT_LOOP = {
+    "netmon/loop.py": "it says what the clock of a loop is",
+    "netmon/turns.py": "how long the processor was busy, which a clock that a test sets does not tell",
+    "blocking/farewell.py": "blocking sockets belong to threads without a loop",
+    "blocking/sockets.py": "blocking sockets belong to threads without a loop",
+    "dial/farewell.py": "the loop has ended",
+    "kernel/linux/mptcp/path_manager.py": "the process ends",
+}
+MEASURING = ("cli/demo/", "testing/lab/")
+"""Several processes note when something happened, by the one clock that they have in common."""
+
+
+def reads_the_clock(path: Path) -> bool:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in CLOCKS and ast.unparse(node.value) == "time":
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module == "time" and CLOCKS & {name.name for name in node.names}:
+            return True
+    return False
+
+
+def test_only_what_has_no_event_loop_reads_the_systems_clock() -> None:
+    found = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if reads_the_clock(path)}
+    assert {name for name in found if not name.startswith(MEASURING)} == set(WITHOUT_LOOP)
