@@ -115,7 +115,8 @@ class LinuxKernel:
             raise
         for each in news:
             each.clear()
-        self._gateways.note(network)
+        if network is not before:
+            self._gateways.note(network)
         return network
 
     def lookups(self, network: Network) -> Lookups:
