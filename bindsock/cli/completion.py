@@ -33,5 +33,5 @@ class PrintCompletion(argparse.Action):
                 import shtab
         except ModuleNotFoundError as error:
             parser.exit(3, f"bindsock: {error}\n")
-        print(shtab.complete(parser, shell=values, preamble=_PREAMBLE))
+        print(shtab.complete(parser, shell=values, preamble=_PREAMBLE.get(values, "")))
         parser.exit()
