@@ -474,7 +474,7 @@ class Connector:
                 guard.close()
             if isinstance(sock, FollowedSocket):
                 sock.detach_if_closed()
-            sock.close()
+            _give_up(loop, sock)
             raise
         finally:
             guards.end_attaching(sock)
@@ -483,6 +483,24 @@ class Connector:
         if guard is not None:
             guard.attach(transport)
         return transport, protocol
+
+
+def _give_up(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    """End a connection of which the event loop could not, or was not to, make a transport.
+
+    There may be one all the same that lives on and closes the socket in its own time: one whose TLS handshake was just over says
+    goodbye to its peer first (CPython ``Lib/asyncio/sslproto.py``, _start_shutdown). If the socket were closed beneath it, the
+    loop would still watch the descriptor, whose number is the next file's.
+    """
+    if sock.fileno() == -1:
+        return
+    try:
+        loop.remove_reader(sock)  # there is none; but the loop refuses this where a transport has the descriptor
+    except RuntimeError:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+    else:
+        sock.close()
 
 
 def _interface_resolver() -> InterfaceResolver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import socket
@@ -14,7 +15,7 @@ import bindsock
 from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.testing import SimulatedKernel, network
-from tests.tls import tls_client_context
+from tests.tls import tls_client_context, tls_server_context
 from tests.virtual_loop import VirtualLoop
 
 
@@ -71,3 +72,43 @@ async def test_a_connection_that_ends_as_its_transport_is_made_closes_nobody_els
     for descriptor in opened:
         assert os.path.samestat(os.fstat(descriptor), os.stat(os.devnull))
         os.close(descriptor)
+
+
+class Cancelling(asyncio.Protocol):
+    """Cancels the dial at the moment when the handshake is over."""
+
+    dial: asyncio.Task[object]
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.dial.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+
+async def test_a_dial_that_is_cancelled_as_its_handshake_ends_leaves_its_descriptor_to_nobody() -> None:
+    """The transport still says goodbye to its peer by then, and the loop watches its descriptor."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    protocol = Cancelling()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls_server_context()) as server:
+        host, port = server.sockets[0].getsockname()
+        tls = tls_client_context()
+        dial = bindsock.create_connection(lambda: protocol, host, port, ssl=tls, server_hostname="localhost")
+        protocol.dial = asyncio.ensure_future(dial)
+        with pytest.raises(asyncio.CancelledError):
+            await protocol.dial
+        _, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname="localhost")
+        async with asyncio.timeout(20):
+            await protocol.lost.wait()
+        writer.write(b"still here")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
