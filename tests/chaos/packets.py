@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import itertools
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,12 +13,12 @@ from ipaddress import ip_address
 from bindsock.testing.lab import Packet
 
 TUNNEL = "tun0"
-_FIN, _SYN, _RESET = 1, 2, 4
+_FIN, _SYN, _RESET, _ACK = 1, 2, 4, 16
 _DISCARD = 9
 _NAMES = 53
 _FRAGMENT = 0
 """The port of a fragment that is not the first."""
-_REMEMBERED, _TOLD = 20000, 8
+_REMEMBERED, _TOLD, _ENDS = 20000, 8, 10000
 
 
 class Kind(enum.StrEnum):
@@ -34,6 +34,9 @@ class Kind(enum.StrEnum):
     LATE = "late acknowledgement"
     """Of an end that the peer has repeated, since the socket had no route by its device when that came first. What the socket
     leaves behind (TIME_WAIT) answers, by the routes: so it is where a VPN deletes the uplinks' default routes."""
+    REPEATED = "repeated acknowledgement"
+    """Of an end that the peer has repeated, although an uplink had acknowledged it already: that was lost, or both crossed. The
+    socket is gone since (TIME_WAIT follows the acknowledgement, closed or not), and what answers over IPv6 follows the routes."""
     FIRST_HOP = "first hop"
     """The question whether a router answers."""
     NAME = "name"
@@ -47,7 +50,7 @@ class Kind(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
-FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK, Kind.LATE, Kind.VPN})
+FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK, Kind.LATE, Kind.REPEATED, Kind.VPN})
 """Sent by the kernel for no socket, so that no socket's binding counts, or by the VPN, which binds none."""
 
 
@@ -103,6 +106,27 @@ def _of_stream(packet: Packet) -> Kind:
     return Kind.END if packet.flags & _FIN else Kind.ACKNOWLEDGEMENT
 
 
+@dataclass(slots=True)
+class _PeersEnd:
+    """How the peer has ended a connection."""
+
+    following: int
+    """The number after it, by which it is acknowledged."""
+    told: int = 0
+    """How often it came."""
+    acknowledged: bool = False
+    """Whether an uplink has sent its acknowledgement."""
+    leaked: bool = False
+    """Whether the tunnel was the first to send it, before the peer has repeated anything: that need not have been."""
+
+    def answered_by_tunnel(self) -> Kind:
+        """Take in an acknowledgement by the tunnel; what it is."""
+        self.leaked |= self.told < 2
+        if self.leaked:
+            return Kind.ACKNOWLEDGEMENT
+        return Kind.REPEATED if self.acknowledged else Kind.LATE
+
+
 class Census:
     """Counts packets by device and kind, and keeps those that should not have left.
 
@@ -115,18 +139,20 @@ class Census:
         self.left: Counter[tuple[str, str]] = Counter()
         """Datagrams by the program's name and the device that sent them, ``""`` if that was gone before the packet was read."""
         self._wrong: dict[tuple[str, str, int, int], tuple[list[Packet], int]] = {}
-        self._late: set[tuple[str, int, int]] = set()
+        self._ends: OrderedDict[tuple[str, int, int], _PeersEnd] = OrderedDict()
         self._recent: deque[Packet] = deque(maxlen=_REMEMBERED)
 
     def take(self, packets: Iterable[Packet]) -> None:
         """Count packets."""
         for packet in packets:
             self._recent.append(packet)
+            self._follow_end(packet)
             if not packet.outgoing:
                 continue
             kind = classify(packet, self._endpoints)
-            if kind is Kind.ACKNOWLEDGEMENT and packet.interface == TUNNEL and self._is_late(packet):
-                kind = Kind.LATE
+            if kind is Kind.ACKNOWLEDGEMENT and packet.interface == TUNNEL:
+                end = self._end_of(packet)
+                kind = end.answered_by_tunnel() if end is not None else kind
             self.counts[packet.interface, kind] += 1
             if kind is Kind.DATAGRAM:
                 self.left[packet.payload.decode(errors="replace").partition(".")[0], packet.interface] += 1
@@ -144,12 +170,29 @@ class Census:
         wrong, self._wrong = self._wrong, {}
         return list(wrong.values())
 
-    def _is_late(self, packet: Packet) -> bool:
-        connection = packet.source, packet.source_port, packet.destination_port
-        before = self._story(packet)[1:3]
-        if len(before) == 2 and all(not p.outgoing and p.flags & _FIN for p in before):
-            self._late.add(connection)
-        return connection in self._late
+    def _follow_end(self, packet: Packet) -> None:
+        if packet.protocol != "tcp":
+            return
+        if not packet.outgoing and packet.flags & _FIN:
+            connection = packet.destination, packet.destination_port, packet.source_port
+            following = (packet.sequence + len(packet.payload) + 1) % 2**32
+            end = self._ends.get(connection)
+            if end is None or end.following != following:
+                end = self._ends[connection] = _PeersEnd(following)
+                if len(self._ends) > _ENDS:
+                    self._ends.popitem(last=False)
+            end.told += 1
+        elif packet.outgoing and packet.flags & _ACK and packet.interface != TUNNEL:
+            end = self._end_of(packet)
+            if end is not None:
+                end.acknowledged = True
+
+    def _end_of(self, packet: Packet) -> _PeersEnd | None:
+        """The peer's end that the packet acknowledges, over IPv6: over IPv4 TIME_WAIT keeps to the device."""
+        if ":" not in packet.source:
+            return None
+        end = self._ends.get((packet.source, packet.source_port, packet.destination_port))
+        return end if end is not None and end.following == packet.acknowledgement else None
 
     def _story(self, packet: Packet) -> list[Packet]:
         ports = {packet.source_port, packet.destination_port}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bindsock.testing.lab import Packet, Server
@@ -84,14 +86,39 @@ def test_what_came_before_on_the_same_connection_is_told() -> None:
     assert census.take_wrong() == [([wrong], 1), ([packet_by(before, "tun0"), other, before], 1)]
 
 
-def test_an_end_that_was_repeated_is_acknowledged_by_the_routes_and_one_that_was_not_never() -> None:
+END = Packet(1.0, "wifi0", False, "tcp", SERVER.ipv6, "fd10:1::2", 7201, 40000, 72, b"", flags=0x11, sequence=2**32 - 1)
+BY_UPLINK = Packet(1.0, "wifi0", True, "tcp", "fd10:1::2", SERVER.ipv6, 40000, 7201, 72, b"", flags=0x10, acknowledgement=0)
+BY_TUNNEL = dataclasses.replace(BY_UPLINK, interface="tun0")
+BEFORE = dataclasses.replace(BY_UPLINK, acknowledgement=2**32 - 1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kinds"),
+    [
+        ([END, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 1}),
+        ([BEFORE, END, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 1}),
+        ([END, BY_UPLINK, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 1}),
+        ([END, BY_TUNNEL, END, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 2}),
+        ([END, BY_TUNNEL, END, BY_UPLINK, END, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 2}),
+        ([END, END, BY_TUNNEL, END, BY_TUNNEL], {Kind.LATE: 2}),
+        ([BEFORE, END, BEFORE, END, BY_TUNNEL], {Kind.LATE: 1}),
+        ([END, BY_UPLINK, END, BY_TUNNEL, END, BY_TUNNEL], {Kind.REPEATED: 2}),
+        ([END, END, BY_UPLINK, BY_TUNNEL], {Kind.REPEATED: 1}),
+    ],
+)
+def test_only_an_end_that_the_peer_repeats_may_be_acknowledged_by_the_routes(seen: list[Packet], kinds: dict[Kind, int]) -> None:
     census = Census(ENDPOINTS)
-    end, answer = packet("tcp", flags=0x11, outgoing=False), packet("tcp", flags=0x10, interface="tun0")
-    census.take([end, answer])
+    census.take(seen)
+    assert census.by_device()["tun0"] == kinds
+    assert sum(count for _, count in census.take_wrong()) == kinds.get(Kind.ACKNOWLEDGEMENT, 0)
+
+
+def test_over_ipv4_no_end_may_be_acknowledged_by_the_routes() -> None:
+    end = dataclasses.replace(END, source=SERVER.ipv4, destination="10.1.0.2")
+    answers = [dataclasses.replace(seen, source="10.1.0.2", destination=SERVER.ipv4) for seen in (BY_UPLINK, BY_TUNNEL)]
+    census = Census(ENDPOINTS)
+    census.take([end, answers[0], end, answers[1]])
     assert [count for _, count in census.take_wrong()] == [1]
-    census.take([end, end, answer, end, answer])
-    assert census.take_wrong() == []
-    assert census.by_device() == {"tun0": {"acknowledgement": 1, "late acknowledgement": 2}}
 
 
 def test_datagrams_are_counted_by_program_and_device() -> None:

@@ -23,12 +23,17 @@ import bindsock.anyio
 from bindsock.dial import farewell
 from bindsock.netmon.runtime import runtime_of
 from bindsock.testing.lab import Lab, VpnMode
+from bindsock.testing.lab._tap import parse
 
 pytestmark = pytest.mark.lab
 
 PORT = 7100
 STATES = {"01": "ESTABLISHED", "08": "CLOSE_WAIT", "09": "LAST_ACK"}
 FIN_DELAY = 0.05
+FIN = 0x01
+AF_PACKET, ETHERNET_ALL, SOL_PACKET, PACKET_VNET_HDR, SO_BINDTODEVICE = 17, 0x0003, 263, 15, 25
+HEADERS = 10 + 14
+"""Bytes of ``struct virtio_net_hdr`` (``linux/virtio_net.h``: the checksum is yet to be made), and of Ethernet's header."""
 KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
 
 
@@ -284,6 +289,40 @@ async def test_what_was_not_read_is_answered_by_a_reset_as_ever(lab: Lab) -> Non
         await asyncio.get_running_loop().run_in_executor(None, select.select, [sock], [], [], 20)
         sock.close()
         assert isinstance(await ended, ConnectionResetError)
+
+
+def end_on(wire: socket.socket) -> tuple[bytes, str]:
+    """The next frame by which the server ends a connection over IPv6, and the device that sent it."""
+    while True:
+        frame, (device, *_) = wire.recvfrom(1 << 16)
+        packet = parse(frame[HEADERS:], 0.0, device, True)
+        if packet is not None and packet.protocol == "tcp" and packet.source_port == PORT and packet.flags & FIN:
+            return frame, device
+
+
+async def test_the_kernel_answers_a_repeated_end_by_the_routes_even_while_the_socket_is_open(lab: Lab) -> None:
+    """What no program can avoid, without bindsock: TIME_WAIT takes the socket's place as soon as it has acknowledged the end."""
+    lab.vpn_up("metric")
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+        wire = socket.socket(AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERNET_ALL))
+    with listener, wire, socket.socket(socket.AF_INET6) as sock, lab.tap(port=PORT) as tap:
+        wire.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        wire.settimeout(20)
+        sock.settimeout(20)
+        sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, b"wifi0")
+        sock.connect((lab.server.ipv6, PORT))
+        with listener.accept()[0] as peer:
+            sock.shutdown(socket.SHUT_WR)
+            assert peer.recv(1) == b""
+        assert sock.recv(1) == b""
+        frame, device = end_on(wire)
+        wire.sendto(frame, (device, 0))
+        async with asyncio.timeout(20):
+            while not (by_tunnel := [packet for packet in tap.packets if packet.interface == "tun0"]):
+                await asyncio.sleep(0.02)
+        by_uplink = [packet for packet in tap.packets if packet.interface == "wifi0"]
+        assert [packet.acknowledgement for packet in by_tunnel] == [by_uplink[-1].acknowledgement]
 
 
 async def test_no_more_than_a_stated_number_wait_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

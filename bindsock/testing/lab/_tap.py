@@ -41,6 +41,10 @@ class Packet:
     """How the payload of UDP or TCP begins, up to some 350 bytes."""
     flags: int = 0
     """TCP's flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16."""
+    sequence: int = 0
+    """TCP's number of the first byte."""
+    acknowledgement: int = 0
+    """TCP's number of the byte that the sender expects next."""
 
 
 def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet | None:
@@ -55,14 +59,17 @@ def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet 
         first = True
     else:
         return None
-    ports, payload, flags = (0, 0), b"", 0
+    ports, payload, flags, sequence, acknowledgement = (0, 0), b"", 0, 0, 0
     if number in (6, 17) and first and len(data) >= start + 8:
         ports = struct.unpack_from("!HH", data, start)
         header = 8 if number == 17 else (data[start + 12] >> 4) * 4 if len(data) > start + 12 else 0
         payload = data[start + header : length]
-        flags = data[start + 13] if number == 6 and len(data) > start + 13 else 0
+        if number == 6 and len(data) > start + 13:
+            flags = data[start + 13]
+            sequence, acknowledgement = struct.unpack_from("!II", data, start + 4)
     protocol = _PROTOCOLS.get(number, str(number))
-    return Packet(moment, interface, outgoing, protocol, _text(source), _text(destination), *ports, length, payload, flags)
+    addresses = _text(source), _text(destination)
+    return Packet(moment, interface, outgoing, protocol, *addresses, *ports, length, payload, flags, sequence, acknowledgement)
 
 
 @functools.lru_cache(1024)
