@@ -52,8 +52,9 @@ def this_machine() -> dict[str, str]:
     processors = os.cpu_count() or 1
     if sys.platform == "linux":
         processors = len(os.sched_getaffinity(0))
+    release, _, _ = platform.release().partition("-")
     return {
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {release}",
         "python": platform.python_version(),
         "processors": str(processors),
         "load at the beginning": f"{load[0]:.1f}",
