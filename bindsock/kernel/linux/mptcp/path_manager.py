@@ -224,9 +224,11 @@ class PathManager:
             self._destroy(connection, address, remaining)
         elif not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
             self._remove_endpoint(address, first=connection.first == address, lost=why == "lost")
-        if not connection.userspace or address.version == 6:
+        if address.version == 6:
             # Also one that is ending already: over a lost interface its end may go on later.
             self._reset(sock, remaining)
+        elif not connection.userspace:
+            self._reset(sock, self._remaining(sock, address))
         return True
 
     def retain(self, interfaces: Collection[int]) -> None:
