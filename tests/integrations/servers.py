@@ -193,12 +193,11 @@ class Servers:
         await aiohttp.web.TCPSite(runner, self.host, HTTPS, ssl_context=self._server_context).start()
         yield
         assert runner.server is not None
-        transports = [connection.transport for connection in runner.server.connections]
-        await runner.shutdown()
+        # Those whose uplink went away would be waited for: for TLS's goodbye, or for the rest of a request.
+        for connection in runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
-        for transport in transports:  # TLS waits for the goodbye of one whose uplink went away
-            if transport is not None:
-                transport.abort()
 
     @contextlib.asynccontextmanager
     async def _websocket(self) -> AsyncIterator[None]:
