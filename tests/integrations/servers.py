@@ -36,6 +36,8 @@ SMTP, SMTP_TLS, IMAP, MQTT, MQTT_TLS, POSTGRESQL, MYSQL, NATS, MONGODB, KAFKA, S
     2525, 4650, 1143, 1883, 8883, 5432, 3306, 4222, 27017, 9092, 1080,
 )  # fmt: skip
 NAME = "server.lab.test"
+TELEGRAM, TELEGRAM_PORT = "api.telegram.org", 443
+"""For programs that take no other server. Only their own ``/etc/hosts`` can lead them here."""
 
 
 def content(size: int) -> bytes:
@@ -70,7 +72,7 @@ class Servers:
         self._directory = TemporaryDirectory()
         authority = trustme.CA()
         authority.configure_trust(self.context)
-        certificate = authority.issue_cert(self.host, lab.server.ipv6, NAME)
+        certificate = authority.issue_cert(self.host, lab.server.ipv6, NAME, TELEGRAM)
         self.authority_pem = authority.cert_pem.bytes()
         self.authority_file = Path(self._directory.name) / "authority.pem"
         self.authority_file.write_bytes(self.authority_pem)
@@ -190,7 +192,8 @@ class Servers:
         runner = aiohttp.web.AppRunner(application)
         await runner.setup()
         await aiohttp.web.TCPSite(runner, self.host, HTTP).start()
-        await aiohttp.web.TCPSite(runner, self.host, HTTPS, ssl_context=self._server_context).start()
+        for port in (HTTPS, TELEGRAM_PORT):
+            await aiohttp.web.TCPSite(runner, self.host, port, ssl_context=self._server_context).start()
         yield
         assert runner.server is not None
         # Those whose uplink went away would be waited for: for TLS's goodbye, or for the rest of a request.

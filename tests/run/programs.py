@@ -95,9 +95,12 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, options: Sequence[str] = ("--quiet",), **more: Any) -> Iterator[Program]:
-    """Run a program while the block lasts."""
-    command = [*RUN, *options, "--", *arguments]
+def running(*arguments: str, options: Sequence[str] = ("--quiet",), prefix: Sequence[str] = (), **more: Any) -> Iterator[Program]:
+    """Run a program while the block lasts.
+
+    :param prefix: a command that becomes ``bindsock run``, before its arguments
+    """
+    command = [*prefix, *RUN, *options, "--", *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"env": environment(), **more}
     ) as process:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,25 +22,17 @@ from tests.integrations.servers import Servers
 from tests.integrations.test_http_lab import bring_up
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
-from .programs import PYTHON, run, running, script
+from .programs import PATIENCE, PYTHON, environment, run, running
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 SWITCHES = 5
 COMMANDS = Path(sys.executable).parent
 PROXY_PORT = 8099
-POLLER = """
-    import sys
-    from telegram import Update
-    from telegram.ext import Application, CommandHandler, ContextTypes
-
-    async def start(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
-        await update.message.reply_text("Hi!")
-
-    application = Application.builder().token("1:token").base_url(sys.argv[1]).build()
-    application.add_handler(CommandHandler("start", start))
-    application.run_polling()
-"""
+UNREACHABLE = ("(from versions: none)", "connection broken", "Read timed out")
+"""What pip says if a package index cannot be reached, or has no source distributions."""
+WITH_HOSTS = ("unshare", "--mount", "sh", "-c", 'mount --bind "$1" /etc/hosts && shift && exec "$@"', "sh")
+"""A command that takes a file for ``/etc/hosts`` and then a command, which alone sees it."""
 PROTO = f"""
     syntax = "proto3";
     package {SERVICE.partition(".")[0]};
@@ -104,8 +99,45 @@ def test_a_uvicorn_application_that_asks_others_by_httpx(lab: Lab, servers: Serv
         survives(lab, look)
 
 
-def test_a_telegram_poller(lab: Lab, servers: Servers, tmp_path: Path) -> None:
-    poller = script(tmp_path, POLLER)
+@pytest.fixture(scope="module")
+def echobot(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """python-telegram-bot's own example, from the archive of the version that is installed. Skips where pip cannot get it.
+
+    It is downloaded before the laboratory is made: a package index cannot be reached from there.
+    """
+    pytest.importorskip("pip")
+    directory = tmp_path_factory.mktemp("python-telegram-bot")
+    requirement = f"python-telegram-bot=={metadata.version('python-telegram-bot')}"
+    options = [
+        "--no-deps",
+        "--no-binary",
+        "python-telegram-bot",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--timeout",
+        "20",
+    ]
+    done = subprocess.run(
+        [PYTHON, "-m", "pip", "download", *options, "--dest", str(directory), requirement],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    if done.returncode != 0 and any(sign in done.stderr for sign in UNREACHABLE):
+        pytest.skip(f"pip cannot get python-telegram-bot's archive: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    (archive,) = directory.iterdir()
+    shutil.unpack_archive(archive, directory, filter="data")
+    (program,) = directory.glob("*/examples/echobot.py")
+    return str(program)
+
+
+def test_a_telegram_poller(echobot: str, lab: Lab, servers: Servers, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{servers.host} {ports.TELEGRAM}\n")
+    trusting = environment(SSL_CERT_FILE=str(servers.authority_file))
 
     def look() -> set[str]:
         assert program.process.poll() is None, program.errors()
@@ -114,7 +146,7 @@ def test_a_telegram_poller(lab: Lab, servers: Servers, tmp_path: Path) -> None:
             time.sleep(0.05)
         return set(seen or ())
 
-    with running(PYTHON, poller, f"http://{servers.host}:{ports.HTTP}/bot") as program:
+    with running(PYTHON, echobot, prefix=(*WITH_HOSTS, str(hosts)), env=trusting) as program:
         survives(lab, look)
 
 
