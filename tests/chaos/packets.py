@@ -35,7 +35,7 @@ class Kind(enum.StrEnum):
     """Of an end that the peer has repeated, since the socket had no route by its device when that came first. What the socket
     leaves behind (TIME_WAIT) answers, by the routes: so it is where a VPN deletes the uplinks' default routes."""
     REPEATED = "repeated acknowledgement"
-    """Of an end that the peer has repeated, although an uplink had acknowledged it already: that was lost, or both crossed. The
+    """Of an end that an uplink had acknowledged already: the peer has repeated it, or what it sent before came after it. The
     socket is gone since (TIME_WAIT follows the acknowledgement, closed or not), and what answers over IPv6 follows the routes."""
     FIRST_HOP = "first hop"
     """The question whether a router answers."""
@@ -114,14 +114,16 @@ class _PeersEnd:
     """The number after it, by which it is acknowledged."""
     told: int = 0
     """How often it came."""
+    heard: int = 0
+    """How many packets came since, with it."""
     acknowledged: bool = False
     """Whether an uplink has sent its acknowledgement."""
     leaked: bool = False
-    """Whether the tunnel was the first to send it, before the peer has repeated anything: that need not have been."""
+    """Whether the tunnel has answered what the socket itself had to answer."""
 
     def answered_by_tunnel(self) -> Kind:
         """Take in an acknowledgement by the tunnel; what it is."""
-        self.leaked |= self.told < 2
+        self.leaked |= (self.heard if self.acknowledged else self.told) < 2
         if self.leaked:
             return Kind.ACKNOWLEDGEMENT
         return Kind.REPEATED if self.acknowledged else Kind.LATE
@@ -173,16 +175,19 @@ class Census:
     def _follow_end(self, packet: Packet) -> None:
         if packet.protocol != "tcp":
             return
-        if not packet.outgoing and packet.flags & _FIN:
+        if not packet.outgoing:
             connection = packet.destination, packet.destination_port, packet.source_port
-            following = (packet.sequence + len(packet.payload) + 1) % 2**32
             end = self._ends.get(connection)
-            if end is None or end.following != following:
-                end = self._ends[connection] = _PeersEnd(following)
-                if len(self._ends) > _ENDS:
-                    self._ends.popitem(last=False)
-            end.told += 1
-        elif packet.outgoing and packet.flags & _ACK and packet.interface != TUNNEL:
+            if packet.flags & _FIN:
+                following = (packet.sequence + len(packet.payload) + 1) % 2**32
+                if end is None or end.following != following:
+                    end = self._ends[connection] = _PeersEnd(following)
+                    if len(self._ends) > _ENDS:
+                        self._ends.popitem(last=False)
+                end.told += 1
+            if end is not None:
+                end.heard += 1
+        elif packet.flags & _ACK and packet.interface != TUNNEL:
             end = self._end_of(packet)
             if end is not None:
                 end.acknowledged = True

@@ -90,6 +90,7 @@ END = Packet(1.0, "wifi0", False, "tcp", SERVER.ipv6, "fd10:1::2", 7201, 40000, 
 BY_UPLINK = Packet(1.0, "wifi0", True, "tcp", "fd10:1::2", SERVER.ipv6, 40000, 7201, 72, b"", flags=0x10, acknowledgement=0)
 BY_TUNNEL = dataclasses.replace(BY_UPLINK, interface="tun0")
 BEFORE = dataclasses.replace(BY_UPLINK, acknowledgement=2**32 - 1)
+OVERTAKEN = dataclasses.replace(END, flags=0x10)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +105,12 @@ BEFORE = dataclasses.replace(BY_UPLINK, acknowledgement=2**32 - 1)
         ([BEFORE, END, BEFORE, END, BY_TUNNEL], {Kind.LATE: 1}),
         ([END, BY_UPLINK, END, BY_TUNNEL, END, BY_TUNNEL], {Kind.REPEATED: 2}),
         ([END, END, BY_UPLINK, BY_TUNNEL], {Kind.REPEATED: 1}),
+        ([END, BY_UPLINK, OVERTAKEN, BY_TUNNEL], {Kind.REPEATED: 1}),
+        ([OVERTAKEN, END, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 1}),
+        ([END, OVERTAKEN, BY_TUNNEL], {Kind.ACKNOWLEDGEMENT: 1}),
     ],
 )
-def test_only_an_end_that_the_peer_repeats_may_be_acknowledged_by_the_routes(seen: list[Packet], kinds: dict[Kind, int]) -> None:
+def test_only_what_comes_after_the_end_may_be_answered_by_the_routes(seen: list[Packet], kinds: dict[Kind, int]) -> None:
     census = Census(ENDPOINTS)
     census.take(seen)
     assert census.by_device()["tun0"] == kinds

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.lab
 PORT = 7100
 STATES = {"01": "ESTABLISHED", "08": "CLOSE_WAIT", "09": "LAST_ACK"}
 FIN_DELAY = 0.05
-FIN = 0x01
+FIN, PSH = 0x01, 0x08
 AF_PACKET, ETHERNET_ALL, SOL_PACKET, PACKET_VNET_HDR, SO_BINDTODEVICE = 17, 0x0003, 263, 15, 25
 HEADERS = 10 + 14
 """Bytes of ``struct virtio_net_hdr`` (``linux/virtio_net.h``: the checksum is yet to be made), and of Ethernet's header."""
@@ -291,16 +291,19 @@ async def test_what_was_not_read_is_answered_by_a_reset_as_ever(lab: Lab) -> Non
         assert isinstance(await ended, ConnectionResetError)
 
 
-def end_on(wire: socket.socket) -> tuple[bytes, str]:
-    """The next frame by which the server ends a connection over IPv6, and the device that sent it."""
+def segment_on(wire: socket.socket, flag: int) -> tuple[bytes, str]:
+    """The next frame with such a segment of the server's, and the device that sent it."""
     while True:
         frame, (device, *_) = wire.recvfrom(1 << 16)
         packet = parse(frame[HEADERS:], 0.0, device, True)
-        if packet is not None and packet.protocol == "tcp" and packet.source_port == PORT and packet.flags & FIN:
+        if packet is not None and packet.protocol == "tcp" and packet.source_port == PORT and packet.flags & flag:
             return frame, device
 
 
-async def test_the_kernel_answers_a_repeated_end_by_the_routes_even_while_the_socket_is_open(lab: Lab) -> None:
+@pytest.mark.parametrize("flag", [FIN, PSH], ids=["end", "data"])
+async def test_the_kernel_answers_what_is_repeated_after_the_end_by_the_routes_while_the_socket_is_open(
+    lab: Lab, flag: int
+) -> None:
     """What no program can avoid, without bindsock: TIME_WAIT takes the socket's place as soon as it has acknowledged the end."""
     lab.vpn_up("metric")
     with lab.inside("server"):
@@ -313,10 +316,12 @@ async def test_the_kernel_answers_a_repeated_end_by_the_routes_even_while_the_so
         sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, b"wifi0")
         sock.connect((lab.server.ipv6, PORT))
         with listener.accept()[0] as peer:
+            peer.sendall(b"data")
+            assert sock.recv(4) == b"data"
             sock.shutdown(socket.SHUT_WR)
             assert peer.recv(1) == b""
         assert sock.recv(1) == b""
-        frame, device = end_on(wire)
+        frame, device = segment_on(wire, flag)
         wire.sendto(frame, (device, 0))
         async with asyncio.timeout(20):
             while not (by_tunnel := [packet for packet in tap.packets if packet.interface == "tun0"]):
