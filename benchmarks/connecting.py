@@ -63,25 +63,17 @@ def measure(size: Size) -> Iterator[Row]:
             runner.run(_each(ours, own))
             pairs = [runner.run(_each(ours, own)) for _ in range(size.rounds)]
             followed.close()
-            yield compared(
-                f"create_connection on {name}, numeric host, others are followed",
-                "µs",
-                [a for a, _ in pairs],
-                f"{name}'s own",
-                [b for _, b in pairs],
-                scale=1e6,
-                ratio_limit=1.3 if name == "asyncio" else 2.0,
-            )
             rested = [runner.run(_after_a_rest(lab, own)) for _ in range(size.slow_rounds)]
-            yield compared(
-                f"create_connection on {name}, nothing is followed any more",
-                "µs",
-                [a for a, _ in rested],
-                f"{name}'s own",
-                [b for _, b in rested],
-                scale=1e6,
-                ratio_limit=1.3 if name == "asyncio" else 2.0,
-            )
+            for when, measured in (("numeric host, others are followed", pairs), ("nothing is followed any more", rested)):
+                yield compared(
+                    f"create_connection on {name}, {when}",
+                    "µs",
+                    [a for a, _ in measured],
+                    f"{name}'s own",
+                    [b for _, b in measured],
+                    scale=1e6,
+                    ratio_limit=1.3 if name == "asyncio" else 2.0,
+                )
 
 
 async def _follow(lab: Lab) -> asyncio.StreamWriter:
