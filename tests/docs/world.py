@@ -24,6 +24,7 @@ from aioquic.asyncio.server import serve as serve_quic
 from aioquic.quic.configuration import QuicConfiguration
 
 from bindsock.testing.lab import Lab
+from tests.serving import serve_inside
 
 Talk: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ADDRESS = "192.0.2.1"
@@ -106,13 +107,7 @@ class Servers:
         self._thread.join(timeout=20)
 
     def _run(self) -> None:
-        with self._lab.inside("server"):
-            try:
-                asyncio.run(self._serve())
-            except BaseException as error:
-                if self._ready.done():
-                    raise
-                self._ready.set_exception(error)
+        serve_inside(self._lab, self._serve, self._ready)
 
     async def _serve(self) -> None:
         self._ended = asyncio.Event()

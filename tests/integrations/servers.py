@@ -28,6 +28,7 @@ from aioquic.quic.connection import QuicConnection
 
 from bindsock.testing.lab import Lab
 from tests.integrations import protocols
+from tests.serving import serve_inside
 
 HTTP, HTTPS, WEBSOCKET, SECURE_WEBSOCKET, SSH, REDIS, QUIC, DNS, SINK, START_TLS = (
     8080, 8443, 8765, 8766, 8022, 6379, 4433, 53, 9999, 9998,
@@ -136,13 +137,7 @@ class Servers:
         for neighbour in ("router", "vpn"):
             with self._lab.inside(neighbour):
                 self._neighbours.append(_listening_to_multicasts())
-        with self._lab.inside("server"):
-            try:
-                asyncio.run(self._serve())
-            except BaseException as error:
-                if self._ready.done():
-                    raise
-                self._ready.set_exception(error)
+        serve_inside(self._lab, self._serve, self._ready)
 
     async def _serve(self) -> None:
         self._ended = asyncio.Event()
