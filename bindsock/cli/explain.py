@@ -140,7 +140,7 @@ def _advice(kernel: Kernel, decider: Decider, decision: Decision, target: socket
     interface = decision.interface or _nearest(decision, decider)
     if interface is None or kernel.has_route(interface, target):
         return None
-    return kernel.cure(interface, target)
+    return kernel.route_hint(interface, target)
 
 
 def exempt_marks(kernel: Kernel) -> list[str]:

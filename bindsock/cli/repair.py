@@ -59,13 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.undo:
             return _undo(arguments, repairs)
         network = asked.kernel.network()
-        planned = plan(network, asked.preferences, repairs.standing(), administration.gateway)
+        planned = plan(network, asked.preferences, repairs.existing(), administration.gateway)
         if arguments.apply:
             for repair in planned.remove:
                 repairs.remove(repair)
             for repair in planned.make:
                 repairs.make(repair)
-        standing = repairs.standing()
+        standing = repairs.existing()
     finally:
         repairs.close()
         asked.kernel.close()

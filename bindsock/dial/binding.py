@@ -99,7 +99,7 @@ def check_route(kernel: Kernel, interface: Interface, destination: IPAddress | N
     :raises NoRoute: no route to the destination leaves by the interface
     """
     if destination is not None and not kernel.has_route(interface, destination):
-        raise NoRoute(kernel.cure(interface, destination), interface=interface.name)
+        raise NoRoute(kernel.route_hint(interface, destination), interface=interface.name)
 
 
 def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None:

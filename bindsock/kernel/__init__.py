@@ -1,6 +1,6 @@
-"""The seam to the operating system. Everything that asks the system about its network, or binds a socket, is below here."""
+"""The interface to the operating system: only this package asks it about its network and binds sockets."""
 
-from bindsock.kernel.base import Administration, EventSource, Kernel, Mender, PathManager, RemovalReason, Repairs
+from bindsock.kernel.base import Administration, EventSource, Kernel, PathManager, RemovalReason, Repairer, Repairs
 from bindsock.kernel.system import current
 
-__all__ = ["Administration", "EventSource", "Kernel", "Mender", "PathManager", "RemovalReason", "Repairs", "current"]
+__all__ = ["Administration", "EventSource", "Kernel", "PathManager", "RemovalReason", "Repairer", "Repairs", "current"]

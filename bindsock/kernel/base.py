@@ -1,4 +1,7 @@
-"""The seam to the operating system. Everything that asks the system about its network, or binds a socket, is below here."""
+"""The protocols that a backend for an operating system implements.
+
+Only backends ask the system about its network and bind sockets.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,22 @@ if TYPE_CHECKING:
 
 
 class EventSource(Protocol):
-    """A stream of the kernel's network events. Events only say "something changed": what did is read anew."""
+    """A stream of the kernel's network events. An event only says that something changed; the network is then read again."""
 
     overruns: int
-    """How often the kernel dropped events because nobody had read them. Each makes :meth:`drain` return true."""
+    """How often the kernel dropped events because they were not read in time. Each overrun makes :meth:`drain` return true."""
 
     urgent: bool
-    """Whether any of what the last :meth:`drain` read can change a partial reading; the rest can wait for a complete one."""
+    """Whether an event that the last :meth:`drain` read can change a partial reading. Others wait for a complete reading."""
 
     def fileno(self) -> int:
-        """A descriptor that is readable when events wait; -1 once closed."""
+        """A descriptor that is readable when events are pending; -1 once closed."""
 
     def drain(self) -> bool:
-        """Read all that waits, without blocking.
+        """Read all pending events, without blocking.
 
-        :return: whether any of it can matter to a decision
-        :raises OSError: the source is broken and must be closed; the reconcile goes on without it
+        :return: whether any of them can change a decision
+        :raises OSError: the source is broken and must be closed; the watcher goes on without it
         """
 
     def close(self) -> None:
@@ -38,151 +41,158 @@ class EventSource(Protocol):
 
 
 RemovalReason: TypeAlias = Literal["lost", "left", "forbidden"]
-"""Why a subflow is ended."""
+"""Why a subflow is ended. See :meth:`PathManager.remove`."""
 
 
 class PathManager(Protocol):
-    """Multipath TCP, where an operating system has it: connections whose byte stream goes over several subflows."""
+    """Multipath TCP, on systems that have it: connections whose byte stream goes over several subflows."""
 
     def protocol(self, family: int) -> int | None:
-        """The protocol number of multipath stream sockets of an address family, ``None`` where there are none. Never raises."""
+        """The protocol number of multipath stream sockets of an address family, ``None`` if there are none. Never raises."""
 
     def endpoints(self) -> Endpoints:
-        """By which addresses the system adds subflows by itself, to connections that are made now.
+        """The addresses from which the system itself adds subflows to new connections.
 
-        :raises OSError: the system does not say
+        :raises OSError: the system does not tell
         """
 
     def subflows(self, sock: socket.socket) -> Sequence[Subflow] | None:
-        """The established subflows of a connection, ``None`` if it is not multipath, or is no more. Needs no privilege."""
+        """The established subflows of a connection, ``None`` if it is not multipath, or no longer. Needs no privilege."""
 
     def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
-        """The index of the interface to which a subflow is bound for its whole life. The index may be stale.
+        """The index of the interface to which a subflow is bound for its whole life. The index may be stale. Never raises.
 
-        :return: 0 if it is bound to none, or that is unknown; ``None`` if the subflow has ended. Never raises.
+        :return: 0 if it is bound to no interface, or if that is unknown; ``None`` if the subflow has ended
         """
 
     def silence(self, sock: socket.socket) -> float:
-        """Seconds for which nothing has come from the peer although something that was sent waits to be acknowledged."""
+        """How long the peer has been silent, in seconds, while sent data waits to be acknowledged; 0 if no data waits."""
 
     def register(self, sock: socket.socket) -> None:
-        """The connection is to be followed, where it is now. See :meth:`release`."""
+        """Begin to follow a connection, at its present local address. :meth:`release` ends that."""
 
     def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
-        """Order a subflow by an interface, unless there is one. It is established a round trip later, if at all.
+        """Order a subflow over an interface, unless there is one. It is established a round trip later, if at all.
 
-        :return: the local address that it has
-        :raises PermissionError: it takes a privilege that this process has not
-        :raises OSError: the system refused otherwise
+        :return: the local address of the subflow
+        :raises PermissionError: this process lacks the privilege
+        :raises OSError: the system refused for another reason
         """
 
     def arrived(self, sock: socket.socket, address: IPAddress) -> None:
-        """A subflow with this local address has joined, and that is where the connection is from now on: let it receive as much
-        at a time as the whole connection does.
+        """Note that a subflow with this local address has joined and carries the connection from now on.
+
+        It gets as large a receive buffer as the whole connection has.
 
         :raises OSError: the connection has ended
         """
 
     def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
-        """Order the end of the subflows that have a local address, established or not.
+        """Order the end of all subflows that have a local address, established or not.
 
-        :param why: ``"lost"``: nothing can go over them any more; ``"forbidden"``: nothing may; ``"left"``: the connection is
-            elsewhere now, and those that the system has made by itself are left to it
-        :return: whether they are to end, and are not left alone
+        :param why: ``"lost"``: they can carry nothing any more; ``"forbidden"``: they must not carry anything; ``"left"``: the
+            connection has moved to another address, so subflows that the system itself made are left alone
+        :return: whether they are to end; false if they are left alone
         :raises OSError: as :meth:`add` does
         """
 
     def retain(self, interfaces: Collection[int]) -> None:
-        """Undo what was done to the system for interfaces that are no more. Never raises.
+        """Undo changes to the system that were made for interfaces that no longer exist. Never raises.
 
-        :param interfaces: the indices of those that there are
+        :param interfaces: the indices of the interfaces that exist
         """
 
     def release(self, sock: socket.socket) -> bool:
-        """The connection is over: undo what was done to the system for its sake alone. Never raises.
+        """Stop following a connection, and undo changes to the system that only it needed. Never raises.
 
-        :return: whether something is left that :meth:`sweep` should be asked about later
+        :return: whether something is left to undo, so that :meth:`sweep` should be called later
         """
 
     def sweep(self) -> bool:
-        """As :meth:`release`, for what could not be undone yet."""
+        """Undo what :meth:`release` could not undo yet. Never raises.
+
+        :return: whether something is still left
+        """
 
 
 class Administration(Protocol):
-    """The policy rules and routing tables as an administrator sees them, where an operating system has them.
+    """The policy rules and routing tables as an administrator sees them, on systems that have them.
 
-    Every method raises :class:`KernelError` for an answer that cannot be understood, and :class:`OSError` for a refusal.
+    Every method raises :class:`KernelError` if an answer cannot be understood, and :class:`OSError` if the system refuses.
     """
 
     def rules(self) -> Sequence[PolicyRule]:
         """The policy rules of both families, in the order in which they are tried."""
 
     def routes(self) -> Sequence[Route]:
-        """The routing tables of both families, without the local one."""
+        """The routing tables of both families, except the local table."""
 
     def firewall(self, version: int) -> Sequence[str]:
-        """What could keep packets of this host from leaving: one phrase for each place in its firewall that drops, rejects or
-        redirects some of them, whichever those are.
+        """The places in this host's firewall that drop, reject or redirect some of the packets that it sends.
 
-        :param version: of the addresses, 4 or 6
+        What packets they match is not examined.
+
+        :param version: the IP version, 4 or 6
+        :return: one phrase for each place
         """
 
     def filters_strictly(self, interface: Interface) -> bool:
-        """Whether IPv4 answers to a bound socket are dropped where the default route is another interface's."""
+        """Whether IPv4 answers to sockets bound to the interface are dropped while the default route is by another one."""
 
     def gateway(self, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
-        """The gateway by which the interface reaches the world, ``None`` if nothing names one. Nothing is sent."""
+        """The gateway by which the interface reaches the Internet, ``None`` if nothing names one. Sends nothing."""
 
     mark: int
-    """The firewall mark of every socket that the kernel binds from now on, and with which it asks for routes; 0 for none.
-    Whoever shares the kernel shares the mark."""
+    """The firewall mark for every socket that the kernel object binds from now on, and for route lookups; 0 for none.
+    All users of one kernel object share the mark."""
 
-    mender: Mender | None
-    """Is shown each reading, and may repair what it finds."""
+    repairer: Repairer | None
+    """Called with each reading; may repair routes that are missing."""
 
     def repairs(self, *, kept: bool = False) -> Repairs:
-        """Open what makes repairs in this network namespace. The caller closes it.
+        """Open an object that makes repairs in this network namespace. The caller closes it.
 
-        :param kept: the repairs stay until they are removed; otherwise they end with the process, or are found by the next one
+        :param kept: keep the repairs until they are removed; otherwise they are removed when the process ends, or by the next
+            process that makes repairs
         """
 
 
 class Repairs(Protocol):
-    """Makes, finds and removes repairs: a default route for sockets that are bound to an interface, in a table of its own.
+    """Makes, finds and removes repairs: default routes for sockets that are bound to an interface, each in its own table.
 
-    Orders take CAP_NET_ADMIN. Methods raise as those of :class:`Administration`.
+    Changes need CAP_NET_ADMIN. Methods raise as those of :class:`Administration` do.
     """
 
-    def standing(self) -> Sequence[Repair]:
-        """The complete repairs that there are, whoever made them."""
+    def existing(self) -> Sequence[Repair]:
+        """The complete repairs in the system, whichever process made them."""
 
     def make(self, repair: Repair) -> None:
-        """Make a repair, route first, so that no rule ever leads nowhere."""
+        """Make a repair: the route first, so that no rule ever leads to an empty table."""
 
     def remove(self, repair: Repair) -> None:
-        """Remove a repair, rules first."""
+        """Remove a repair: the rules first."""
 
     def remove_all(self, *, orphans: bool = False) -> int:
-        """Remove what there is of repairs, complete or not.
+        """Remove all repairs, complete or not.
 
-        :param orphans: only those that ended with no process: nothing if another process lives that makes some
-        :return: how many rules and routes that were
+        :param orphans: only remove those that a dead process left behind; nothing while another process makes repairs
+        :return: how many rules and routes were removed
         """
 
     def close(self) -> None:
         """Close the descriptors. Closing twice is harmless."""
 
 
-class Mender(Protocol):
-    """Looks at readings and repairs."""
+class Repairer(Protocol):
+    """Repairs missing routes after each reading."""
 
-    said: str
-    """What stood in the way of the last repair; empty if nothing did."""
+    problem: str
+    """Why the last repair failed; empty if it did not."""
 
-    def mend(self, network: Network) -> bool:
-        """Look at a reading. Never raises :class:`OSError`.
+    def repair(self, network: Network) -> bool:
+        """Make the repairs that a reading shows to be needed. Never raises :class:`OSError`.
 
-        :return: whether anything was changed, so that the reading is old
+        :return: whether anything was changed, so that the network must be read again
         """
 
 
@@ -191,39 +201,39 @@ class Kernel(Protocol):
 
     @property
     def administration(self) -> Administration | None:
-        """``None`` where there are no policy rules."""
+        """Policy rules and routing tables; ``None`` on systems without policy rules."""
 
     @property
     def multipath(self) -> PathManager | None:
-        """``None`` where there is no multipath TCP that a program may use."""
+        """Multipath TCP; ``None`` where programs cannot use it."""
 
     binding_filters_ingress: bool
-    """Whether a socket that is bound to an interface receives by that one only. Where it does not, a datagram socket without a
-    peer can be moved while answers are on their way."""
+    """Whether a socket that is bound to an interface receives from that interface only. If not, a datagram socket without a
+    peer still receives answers to what it sent before it was moved."""
 
     def network(self, *, partial: bool = False) -> Network:
-        """One reading of the machine's network.
+        """Read the machine's network.
 
-        :param partial: a socket waits to be moved: interfaces, addresses and default routes count, specific routes may be those
-            of the last reading; a complete one will follow
+        :param partial: read quickly, since a socket waits to be moved: interfaces, addresses and default routes must be right,
+            specific routes may be those of the last reading; a complete reading will follow
         :raises KernelError: the system's answer cannot be understood
         :raises OSError: a call failed
         """
 
     def lookups(self, network: Network) -> Lookups:
-        """What the system answers about a destination, for decisions about a reading.
+        """The system's route lookups, for decisions that are based on a reading.
 
-        It is equal to the one before for as long as no answer that that has given has become old; whoever has decided by another
-        one decides anew. Asking it may raise :class:`OSError`.
+        The object is equal to the one before as long as all answers of that one still hold. A decision that was made with an
+        unequal object must be made again. A lookup may raise :class:`OSError`.
 
         :param network: the last reading
         """
 
     def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> Sequence[Route]:
-        """The routing tables, for a person to read. No decision needs them, and they may be large.
+        """The routing tables, for people to read. No decision needs them, and they may be large.
 
-        :param family: one address family, both if ``None``
-        :param table: one routing table where there are several, all if ``None``
+        :param family: one address family; both if ``None``
+        :param table: one routing table, on systems that have several; all if ``None``
         :raises KernelError: the system's answer cannot be understood
         :raises OSError: a call failed
         """
@@ -231,14 +241,14 @@ class Kernel(Protocol):
     def events(self) -> Sequence[EventSource]:
         """Open the event sources. The caller closes them.
 
-        :raises OSError: not one could be opened
+        :raises OSError: none could be opened
         """
 
     def suspended(self) -> float:
-        """How many seconds the machine has slept since it was started. Grows across a sleep and only then."""
+        """How many seconds the machine has slept since it was started. Only a sleep makes it grow."""
 
     def bind(self, sock: socket.socket, interface: Interface) -> None:
-        """Bind a fresh socket so that what it sends leaves by the interface, before its bind() and connect().
+        """Bind a fresh socket to the interface, before its bind() and connect(), so that its packets leave by the interface.
 
         :raises BindFailed: with the call and the errno; the caller must close the socket
         """
@@ -248,16 +258,16 @@ class Kernel(Protocol):
     ) -> None:
         """Move a datagram socket to the interface: same descriptor, same port, connected to the same peer as before.
 
-        Moving to the interface that it is bound to already is harmless and chooses the source address anew.
+        Moving it to the interface that it is already bound to is harmless and makes the system choose the source address again.
 
-        :param peer: the address that the socket is to be connected to, for when a failed call has left it disconnected; what
-            the socket itself says comes first
-        :param port: the local port, likewise
-        :raises BindFailed: a step failed; the socket stays bound to a device (its sends are refused), never unbound
+        :param peer: the address to connect to if an earlier, failed call has left the socket disconnected; otherwise the
+            socket's own peer is used
+        :param port: the local port, in the same case
+        :raises BindFailed: a step failed; the socket is never left unbound: it stays bound, or cannot send
         """
 
     def unbind(self, sock: socket.socket) -> None:
-        """Let the routing table alone decide again. A datagram socket stays connected, with the source address of its new route.
+        """Unbind a socket from its interface. A datagram socket stays connected, with the source address of its new route.
 
         :raises BindFailed: the system forbids it
         """
@@ -266,74 +276,78 @@ class Kernel(Protocol):
         """The index of the interface that the socket is bound to, or ``None``. The index may be stale."""
 
     def chosen_options(self, sock: socket.socket) -> frozenset[str]:
-        """The options by which the program has chosen the socket's interface or routes, by name: of ``SO_MARK``,
-        ``IP_UNICAST_IF``, ``IPV6_UNICAST_IF``, ``IP_MULTICAST_IF`` and ``IPV6_MULTICAST_IF`` those that are set. Never raises.
+        """The names of the options that are set by which a program chooses a socket's interface or routes. Never raises.
+
+        They are ``SO_MARK``, ``IP_UNICAST_IF``, ``IPV6_UNICAST_IF``, ``IP_MULTICAST_IF`` and ``IPV6_MULTICAST_IF``.
         """
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
-        """Whether a real route to the destination leaves by the interface for a socket bound to it."""
+        """Whether a socket bound to the interface has a route to the destination."""
 
-    def cure(self, interface: Interface, destination: IPAddress) -> str:
-        """What would give :meth:`has_route` a route: one sentence for the person who runs the machine."""
+    def route_hint(self, interface: Interface, destination: IPAddress) -> str:
+        """How to get a route to the destination by the interface: one sentence for the person who runs the machine."""
 
     def activity(self, sock: socket.socket) -> object:
-        """A value that differs whenever data moved over the stream socket since it was last asked; ``None`` if unknown."""
+        """A value that changes whenever data moves over the stream socket; ``None`` if the system does not tell."""
 
     def dropped(self, interface: Interface) -> int | None:
-        """How many packets the interface's device has taken and dropped instead of sending them, whoever gave them to it.
+        """Packets that the interface's device accepted and then dropped, from any program. Never raises.
 
-        :return: a count that only grows; ``None`` if it is unknown. Never raises.
+        :return: a count that only grows; ``None`` if it is unknown
         """
 
     def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
-        """Whether the gateway's link-layer address is known, so that what is sent by it leaves the machine.
+        """Whether the gateway's link-layer address is known, so that packets to it leave the machine at once. Never raises.
 
-        :return: ``None`` if it is unknown. Never raises.
+        :return: ``None`` if it is unknown
         """
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
-        """Make the system look for the gateway's link-layer address, if it does not know it. Never raises."""
+        """Make the system ask for the gateway's link-layer address, unless it knows it. Never raises."""
 
     def rejection(self, sock: socket.socket) -> Rejection | None:
-        """The ICMP message that ended the connect of a socket, before it is closed. It is told once.
+        """The ICMP message that ended a socket's connect. Call it before the socket is closed, and once. Never raises.
 
-        :return: ``None`` if there was none or it is unknown. Never raises.
+        :return: ``None`` if there was none, or if the system does not tell
         """
 
     def departure(self, sock: socket.socket, address: Any) -> Departure:
-        """What becomes of an attempt to connect to another host before it leaves this one. It is found out by another attempt,
-        which gets no further than the first hop.
+        """Whether a packet of a connect leaves this host, or its firewall drops or answers it. Never raises.
 
-        :param sock: a fresh stream socket that is bound as that of the connection; only good to be closed afterwards
-        :param address: of the peer. Never raises.
+        It makes another attempt to connect, whose packet gets no further than the first hop.
+
+        :param sock: a fresh stream socket, bound as the socket of the connection was; close it afterwards
+        :param address: the peer's address
         """
 
     def unsent(self, sock: socket.socket) -> int:
-        """How many datagrams, at the most, the socket has handed over that have not left their device yet.
+        """An upper bound of the datagrams that the socket has accepted and its device has not sent yet. Never raises.
 
-        :return: 0 also if it is unknown. Never raises.
+        :return: 0 if it is unknown, too
         """
 
     def abort(self, sock: socket.socket) -> None:
-        """End a connected stream socket at once, whatever is under way: whoever waits on it is woken, with an error if the
-        system can do that. The descriptor stays open.
+        """End a connected stream socket at once and discard data in flight. The descriptor stays open.
 
-        :raises OSError: the call failed; it may not have been connected any more
+        Callers that wait on the socket are woken, with an error if the system can do that.
+
+        :raises OSError: the call failed; the socket may not have been connected any more
         """
 
     def needs_farewell(self, sock: socket.socket) -> bool:
-        """Whether the last acknowledgement of a connection that is closed now could leave by another device than it is bound to.
+        """Whether, if the connection were closed now, its last acknowledgement could leave by another interface than the one it
+        is bound to. Never raises.
 
-        :return: false also for a socket that is not connected, or closed. Never raises.
+        :return: false for a socket that is not connected, or closed, too
         """
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
-        """Let a stream socket fail when its peer has not answered for so long, whether anything was sent or not.
+        """Let a stream socket fail when its peer has not answered for this long, even if no data is sent (RFC 5482).
 
-        It is for paths that die without an event, beyond the first hop. At rest the peer is asked now and then.
+        It detects paths that die without an event, beyond the first hop. An idle peer is probed now and then.
 
         :raises OSError: the system refused
         """
 
     def close(self) -> None:
-        """Let go of the descriptors that are kept between questions. The next question opens them again."""
+        """Close the descriptors that are kept between calls. The next call opens them again."""

@@ -1,4 +1,4 @@
-"""Options by which a program chooses the interface of a socket's multicasts, the same on every system."""
+"""The options by which a program chooses the interface for a socket's multicasts; the same on every system."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 
 
 def multicast_options(sock: socket.socket) -> set[str]:
-    """Those of ``IP_MULTICAST_IF`` and ``IPV6_MULTICAST_IF`` that are set.
+    """Which of ``IP_MULTICAST_IF`` and ``IPV6_MULTICAST_IF`` are set.
 
-    The first tells an address alone: an interface that was chosen by its index (``struct ip_mreqn``) is not seen
-    (linux net/ipv4/ip_sockglue.c, do_ip_getsockopt).
+    ``IP_MULTICAST_IF`` returns only an address, so an interface that was chosen by its index (``struct ip_mreqn``) is not
+    noticed (linux net/ipv4/ip_sockglue.c, do_ip_getsockopt).
     """
     found = set()
     with contextlib.suppress(OSError):

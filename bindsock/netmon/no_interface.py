@@ -46,7 +46,7 @@ def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
             and interface.usable_addresses(decision.family)
             and not kernel.has_route(interface, destination)
         ):
-            return kernel.cure(interface, destination)
+            return kernel.route_hint(interface, destination)
     return None
 
 

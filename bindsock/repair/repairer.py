@@ -20,7 +20,7 @@ _logger = logging.getLogger("bindsock")
 
 
 class Repairer:
-    """A :class:`bindsock.kernel.Mender`.
+    """A :class:`bindsock.kernel.Repairer`.
 
     What it has made is removed by :meth:`close`, when it is collected, and when the interpreter exits; after a crash by the next
     one, at its first reading. Where several processes repair, the last one removes.
@@ -34,17 +34,17 @@ class Repairer:
         administration = kernel.administration
         if administration is None:
             raise UnsupportedSystem("repair_routes needs Linux: this system has no policy rules")
-        self.said: str = ""
+        self.problem: str = ""
         self._administration: Administration = administration
         self._preferences = preferences
         self._seen: Network | None = None
         self._standing = False
         self._repairs: Repairs | None = None
         self._end: weakref.finalize[..., Repairer] | None = None
-        administration.mender = self
+        administration.repairer = self
 
-    def mend(self, network: Network) -> bool:
-        """Look at a reading; the same one again costs nothing."""
+    def repair(self, network: Network) -> bool:
+        """Repair what the reading shows to be missing; the same reading again costs nothing."""
         if network is self._seen:
             return False
         self._seen = network
@@ -76,11 +76,11 @@ class Repairer:
 
     def _carry_out(self, network: Network) -> bool:
         assert self._repairs is not None
-        standing = self._repairs.standing() if self._standing else ()
+        standing = self._repairs.existing() if self._standing else ()
         planned = plan(network, self._preferences, standing, self._administration.gateway)
         if planned.make and not self._standing:
             # Another process may have made them; a plan that makes nothing needs no look at the tables.
-            standing = self._repairs.standing()
+            standing = self._repairs.existing()
             planned = plan(network, self._preferences, standing, self._administration.gateway)
         for repair in planned.remove:
             self._repairs.remove(repair)
@@ -93,9 +93,9 @@ class Repairer:
         return bool(planned.remove or planned.make)
 
     def _say(self, text: str, *, log: bool = False) -> None:
-        if log and text != self.said:
+        if log and text != self.problem:
             _logger.warning("%s", text)
-        self.said = text
+        self.problem = text
 
 
 def _described(repair: Repair) -> str:

@@ -130,8 +130,8 @@ class _Suite:
             lookup = answers.by_interface.get(interface.index)
             if lookup is not None and lookup.route.kind is RouteKind.UNICAST and lookup.needs_source is None:
                 _check(answer, f"has_route() is true where lookups() knows a route by {interface}")
-            cure = self._kernel.cure(interface, neighbour)
-            _check(isinstance(cure, str) and bool(cure), "cure() says something")
+            cure = self._kernel.route_hint(interface, neighbour)
+            _check(isinstance(cure, str) and bool(cure), "route_hint() says something")
 
     def check_refusals(self) -> None:
         nobody = Interface("nobody0", _NOBODY)

@@ -147,7 +147,7 @@ class SimulatedKernel:
     def lookups(self, network: Network) -> Lookups:
         return TableAnswers(network)
 
-    def cure(self, interface: Interface, destination: IPAddress) -> str:
+    def route_hint(self, interface: Interface, destination: IPAddress) -> str:
         return f"give {interface.name} a route to {destination}"
 
     def activity(self, sock: socket.socket) -> object:

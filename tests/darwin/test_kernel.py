@@ -283,8 +283,8 @@ def test_the_cure_names_the_interface_and_the_family() -> None:
     machine = two_uplinks()
     kernel = machine.kernel()
     en0 = kernel.network().interfaces[machine.state.named("en0").index]
-    assert "route -n add -ifscope en0 default" in kernel.cure(en0, ip_address("8.8.8.8"))
-    assert "-inet6 -ifscope en0" in kernel.cure(en0, ip_address("2001:db8::1"))
+    assert "route -n add -ifscope en0 default" in kernel.route_hint(en0, ip_address("8.8.8.8"))
+    assert "-inet6 -ifscope en0" in kernel.route_hint(en0, ip_address("2001:db8::1"))
 
 
 def test_suspended_is_the_difference_of_darwins_two_clocks(monkeypatch: pytest.MonkeyPatch) -> None:

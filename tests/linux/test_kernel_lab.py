@@ -378,7 +378,7 @@ def test_nothing_is_reached_by_an_interface_that_is_down_or_gone(kernel: LinuxKe
 
 def cured(kernel: LinuxKernel, destination: IPAddress) -> str:
     """The commands of the cure, run."""
-    sentence = kernel.cure(named(kernel.network(), "eth0"), destination)
+    sentence = kernel.route_hint(named(kernel.network(), "eth0"), destination)
     commands = [part for part in sentence.split("`") if part.startswith("ip ")]
     assert commands, sentence
     for command in commands:
@@ -515,7 +515,7 @@ def test_who_asks_though_nothing_was_said_learns_what_was_never_announced(kernel
     ip("route del default dev wifi0", "route add 10.9.0.0/24 via 10.2.0.1")
     while events.drain():
         pass
-    events.news.clear()  # as if there had been no event
+    events.pending.clear()  # as if there had been no event
     after = kernel.network(partial=True)
     assert after != network
     answer = kernel.lookups(after)(SERVER4).unbound

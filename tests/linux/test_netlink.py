@@ -18,11 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindsock.errors import KernelError
-from bindsock.kernel.linux import netlink
-from bindsock.kernel.linux import route_hint as cures
+from bindsock.kernel.linux import netlink, route_hint
 from bindsock.kernel.linux.rtnetlink import devices, events, links, routes, rules
 from bindsock.kernel.linux.rtnetlink import rp_filter as netconf
-from bindsock.kernel.linux.rtnetlink.lookups import Asked
+from bindsock.kernel.linux.rtnetlink.lookups import AnswerCache
 from bindsock.kernel.linux.rtnetlink.policy import parse_policy_rule
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.model.network import Answers, Interface, InterfaceAddress, InterfaceKind, Lookup, Network, Route, RouteKind
@@ -441,7 +440,7 @@ CONCERNED = ipaddress.ip_address("198.51.100.7")
 
 def pending() -> events.PendingEvents:
     """What is pending where somebody is concerned about one destination."""
-    asked = Asked(lambda destination: Answers(), lambda: True)
+    asked = AnswerCache(lambda destination: Answers(), lambda: True)
     asked(CONCERNED)
     return events.PendingEvents(asked.concerns)
 
@@ -450,9 +449,9 @@ def test_a_route_makes_only_those_answers_old_that_lie_in_it() -> None:
     news = pending()
     news.clear()
     news.take(route_event(length=24, to="198.51.100.0"))
-    assert news.make_old(CONCERNED)
-    assert not news.make_old(ipaddress.ip_address("198.51.101.7"))
-    assert not news.make_old(ipaddress.ip_address("::c633:6407"))
+    assert news.may_change(CONCERNED)
+    assert not news.may_change(ipaddress.ip_address("198.51.101.7"))
+    assert not news.may_change(ipaddress.ip_address("::c633:6407"))
     assert not news.anything
 
 
@@ -466,7 +465,7 @@ def test_a_flood_makes_everything_old() -> None:
 
 
 def test_answers_are_forgotten_in_time_and_then_everything_concerns_somebody() -> None:
-    asked = Asked(lambda destination: Answers(), lambda: True)
+    asked = AnswerCache(lambda destination: Answers(), lambda: True)
     assert not asked.concerns(4, 8, 77)
     for number in range(5000):
         asked(ipaddress.IPv4Address(0x0A000000 + number))
@@ -475,7 +474,7 @@ def test_answers_are_forgotten_in_time_and_then_everything_concerns_somebody() -
 
 
 def test_nothing_is_kept_while_no_event_would_make_it_old() -> None:
-    asked = Asked(lambda destination: Answers(), lambda: False)
+    asked = AnswerCache(lambda destination: Answers(), lambda: False)
     asked(CONCERNED)
     assert asked.known == {}
 
@@ -739,13 +738,13 @@ def default(interface: int | None, *, gateway: str | None = None, six: bool = Fa
 )
 def test_a_cure_is_as_concrete_as_what_is_known(seen: Network, destination: str, expected: str) -> None:
     eth0 = Interface("eth0", 3)
-    assert expected in cures.cure(seen, eth0, ipaddress.ip_address(destination))
+    assert expected in route_hint.hint(seen, eth0, ipaddress.ip_address(destination))
 
 
 def test_a_cure_leads_to_the_table_that_a_vpn_hides() -> None:
     seen = network(default(4), default(3, gateway="10.2.0.1"), default(None, table=7, kind=RouteKind.UNREACHABLE))
     own = Lookup(default(3, gateway="10.2.0.1", table=77))
-    sentence = cures.cure(seen, Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"), None, own)
+    sentence = route_hint.hint(seen, Interface("eth0", 3), ipaddress.ip_address("192.0.2.1"), None, own)
     assert "(table 7 ends in `unreachable default`); add `ip rule add pref 100 oif eth0 lookup 77`" in sentence
 
 
@@ -756,11 +755,11 @@ def test_a_cure_names_the_gateway_that_is_known() -> None:
         ("2001:db8::1", "fe80::1", "`ip -6 route add default via fe80::1 dev eth0 metric"),
         ("192.0.2.1", "fe80::1", "`ip route add default via inet6 fe80::1 dev eth0 metric"),
     ):
-        sentence = cures.cure(network(default(4)), eth0, ipaddress.ip_address(destination), ipaddress.ip_address(gateway))
+        sentence = route_hint.hint(network(default(4)), eth0, ipaddress.ip_address(destination), ipaddress.ip_address(gateway))
         assert expected in sentence
 
 
 def test_a_cure_quotes_a_name_that_a_shell_would_misread() -> None:
     odd = Interface("a;reboot", 3, addresses=network().interfaces[3].addresses)
-    sentence = cures.cure(Network({3: odd}), odd, ipaddress.ip_address("192.0.2.1"))
+    sentence = route_hint.hint(Network({3: odd}), odd, ipaddress.ip_address("192.0.2.1"))
     assert "dev 'a;reboot' metric" in sentence

@@ -106,7 +106,7 @@ class ContradictsItself(SimulatedKernel):
 
 
 class SaysNothing(SimulatedKernel):
-    def cure(self, interface: Interface, destination: IPAddress) -> str:
+    def route_hint(self, interface: Interface, destination: IPAddress) -> str:
         return ""
 
 
@@ -133,7 +133,7 @@ class ForgetsAtClose(SimulatedKernel):
         (StaysBound, "takes wifi0 off the socket"),
         (NeverQuiet, "drain\\(\\) is false when nothing has happened"),
         (ContradictsItself, "has_route\\(\\) is true where lookups\\(\\) knows a route by wifi0"),
-        (SaysNothing, "cure\\(\\) says something"),
+        (SaysNothing, "route_hint\\(\\) says something"),
         (Sleepy, "suspended\\(\\) grows only while the machine sleeps"),
         (ForgetsAtClose, "after close\\(\\) the next question is answered as before"),
     ],

@@ -106,7 +106,7 @@ class Examination:
         cure = gateway = None
         if refusal is None:
             if not usable and not self._kernel.has_route(interface, ANYWHERE[family]):
-                cure = self._kernel.cure(interface, ANYWHERE[family])
+                cure = self._kernel.route_hint(interface, ANYWHERE[family])
             administration = self._kernel.administration
             if usable and lookup is not None:
                 gateway = str(lookup.route.gateway) if lookup.route.gateway is not None else None

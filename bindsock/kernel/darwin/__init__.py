@@ -1,4 +1,4 @@
-"""Darwin, which is macOS and iOS: sysctl, private ioctls by number, routing and kernel-event sockets."""
+"""Darwin (macOS and iOS): sysctl, private ioctls by number, routing and kernel-event sockets."""
 
 from bindsock.kernel.darwin.kernel import DarwinKernel
 

@@ -1,9 +1,10 @@
-"""Darwin's binary interface: structures, constants and ioctl numbers, as Apple's headers have them.
+"""Darwin's binary interface: structures, constants and ioctl numbers, as in Apple's headers.
 
-Where a name stands says how it is proven. A *public* one (``PUBLIC``, ``STRUCTURES``) is compiled against the headers of Apple's
-SDK by ``make abi``. One that is public in the SDK but missing from the set that ziglang carries (``UNSHIPPED``) is compiled on
-macOS only. A *private* one (``PRIVATE``) has no public header: it is read in xnu's source and held against data recorded from
-that kernel. Places are those of xnu-11417.101.15; arm64 and x86_64 have the same layout.
+How a name is verified depends on the list that it is in. *Public* names (``STRUCTURES``, and all that are in no list below) are
+compiled against the headers of Apple's SDK by ``make abi``. Names that are public in the SDK but missing from the headers that
+ziglang ships (``UNSHIPPED``) are compiled on macOS only. *Private* names (``PRIVATE``) have no public header: they are taken from
+xnu's source and compared with data recorded from that kernel. File positions are those of xnu-11417.101.15; arm64 and x86_64 have
+the same layout.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ IFNAMSIZ = 16
 
 
 class ifreq_union(Union):
-    """What one ioctl or another puts behind the name; the members that only private headers have are among them."""
+    """The value that an ioctl puts after the name, with the members of the private headers."""
 
     _fields_ = (
         ("ifr_flags", c_uint16),
@@ -261,7 +262,7 @@ class net_event_data(Structure):
     if_family: int
     if_unit: int
     if_name: bytes
-    """Without the unit."""
+    """The interface's name without the unit number."""
 
 
 class kern_event_msg(Structure):
@@ -538,8 +539,8 @@ EISCONN = 56
 ENOTCONN = 57
 EHOSTUNREACH = 65
 EOPNOTSUPP = 102
-"""``errno``'s own names are the numbers of the machine that runs this, which need not be a Mac: a recorded or simulated
-kernel speaks Darwin's everywhere."""
+"""Darwin's error numbers. Those in :mod:`errno` are the numbers of the machine that runs this, which need not be a Mac: a
+recorded or simulated Darwin kernel may run on any system."""
 
 STRUCTURES: tuple[type[Structure], ...] = (
     ifreq,
@@ -577,7 +578,7 @@ UNSHIPPED = {
     "IN6_IFF_DEPRECATED": "netinet6/in6_var.h",
     "IN6_IFF_TEMPORARY": "netinet6/in6_var.h",
 }
-"""Public in Apple's SDK, with the header, but not among the headers that ziglang carries."""
+"""Names that are public in Apple's SDK, with their header, but missing from the headers that ziglang ships."""
 
 PRIVATE = {
     "SIOCGIFDELEGATE": "bsd/sys/sockio_private.h:178",
@@ -604,4 +605,4 @@ PRIVATE = {
     "KEV_ND6_NDFAILURE": "bsd/net/net_kev.h, under PRIVATE",
     "KEV_ND6_NDALIVE": "bsd/net/net_kev.h, under PRIVATE",
 }
-"""Without a public header, with the place in xnu's source. Recorded data proves them."""
+"""Names without a public header, with their place in xnu's source. Recorded data verifies them."""

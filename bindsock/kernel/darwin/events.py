@@ -1,9 +1,8 @@
 """The kernel's events: a PF_ROUTE socket and a kernel-event socket.
 
-Neither suffices. A change of delegate and the loss of a link are told by kernel events alone, a default route that configd
-writes by PF_ROUTE alone; some defaults change without a word from either (recorded from xnu: those of IPv6 that the kernel makes
-itself, and those that go with an interface). Therefore any event means "read again", and whoever listens reads again from time to
-time all the same.
+Neither is enough. Only kernel events report a change of delegate and the loss of a link; only PF_ROUTE reports a default route
+that configd writes. Some default routes change without any event (recorded from xnu: IPv6 defaults that the kernel makes itself,
+and those that go with an interface). Therefore any event means "read again", and the watcher also reads again from time to time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 _BUFFER_BYTES = 256 * 1024
 _FULL = 800
-"""So many messages fill that buffer (recorded: one of 8,192 bytes held 26). What comes then is dropped without a word."""
+"""How many messages fill the buffer (recorded: one of 8,192 bytes held 26). The kernel drops further ones silently."""
 
 _ROUTE_CHANGES = (abi.RTM_ADD, abi.RTM_DELETE, abi.RTM_CHANGE)
 _ADDRESS_CHANGES = (abi.RTM_NEWADDR, abi.RTM_DELADDR)
@@ -57,7 +56,7 @@ _EVENTS = {
         )
     ),
 }
-"""The codes that can change a decision, by subclass; multicast groups, radio quality and power states cannot."""
+"""The event codes that can change a decision, by subclass. Multicast groups, radio quality and power states cannot."""
 
 _NEIGHBOUR_EVENTS = (abi.KEV_ND6_NDFAILURE, abi.KEV_ND6_NDALIVE)
 
@@ -76,10 +75,9 @@ class _Source:
         return self._sock.fileno() if self._finalizer.alive else -1
 
     def drain(self) -> bool:
-        """Read what waits, up to what the buffer holds. Once one message matters, the rest is read without a look at it.
+        """Read all pending messages, at most as many as the buffer holds. Once one matters, the rest is discarded unparsed.
 
-        Having found the buffer full counts as an overrun: the kernel drops events silently, and among those that were kept there
-        need not be one that matters.
+        A full buffer counts as an overrun: the kernel drops events silently, and the one that matters may be among them.
         """
         dirty = False
         for _ in range(_FULL):
@@ -90,7 +88,7 @@ class _Source:
             except OSError as error:
                 if error.errno != abi.ENOBUFS:
                     raise
-                # No kernel so far says so when it drops events; one that did would say it thus.
+                # No known kernel reports dropped events; if one does, it will be by this error.
                 self.overruns += 1
                 dirty = True
                 continue
@@ -104,20 +102,20 @@ class _Source:
 
     @staticmethod
     def matters(message: bytes) -> bool:
-        """Whether a message can change a reading. Never raises, whatever the bytes."""
+        """Whether a message can change a reading. Never raises, for any bytes."""
         raise NotImplementedError
 
 
 class RouteEvents(_Source):
-    """What PF_ROUTE tells: routes, addresses, interfaces."""
+    """The events of PF_ROUTE: routes, addresses, interfaces."""
 
     @staticmethod
     def matters(message: bytes) -> bool:
         """Whether a message can change a reading.
 
-        Not the answers to other programs' questions, which everybody hears, nor RTM_MISS, of which macOS 26.4 makes a flood; not
-        neighbours coming and going; not what failed. And not what is no message at all: a short write of any unprivileged
-        program is passed on to all listeners as it is (xnu bsd/net/rtsock.c, route_output).
+        These do not: the answers to other programs' lookups, which all listeners receive; RTM_MISS, with which macOS 26.4 floods
+        them; neighbours that come and go; failed requests. Malformed messages do not, either: a short write of any unprivileged
+        program is passed on to all listeners unchanged (xnu bsd/net/rtsock.c, route_output).
         """
         if len(message) < 4 or message[2] != abi.RTM_VERSION or int.from_bytes(message[:2], "little") != len(message):
             return False
@@ -133,11 +131,11 @@ class RouteEvents(_Source):
 
 
 class KernelEvents(_Source):
-    """What the kernel-event socket tells: interfaces, links, delegates, addresses."""
+    """The events of the kernel-event socket: interfaces, links, delegates, addresses."""
 
     @staticmethod
     def matters(message: bytes) -> bool:
-        """Whether a record, which holds one event or several, can change a reading."""
+        """Whether a record of one or more events can change a reading. Never raises, for any bytes."""
         position = 0
         while len(message) - position >= abi.KEV_MSG_HEADER_SIZE:
             size, vendor, kind, subclass, _, code = (
@@ -147,7 +145,7 @@ class KernelEvents(_Source):
             if vendor == abi.KEV_VENDOR_APPLE and kind == abi.KEV_NETWORK_CLASS:
                 if code in _EVENTS.get(subclass, ()):
                     return True
-                # Routers and addresses come and go with these; reachable neighbours are none of our business.
+                # These announce routers and addresses; whether a neighbour is reachable does not matter.
                 if subclass == abi.KEV_ND6_SUBCLASS and code not in _NEIGHBOUR_EVENTS:
                     return True
             if size < abi.KEV_MSG_HEADER_SIZE:
@@ -173,7 +171,7 @@ def open_kernel_events(syscalls: Syscalls) -> KernelEvents:
     """
     sock = syscalls.event_socket()
     try:
-        # Without a filter nothing comes (xnu bsd/kern/kern_event.c, kev_attach).
+        # Without a filter no events arrive (xnu bsd/kern/kern_event.c, kev_attach).
         request = abi.kev_request(abi.KEV_VENDOR_APPLE, abi.KEV_NETWORK_CLASS, 0)
         sock.ioctl(abi.SIOCSKEVFILT, bytes(request))
     except OSError:
@@ -184,6 +182,6 @@ def open_kernel_events(syscalls: Syscalls) -> KernelEvents:
 
 
 def _enlarge(sock: SystemSocket) -> None:
-    # A smaller buffer loses more, and works.
+    # A smaller buffer works, too, but overruns earlier.
     with contextlib.suppress(OSError):
         sock.setsockopt(abi.SOL_SOCKET, abi.SO_RCVBUF, _BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""The interfaces: NET_RT_IFLIST2 for what they are like, and an ioctl for each thing that it does not tell."""
+"""The interfaces: read by NET_RT_IFLIST2, and by an ioctl for each property that it does not contain."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
 
 _EXHAUSTED = (abi.EBADF, abi.ENOMEM, abi.ENFILE, abi.EMFILE, abi.ENOBUFS)
-"""Errors of an ioctl that say nothing of the interface. All others mean "not known": a sandbox, an older kernel, an interface
-that has just gone."""
+"""Errors of an ioctl that have nothing to do with the interface. All others mean "not known": a sandbox, an older kernel, or an
+interface that has just been removed."""
 
 _TUNNEL_FAMILIES = (
     abi.IFRTYPE_FAMILY_TUN,
@@ -28,7 +28,7 @@ _TUNNEL_FAMILIES = (
     abi.IFRTYPE_FAMILY_IPSEC,
 )
 _TUNNEL_NAME = re.compile(r"(utun|ipsec|tun|tap|gif|stf|rd|feth)\d+")
-"""feth is a pair of interfaces joined back to back: ZeroTier's, whose default route is a tunnel's."""
+"""feth is a pair of interfaces joined back to back. ZeroTier uses it as a tunnel."""
 
 _PEER_NAME = re.compile(r"(awdl|llw|ap|anpi)\d+")
 _PEER_TYPES = (
@@ -46,12 +46,12 @@ _KINDS = {
 }
 
 _NOT_ASKED = (InterfaceKind.TUNNEL, InterfaceKind.LOOPBACK)
-"""Where nothing depends on the state of an address."""
+"""The kinds of interfaces whose address flags no decision depends on."""
 
 
 @dataclass(slots=True)
 class Link:
-    """What NET_RT_IFLIST2 tells of an interface."""
+    """An interface as NET_RT_IFLIST2 describes it."""
 
     index: int
     name: str
@@ -59,7 +59,7 @@ class Link:
     type: int
     mtu: int
     addresses: list[tuple[IPAddress, int]] = field(default_factory=list)
-    """With prefix lengths."""
+    """Addresses and prefix lengths."""
 
 
 def parse_links(dump: bytes) -> dict[int, Link]:
@@ -91,8 +91,8 @@ class Interfaces(NamedTuple):
 
     by_index: dict[int, Interface]
     peers: frozenset[int]
-    """Those that lead to devices nearby and never to the Internet, whatever routes they have: AirDrop's awdl and llw, a
-    hotspot's ap, the coprocessor's anpi, management links."""
+    """The indices of interfaces that only reach devices nearby, never the Internet, whatever routes they have: awdl and llw
+    (AirDrop), ap (the hotspot), anpi (the coprocessor), management links."""
 
 
 def read_interfaces(syscalls: Syscalls) -> Interfaces:
@@ -110,41 +110,41 @@ def read_interfaces(syscalls: Syscalls) -> Interfaces:
         if not link.name:
             continue
         delegate = _delegate(syscalls, link.name)
-        nature = _nature(syscalls, link, delegate)
-        if nature.peer:
+        classified = _classify(syscalls, link, delegate)
+        if classified.peer:
             peers.add(index)
-        found[index] = _interface(syscalls, link, delegate, nature)
+        found[index] = _interface(syscalls, link, delegate, classified)
     return Interfaces(found, frozenset(peers))
 
 
-def _interface(syscalls: Syscalls, link: Link, delegate: int | None, nature: _Nature) -> Interface:
+def _interface(syscalls: Syscalls, link: Link, delegate: int | None, classified: _Classification) -> Interface:
     expensive = _ask(syscalls, abi.SIOCGIFEXPENSIVE, link.name)
     constrained = _ask(syscalls, abi.SIOCGIFCONSTRAINED, link.name)
     return Interface(
         link.name,
         link.index,
-        nature.kind,
+        classified.kind,
         up=bool(link.flags & abi.IFF_UP),
         running=bool(link.flags & abi.IFF_RUNNING),
-        addresses=tuple(_address(syscalls, link.name, nature.kind, address, length) for address, length in link.addresses),
+        addresses=tuple(_address(syscalls, link.name, classified.kind, address, length) for address, length in link.addresses),
         mtu=link.mtu,
         delegate=delegate,
         expensive=expensive is not None and expensive.ifr_expensive != 0,
         constrained=constrained is not None and constrained.ifr_constrained != 0,
-        last_resort=nature.last_resort,
+        last_resort=classified.last_resort,
     )
 
 
-class _Nature(NamedTuple):
+class _Classification(NamedTuple):
     kind: InterfaceKind
     last_resort: bool = False
     peer: bool = False
 
 
-def _nature(syscalls: Syscalls, link: Link, delegate: int | None) -> _Nature:
-    """What the interface is. Tunnel or not is asked first: a tunnel's functional type is its delegate's (xnu bsd/net/if.c)."""
+def _classify(syscalls: Syscalls, link: Link, delegate: int | None) -> _Classification:
+    """The interface's kind. Tunnels are recognised first: a tunnel's functional type is its delegate's (xnu bsd/net/if.c)."""
     if link.flags & abi.IFF_LOOPBACK:
-        return _Nature(InterfaceKind.LOOPBACK)
+        return _Classification(InterfaceKind.LOOPBACK)
     family = subfamily = functional = 0
     if (answer := _ask(syscalls, abi.SIOCGIFTYPE, link.name)) is not None:
         _, family, subfamily = answer.ifr_type
@@ -156,23 +156,23 @@ def _nature(syscalls: Syscalls, link: Link, delegate: int | None) -> _Nature:
         or subfamily == abi.IFRTYPE_SUBFAMILY_REDIRECT
         or _TUNNEL_NAME.fullmatch(link.name)
     ):
-        return _Nature(InterfaceKind.TUNNEL)
+        return _Classification(InterfaceKind.TUNNEL)
     if family == abi.IFRTYPE_FAMILY_PPP or link.type == abi.IFT_PPP or link.name.startswith("ppp"):
-        # PPPoE and modems, or L2TP and PPTP: nothing tells which.
-        return _Nature(InterfaceKind.OTHER, last_resort=True)
+        # PPPoE and modems, or L2TP and PPTP: they cannot be told apart.
+        return _Classification(InterfaceKind.OTHER, last_resort=True)
     if (answer := _ask(syscalls, abi.SIOCGIFFUNCTIONALTYPE, link.name)) is not None:
         functional = answer.ifr_functional_type
     if functional in _PEER_TYPES or _PEER_NAME.fullmatch(link.name):
-        return _Nature(InterfaceKind.OTHER, peer=True)
+        return _Classification(InterfaceKind.OTHER, peer=True)
     if functional in _KINDS:
-        return _Nature(_KINDS[functional])
+        return _Classification(_KINDS[functional])
     if family == abi.IFRTYPE_FAMILY_CELLULAR or link.type == abi.IFT_CELLULAR:
-        return _Nature(InterfaceKind.CELLULAR)
-    return _Nature(InterfaceKind.BRIDGE if link.type == abi.IFT_BRIDGE else InterfaceKind.OTHER)
+        return _Classification(InterfaceKind.CELLULAR)
+    return _Classification(InterfaceKind.BRIDGE if link.type == abi.IFT_BRIDGE else InterfaceKind.OTHER)
 
 
 def _delegate(syscalls: Syscalls, name: str) -> int | None:
-    """The index of the interface to which this one is delegated, one step; ``None`` for none and for not known."""
+    """The index of the interface's delegate, one step; ``None`` if there is none or it is not known."""
     answer = _ask(syscalls, abi.SIOCGIFDELEGATE, name)
     return None if answer is None else answer.ifr_delegated or None
 
@@ -191,14 +191,14 @@ def _address(syscalls: Syscalls, name: str, kind: InterfaceKind, address: IPAddr
 
 
 def _ask(syscalls: Syscalls, request: int, name: str) -> abi.ifreq_union | None:
-    """What an ioctl tells of an interface; ``None`` if that is not known.
+    """The answer of an ioctl about an interface; ``None`` if it is not known.
 
     :raises OSError: the machine is out of descriptors or memory
     """
     encoded = name.encode("ascii", "replace")
     if len(encoded) >= abi.IFNAMSIZ:
         return None
-    # The bytes behind the answer come back as they were sent: as zeros (recorded from xnu).
+    # The kernel leaves the bytes after the answer as they were sent: zero (recorded from xnu).
     answer = _call(syscalls, request, bytes(abi.ifreq(ifr_name=encoded)))
     if answer is None or len(answer) < sizeof(abi.ifreq):
         return None
@@ -210,7 +210,7 @@ def _address_flags(syscalls: Syscalls, name: str, address: IPv6Address) -> int:
     question = abi.in6_ifreq(ifr_name=name.encode("ascii", "replace"))
     question.ifr_ifru.ifru_addr = abi.sockaddr_in6.from_buffer_copy(sockaddr(address))
     answer = _call(syscalls, abi.SIOCGIFAFLAG_IN6, bytes(question))
-    # An IPv4 socket hands it to the driver, and some drivers accept whatever they do not know.
+    # An IPv4 socket passes the ioctl to the driver, and some drivers accept requests that they do not know.
     if answer is None or len(answer) < sizeof(abi.in6_ifreq) or answer == bytes(question):
         return 0
     return abi.in6_ifreq.from_buffer_copy(answer).ifr_ifru.ifru_flags6

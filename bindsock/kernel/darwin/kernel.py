@@ -1,4 +1,4 @@
-"""Darwin, which is macOS and iOS: sysctl, private ioctls by number, routing and kernel-event sockets; no privilege, no thread."""
+"""Darwin (macOS and iOS): sysctl, private ioctls by number, routing and kernel-event sockets. No privilege, no thread."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ _logger = logging.getLogger("bindsock")
 class DarwinKernel:
     """The :class:`bindsock.kernel.Kernel` of macOS and iOS.
 
-    :param syscalls: the way to the system; that of the machine if none is given
+    :param syscalls: the system calls; those of the running system by default
     """
 
     multipath = None
-    """Darwin's multipath sockets are Network.framework's, and take an entitlement (``bsd/netinet/mptcp_usrreq.c``)."""
+    """Darwin reserves multipath sockets for Network.framework, by an entitlement (``xnu bsd/netinet/mptcp_usrreq.c``)."""
     administration = None
     """Darwin has no policy rules: its routes are scoped by interface."""
     binding_filters_ingress = False
-    """xnu bsd/netinet/in_pcb.c, in_pcblookup_hash: the bound interface is no part of it."""
+    """``xnu bsd/netinet/in_pcb.c``, in_pcblookup_hash ignores the interface that a socket is bound to."""
 
     def __init__(self, syscalls: Syscalls | None = None) -> None:
         self._syscalls = syscalls if syscalls is not None else LiveSyscalls()
         self._complaints: set[str] = set()
 
     def network(self, *, partial: bool = False) -> Network:
-        """One reading: two sysctls, and half a dozen ioctls for each interface; there is no quicker one."""
+        """Read the network: two sysctls, and six ioctls or so for each interface. A partial reading is not quicker."""
         interfaces, peers = read_interfaces(self._syscalls)
         found = routes.read_routes(self._syscalls, list(interfaces))
-        # Not even an unscoped default makes an uplink of a link to the devices nearby.
+        # A link to devices nearby is never an uplink, even if it has an unscoped default route.
         kept = tuple(route for route in found if not (route.is_default and route.interface in peers))
         return tabulated(interfaces, kept)
 
     def lookups(self, network: Network) -> Lookups:
-        """What the reading's routing table answers."""
+        """Lookups in the reading's own routing table."""
         return TableAnswers(network)
 
     def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> tuple[Route, ...]:
@@ -64,7 +64,7 @@ class DarwinKernel:
         return routes_of(self.network(), family, table)
 
     def events(self) -> Sequence[EventSource]:
-        """PF_ROUTE and kernel events; one of them where a sandbox denies the other, which is logged once."""
+        """PF_ROUTE and kernel events; only one of them if a sandbox denies the other, which is logged once."""
         sources: list[EventSource] = []
         refused: list[OSError] = []
         for name, opens in (("PF_ROUTE", open_route_events), ("kernel events", open_kernel_events)):
@@ -74,16 +74,16 @@ class DarwinKernel:
                 refused.append(error)
                 if name not in self._complaints:
                     self._complaints.add(name)
-                    _logger.warning("%s cannot be listened to, changes that nothing else tells are seen later: %s", name, error)
+                    _logger.warning("cannot listen to %s, some changes will be noticed later: %s", name, error)
         if not sources:
             raise refused[0]
         return sources
 
     def suspended(self) -> float:
-        """Seconds: CLOCK_MONOTONIC_RAW goes on while the machine sleeps, CLOCK_UPTIME_RAW does not."""
+        """Seconds of sleep: CLOCK_MONOTONIC_RAW counts them, CLOCK_UPTIME_RAW does not."""
         uptime = getattr(time, "CLOCK_UPTIME_RAW", None)
         if uptime is None:
-            # Not on a Mac: another kernel is behind the system calls, and its clocks are not at hand.
+            # Not on a Mac: the system calls are simulated or recorded and have no such clock.
             return 0.0
         awake = time.clock_gettime(uptime)
         return time.clock_gettime(time.CLOCK_MONOTONIC_RAW) - awake
@@ -95,11 +95,11 @@ class DarwinKernel:
     def rebind(
         self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
     ) -> None:
-        """Move a datagram socket in place. The port is never lost. See :func:`bindsock.kernel.darwin.sockets.rebind`."""
+        """Move a datagram socket in place; it keeps its port. See :func:`bindsock.kernel.darwin.sockets.rebind`."""
         sockets.rebind(sock, interface, peer)
 
     def unbind(self, sock: socket.socket) -> None:
-        """Take the interface off a socket."""
+        """Unbind a socket from its interface."""
         sockets.unbind(sock)
 
     def bound(self, sock: socket.socket) -> int | None:
@@ -111,19 +111,19 @@ class DarwinKernel:
         return frozenset(multicast_options(sock))
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
-        """Ask the kernel for the route of a socket bound to the interface; where it cannot be asked, look at its routes."""
+        """Ask the kernel for the route of a socket bound to the interface; if it refuses, look into the routing table."""
         try:
             return routes.has_route(self._syscalls, interface.index, destination)
         except OSError as error:
-            _logger.debug("the kernel cannot be asked for the route to %s: %s", destination, error)
+            _logger.debug("cannot ask the kernel for the route to %s: %s", destination, error)
         return any(
             route.interface == interface.index and route.kind is RouteKind.UNICAST and destination in route.destination
             for route in self.network().routes
             if route.destination.version == destination.version
         )
 
-    def cure(self, interface: Interface, destination: IPAddress) -> str:
-        """What the administrator can do."""
+    def route_hint(self, interface: Interface, destination: IPAddress) -> str:
+        """The command or setting that gives the interface a default route."""
         family = "" if isinstance(destination, IPv4Address) else "-inet6 "
         return (
             f"{interface.name} has no default route of its own: set its router in System Settings (Network), or run: "
@@ -135,12 +135,12 @@ class DarwinKernel:
         return sockets.activity(sock)
 
     def abort(self, sock: socket.socket) -> None:
-        """Shut the socket down. Whoever reads from it is woken with an end of file: Darwin has no way to reset a connection
-        whose descriptor is to stay open."""
+        """Shut the socket down. A reader is woken with an end of file: Darwin cannot reset a connection and keep its descriptor
+        open."""
         sockets.abort(sock)
 
     def needs_farewell(self, sock: socket.socket) -> bool:
-        """Never: it is not known to be needed on Darwin, where it has not been tried."""
+        """Always false: not tested on Darwin, so it is not known to be needed."""
         return False
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
@@ -148,12 +148,12 @@ class DarwinKernel:
         sockets.set_user_timeout(sock, seconds)
 
     def close(self) -> None:
-        """Close the socket for ioctls; the next question opens another."""
+        """Close the socket for ioctls; the next call opens another one."""
         if isinstance(self._syscalls, LiveSyscalls):
             self._syscalls.close()
 
     def dropped(self, interface: Interface) -> int | None:
-        """Unknown: which of xnu's counters would tell has not been found out."""
+        """Unknown: no counter of xnu is known to tell."""
         return None
 
     def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
@@ -161,7 +161,7 @@ class DarwinKernel:
         return None
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
-        """Nothing: whether it answers would not be seen."""
+        """Does nothing, since :meth:`first_hop_answers` could not see an answer."""
 
     def rejection(self, sock: socket.socket) -> Rejection | None:
         """Unknown: Darwin has no error queue."""
@@ -172,5 +172,5 @@ class DarwinKernel:
         return Departure.UNKNOWN
 
     def unsent(self, sock: socket.socket) -> int:
-        """Unknown: which call would tell has not been found out."""
+        """Unknown: no system call is known to tell."""
         return 0

@@ -1,13 +1,15 @@
-"""Routing messages: what a sysctl dump and a routing socket consist of.
+"""Parsing routing messages, as in a sysctl dump and from a routing socket.
 
-A message is a header, which begins with its length, the version and the type, and the socket addresses that a bit mask in it
-announces. The traps, each with its place in xnu's bsd/net: addresses are rounded up to four bytes, not to eight, and one of
-length 0 takes four (rtsock.c, ROUNDUP32), but the last is not padded in messages on a socket (rt_msg1); netmasks end at their
-last byte that is not zero and have no family (route.c, rtm_scrub); link-local IPv6 addresses carry their interface's index in
-bytes 2 and 3 (netinet6/scope6.c).
+A message is a header, which begins with its length, version and type, followed by the socket addresses that a bit mask in the
+header announces. The pitfalls, with their places in xnu's bsd/net:
 
-What comes from a socket may have been written by any program (rtsock.c, route_output: a short write is passed on verbatim), so
-nothing here trusts a length, and nothing raises but :class:`~bindsock.errors.KernelError`.
+* Addresses are padded to four bytes, not to eight, and an address of length 0 takes four (rtsock.c, ROUNDUP32). The last address
+  is not padded in messages on a socket (rt_msg1).
+* Netmasks end at their last byte that is not zero and have no family (route.c, rtm_scrub).
+* Link-local IPv6 addresses have their interface's index in bytes 2 and 3 (netinet6/scope6.c).
+
+Any program may have written a message on a socket (rtsock.c, route_output passes short writes on unchanged). So no length is
+trusted, and only :class:`~bindsock.errors.KernelError` is raised.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _LAST_RTA = abi.RTA_BRD
 
 
 def messages(dump: bytes) -> Iterator[tuple[int, bytes]]:
-    """The type and the bytes of each message of a dump; those of another version are passed over.
+    """The type and the bytes of each message of a dump. Messages of another version are skipped.
 
     :raises KernelError: a length is impossible
     """
@@ -39,10 +41,10 @@ def messages(dump: bytes) -> Iterator[tuple[int, bytes]]:
     while position < len(dump):
         left = len(dump) - position
         if left < _PREAMBLE:
-            raise KernelError(f"a dump ends with {left} stray bytes")
+            raise KernelError(f"a routing dump ends with {left} extra bytes")
         length = int.from_bytes(dump[position : position + 2], "little")
         if not _PREAMBLE <= length <= left:
-            raise KernelError(f"a routing message of a dump claims {length} bytes where {left} are left")
+            raise KernelError(f"a routing message claims {length} bytes, but {left} bytes of the dump are left")
         if dump[position + 2] == abi.RTM_VERSION:
             yield dump[position + 3], dump[position : position + length]
         position += length
@@ -77,11 +79,9 @@ def sockaddrs(message: bytes, offset: int, announced: int) -> dict[int, bytes]:
 
 
 def address_of(sockaddr: bytes, family: int | None = None) -> IPAddress | None:
-    """The IP address in a socket address, without scope; ``None`` if it is of another kind.
+    """The IP address in a socket address, without its scope; ``None`` if it is of another family. Missing bytes are zero.
 
-    Bytes that were cut off are zero.
-
-    :param family: for one that does not say, as netmasks do not
+    :param family: the address family, if the socket address has none, like a netmask
     """
     if family is None:
         if len(sockaddr) < 2:
@@ -96,7 +96,7 @@ def address_of(sockaddr: bytes, family: int | None = None) -> IPAddress | None:
 
 
 def prefix_length_of(mask: bytes, family: int) -> int | None:
-    """How many bits of an address a netmask keeps; ``None`` if they are not the leading ones."""
+    """The prefix length of a netmask; ``None`` if its bits are not contiguous."""
     raw = mask[4:8].ljust(4, b"\0") if family == abi.AF_INET else mask[8:24].ljust(16, b"\0")
     bits = 8 * len(raw)
     length = int.from_bytes(raw, "big").bit_count()
@@ -121,5 +121,5 @@ def sockaddr(address: IPAddress, scope: int = 0) -> bytes:
 
 
 def _has_embedded_scope(raw: bytes) -> bool:
-    """Link-local unicast, and multicast of interface-local or link-local scope."""
+    """Whether it is link-local unicast, or multicast of interface-local or link-local scope."""
     return (raw[0] == 0xFE and raw[1] & 0xC0 == 0x80) or (raw[0] == 0xFF and raw[1] & 0x0F in (1, 2))

@@ -1,4 +1,4 @@
-"""The routing table: read whole by sysctl, or asked about one destination by RTM_GET."""
+"""The routing table: read completely by sysctl, or one destination looked up by RTM_GET."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from bindsock.model.network import IPAddress, IPNetwork
 
 _UNUSABLE = abi.RTF_CONDEMNED | abi.RTF_DEAD
-"""On its way out."""
+"""Flags of routes that are being deleted."""
 
-_NOT_A_WAY = abi.RTF_WASCLONED | abi.RTF_LLINFO | abi.RTF_LOCAL | abi.RTF_BROADCAST | abi.RTF_MULTICAST
-"""What an earlier packet left behind, a neighbour, one of the host's own addresses, a group: they do not tell by which interface
-a destination is to be reached; those of the first two kinds would pin a peer to the interface that was used before."""
+_IGNORED = abi.RTF_WASCLONED | abi.RTF_LLINFO | abi.RTF_LOCAL | abi.RTF_BROADCAST | abi.RTF_MULTICAST
+"""Flags of routes that do not tell by which interface a destination is reached: routes cloned for earlier packets, neighbours,
+the host's own addresses, groups. Cloned routes and neighbours would pin a peer to the interface that was used before."""
 
 _ANY: tuple[IPAddress, ...] = (IPv4Address(0), IPv6Address(0))
 
 _REFUSALS = (abi.EPERM, abi.EACCES, abi.EINVAL, abi.ENOTSUP, abi.EOPNOTSUPP)
-"""A sandbox; or, of RTM_GET_SILENT, a kernel that does not know it (xnu bsd/net/rtsock.c, route_output)."""
+"""Errors that mean: a sandbox forbids it, or the kernel does not know RTM_GET_SILENT (xnu bsd/net/rtsock.c, route_output)."""
 
 _ANSWERS_READ = 1000
 _REMEMBERED = 1 << 14
-"""Routes of which it is remembered what their messages meant."""
+"""How many parsed routes are cached."""
 
 
 def read_routes(syscalls: Syscalls, indices: list[int]) -> list[Route]:
-    """The routes, in the kernel's order. Where a sandbox forbids to read the table: the default routes, asked one by one.
+    """The routes, in the kernel's order. If a sandbox forbids to read the table, only the default routes, looked up one by one.
 
-    :param indices: the interfaces
+    :param indices: of the interfaces
     :raises KernelError: the answer cannot be understood
-    :raises OSError: the table can neither be read nor asked
+    :raises OSError: the kernel refuses both to list and to look up routes
     """
     try:
         return parse_routes(_dump(syscalls))
@@ -59,7 +59,7 @@ def _dump(syscalls: Syscalls) -> bytes:
     try:
         return syscalls.sysctl((*mib, abi.NET_RT_DUMP2, 0))
     except OSError:
-        # The older form tells the same of a route as far as it matters here.
+        # The older form contains all that is needed here.
         return syscalls.sysctl((*mib, abi.NET_RT_DUMP, 0))
 
 
@@ -76,7 +76,7 @@ def parse_routes(dump: bytes) -> list[Route]:
             header = head(abi.rt_msghdr, message)
         else:
             continue
-        if not header.rtm_flags & _NOT_A_WAY:
+        if not header.rtm_flags & _IGNORED:
             route = _route(header.rtm_index, header.rtm_flags, header.rtm_addrs, message[sizeof(header) :])
             if route is not None:
                 found.append(route)
@@ -85,7 +85,7 @@ def parse_routes(dump: bytes) -> list[Route]:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _route(index: int, flags: int, announced: int, addresses: bytes) -> Route | None:
-    """What a message means, once its counters are left out: the same from one reading to the next, and remembered."""
+    """Parse a message without its counters. Most messages are the same in the next reading, so the result is cached."""
     if not flags & abi.RTF_UP or flags & _UNUSABLE:
         return None
     found = sockaddrs(addresses, 0, announced)
@@ -108,28 +108,28 @@ def _destination(addresses: dict[int, bytes], flags: int) -> IPNetwork | None:
         return None
     length: int | None = address.max_prefixlen
     if not flags & abi.RTF_HOST and (abi.RTA_NETMASK in addresses or int(address) == 0):
-        # The mask of a default route has no byte left that is not zero, and is not even there if it is the last address.
+        # The mask of a default route is empty, and missing if it is the last address.
         length = prefix_length_of(addresses.get(abi.RTA_NETMASK, b""), sockaddr[1])
-    # A mask with holes is no prefix; no system of today makes one.
+    # A non-contiguous mask is no prefix; no present system makes one.
     return None if length is None else ip_network((address, length), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the kernel would do with a packet."""
+    """The kernel's answer to a lookup."""
 
     index: int
-    """Of the interface by which it would leave."""
+    """The index of the interface by which a packet would leave."""
     flags: int
     message: bytes
 
 
 def ask(syscalls: Syscalls, destination: IPAddress, *, scope: int = 0, default: bool = False) -> Answer | None:
-    """Which route the kernel uses for a destination; ``None`` if it has none.
+    """The route that the kernel uses for a destination; ``None`` if there is none.
 
-    :param scope: the index of the interface to which the asking socket is bound
-    :param default: ask for the default route itself, and not for what would be used for the address 0
-    :raises OSError: it cannot be asked
+    :param scope: the index of the interface that the sending socket is bound to
+    :param default: look up the default route itself, not the route to the address 0
+    :raises OSError: the kernel refuses the lookup
     """
     sock = syscalls.route_socket()
     try:
@@ -138,7 +138,7 @@ def ask(syscalls: Syscalls, destination: IPAddress, *, scope: int = 0, default: 
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
-        # The answer to this one is told to every listener of the system, hence the silent one first.
+        # Every routing socket in the system receives the answer to RTM_GET, so the silent one is tried first.
         return _ask(sock, abi.RTM_GET, destination, scope, default)
     finally:
         sock.close()
@@ -151,7 +151,7 @@ def _ask(sock: SystemSocket, kind: int, destination: IPAddress, scope: int, defa
     announced = abi.RTA_DST
     if default:
         announced |= abi.RTA_NETMASK
-        # Written out in full: a mask of length 0 would end the list (xnu bsd/net/rtsock.c, rt_xaddrs).
+        # The mask is written in full: a mask of length 0 would end the list (xnu bsd/net/rtsock.c, rt_xaddrs).
         addresses += addresses
     header = abi.rt_msghdr(
         rtm_msglen=sizeof(abi.rt_msghdr) + len(addresses),
@@ -168,7 +168,7 @@ def _ask(sock: SystemSocket, kind: int, destination: IPAddress, scope: int, defa
         if error.errno == abi.ESRCH:
             return None
         raise
-    # The answer has been queued by the time that send() returns, among whatever else there is to hear.
+    # When send() returns, the answer is queued, among messages for all listeners.
     for _ in range(_ANSWERS_READ):
         try:
             message = sock.recv(4096)
@@ -177,11 +177,11 @@ def _ask(sock: SystemSocket, kind: int, destination: IPAddress, scope: int, defa
         answer = _answer(message, sequence)
         if answer is not None:
             return answer if answer.index else None
-    raise KernelError("the kernel did not answer which route it would use", call="RTM_GET")
+    raise KernelError("the kernel did not answer a route lookup", call="RTM_GET")
 
 
 def _answer(message: bytes, sequence: int) -> Answer | None:
-    """The answer to that question, with index 0 if there is no route; ``None`` if the message is something else."""
+    """The answer to the lookup with that sequence number, with index 0 if there is no route; ``None`` for other messages."""
     if len(message) < sizeof(abi.rt_msghdr):
         return None
     header = abi.rt_msghdr.from_buffer_copy(message)
@@ -195,14 +195,14 @@ def _answer(message: bytes, sequence: int) -> Answer | None:
 
 
 def has_route(syscalls: Syscalls, index: int, destination: IPAddress) -> bool:
-    """Whether a socket bound to the interface reaches the destination by it.
+    """Whether a socket bound to the interface has a route to the destination by it.
 
-    :raises OSError: the kernel cannot be asked
+    :raises OSError: the kernel refuses the lookup
     """
     answer = ask(syscalls, destination, scope=index)
     if answer is None or answer.index != index:
         return False
-    # A neighbour that does not answer is rejected for some seconds; there is a way to it all the same.
+    # The kernel rejects a silent neighbour for some seconds; there is a route to it nevertheless.
     return bool(answer.flags & abi.RTF_LLINFO) or not answer.flags & (abi.RTF_REJECT | abi.RTF_BLACKHOLE)
 
 
@@ -216,6 +216,6 @@ def _default_routes(syscalls: Syscalls, indices: list[int]) -> Iterator[Route]:
             route = _route(header.rtm_index, header.rtm_flags, header.rtm_addrs, answer.message[sizeof(header) :])
             if route is None or not route.is_default:
                 continue
-            # Asked without a scope, the kernel may show the primary interface's scoped twin (route.c, rt_lookup_common).
+            # Without a scope the kernel may answer with the primary interface's scoped route (route.c, rt_lookup_common).
             if index == 0 or (route.scoped and answer.index == index):
                 yield Route(route.destination, answer.index, route.gateway, scoped=index != 0, kind=route.kind)

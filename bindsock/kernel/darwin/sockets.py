@@ -1,8 +1,8 @@
-"""Binding a socket to an interface, moving a datagram socket to another, and what a stream socket says of itself.
+"""Binding a socket to an interface, moving a datagram socket to another one, and reading the state of a stream socket.
 
-The option is the socket's family's: IP_BOUND_IF on AF_INET, IPV6_BOUND_IF on AF_INET6; the other one is EINVAL, since it is the
-socket's domain and not the level that leads to the code (xnu bsd/netinet/udp_usrreq.c, udp_ctloutput). An index that does not
-exist is ENXIO and leaves the socket bound as it was; index 0 unbinds.
+The option depends on the socket's family: IP_BOUND_IF on AF_INET, IPV6_BOUND_IF on AF_INET6. The other one fails with EINVAL,
+since xnu dispatches by the socket's domain, not by the level (xnu bsd/netinet/udp_usrreq.c, udp_ctloutput). An index that does
+not exist fails with ENXIO and leaves the socket bound as it was; index 0 unbinds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _logger = logging.getLogger("bindsock")
 _OPTIONS = {
     abi.AF_INET: (abi.IPPROTO_IP, abi.IP_BOUND_IF, "IP_BOUND_IF"),
     abi.AF_INET6: (abi.IPPROTO_IPV6, abi.IPV6_BOUND_IF, "IPV6_BOUND_IF"),
-    # On another system, where a simulated or remote kernel is behind the socket, the family has that system's number.
+    # On another system, with a simulated or remote Darwin kernel, the family has that system's number.
     int(socket.AF_INET6): (abi.IPPROTO_IPV6, abi.IPV6_BOUND_IF, "IPV6_BOUND_IF"),
 }
 
@@ -35,8 +35,8 @@ _OPTIONS = {
 def bind(sock: socket.socket, interface: Interface) -> None:
     """Bind a socket, before its bind() and connect().
 
-    A stream socket also gets SO_NOADDRERR: once its source address is gone it fails with EADDRNOTAVAIL, where otherwise what is
-    sent is silently dropped until the last retransmission (xnu bsd/netinet/tcp_output.c).
+    A stream socket also gets SO_NOADDRERR: it then fails with EADDRNOTAVAIL once its source address is gone. Without the option
+    its packets are dropped silently until the last retransmission (xnu bsd/netinet/tcp_output.c).
 
     :raises BindFailed: with the call and the errno
     """
@@ -49,17 +49,17 @@ def bind(sock: socket.socket, interface: Interface) -> None:
 
 
 def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> None:
-    """Move a datagram socket to the interface: descriptor, port, queue and peer are kept.
+    """Move a datagram socket to the interface. It keeps its descriptor, port, queue and peer.
 
-    A connected socket keeps its source address until it connects again (xnu bsd/netinet/in_pcb.c, in_pcbconnect), which
-    disconnects it first and keeps its port; without that its sends are refused. A stream socket is moved only if its local
-    address is the interface's.
+    A connected socket keeps its source address until it connects again, and its sends are refused until then. connect()
+    disconnects it first and keeps its port (xnu bsd/netinet/in_pcb.c, in_pcbconnect). A stream socket is moved only if the
+    interface has its local address.
 
-    :param peer: what the caller knows the socket to be connected to, for when an earlier call failed half-way
+    :param peer: the peer to connect to if an earlier call failed half-way and left the socket disconnected
     :raises BindFailed: with the call and the errno; the socket is bound to the old interface or to the new one
     """
     if sock.type == abi.SOCK_STREAM:
-        # The kernel would accept another, and whatever is sent: nothing would leave (recorded from xnu).
+        # The kernel would accept any interface and all data, but send nothing (recorded from xnu).
         check_local_address(sock, interface, "IP_BOUND_IF", abi.EADDRNOTAVAIL)
         _set(sock, interface)
         return
@@ -71,15 +71,15 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
         _set(sock, interface)
     except BindFailed as failed:
         if failed.errno == abi.EINVAL and peer is not None and _is_mapped(peer[0]):
-            # Such a socket has ceased to be one of IPv6 (xnu bsd/netinet6/ip6_output.c, ip6_ctloutput).
+            # A socket connected to such a peer no longer takes IPv6 options (xnu bsd/netinet6/ip6_output.c, ip6_ctloutput).
             message = (
-                f"the socket could not be bound to {interface.name}: it is connected to the IPv4-mapped {peer[0]}, and takes "
+                f"the socket could not be bound to {interface.name}: it is connected to {peer[0]}, and Darwin cannot bind an "
+                "IPv6 socket that is connected to an IPv4-mapped address; use an AF_INET socket"
             )
-            message += "neither option from then on; use an AF_INET socket"
             raise BindFailed(message, errno=failed.errno, interface=interface.name, call=failed.call) from failed
         raise
     if peer is None:
-        # The source address is chosen for each datagram.
+        # The kernel chooses the source address for each datagram.
         return
     try:
         sock.connect(rescoped(peer, interface))
@@ -88,7 +88,7 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> 
 
 
 def unbind(sock: socket.socket) -> None:
-    """Take the interface off a socket. A connected datagram socket connects again, to have the source address of its new route.
+    """Unbind a socket from its interface. A connected datagram socket connects again, to get the source address of its new route.
 
     :raises BindFailed: the socket is shut down, or connected to an IPv4-mapped address
     """
@@ -112,10 +112,10 @@ def abort(sock: socket.socket) -> None:
 
 
 def set_user_timeout(sock: socket.socket, seconds: float) -> None:
-    """Let a stream socket fail after so much silence, in whole seconds.
+    """Let a stream socket fail when its peer has been silent for that many seconds, rounded up.
 
-    TCP_RXT_CONNDROPTIME counts while something is being sent again (xnu bsd/netinet/tcp_timer.c, tcp_timers); at rest the
-    keep-alive probes do.
+    TCP_RXT_CONNDROPTIME applies during retransmissions (xnu bsd/netinet/tcp_timer.c, tcp_timers), keep-alive probes while the
+    connection is idle.
 
     :raises OSError: the kernel refused
     """
@@ -128,7 +128,7 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
 
 
 def bound(sock: socket.socket) -> int | None:
-    """The index of the interface that the socket is bound to. It stays when the interface goes.
+    """The index of the interface that the socket is bound to, even after the interface is gone.
 
     :raises OSError: the socket is closed
     """
@@ -155,7 +155,7 @@ def activity(sock: socket.socket) -> object:
 def _option(sock: socket.socket, interface: Interface | None) -> tuple[int, int, str]:
     entry = _OPTIONS.get(int(sock.family))
     if entry is None:
-        message = "only sockets of AF_INET and AF_INET6 are bound to interfaces"
+        message = "only AF_INET and AF_INET6 sockets can be bound to interfaces"
         fail(OSError(abi.EAFNOSUPPORT, message), "IP_BOUND_IF", interface, message)
     return entry
 
@@ -163,7 +163,7 @@ def _option(sock: socket.socket, interface: Interface | None) -> tuple[int, int,
 def _set(sock: socket.socket, interface: Interface) -> None:
     level, option, name = _option(sock, interface)
     if interface.index <= 0:
-        # 0 would unbind, without an error.
+        # Index 0 would unbind the socket.
         fail(OSError(abi.ENXIO, "no such interface"), name, interface)
     try:
         sock.setsockopt(level, option, interface.index)
@@ -171,17 +171,18 @@ def _set(sock: socket.socket, interface: Interface) -> None:
         message = None
         if error.errno == abi.EINVAL:
             message = (
-                f"the socket could not be bound to {interface.name}: it is shut down, or on IPv6 it has an IPv4-mapped address"
+                f"the socket could not be bound to {interface.name}: it is shut down, "
+                "or it is an IPv6 socket with an IPv4-mapped address"
             )
         fail(error, name, interface, message)
 
 
 def _peer(sock: socket.socket) -> Sockaddr | None:
-    """What the socket is connected to."""
+    """The socket's peer; ``None`` if it is not connected."""
     try:
         peer: Sockaddr = sock.getpeername()
     except OSError as error:
-        # EINVAL after a shutdown.
+        # After a shutdown it is EINVAL.
         if error.errno not in (abi.ENOTCONN, abi.EINVAL):
             raise
         return None

@@ -1,7 +1,7 @@
-"""The only way from the Darwin backend to the system: five calls and two kinds of socket.
+"""The system calls of the Darwin backend: five calls and two kinds of socket.
 
-Everything else in this package is arithmetic on bytes. So a recorded kernel, a simulated one
-(:mod:`bindsock.testing.darwin`) or a real one in another process can stand behind it, on any machine.
+Everything else in this package only computes on bytes. So these calls can be replaced, on any machine, by those of a recorded
+kernel, a simulated one (:mod:`bindsock.testing.darwin`) or one in another process.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class SystemSocket(Protocol):
         """Write one message."""
 
     def recv(self, size: int, /) -> bytes:
-        """Read one message, cut to the size in bytes.
+        """Read one message, truncated to ``size`` bytes.
 
-        :raises BlockingIOError: there is none
+        :raises BlockingIOError: there is no message
         """
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
@@ -54,7 +54,7 @@ class SystemSocket(Protocol):
 
 
 class Syscalls(Protocol):
-    """What the backend asks of the system. Every method raises :class:`OSError` with Darwin's errno, whatever the machine."""
+    """The system calls that the backend needs. Every method raises :class:`OSError` with Darwin's errno, on any machine."""
 
     def ioctl(self, request: int, argument: bytes, /) -> bytes:
         """Do an ioctl on a datagram socket.
@@ -72,7 +72,7 @@ class Syscalls(Protocol):
         """A PF_ROUTE socket that sees the messages of all protocols."""
 
     def event_socket(self) -> SystemSocket:
-        """A PF_SYSTEM socket of kernel events, which gets none before its filter is set."""
+        """A PF_SYSTEM socket for kernel events. It receives none before its filter is set."""
 
 
 class LiveSocket:
@@ -81,7 +81,7 @@ class LiveSocket:
     def __init__(self, family: int, protocol: int) -> None:
         self._sock = socket.socket(family, socket.SOCK_RAW, protocol)
         self._sock.setblocking(False)
-        # Whoever forgets to close it leaves neither a descriptor nor a ResourceWarning behind.
+        # If it is never closed, neither a descriptor nor a ResourceWarning is left.
         self._finalizer = weakref.finalize(self, self._sock.close)
 
     def fileno(self) -> int:
@@ -91,7 +91,7 @@ class LiveSocket:
         return self._sock.send(data)
 
     def recv(self, size: int, /) -> bytes:
-        # Never recvfrom(): the addresses of these families are none that the socket module knows.
+        # Not recvfrom(): the socket module cannot express addresses of these families.
         return self._sock.recv(size)
 
     def setsockopt(self, level: int, option: int, value: int, /) -> None:
@@ -124,7 +124,7 @@ class LiveSyscalls:
             error = self._call_sysctl(name, None, size)
             if error:
                 raise OSError(error, os.strerror(error))
-            # What is told may have grown by the time it is fetched, which is ENOMEM: more slack with each attempt.
+            # The value may have grown meanwhile, which is ENOMEM: add more slack with each attempt.
             size.value += (size.value >> 2) * (attempt + 1) + 4096
             buffer = ctypes.create_string_buffer(size.value)
             error = self._call_sysctl(name, buffer, size)
@@ -148,13 +148,13 @@ class LiveSyscalls:
         return socket.if_nameindex()
 
     def close(self) -> None:
-        """Close the datagram socket; the next ioctl opens another."""
+        """Close the datagram socket; the next ioctl opens another one."""
         if self._finalizer is not None:
             self._finalizer()
         self._sock = self._finalizer = None
 
     def route_socket(self) -> LiveSocket:
-        # Protocol 0: a socket of one family does not get what concerns none (xnu bsd/net/raw_usrreq.c, raw_input).
+        # Protocol 0: a socket for one address family misses messages without a family (xnu bsd/net/raw_usrreq.c, raw_input).
         return LiveSocket(abi.AF_ROUTE, 0)
 
     def event_socket(self) -> LiveSocket:
@@ -163,7 +163,7 @@ class LiveSyscalls:
 
 @functools.cache
 def _sysctl() -> Callable[..., int]:
-    """The C library's sysctl(). Other than ioctl() it is not variadic, so that all its arguments may be declared."""
+    """The C library's sysctl(). Unlike ioctl() it is not variadic, so all its arguments can be declared."""
     function = ctypes.CDLL(None, use_errno=True).sysctl
     function.argtypes = (
         ctypes.POINTER(ctypes.c_int),
@@ -178,7 +178,7 @@ def _sysctl() -> Callable[..., int]:
 
 
 def _datagram_socket() -> socket.socket:
-    """For ioctl(): any family answers for an interface, only IPv6 for IPv6 addresses (xnu bsd/netinet6/in6.c, in6_control)."""
+    """A socket for ioctl(): IPv6 if possible, which ioctls about IPv6 addresses need (xnu bsd/netinet6/in6.c, in6_control)."""
     try:
         return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     except OSError:
@@ -186,11 +186,11 @@ def _datagram_socket() -> socket.socket:
 
 
 def _ioctl(sock: socket.socket, request: int, argument: bytes) -> bytes:
-    """An ioctl whose argument is read and written.
+    """An ioctl that reads and writes its argument.
 
-    :mod:`fcntl` is compiled C and so passes the variadic third argument of ioctl() where it belongs, which on arm64 is the
-    stack, after Apple's own convention. ctypes does that only if ``argtypes`` names the two fixed arguments and no more; declared
-    like any function, the kernel would take what happens to lie on the stack for the address.
+    Apple's arm64 calling convention passes variadic arguments on the stack, and the third argument of ioctl() is variadic.
+    :mod:`fcntl` is compiled C and does this right. ctypes does it only if ``argtypes`` names just the two fixed arguments;
+    with three, the kernel would take a random value from the stack as the address.
     """
     result: bytes = fcntl.ioctl(sock, request, argument)
     return result

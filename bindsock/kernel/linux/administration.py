@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from bindsock.kernel.base import Mender
+    from bindsock.kernel.base import Repairer
     from bindsock.kernel.linux.gateways import Gateways
     from bindsock.model.network import Interface, Route
     from bindsock.model.policy import Gateway, PolicyRule
@@ -33,7 +33,7 @@ class Administration:
     def __init__(self, channel: Channel, gateways: Gateways) -> None:
         self._channel = channel
         self._gateways = gateways
-        self.mender: Mender | None = None
+        self.repairer: Repairer | None = None
         self.mark = 0
 
     def rules(self) -> Sequence[PolicyRule]:

@@ -9,9 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from bindsock.kernel.linux import departure as departures
-from bindsock.kernel.linux import rejections, sockets
-from bindsock.kernel.linux import route_hint as cures
-from bindsock.kernel.linux import statistics as counters
+from bindsock.kernel.linux import rejections, route_hint, sockets, statistics
 from bindsock.kernel.linux.administration import Administration
 from bindsock.kernel.linux.gateways import Gateways
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
@@ -19,7 +17,7 @@ from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink import neighbours
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
 from bindsock.kernel.linux.rtnetlink.events import RouteEvents
-from bindsock.kernel.linux.rtnetlink.lookups import Current, Total
+from bindsock.kernel.linux.rtnetlink.lookups import AnswersOrDefaults, CurrentAnswers
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
 from bindsock.model.network import FAMILIES, Network, family_of, unmapped
@@ -68,7 +66,7 @@ class LinuxKernel:
         self._channel = Channel()
         self._reader = Reader(self._channel)
         self._sources = _Sources()
-        self._current = Current(Total(self._reader), self._sources.watched)
+        self._current = CurrentAnswers(AnswersOrDefaults(self._reader), self._sources.watched)
         self._gateways = Gateways()
         self.multipath: PathManager = PathManager()
         self.administration: Administration = Administration(self._channel, self._gateways)
@@ -83,17 +81,17 @@ class LinuxKernel:
         """
         self._reader.mark = self.administration.mark
         network = self._read(partial)
-        if self.administration.mender is not None and self.administration.mender.mend(network):
+        if self.administration.repairer is not None and self.administration.repairer.repair(network):
             network = self._read(False)
         return network
 
     def _read(self, partial: bool) -> Network:
-        news = [source.news for source in self._sources.open()]
+        news = [source.pending for source in self._sources.open()]
         known = partial and bool(news) and not any(each.lost for each in news)
         down = frozenset(index for each in news for index in each.down)
         same_interfaces = known and not any(each.interfaces for each in news)
         same_rules = known and not any(each.rules for each in news)
-        # Whoever asks though nothing was said suspects what is never announced: a route that went with something else.
+        # Whoever asks though nothing was problem suspects what is never announced: a route that went with something else.
         suspicion = known and not any(each.anything or each.defaults or each.down or each.prefixes for each in news)
         families: Collection[socket.AddressFamily] = {family for each in news for family in each.defaults}
         if suspicion or not known:
@@ -121,7 +119,7 @@ class LinuxKernel:
 
     def lookups(self, network: Network) -> Lookups:
         """The kernel's answers about destinations: 5 µs for each interface, and once only as long as events tell what changes."""
-        return self._current.asked
+        return self._current.cache
 
     def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> tuple[Route, ...]:
         """The routing tables, dumped for a person to read. No decision needs them.
@@ -173,24 +171,24 @@ class LinuxKernel:
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
         """What the kernel has answered since the last event, or ask it, 10 µs; policy rules, kill switches and all."""
-        answers = self._current.asked.known.get(destination)
+        answers = self._current.cache.known.get(destination)
         if answers is not None and interface.index in answers.by_interface:
             sources = self._sources.open()
-            if sources and not any(source.news.make_old(destination) for source in sources):
+            if sources and not any(source.pending.may_change(destination) for source in sources):
                 return True
         return self._reader.has_route(interface, destination)
 
-    def cure(self, interface: Interface, destination: IPAddress) -> str:
+    def route_hint(self, interface: Interface, destination: IPAddress) -> str:
         """What the administrator can do."""
         try:
             network = self.network()
-            own = self._reader.behind_marks(interface, destination)
+            own = self._reader.marked_route(interface, destination)
             gateway = self._gateways.find(self._channel, interface, family_of(unmapped(destination)))
         except OSError:
             network, own, gateway = Network({interface.index: interface}), None, None
-        sentence = cures.cure(network, interface, destination, gateway.address if gateway is not None else None, own)
-        said = self.administration.mender.said if self.administration.mender is not None else ""
-        return f"{sentence}; {said}" if said else sentence
+        sentence = route_hint.hint(network, interface, destination, gateway.address if gateway is not None else None, own)
+        problem = self.administration.repairer.problem if self.administration.repairer is not None else ""
+        return f"{sentence}; {problem}" if problem else sentence
 
     def activity(self, sock: socket.socket) -> object:
         """The byte counters of a TCP or MPTCP socket."""
@@ -199,7 +197,7 @@ class LinuxKernel:
     def dropped(self, interface: Interface) -> int | None:
         """The device's drops and errors of sending, 17 µs."""
         try:
-            return counters.dropped(self._channel, interface.index)
+            return statistics.dropped(self._channel, interface.index)
         except OSError as error:
             _logger.debug("%s does not say what it dropped: %s", interface.name, error)
             return None
@@ -239,7 +237,7 @@ class LinuxKernel:
 
     def unsent(self, sock: socket.socket) -> int:
         """What waits for the device, or for the link-layer address of the next hop, 1 µs."""
-        return counters.unsent(sock)
+        return statistics.unsent(sock)
 
     def abort(self, sock: socket.socket) -> None:
         """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""

@@ -12,7 +12,7 @@ _PREFERENCE = 100
 _METRIC = 9999
 
 
-def cure(
+def hint(
     network: Network, interface: Interface, destination: IPAddress, gateway: IPAddress | None = None, own: Lookup | None = None
 ) -> str:
     """One sentence: why nothing leads to the destination by the interface, and the command that would change that.

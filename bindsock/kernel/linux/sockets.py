@@ -83,14 +83,14 @@ def unbind(sock: socket.socket) -> None:
                 if error.errno != errno.ENOTCONN:
                     raise
             else:
-                _reseat(sock, None, peer, None)
+                _rebind_and_connect(sock, None, peer, None)
                 return
         try:
             _set_device(sock, 0)
         except OSError as error:
             if error.errno != errno.EPERM or not _is_datagram(sock):
                 raise
-            _reseat(sock, None, None, None)
+            _rebind_and_connect(sock, None, None, None)
     except BindFailed:
         raise
     except OSError as error:
@@ -163,10 +163,10 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
                 fail(error, "SO_BINDTOIFINDEX", interface)
         else:
             return
-    _reseat(sock, interface, connected or peer, port)
+    _rebind_and_connect(sock, interface, connected or peer, port)
 
 
-def _reseat(sock: socket.socket, interface: Interface | None, peer: Sockaddr | None, port: int | None) -> None:
+def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: Sockaddr | None, port: int | None) -> None:
     """Disconnect, which takes the device and an automatic port off the socket, and give it all anew.
 
     The device comes before the port: from the moment that the port is open to everybody until the connect(), strangers can
@@ -182,7 +182,7 @@ def _reseat(sock: socket.socket, interface: Interface | None, peer: Sockaddr | N
             try:
                 _set_device(sock, interface.index)
             except OSError:
-                _silence(sock)
+                _forbid_sending(sock)
                 raise
         # What is left is what somebody asked for: such a port is still bound (bind() says EINVAL), and such an address, too.
         left = sock.getsockname()
@@ -320,7 +320,7 @@ def _set_device(sock: socket.socket, index: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _name(sock, index) if index else b"")
 
 
-def _silence(sock: socket.socket) -> None:
+def _forbid_sending(sock: socket.socket) -> None:
     """The socket has lost its device and gets none: it must not send. Its sends are EPIPE from here on.
 
     On a socket that is not connected shutdown() reports ENOTCONN and works nevertheless (``linux net/ipv4/af_inet.c``,

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.kernel.linux import netlink, sockets
-from bindsock.kernel.linux.mptcp import sock_diag as diagnosis
+from bindsock.kernel.linux.mptcp import sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.model.network import IPAddress, unmapped
@@ -113,8 +113,8 @@ class PathManager:
     """The :class:`bindsock.kernel.PathManager` of Linux."""
 
     def __init__(self) -> None:
-        self._generic = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_GENERIC))
-        self._diagnosis = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
+        self._genl_channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_GENERIC))
+        self._diag_channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
         self._family: int | None = None
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
         self._added: dict[IPAddress, int] = {}
@@ -148,7 +148,7 @@ class PathManager:
         if connection is None or subflow not in connection.bound:
             ordered = connection.indexes.get(subflow.local) if connection is not None else None
             try:
-                index = diagnosis.bound(self._diagnosis, subflow, (ordered, sockets.bound(sock)))
+                index = sock_diag.bound(self._diag_channel, subflow, (ordered, sockets.bound(sock)))
             except OSError as error:
                 _logger.debug("the system does not say to which interface the subflow of %s is bound: %s", subflow.local, error)
                 return 0
@@ -264,8 +264,8 @@ class PathManager:
 
     def close(self) -> None:
         """Close the sockets for orders; the next one opens others."""
-        self._generic.close()
-        self._diagnosis.close()
+        self._genl_channel.close()
+        self._diag_channel.close()
 
     # The connections
 
@@ -283,7 +283,7 @@ class PathManager:
         :param lost: nothing goes over it any more, so that only those count that have no other
         """
         existing = {0, *(index for index, _ in socket.if_nameindex())}
-        seen = [subflow for subflow in diagnosis.subflows(self._diagnosis) if subflow.bound in existing]
+        seen = [subflow for subflow in sock_diag.subflows(self._diag_channel) if subflow.bound in existing]
         here = {subflow.token for subflow in seen if subflow.address == address}
         elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
         needing = here - elsewhere
@@ -317,7 +317,7 @@ class PathManager:
 
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
-            diagnosis.reset(self._diagnosis, subflow, (self.bound(sock, subflow),))
+            sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow),))
 
     # The userspace path manager
 
@@ -327,14 +327,14 @@ class PathManager:
         identifier = connection.identifiers.pop(address, 0 if subflows else None)
         if identifier is not None:
             number = netlink.attribute(_ATTR_LOC_ID, bytes([identifier]))
-            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *diagnosis.GONE))
+            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
         for subflow in subflows:
             self._tell(
                 _CMD_SUBFLOW_DESTROY,
                 token,
                 _address(_ATTR_ADDR, subflow.local, port=subflow.local_port),
                 _address(_ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
-                harmless=diagnosis.GONE,
+                harmless=sock_diag.GONE,
             )
 
     # The in-kernel path manager
@@ -419,7 +419,7 @@ class PathManager:
 
     def _endpoints(self) -> list[_Endpoint]:
         found = []
-        for payload in self._generic.dump(self._family_number(), _GENERIC_HEADER.pack(_CMD_GET_ADDR, _VERSION, 0)):
+        for payload in self._genl_channel.dump(self._family_number(), _GENERIC_HEADER.pack(_CMD_GET_ADDR, _VERSION, 0)):
             raw = netlink.attributes(payload, _GENERIC_HEADER.size).get(_ATTR_ADDR, b"")
             entry = netlink.attributes(raw)
             packed = entry.get(_ADDR_ADDR4) or entry.get(_ADDR_ADDR6)
@@ -435,17 +435,17 @@ class PathManager:
     def _family_number(self) -> int:
         if self._family is None:
             body = _GENERIC_HEADER.pack(_CTRL_CMD_GETFAMILY, _VERSION, 0)
-            answer = self._generic.ask(_GENL_ID_CTRL, body + netlink.attribute(_CTRL_ATTR_FAMILY_NAME, b"mptcp_pm\0"))
+            answer = self._genl_channel.ask(_GENL_ID_CTRL, body + netlink.attribute(_CTRL_ATTR_FAMILY_NAME, b"mptcp_pm\0"))
             found = netlink.attributes(answer.payload, _GENERIC_HEADER.size)
             (self._family,) = netlink.fixed(_U16, found.get(_CTRL_ATTR_FAMILY_ID, b""))
         return self._family
 
     def _ask(self, command: int) -> bytes:
-        return self._generic.ask(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0)).payload
+        return self._genl_channel.ask(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0)).payload
 
     def _tell(self, command: int, *body: bytes, harmless: tuple[int, ...] = ()) -> None:
         try:
-            self._generic.tell(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0) + b"".join(body))
+            self._genl_channel.tell(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0) + b"".join(body))
         except OSError as error:
             if error.errno not in harmless:
                 raise

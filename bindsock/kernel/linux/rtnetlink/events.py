@@ -55,7 +55,7 @@ class RouteEvents:
         """
         self.overruns: int = 0
         self.urgent: bool = True
-        self.news: PendingEvents = PendingEvents(concerns)
+        self.pending: PendingEvents = PendingEvents(concerns)
         """What was said since the last reading, of which whoever reads takes notice by :meth:`PendingEvents.clear`."""
         self._sock = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._finalizer = weakref.finalize(self, self._sock.close)
@@ -100,10 +100,10 @@ class RouteEvents:
                     raise
                 # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun), whatever they were.
                 self.overruns += 1
-                self.news.lost = self.urgent = True
+                self.pending.lost = self.urgent = True
                 continue
-            if sender[0] == 0 and not (self.urgent and self.news.lost):
-                self.urgent |= self.news.take(data) == "partial"
+            if sender[0] == 0 and not (self.urgent and self.pending.lost):
+                self.urgent |= self.pending.take(data) == "partial"
         return self.urgent
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class PendingEvents:
         """Whether any answer about any destination may be another now."""
         return self.lost or self.interfaces or self.rules or len(self.prefixes) > _MOST_PREFIXES
 
-    def make_old(self, destination: IPAddress) -> bool:
+    def may_change(self, destination: IPAddress) -> bool:
         """Whether what is known about a destination may be wrong."""
         if self.anything or self.down:
             return True

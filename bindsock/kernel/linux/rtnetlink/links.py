@@ -259,7 +259,7 @@ def classify(link: Link, *, wireless: bool, modem: bool) -> tuple[InterfaceKind,
     return (InterfaceKind.WIRED if link.hardware == ARPHRD_ETHER else InterfaceKind.OTHER), False
 
 
-def in_context(
+def corrected_kinds(
     kinds: Mapping[int, tuple[InterfaceKind, bool]],
     found: Mapping[int, Link],
     addresses: Mapping[int, Iterable[InterfaceAddress]],
@@ -272,17 +272,17 @@ def in_context(
     """
     result = dict(kinds)
     for index, link in found.items():
-        if result[index][0] is not InterfaceKind.TUNNEL and link.kind in _STACKED_KINDS and _beneath(link, found, kinds):
+        if result[index][0] is not InterfaceKind.TUNNEL and link.kind in _STACKED_KINDS and _is_on_tunnel(link, found, kinds):
             result[index] = InterfaceKind.TUNNEL, False
         elif link.kind in ("tun", "ip6tnl") and any(a.address in _TRANSLATOR for a in addresses.get(index, ())):
             result[index] = InterfaceKind.OTHER, False
     return result
 
 
-def ways_out(kinds: Mapping[int, tuple[InterfaceKind, bool]], found: Mapping[int, Link]) -> list[int]:
+def uplink_candidates(kinds: Mapping[int, tuple[InterfaceKind, bool]], found: Mapping[int, Link]) -> list[int]:
     """The devices by which a namespace may reach the outside, TUN and TAP devices among them.
 
-    :param kinds: by index, as :func:`in_context` has them
+    :param kinds: by index, as :func:`corrected_kinds` has them
     :param found: the links by index
     :return: their indexes
     """
@@ -295,7 +295,7 @@ def is_tap(link: Link) -> bool:
     return link.kind == "tun" and link.hardware == ARPHRD_ETHER
 
 
-def _beneath(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:
+def _is_on_tunnel(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:
     """Whether the device on which the link stands, at last, is a tunnel."""
     seen = {link.index}
     while link.lower is not None and link.lower not in seen and link.lower in found:

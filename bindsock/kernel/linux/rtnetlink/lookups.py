@@ -22,7 +22,7 @@ _ASKED_AT_ONCE = 24
 _logger = logging.getLogger("bindsock")
 
 
-class Asked:
+class AnswerCache:
     """Answers out of memory where there is one, else the kernel's.
 
     It never takes an answer back: where one has become old, another object takes its place. So whoever has decided by this one
@@ -90,12 +90,12 @@ class Asked:
             )
         ]
 
-    def replaced(self, known: dict[IPAddress, Answers]) -> Asked:
+    def replaced(self, known: dict[IPAddress, Answers]) -> AnswerCache:
         """Another one, which knows this."""
-        return Asked(self._ask, self._keeps, known)
+        return AnswerCache(self._ask, self._keeps, known)
 
 
-class Total:
+class AnswersOrDefaults:
     """Answers always: with the default routes of the last reading where the kernel cannot be asked."""
 
     def __init__(self, reader: Reader) -> None:
@@ -119,42 +119,42 @@ class Total:
         return Answers(network.unbound.get(family), defaults)
 
 
-class Current:
+class CurrentAnswers:
     """What has been asked, kept up to date."""
 
     def __init__(self, ask: Callable[[IPAddress], Answers], keeps: Callable[[], bool]) -> None:
         self._ask = ask
-        self.asked: Asked = Asked(ask, keeps)
+        self.cache: AnswerCache = AnswerCache(ask, keeps)
         """The answers that are right now."""
         self._guessed = False
         """Whether answers were changed without asking."""
 
     def concerns(self, version: int, length: int, head: int) -> bool:
-        """Whether what is known may lie within a prefix. See :meth:`Asked.concerns`."""
-        return self.asked.concerns(version, length, head)
+        """Whether what is known may lie within a prefix. See :meth:`AnswerCache.concerns`."""
+        return self.cache.concerns(version, length, head)
 
     def forget(self) -> None:
         """What was asked while nobody listened may be old."""
-        self.asked = self.asked.replaced({})
+        self.cache = self.cache.replaced({})
 
     def take_down(self, down: frozenset[int]) -> None:
         """Interfaces have gone down. What follows is guessed for now."""
-        self.asked = self.asked.replaced({d: answers_without(a, down) for d, a in self.asked.known.items()})
+        self.cache = self.cache.replaced({d: answers_without(a, down) for d, a in self.cache.known.items()})
         self._guessed = True
 
     def renew(self, everything: bool, prefixes: set[tuple[int, int, int]]) -> None:
         """Ask anew about the destinations whose answers may be old. All stays as it was where nothing comes of it.
 
-        :param prefixes: what events were about, each as for :meth:`Asked.concerns`
+        :param prefixes: what events were about, each as for :meth:`AnswerCache.concerns`
         """
-        known = self.asked.known
+        known = self.cache.known
         everything |= self._guessed
         self._guessed = False
-        old = list(known) if everything else self.asked.within(prefixes) if prefixes else []
+        old = list(known) if everything else self.cache.within(prefixes) if prefixes else []
         if len(old) > _ASKED_AT_ONCE:
             gone = set(old)
-            self.asked = self.asked.replaced({d: answers for d, answers in known.items() if d not in gone})
+            self.cache = self.cache.replaced({d: answers for d, answers in known.items() if d not in gone})
         elif old:
             fresh = {destination: self._ask(destination) for destination in old}
             if any(known[destination] != answers for destination, answers in fresh.items()):
-                self.asked = self.asked.replaced({**known, **fresh})
+                self.cache = self.cache.replaced({**known, **fresh})

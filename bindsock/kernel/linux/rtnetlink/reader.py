@@ -86,7 +86,7 @@ class Reader:
         if last is not None:
             defaults = {key: lookup for key, lookup in last.defaults.items() if key[1] not in wanted} | defaults
             unbound = {family: lookup for family, lookup in last.unbound.items() if family not in wanted} | unbound
-        interfaces = self._without_tunnels_ports(interfaces, {index for index, _ in defaults})
+        interfaces = self._with_tunnel_bridges(interfaces, {index for index, _ in defaults})
         network = Network(interfaces, (), defaults, unbound, self.rules.tables)
         if network != self.last:
             self.last = network
@@ -113,7 +113,7 @@ class Reader:
         for payload in self._channel.dump(links.RTM_GETADDR, links.ALL_ADDRESSES):
             if entry := links.parse_address(payload):
                 addresses.setdefault(entry[0], []).append(entry[1])
-        self._links, self._kinds = found, links.in_context(self._classified(found), found, addresses)
+        self._links, self._kinds = found, links.corrected_kinds(self._classified(found), found, addresses)
         self._recognise_container()
         return {
             link.index: self._interface(link, *self._kinds[link.index], tuple(addresses.get(link.index, ())))
@@ -126,7 +126,7 @@ class Reader:
         A VPN is all that is left as well while the uplinks are gone, which is why a TUN never counts, and why it is remembered
         that there was another device.
         """
-        ways = links.ways_out(self._kinds, self._links)
+        ways = links.uplink_candidates(self._kinds, self._links)
         alone = len(ways) == 1 and links.is_tap(self._links[ways[0]])
         self._had_others |= bool(ways) and not alone
         if alone and not self._had_others and self._kinds[ways[0]][0] is InterfaceKind.TUNNEL:
@@ -163,7 +163,7 @@ class Reader:
             alternative_names=link.alternative_names,
         )
 
-    def _without_tunnels_ports(self, interfaces: Mapping[int, Interface], with_default: set[int]) -> Mapping[int, Interface]:
+    def _with_tunnel_bridges(self, interfaces: Mapping[int, Interface], with_default: set[int]) -> Mapping[int, Interface]:
         """A bridge to which only tunnels belong is one itself if it has a default route; one to virtual machines has none."""
         found = {
             index
@@ -186,7 +186,7 @@ class Reader:
         network = self.last if self.last is not None else self.network()
         return self._questions.answers(network, self.rules.sources, destination)
 
-    def behind_marks(self, interface: Interface, destination: IPAddress) -> Lookup | None:
+    def marked_route(self, interface: Interface, destination: IPAddress) -> Lookup | None:
         """The route that a bound socket would have if it had one of the marks that policy rules ask for: what a VPN hides from
         all but its own traffic."""
         for mark in self.rules.marks:

@@ -80,7 +80,7 @@ class Repairs:
             self._mark = _hold()
             self._finalizer = weakref.finalize(self, self._mark.close)
 
-    def standing(self) -> list[Repair]:
+    def existing(self) -> list[Repair]:
         """The complete repairs."""
         entries = self._entries()
         found = []
