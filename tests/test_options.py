@@ -16,6 +16,8 @@ import uvloop
 
 import bindsock
 import bindsock.anyio
+import bindsock.blocking
+from bindsock.integrations import aioquic, grpc, httpx
 from bindsock.options import ConnectOptions, DatagramOptions, unknown_keyword
 from bindsock.testing import SimulatedKernel, network
 
@@ -139,6 +141,12 @@ MISSPELLED: list[tuple[str, Callable[[], Any], str | None]] = [
         "local_host",
     ),
     ("anyio.TransportFactory", lambda: bindsock.anyio.TransportFactory(resolve=None), "resolver"),  # type: ignore[call-arg]
+    ("blocking.create_connection", lambda: bindsock.blocking.create_connection(("127.0.0.1", 1), interfase="eth0"), "interface"),  # type: ignore[call-arg]
+    ("blocking.BlockingConnector", lambda: bindsock.blocking.BlockingConnector(dead_afer=1), "dead_after"),  # type: ignore[call-arg]
+    ("BlockingConnector.connect", lambda: bindsock.blocking.BlockingConnector().connect(UNUSED, None, conect=None), "connect"),  # type: ignore[call-arg]
+    ("aioquic.connect", lambda: aioquic.connect("127.0.0.1", 1, configuraton=None), "configuration"),  # type: ignore[call-arg]
+    ("grpc.insecure_channel", lambda: grpc.insecure_channel("127.0.0.1:1", factry=None), "factory"),  # type: ignore[call-arg]
+    ("httpx.AsyncTransport", lambda: httpx.AsyncTransport(retrys=1), "retries"),  # type: ignore[call-arg]
     ("nothing like it", lambda: bindsock.open_connection("127.0.0.1", 1, qqqqqq=1), None),  # type: ignore[call-arg]
 ]
 

@@ -36,7 +36,7 @@ from bindsock.factory import connector_of
 from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import unmapped
 from bindsock.netmon.no_interface import no_effective_interface
-from bindsock.options import ConnectOptions
+from bindsock.options import ConnectOptions, known_keywords_only
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.descriptors import follow_descriptor
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 _DEFAULT_TIMEOUT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
+@known_keywords_only
 def create_connection(
     address: tuple[str, int],
     timeout: float | None = _DEFAULT_TIMEOUT,
@@ -175,6 +176,7 @@ class BlockingConnector:
     def __post_init__(self) -> None:
         ConnectOptions(interface=self.interface, better_path=self.better_path, dead_after=self.dead_after)  # checks them
 
+    @known_keywords_only
     def create_connection(
         self,
         address: tuple[str, int],
@@ -216,6 +218,7 @@ class BlockingConnector:
             raise ExceptionGroup("create_connection failed", errors)
         raise errors[-1]
 
+    @known_keywords_only
     def connect(
         self,
         sock: socket.socket,
@@ -365,6 +368,9 @@ class BlockingConnector:
         )
         if isinstance(sock, BlockingSocket):
             sock._unfollow = unfollow
+
+
+BlockingConnector.__init__ = known_keywords_only(BlockingConnector.__init__)  # type: ignore[method-assign]
 
 
 def _seconds(timeout: float | None) -> float | None:

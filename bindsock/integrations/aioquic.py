@@ -16,6 +16,7 @@ from bindsock.default import running_factory
 from bindsock.dial.resolving import address_of
 from bindsock.extras import needs
 from bindsock.factory import connector_of
+from bindsock.options import known_keywords_only
 
 with needs("aioquic"):
     from aioquic.asyncio.protocol import QuicConnectionProtocol
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 
+@known_keywords_only
 @asynccontextmanager
 async def connect(
     host: str,

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from bindsock.default import running_factory
 from bindsock.extras import needs
 from bindsock.netmon.runtime import runtime_of
+from bindsock.options import known_keywords_only
 from bindsock.proxy import Proxy
 
 with needs("grpc"):
@@ -56,6 +57,7 @@ _LEADING = ("grpc.http_proxy", "grpc.http_connect_server", "grpc.http_connect_he
 """Options by which a channel is led elsewhere. They are set here."""
 
 
+@known_keywords_only
 def insecure_channel(
     target: str,
     options: ChannelOptions | None = None,
@@ -77,6 +79,7 @@ def insecure_channel(
     return _open(grpc.aio.insecure_channel, target, options, compression, interceptors, factory)
 
 
+@known_keywords_only
 def secure_channel(
     target: str,
     credentials: grpc.ChannelCredentials,

@@ -27,6 +27,7 @@ with needs("httpx"):
     from anyio.streams.tls import TLSAttribute, TLSStream
 
 from bindsock.anyio import BindsockAttribute, TransportFactory, connect_tcp
+from bindsock.options import known_keywords_only
 
 if typing.TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -148,6 +149,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     :param pool: a pool of one's own instead, made with ``network_backend=NetworkBackend()``
     """
 
+    @known_keywords_only
     def __init__(
         self,
         factory: TransportFactory | None = None,
