@@ -17,7 +17,7 @@ from tests.vpn.programs import SERVERS
 from tests.vpn.traffic import Echoes, fresh
 
 if TYPE_CHECKING:
-    from bindsock.testing.lab import Lab
+    from bindsock.testing.lab import Lab, Tap
     from tests.vpn.programs import Vpn
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -60,16 +60,23 @@ def has_the_default(lab: Lab, vpn: Vpn) -> None:
     """What is not bound goes into the VPN: otherwise the test would show nothing."""
     for version in vpn.families:
         family = FAMILIES[version]
-        if not vpn.device:
+        if not vpn.device and not vpn.encapsulated:
             with socket.create_connection((lab.server.address(family), lab.server.tcp_port), timeout=_PATIENCE) as sock:
                 assert uplink_of(lab, sock.makefile("rb").readline().split()[1].decode()) is None
             continue
-        with lab.tap(interface=vpn.device, address=_NOWHERE[version]) as tap, socket.socket(family, socket.SOCK_DGRAM) as sock:
+        with taken(lab, vpn, _NOWHERE[version]) as tap, socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"unbound", (_NOWHERE[version], 9))
             deadline = time.monotonic() + _PATIENCE
             while not tap.packets:
                 assert time.monotonic() < deadline, f"{vpn.name} does not have the default route of IPv{version}"
                 time.sleep(0.01)
+
+
+def taken(lab: Lab, vpn: Vpn, address: str) -> Tap:
+    """Collects what the VPN takes of what is sent to an address."""
+    if vpn.encapsulated:
+        return lab.tap(protocol=vpn.encapsulated)
+    return lab.tap(interface=vpn.device, address=address)
 
 
 def left_by(lab: Lab, fresh: list[tuple[str, str | None, str]], *interfaces: str) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _PATIENCE = 20.0
+_LATE = 5.0
+"""Seconds after which a reply that should come is given up."""
 _ROUNDS = 10
 """Answers that every connection must get after an event before it counts as settled."""
 _ROOT = Path(__file__).parents[2]
@@ -52,6 +54,8 @@ class Journey:
         self._lab = lab
         self._exits = contextlib.ExitStack()
         self._parts: list[_Part] = []
+        self._ends = {4: 0, 6: 0}
+        """How many datagrams of a family the parts have so far."""
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as exits:
@@ -171,9 +175,19 @@ class Journey:
         event()
         after = self.settled(*interfaces)
         for version in (4, 6):
-            sent = range(before[f"datagrams {version}"].sent, after[f"datagrams {version}"].sent)
-            self._parts.append(_Part(what, version, sent, version not in may_lose_replies, gap and version in may_lose_replies))
+            sent = range(self._ends[version], after[f"datagrams {version}"].sent)
+            self._ends[version] = sent.stop
+            part = _Part(what, version, sent, version not in may_lose_replies, gap and version == 4)
+            self._parts.append(part)
+            if part.replies_too:
+                self._await_replies(part)
         return before, after
+
+    def _await_replies(self, part: _Part) -> None:
+        """The next event may take those that are on their way along. What has not come by then is lost, as is told at the end."""
+        deadline = time.monotonic() + _LATE
+        while set(part.sent).intersection(self.states()[f"datagrams {part.version}"].unanswered) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def finish(self) -> None:
         """End the traffic, and compare what was sent with what the servers say they got, and from where."""

@@ -24,6 +24,8 @@ class Manager:
     """Ask for a lease after the server has changed its mind."""
     restart: str
     """End the program and start it again, as an update of its package does."""
+    takes: tuple[int, ...] = (4,)
+    """The IP versions whose address is away for a moment as it asks anew, and with it the replies that are on their way."""
 
 
 def lease(address: str) -> str:
@@ -121,6 +123,7 @@ def _networkd(setting: str) -> Manager:
         renew="networkctl renew wifi0",
         ask_anew="networkctl reconfigure wifi0",
         restart=f"{end('networkd.pid')}; {_NETWORKD}",
+        takes=(4, 6),
     )
 
 
@@ -181,6 +184,7 @@ MANAGERS = (
         renew="nmcli device reapply wifi0",
         ask_anew="nmcli connection up lease",
         restart=f"{end('manager.pid')}; {_NETWORK_MANAGER}",
+        takes=(4, 6),
     ),
 )
 NETWORKD_THAT_REMOVES_RULES = _networkd("ManageForeignRoutingPolicyRules=yes")

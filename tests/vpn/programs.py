@@ -44,6 +44,8 @@ class Vpn:
     """When it is up, if that is not when the default route leads to its device."""
     prepare: str = ""
     """What is on the host before any traffic."""
+    encapsulated: str = ""
+    """The IP protocol of what leaves by the uplink in the VPN's name, where there is no device."""
     kernel: tuple[str, str] = ("", "")
     """What the kernel must have, and a script that fails where it has not."""
 
@@ -60,6 +62,8 @@ class Vpn:
 
 _SERVER4, _SERVER6 = "10.8.0.10", "fd10:8::10"
 _BY_WIFI = f"ip route replace {_SERVER4} via 10.1.0.1 dev wifi0"
+_OR_NOT_AT_ALL = f"ip route replace blackhole {_SERVER4} metric 9999"
+"""Once that route has gone with its uplink, else what wireguard-go sends would be taken by its own tunnel, without end."""
 _AUTHORITY = """
 openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=throw-away -keyout ca.key -out ca.pem
 for end in server client; do
@@ -312,6 +316,7 @@ def _charon(name: str, device: str, *, libipsec: bool) -> Vpn:
         restarts={"down and up": "ipsec down net; ipsec up net"},
         families=(4,),
         ready="ip route show table 220 | grep -q default",
+        encapsulated="" if libipsec else "50",
         kernel=("", "") if libipsec else _ESP,
     )
 
@@ -352,7 +357,7 @@ def _sshuttle(method: str) -> Vpn:
 VPNS = (
     _wireguard("wg-quick"),
     _wireguard("wg-quick-ipv6-endpoint", endpoint=_SERVER6),
-    _wireguard("wg-quick-halves", f"PostUp = {_BY_WIFI}", allowed="0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"),
+    _wireguard("wg-quick-halves", f"PostUp = {_BY_WIFI}; {_OR_NOT_AT_ALL}", allowed="0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"),
     _wireguard(
         "wg-quick-table-off",
         "Table = off",
