@@ -1,7 +1,7 @@
 """asyncio connections that leave by the right network interface and stay on it.
 
-What is used is imported when it is first used: ``import bindsock`` alone costs next to nothing. A program that will not be able
-to read its libraries later, in a ``chroot`` say, imports ``bindsock.default`` and ``bindsock.kernel.linux`` before.
+The public names are imported from their modules on first use, so ``import bindsock`` alone is cheap. A program that cannot read
+its libraries later, for example after ``chroot``, should import ``bindsock.default`` and ``bindsock.kernel.linux`` first.
 """
 
 import importlib
@@ -156,10 +156,10 @@ _MODULES = {
     "track": "bindsock.default",
 }
 
-if not TYPE_CHECKING:  # to a type checker, a name that is not above must stay an error
+if not TYPE_CHECKING:  # a type checker must report names that are not imported above
 
     def __getattr__(name: str) -> Any:
-        """A public name, from the module that it lives in."""
+        """Import a public name from its module."""
         module = _MODULES.get(name)
         if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Dials, opens and follows: what the transport factory, the event loop and the anyio face share.
+"""Makes and follows connections, for the transport factory, the event loop and :mod:`bindsock.anyio`.
 
-It takes options that have been checked already, and hands them on as one value. What only some programs need (datagrams,
-connections that are replaced, resolvers) is imported when it is used.
+The options have been checked already and are passed on as one value. Modules that only some programs need (datagrams, replaced
+connections, resolvers) are imported on first use.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bindsock.dial.binding import decide_and_bind, mark_as_preferred
 from bindsock.dial.dialer import Dialer, PathChanged
-from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.model.decision import Decision, Path, path_of, path_on
 from bindsock.model.network import FAMILIES, IPAddress, Target, family_of, unmapped
@@ -51,24 +51,24 @@ _NO_OPTIONS = ConnectOptions()
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What all connections of a connector share on one event loop."""
+    """The objects that all connections of a connector share on one event loop."""
 
     watcher: Watcher
     resolve: Resolve
     guards: StreamGuards
-    farewell: Farewell
-    """How an IPv6 connection is ended when its socket is closed."""
+    lingering_close: LingeringClose
+    """How IPv6 connections are closed."""
 
 
 class Connector:
     """Makes and follows the connections of one factory, on one event loop at a time.
 
-    :param kernel: what to ask
+    :param kernel: the kernel to ask
     :param preferences: how to choose among interfaces
-    :param interface: the name of the one interface to use, whatever detection says
-    :param better_path: what happens to streams that still work when another interface is better
-    :param resolver: names to addresses
-    :param repair_routes: make a route for bound sockets where a VPN has left none
+    :param interface: the name of the only interface to use, instead of detecting one
+    :param better_path: what to do with a working stream when another interface is better
+    :param resolver: resolves names to addresses
+    :param repair_routes: add a route for bound sockets if a VPN has removed it
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Connector:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The running event loop.
 
-        :raises RuntimeError: there is none, or the connector belongs to another one that is still open
+        :raises RuntimeError: no loop is running, or the connector belongs to another loop that is still open
         """
         loop = asyncio.get_running_loop()
         mine = self._loop() if self._loop is not None else None
@@ -109,7 +109,7 @@ class Connector:
 
     @property
     def shared(self) -> _Shared:
-        """What the connections on the running event loop share.
+        """The objects that all connections on the running event loop share.
 
         :raises RuntimeError: as :attr:`loop`
         """
@@ -119,9 +119,9 @@ class Connector:
             watcher = Watcher(self.kernel, self.preferences, interface=self.interface, runtime=runtime)
             self._shared = _Shared(
                 watcher,
-                resolve if self._resolver is None else _on(watcher, self._resolver),
+                resolve if self._resolver is None else _resolver_on(watcher, self._resolver),
                 runtime.shared(StreamGuards),
-                Farewell(runtime.shared(Farewells), self.kernel),
+                LingeringClose(runtime.shared(LingeringSockets), self.kernel),
             )
         return self._shared
 
@@ -135,14 +135,14 @@ class Connector:
 
     @property
     def started_watcher(self) -> Watcher | None:
-        """The watcher, if one has been needed so far; no loop needs to run."""
+        """The watcher; ``None`` if there is none yet. Needs no running loop."""
         return self._shared.watcher if self._shared is not None else None
-
-    # Decisions
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[Decider]:
-        """The newest decider, and the kernel for questions; what that opens is closed again unless there is a watcher.
+        """Provide the newest decider, and let the block ask the kernel.
+
+        Without a watcher, the kernel's descriptors are closed at the end of the block.
 
         :raises OSError: the network could not be read
         """
@@ -158,7 +158,7 @@ class Connector:
             self.kernel.close()
 
     def bind(self, sock: socket.socket, destination: IPAddress | None = None) -> Decision:
-        """Bind a fresh socket, once. It is closed if that fails.
+        """Bind a new socket, once. It is closed if that fails.
 
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the destination leaves by the interface
@@ -171,19 +171,15 @@ class Connector:
             sock.close()
             raise
 
-    # Names
-
     @property
     def has_own_resolver(self) -> bool:
-        """Whether a resolver was given, so that the event loop's is not asked."""
+        """Whether a resolver was given, to be used instead of the event loop's."""
         return self._resolver is not None
 
     @property
     def resolve(self) -> Resolve:
-        """The resolver on the running event loop."""
+        """The resolver for the running event loop."""
         return self.shared.resolve
-
-    # Streams
 
     async def create_connection(
         self, protocol_factory: Callable[[], P], host: str | None, port: int | str | None, options: ConnectOptions
@@ -207,7 +203,7 @@ class Connector:
         def attach(dialled: Dialled) -> Coroutine[Any, Any, tuple[asyncio.Transport, P]]:
             nonlocal protocol
             if protocol is None:
-                protocol = _made(protocol_factory, dialled)
+                protocol = _build_protocol(protocol_factory, dialled)
             return self._attach_dialled(shared, dialer, dialled, protocol, tls)
 
         return await dialer.complete(attach)
@@ -252,13 +248,11 @@ class Connector:
         address = address_of(sockaddr)
         decision = self.bind(sock, address)
         if family == socket.AF_INET6 and decision.interface is not None and _running():
-            sock.say_farewell(self.shared.farewell)
+            sock.set_lingering_close(self.shared.lingering_close)
         if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
-            # Before it connects it has no address, by which to tell whether it can still work.
+            # It has no local address before it connects, and the follower needs that address.
             sock.on_connect(lambda sock: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
         return sock
-
-    # Datagrams
 
     async def create_datagram_endpoint(
         self,
@@ -280,12 +274,12 @@ class Connector:
             **options.as_keywords(),
         )
 
-    # Following
-
     def follow(self, sock: socket.socket, address: IPAddress, path: Path | None, *, pin: str | None = None) -> None:
-        """Follow a socket that has just been bound and connected, from the path on which that was done.
+        """Follow a socket that has just been bound and connected.
 
-        :param pin: the name of the one interface that it may use
+        :param address: that of its peer
+        :param path: the path on which it was connected
+        :param pin: the name of the only interface that it may use
         :raises OSError: the socket is closed
         """
         if sock.type == socket.SOCK_DGRAM:
@@ -298,8 +292,8 @@ class Connector:
     def follow_datagrams(self, sock: socket.socket, target: Target | None = None) -> InPlaceMover | None:
         """Bind and follow a datagram socket without a peer that is about to send to the target.
 
-        :return: what follows it; ``None`` if it is left alone
-        :raises OSError: it could not be bound; then it is closed
+        :return: its follower; ``None`` if the socket is left alone
+        :raises OSError: it could not be bound; it has been closed
         """
         from bindsock.datagram.in_place import follow_datagrams
 
@@ -308,7 +302,12 @@ class Connector:
     def follow_stream(
         self, sock: socket.socket, options: ConnectOptions, address: IPAddress | None = None, path: Path | None = None
     ) -> StreamGuard | None:
-        """Follow a connected stream socket, unless its destination is the machine itself, or it is followed already."""
+        """Follow a connected stream socket, unless its destination is this host or it is followed already.
+
+        :param address: that of its peer, if it is known
+        :param path: the path on which it was connected, if it is known
+        :return: its guard; ``None`` if it is not followed
+        """
         shared = self.shared
         watcher, guards = shared.watcher, shared.guards
         guard = guards.find(sock)
@@ -327,11 +326,11 @@ class Connector:
         return Requirement(address, options.interface, options.better_path or self.better_path, options.dead_after)
 
     def guard_of(self, sock: socket.socket) -> StreamGuard | None:
-        """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
+        """The guard that follows a stream socket or has ended it; ``None`` if there is none."""
         return self.shared.guards.find(sock)
 
     def is_attaching(self, sock: socket.socket) -> bool:
-        """Whether a transport is being made of the socket now. An event loop that binds sockets leaves such a one alone."""
+        """Whether a transport is being made for the socket now. :class:`bindsock.EventLoop` leaves such a socket alone."""
         return self.shared.guards.is_attaching(sock)
 
     def stop_following(self) -> None:
@@ -344,9 +343,9 @@ class Connector:
     async def _attach_dialled(
         self, shared: _Shared, dialer: Dialer, dialled: Dialled, protocol: P, tls: dict[str, Any]
     ) -> tuple[asyncio.Transport, P]:
-        """Make a transport of a socket that was dialled: one whose connections are replaced, if the protocol can bear that.
+        """Make a transport for a connected socket. If the protocol supports it, the transport can replace its connection.
 
-        :raises PathChanged: the handshake failed because the path changed meanwhile
+        :raises PathChanged: the handshake failed because the path changed
         """
         options = dialer.options
         if callable(getattr(protocol, "connection_replaced", None)):
@@ -381,7 +380,7 @@ class Connector:
             raise
 
     def _path_in_use(self, sock: socket.socket) -> Path | None:
-        """The path of a connected socket that somebody else made: by its bound interface, or its own address."""
+        """The path of a connected socket that bindsock did not make, by its bound interface or its local address."""
         network = self.watcher.refresh().network
         local = unmapped(address_of(sock.getsockname()))
         index = self.kernel.bound(sock)
@@ -390,11 +389,9 @@ class Connector:
             return None
         return path_on(interface, family_of(local))
 
-    # Dialling
-
     async def _nat64_prefixes(self) -> tuple[IPv6Network, ...]:
         """
-        :raises OSError: nobody answers
+        :raises OSError: no name server answers
         """
         if self._nat64 is None:
             from bindsock.resolvers import InterfaceResolver
@@ -405,18 +402,18 @@ class Connector:
         return await self._nat64()
 
     def _owned(self, sock: socket.socket) -> socket.socket:
-        """A connected socket that a transport is to own from now on, as one that says farewell if it needs to.
+        """A socket that a transport is about to own, with a lingering close if the connection needs one.
 
-        Whoever passes ``sock=`` gives the socket away (``asyncio``, create_connection), so the object may be another one.
+        ``create_connection(sock=)`` takes the socket over from its caller, so another object may take its place.
         """
-        if isinstance(sock, FollowedSocket) or not self.kernel.needs_farewell(sock):
+        if isinstance(sock, FollowedSocket) or not self.kernel.needs_lingering_close(sock):
             return sock
         guard = self.shared.guards.find(sock)
         if guard is not None:
             guard.close()
         own = FollowedSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
         own.setblocking(False)
-        own.say_farewell(self.shared.farewell)
+        own.set_lingering_close(self.shared.lingering_close)
         return own
 
     def _dialer(self, shared: _Shared, host: str | None, port: int | str | None, options: ConnectOptions) -> Dialer:
@@ -427,18 +424,18 @@ class Connector:
             port,
             options,
             complaints=self._complaints,
-            farewell=shared.farewell,
+            lingering_close=shared.lingering_close,
             find_nat64=self._nat64_prefixes,
         )
 
     def _with_policy(self, options: ConnectOptions) -> ConnectOptions:
-        """The options of a connection that is replaced, with the better path that applies to it."""
+        """The options for a connection that can be replaced, with the factory's ``better_path`` unless one is given."""
         return options if options.better_path is not None else dataclasses.replace(options, better_path=self.better_path)
 
     def _replacement(self, dialer: Dialer, first: Dialled | None, tls: dict[str, Any]) -> tuple[Dial, Attach]:
-        """How a connection that is replaced is made, each time.
+        """The functions that dial each connection of a replaceable transport, and attach it to a protocol.
 
-        :param first: what has been dialled already
+        :param first: the first connection, if it has been dialled already
         """
         made = [first] if first is not None else []
 
@@ -462,7 +459,7 @@ class Connector:
         sock: socket.socket,
         tls: dict[str, Any],
     ) -> tuple[asyncio.Transport, P]:
-        """Let the event loop make its own transport of a connected socket."""
+        """Let the event loop make its own transport for a connected socket."""
         loop, guards = asyncio.get_running_loop(), shared.guards
         if isinstance(sock, FollowedSocket) and not isinstance(loop, asyncio.BaseEventLoop):
             sock.expect_detach()
@@ -474,7 +471,7 @@ class Connector:
                 guard.close()
             if isinstance(sock, FollowedSocket):
                 sock.detach_if_closed()
-            _give_up(loop, sock)
+            _close_unattached(loop, sock)
             raise
         finally:
             guards.end_attaching(sock)
@@ -485,17 +482,17 @@ class Connector:
         return transport, protocol
 
 
-def _give_up(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """End a connection of which the event loop could not, or was not to, make a transport.
+def _close_unattached(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    """End a connection after the event loop failed, or was cancelled, while it made a transport for it.
 
-    There may be one all the same that lives on and closes the socket in its own time: one whose TLS handshake was just over says
-    goodbye to its peer first (CPython ``Lib/asyncio/sslproto.py``, _start_shutdown). If the socket were closed beneath it, the
-    loop would still watch the descriptor, whose number is the next file's.
+    The transport may exist nevertheless and close the socket later: if its TLS handshake has just been completed, it shuts TLS
+    down first (CPython ``Lib/asyncio/sslproto.py``, _start_shutdown). Closing the socket now would leave the descriptor
+    registered with the loop, and the next file that is opened gets the same number.
     """
     if sock.fileno() == -1:
         return
     try:
-        loop.remove_reader(sock)  # there is none; but the loop refuses this where a transport has the descriptor
+        loop.remove_reader(sock)  # raises if a transport owns the descriptor
     except RuntimeError:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
@@ -509,14 +506,14 @@ def _interface_resolver() -> InterfaceResolver:
     return InterfaceResolver()
 
 
-def _on(watcher: Watcher, resolver: Resolve | InterfaceResolver) -> Resolve:
-    """A resolver that was given, for the connections of one watcher."""
+def _resolver_on(watcher: Watcher, resolver: Resolve | InterfaceResolver) -> Resolve:
+    """The given resolver, for the connections of one watcher."""
     from bindsock.resolvers import InterfaceResolver
 
     return resolver.on(watcher) if isinstance(resolver, InterfaceResolver) else resolver
 
 
-def _made(protocol_factory: Callable[[], P], dialled: Dialled) -> P:
+def _build_protocol(protocol_factory: Callable[[], P], dialled: Dialled) -> P:
     try:
         return protocol_factory()
     except BaseException:

@@ -1,4 +1,4 @@
-"""The module-level functions: one factory for each event loop, made when it is first needed."""
+"""The functions of the ``bindsock`` module. Each event loop has one factory, which is created on first use."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ R = TypeVar("R")
 
 
 class _Default:
-    """What one event loop's module-level functions use: a factory, once it is needed."""
+    """The factory that the module's functions use on one event loop; ``None`` until it is needed."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.factory: TransportFactory | None = None
 
 
 def running_factory() -> TransportFactory:
-    """The running loop's factory.
+    """The factory of the running event loop.
 
     :raises RuntimeError: no loop is running
     :raises UnsupportedSystem: there is no kernel backend for this system
@@ -44,12 +44,12 @@ def running_factory() -> TransportFactory:
 
 
 def set_factory(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> None:
-    """Make the module-level functions use this factory on that loop."""
+    """Make the module's functions use this factory on the event loop."""
     runtime_of(loop).shared(_Default).factory = factory
 
 
 def find_running() -> tuple[asyncio.AbstractEventLoop, TransportFactory] | None:
-    """An event loop that runs in this process, and its factory, for threads that have none. Can be called from any thread."""
+    """A running event loop of this process, and its factory, for threads without a loop. Can be called from any thread."""
     for loop, runtime in runtimes():
         factory = runtime.shared(_Default).factory
         if isinstance(loop, asyncio.AbstractEventLoop) and factory is not None and loop.is_running():
@@ -58,7 +58,7 @@ def find_running() -> tuple[asyncio.AbstractEventLoop, TransportFactory] | None:
 
 
 def _on_running_factory(method: Callable[Concatenate[TransportFactory, Q], R]) -> Callable[Q, R]:
-    """A function with a method's signature and docstring that calls it on the running loop's factory."""
+    """Make a function that calls the method on the running loop's factory, with the same signature and docstring."""
     name = method.__name__
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -84,17 +84,17 @@ changes: Final = _on_running_factory(TransportFactory.changes)
 
 
 def statistics() -> Statistics:
-    """What the running loop's factory has counted."""
+    """The counters of the running loop's factory."""
     return running_factory().statistics()
 
 
 @known_keywords_only
 def socket_factory(addr_info: AddrInfo) -> socket.socket:
-    """A fresh, bound socket for one address: see :meth:`TransportFactory.socket_factory`.
+    """Create and bind a socket for one address: see :meth:`TransportFactory.socket_factory`.
 
-    Works without an event loop, too; the socket is then bound once and never followed.
+    It can be called without an event loop, too; the socket is then bound once and not followed.
     """
-    return _here().socket_factory(addr_info)
+    return _factory().socket_factory(addr_info)
 
 
 @known_keywords_only
@@ -106,11 +106,14 @@ def bind(
     preferences: Preferences | None = None,
     kernel: Kernel | None = None,
 ) -> Decision:
-    """Bind a fresh socket to the effective interface: synchronous, once, without a loop. It never follows.
+    """Bind a new socket to the effective interface, once. The socket is not followed. Needs no event loop.
 
     :param sock: a socket that is neither bound nor connected; it is closed if binding fails
-    :param destination: where it will connect to, so that a LAN or the machine itself is reached as it must be
-    :param interface: the name of the one interface to use, whatever detection says
+    :param destination: the address to which it will connect, so that a LAN or this host is reached by its own route
+    :param interface: the name of the only interface to use; detected unless given
+    :param preferences: how to choose among interfaces
+    :param kernel: the kernel to ask; that of the running system unless given
+    :return: the decision by which it was bound
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
@@ -126,9 +129,12 @@ def effective_interface(
     preferences: Preferences | None = None,
     kernel: Kernel | None = None,
 ) -> Interface:
-    """The effective interface: the one beneath whatever VPN owns the default route. Synchronous, without a loop.
+    """The effective interface: the uplink that carries the traffic, even if a VPN owns the default route. Needs no event loop.
 
     :param family: ``AF_INET`` or ``AF_INET6``; otherwise that of IPv4, or of IPv6 if IPv4 has none
+    :param interface: the name of the only interface to use; detected unless given
+    :param preferences: how to choose among interfaces
+    :param kernel: the kernel to ask; that of the running system unless given
     :raises NoEffectiveInterface: there is none
     :raises OSError: the network could not be read
     """
@@ -143,9 +149,12 @@ def explain(
     preferences: Preferences | None = None,
     kernel: Kernel | None = None,
 ) -> Decision:
-    """Which interface a connection to the destination would leave by, and why. Synchronous, without a loop.
+    """The interface by which a connection to the destination would leave, and why. Needs no event loop.
 
     :param destination: an address, or a family for its default route; names are not resolved
+    :param interface: the name of the only interface to use; detected unless given
+    :param preferences: how to choose among interfaces
+    :param kernel: the kernel to ask; that of the running system unless given
     :raises ValueError: the destination is a name
     :raises OSError: the network could not be read
     """
@@ -155,27 +164,29 @@ def explain(
 def interface_of(
     connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
 ) -> str | None:
-    """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed.
+    """The name of the interface that a connection is bound to; ``None`` if it is unbound or closed.
 
     :param connection: a transport of any library, a stream writer, or a socket
+    :param kernel: the kernel to ask; that of the running system unless given
     """
-    factory = _here() if kernel is None else TransportFactory(kernel=kernel)
+    factory = _factory() if kernel is None else TransportFactory(kernel=kernel)
     return factory.interface_of(connection)
 
 
 def multipath_of(
     connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
 ) -> Multipath:
-    """Whether multipath was negotiated for a connection, and over which subflows it goes.
+    """Whether multipath was negotiated for a connection, and its subflows.
 
     :param connection: a transport of any library, a stream writer, or a socket
+    :param kernel: the kernel to ask; that of the running system unless given
     """
-    factory = _here() if kernel is None else TransportFactory(kernel=kernel)
+    factory = _factory() if kernel is None else TransportFactory(kernel=kernel)
     return factory.multipath_of(connection)
 
 
-def _here() -> TransportFactory:
-    """The running loop's factory, or a new one where no loop runs."""
+def _factory() -> TransportFactory:
+    """The running loop's factory, or a new one if no loop is running."""
     try:
         return running_factory()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The errors. Few, flat, named for what the caller can do; all are OSErrors, since that is what network code catches."""
+"""The errors that bindsock raises. All of them are subclasses of :class:`OSError`, which network code catches already."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class BindsockError(OSError):
-    """The base of bindsock's own errors.
+    """The base class of bindsock's errors.
 
-    :ivar interface: the name of the interface concerned, if one is
-    :ivar call: the system call or the step that failed, if one did
+    :ivar interface: the name of the interface concerned, if there is one
+    :ivar call: the system call or the step that failed, if there is one
     """
 
     default_errno: int = _errno.EIO
@@ -40,9 +40,9 @@ class BindsockError(OSError):
 
 
 class NoEffectiveInterface(BindsockError):
-    """No interface may be used for the target. The network is away, or only the VPN is there.
+    """No interface may be used for the target: the network is down, or only the VPN is left.
 
-    :ivar decisions: what was looked at, and why each was refused
+    :ivar decisions: the decisions, with the reason for which each interface was refused
     """
 
     default_errno: int = _errno.ENETUNREACH
@@ -53,42 +53,42 @@ class NoEffectiveInterface(BindsockError):
 
 
 class BindFailed(BindsockError):
-    """The socket could not be bound to the interface. It has been closed: it never sends unbound."""
+    """The socket could not be bound to the interface. It has been closed, so that it cannot send unbound."""
 
     default_errno: int = _errno.ENODEV
 
 
 class NoRoute(BindsockError):
-    """The interface has no real route to the destination, so a packet bound to it would go nowhere. The message names a cure."""
+    """The interface has no route to the destination. The message suggests a command that adds one."""
 
     default_errno: int = _errno.ENETUNREACH
 
 
 class FirewallBlocked(BindsockError, PermissionError):
-    """A firewall forbids the connection or the datagram: this host's own, or one on the way that says so.
+    """A firewall rejected the connection or the datagram: one on this host, or one on the path that sent an ICMP error.
 
-    The message says which, as far as the system tells.
+    The message says which, as far as the system reports it.
     """
 
     default_errno: int = _errno.EPERM
 
 
 class NoAnswer(BindsockError, TimeoutError):
-    """The address did not answer within ``connect_timeout``. The message says what could be seen."""
+    """The address did not answer within ``connect_timeout``. The message reports what is known about the cause."""
 
     default_errno: int = _errno.ETIMEDOUT
 
 
 class EgressMismatch(BindsockError):
-    """The connection's local address belongs to a tunnel although the socket is bound beneath it."""
+    """The connection has the local address of a tunnel, although its socket is bound to another interface."""
 
     default_errno: int = _errno.EADDRNOTAVAIL
 
 
 class InterfaceChanged(BindsockError, ConnectionError):
-    """The connection ended because its interface or its local address is gone, or because a better path was taken.
+    """The connection was ended because its interface or its local address is gone, or because a better path exists.
 
-    :ivar new_interface: the interface that took over, if one did
+    :ivar new_interface: the name of the interface that replaces the old one, if there is one
     """
 
     default_errno: int = _errno.ENETDOWN
@@ -107,9 +107,9 @@ class InterfaceChanged(BindsockError, ConnectionError):
 
 
 class KernelError(BindsockError):
-    """The operating system answered what cannot be understood, or did not answer.
+    """The kernel sent an answer that bindsock cannot parse, or did not answer.
 
-    A truncated or hostile netlink or routing message raises this and nothing else.
+    A truncated or malformed netlink or routing socket message raises this error and no other.
     """
 
     default_errno: int = _errno.EPROTO

@@ -1,12 +1,12 @@
-"""An event loop on which every library's connections leave by the effective interface and follow it.
+"""An event loop on which the connections of every library leave by the effective interface and follow it.
 
-:class:`EventLoop` is asyncio's own loop with the calls overridden by which outgoing sockets come into being; :func:`loop_factory`
-does the same to another loop class, uvloop's for one. What is for this machine itself (loopback, UNIX sockets), what listens, and
-what is bound to an interface or an address already, is left as it is.
+:class:`EventLoop` is asyncio's own loop. It overrides the methods that make outgoing sockets. :func:`loop_factory` derives such a
+class from any other loop class, for example uvloop's. Sockets for this host (loopback, UNIX), listening sockets, and sockets that
+are already bound to an interface or an address are left alone.
 
-uvloop connects inside libuv, where no Python code could bind the socket: therefore a host is dialled by the
-:class:`~bindsock.factory.TransportFactory` and only the connected socket is given to the loop. The sockets that the factory makes
-pass through here a second time, as the ``sock=`` of a call; they are known by their type, or by being attached at that moment.
+uvloop connects inside libuv, where no Python code can bind the socket. So the :class:`~bindsock.factory.TransportFactory` dials
+the host, and the loop only gets the connected socket. The factory's sockets reach this class a second time, as the ``sock=`` of
+a call; they are recognised by their type, or because they are being attached at that moment.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 D = TypeVar("D", bound=asyncio.DatagramProtocol)
 
 _resolving: ContextVar[bool] = ContextVar("_resolving", default=False)
-"""Whether it is the factory's resolver that asks."""
+"""Whether the current ``getaddrinfo()`` call comes from the factory's resolver."""
 
 
 class BoundLoop(_Base):
-    """What makes a loop class one that binds. :func:`loop_factory` puts it before another class."""
+    """A mixin that makes a loop class bind its outgoing sockets. :func:`loop_factory` puts it before the base class."""
 
     transport_factory: TransportFactory
-    """Makes this loop's connections. The module-level functions use it, too."""
+    """Makes the connections of this loop. The functions of the ``bindsock`` module use it, too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -85,22 +85,18 @@ class BoundLoop(_Base):
     def _make_factory() -> TransportFactory:
         return TransportFactory()
 
-    # Names
-
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> list[Any]:
-        """By the factory's resolver, if it was given one, so that libraries that resolve names themselves use it as well."""
+        """Resolve by the factory's resolver, if it has one, so that libraries that resolve names themselves use it as well."""
         if self._connector.has_own_resolver and isinstance(host, str | None) and not _resolving.get():
-            # A resolver leaves to the system what is no name, and asks the loop for that.
+            # For hosts that are not names, the resolver itself calls this method.
             token = _resolving.set(True)
             try:
                 return await self.transport_factory.resolve(host, port, family=family, type=type, proto=proto, flags=flags)
             finally:
                 _resolving.reset(token)
         return list(await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags))
-
-    # Streams
 
     @known_keywords_only
     async def create_connection(
@@ -129,7 +125,7 @@ class BoundLoop(_Base):
         drain_timeout: float = DRAIN_TIMEOUT,
         reconnect_timeout: float | None = RECONNECT_TIMEOUT,
     ) -> tuple[asyncio.Transport, P]:
-        """Dialled by the factory, with happy eyeballs' options on uvloop, too. A connected ``sock=`` is followed.
+        """Dial by the factory, with happy eyeballs on uvloop, too. A connected ``sock=`` is followed.
 
         The keywords are those of :meth:`bindsock.TransportFactory.create_connection`.
         """
@@ -189,7 +185,7 @@ class BoundLoop(_Base):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> Any:
-        """TLS over a transport of bindsock's own, too; that one stays the application's."""
+        """Upgrade a transport to TLS. bindsock's replaceable transport is upgraded itself, and returned."""
         options: dict[str, Any] = {
             "server_side": server_side,
             "server_hostname": server_hostname,
@@ -206,12 +202,10 @@ class BoundLoop(_Base):
     async def sendfile(
         self, transport: Any, file: Any, offset: int = 0, count: int | None = None, *, fallback: bool = True
     ) -> Any:
-        """Over a transport of bindsock's own, too."""
+        """Send a file over a transport, also over bindsock's replaceable transport."""
         if isinstance(transport, ReplaceableTransport | HookTransport):
             return await transport.sendfile(super().sendfile, file, offset, count, fallback=fallback)
         return await super().sendfile(transport, file, offset, count, fallback=fallback)
-
-    # Datagrams
 
     @known_keywords_only
     async def create_datagram_endpoint(  # type: ignore[override]
@@ -227,7 +221,7 @@ class BoundLoop(_Base):
         allow_broadcast: bool | None = None,
         sock: socket.socket | None = None,
     ) -> tuple[asyncio.DatagramTransport, D]:
-        """A transport of the factory's, unless it is a server's: one with a local port of its own and without a peer."""
+        """Open an endpoint by the factory, unless it is a server: one with a local port and without a peer."""
         bind = self._is_client(sock) if sock is not None else _for_client(local_addr, remote_addr, family)
         if bind:
             return await self.transport_factory.create_datagram_endpoint(
@@ -255,11 +249,11 @@ class BoundLoop(_Base):
         return plain
 
     async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
-        """Bind a client's socket to the interface for the address that it sends to, and follow it."""
+        """Bind a client's socket to the interface for the destination, and follow it."""
         mover = self._bound_datagrams.get(sock)
         if mover is not None:
             address = await self._numeric(sock, address)
-            mover.aim(sock, address_of(address))
+            mover.retarget(sock, address_of(address))
         elif self._is_client(sock):
             address = await self._numeric(sock, address)
             mover = self._connector.follow_datagrams(sock, address_of(address))
@@ -271,7 +265,7 @@ class BoundLoop(_Base):
         return sent
 
     def close(self) -> None:
-        """Close the loop, and what its factory has open."""
+        """Close the loop, and release its factory's watcher."""
         if not self.is_closed() and not self.is_running():
             self._connector.stop_following()
         super().close()
@@ -284,7 +278,7 @@ class BoundLoop(_Base):
 
 
 class EventLoop(BoundLoop, asyncio.SelectorEventLoop):
-    """asyncio's event loop, on which every library's connections leave by the effective interface and follow it.
+    """asyncio's event loop. The connections of every library leave by the effective interface and follow it.
 
     .. code-block:: python
 
@@ -304,13 +298,13 @@ def loop_factory(
     resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
     repair_routes: bool = False,
 ) -> type[BoundLoop]:
-    """An event loop class as :class:`EventLoop`, made of another one and with a factory of one's own.
+    """Derive a class like :class:`EventLoop` from another event loop class, with options for its factory.
 
-    :param base: the class of loop: ``uvloop.Loop``, or asyncio's own
-    :param preferences: these and the rest as :class:`~bindsock.factory.TransportFactory` has them
-    :return: for ``asyncio.Runner(loop_factory=...)``
+    The other parameters are those of :class:`~bindsock.factory.TransportFactory`.
+
+    :param base: the loop class: ``uvloop.Loop``, or asyncio's own
+    :return: the class, for ``asyncio.Runner(loop_factory=...)``
     """
-
     check_interface(interface)
     check_better_path(better_path)
 
@@ -329,7 +323,7 @@ def loop_factory(
 
 
 class Adoption:
-    """What :func:`adopt` returns. It gives the loop back at the end of a ``with`` block, or by :meth:`end`."""
+    """The result of :func:`adopt`. The end of a ``with`` block, or :meth:`end`, restores the loop."""
 
     def __init__(self, loop: BoundLoop, plain: type[asyncio.AbstractEventLoop]) -> None:
         self._loop = loop
@@ -342,7 +336,7 @@ class Adoption:
         self.end()
 
     def end(self) -> None:
-        """Let new connections be the loop's own again. Those that there are stay bound, and are followed no longer."""
+        """Restore the loop's own methods. Existing connections stay bound and are not followed any more."""
         if isinstance(self._loop, BoundLoop):
             self._loop._connector.stop_following()
             _set_class(self._loop, self._plain)
@@ -358,26 +352,27 @@ def adopt(
     better_path: BetterPath = "auto",
     resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
 ) -> Adoption:
-    """Make an event loop that somebody else has made, and that may be running, bind as :class:`EventLoop` does.
+    """Make an existing event loop, which may be running, bind its sockets as :class:`EventLoop` does.
 
-    For Jupyter, Textual and other frameworks that make their own loop. The loop gets a class that :func:`loop_factory` has
-    derived from its own, so asyncio's loops and uvloop's can be adopted. Connections that there are already stay as they are.
+    This is for Jupyter, Textual and other frameworks that make their own loop. The class of the loop is replaced by one that
+    :func:`loop_factory` derives from it, which works for asyncio's loops and uvloop's. Existing connections stay as they are.
 
-    :param loop: the running one unless given
-    :param preferences: these and the rest as :class:`~bindsock.factory.TransportFactory` has them
-    :return: what gives the loop back, also as a context manager, whose value is the loop's factory
-    :raises RuntimeError: no loop is running, or the loop binds already
-    :raises TypeError: the loop's class cannot be changed: use the module-level functions there
+    The other parameters are those of :class:`~bindsock.factory.TransportFactory`.
+
+    :param loop: the event loop; the running one unless given
+    :return: an object that restores the loop; also a context manager, whose value is the loop's factory
+    :raises RuntimeError: no loop is running, or the loop binds its sockets already
+    :raises TypeError: the class of the loop cannot be replaced: use the functions of the ``bindsock`` module there
     """
     loop = loop if loop is not None else asyncio.get_running_loop()
     if isinstance(loop, BoundLoop):
-        raise RuntimeError("the event loop binds already")  # noqa: TRY004
+        raise RuntimeError("the event loop binds its sockets already")  # noqa: TRY004
     plain = type(loop)
     bound = loop_factory(plain, preferences, interface=interface, kernel=kernel, better_path=better_path, resolver=resolver)
     try:
         _set_class(loop, bound)
     except TypeError as error:
-        raise TypeError(f"{plain.__qualname__} cannot be adopted, use bindsock's functions on it: {error}") from error
+        raise TypeError(f"cannot adopt a {plain.__qualname__}, use the functions of bindsock instead: {error}") from error
     adopted: Any = loop
     try:
         adopted._begin_binding()
@@ -392,7 +387,7 @@ def _set_class(loop: Any, to: type[object]) -> None:
 
 
 def _for_client(local_addr: Any, remote_addr: Any, family: int) -> bool:
-    """Whether the arguments of ``create_datagram_endpoint`` are those of an internet client."""
+    """Whether the arguments of ``create_datagram_endpoint`` are those of an IPv4 or IPv6 client."""
     if family not in (0, *FAMILIES) or isinstance(local_addr, str) or isinstance(remote_addr, str):
         return False
     if remote_addr is not None:

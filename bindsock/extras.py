@@ -1,4 +1,4 @@
-"""What to install when a module needs a package that bindsock itself does not."""
+"""Imports optional packages, and says which extra to install if one is missing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 class needs:
-    """Import optional packages in the block. Where one is missing, the error names the extra that brings it.
+    """Import optional packages in a ``with`` block. If one is missing, the error names the extra that installs it.
 
     .. code-block:: python
 
         with needs("httpx"):
             import httpx
 
-    A class, and no :func:`contextlib.contextmanager`: of that a type checker must suppose that it suppresses errors, so that what
-    is imported in the block, and every class derived from it, would have no known type.
+    This is a class, because type checkers assume that a :func:`contextlib.contextmanager` may suppress errors. The names imported
+    in the block, and the classes derived from them, would then have no known type.
 
     :param extra: the name of the extra in ``pip install "bindsock[extra]"``
     :raises ImportError: a package is missing

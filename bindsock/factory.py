@@ -1,4 +1,4 @@
-"""The transport factory: connections that are bound to the effective interface and follow it."""
+"""The transport factory: makes connections that are bound to the effective interface and follow it."""
 
 from __future__ import annotations
 
@@ -50,20 +50,21 @@ D = TypeVar("D", bound=asyncio.DatagramProtocol)
 class TransportFactory:
     """Makes connections that leave by the effective interface, and keeps them on it.
 
-    A factory belongs to the event loop, the thread and the network namespace in which it is first used. ``async with`` ends the
-    following when the block ends: the sockets stay open and bound. Without it, following ends with the last socket.
+    A factory belongs to the event loop, the thread and the network namespace in which it is first used. At the end of an ``async
+    with`` block it stops following its sockets, which stay open and bound. Without a block, it follows each socket until the
+    socket is closed.
 
     :param preferences: how to choose among interfaces
-    :param interface: the name of the one interface to use, whatever detection says
-    :param kernel: what to ask; the running system's unless given
-    :param better_path: what happens to a stream that still works when the effective interface is another one:
-        ``"auto"`` leaves an expensive interface once idle, ``"keep"`` keeps it, ``"abort"`` ends it at once
-    :param resolver: names to addresses; the system's resolver unless given. ``"interface"`` or an
-        :class:`~bindsock.resolvers.InterfaceResolver` asks over the effective interface, bypassing a VPN's name servers
-    :param repair_routes: where a VPN has left no route by any uplink, make one that only bound sockets use, and remove it at the
-        end (Linux, with CAP_NET_ADMIN): see ``docs/linux.md``. The factory changes the routing of the machine, so never unasked
-    :raises TypeError: an unknown keyword, or a value of the wrong type
-    :raises ValueError: a value that is none of its choices
+    :param interface: the name of the only interface to use; detected unless given
+    :param kernel: the kernel to ask; that of the running system unless given
+    :param better_path: what to do with a working stream when the effective interface has changed: ``"auto"`` ends it on an
+        expensive interface once it is idle, ``"keep"`` leaves it, ``"abort"`` ends it at once
+    :param resolver: resolves names to addresses; the system's resolver unless given. ``"interface"`` or an
+        :class:`~bindsock.resolvers.InterfaceResolver` asks over the effective interface, bypassing the VPN's name servers
+    :param repair_routes: if a VPN has left no route by any uplink, add one that only bound sockets use, and remove it at the end
+        (Linux, with CAP_NET_ADMIN): see ``docs/linux.md``. This changes the routing of the host, so it is off by default
+    :raises TypeError: a keyword is unknown, or a value has the wrong type
+    :raises ValueError: a value is not one of the choices
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
 
@@ -98,22 +99,22 @@ class TransportFactory:
 
     @property
     def interface(self) -> str | None:
-        """The name of the one interface to use, ``None`` if that is detected."""
+        """The name of the only interface to use; ``None`` if it is detected."""
         return self._connector.interface
 
     @property
     def kernel(self) -> Kernel:
-        """The kernel that is asked."""
+        """The kernel that the factory asks."""
         return self._connector.kernel
 
     @property
     def repair_routes(self) -> bool:
-        """Whether a route is made where a VPN has left none."""
+        """Whether the factory adds a route if a VPN has left none."""
         return self._connector.repairer is not None
 
     @property
     def better_path(self) -> BetterPath:
-        """What happens to a stream that still works when another interface is better."""
+        """What to do with a working stream when another interface is better."""
         return self._connector.better_path
 
     async def __aenter__(self) -> Self:
@@ -132,9 +133,9 @@ class TransportFactory:
 
     @known_keywords_only
     def explain(self, destination: Target | str) -> Decision:
-        """Which interface a connection to the destination would leave by, and why.
+        """The interface by which a connection to the destination would leave, and why.
 
-        ``str()`` of the decision is the explanation that ``bindsock explain`` prints.
+        ``str()`` of the decision is the text that ``bindsock explain`` prints.
 
         :param destination: an address, or a family for its default route; names are not resolved
         :raises ValueError: the destination is a name
@@ -144,7 +145,7 @@ class TransportFactory:
 
     @known_keywords_only
     def effective_interface(self, family: int = socket.AF_UNSPEC) -> Interface:
-        """The effective interface: the one that carries the traffic of whatever VPN owns the default route.
+        """The effective interface: the uplink that carries the traffic, even if a VPN owns the default route.
 
         :param family: ``AF_INET`` or ``AF_INET6``; otherwise that of IPv4, or of IPv6 if IPv4 has none
         :raises NoEffectiveInterface: there is none
@@ -153,14 +154,14 @@ class TransportFactory:
         return self._inspector.effective_interface(family)
 
     def interface_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> str | None:
-        """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed.
+        """The name of the interface that a connection is bound to; ``None`` if it is unbound or closed.
 
         :param connection: a transport of any library, a stream writer, or a socket
         """
         return self._inspector.interface_of(connection)
 
     def multipath_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> Multipath:
-        """Whether multipath was negotiated for a connection, and over which subflows it goes.
+        """Whether multipath was negotiated for a connection, and its subflows.
 
         :param connection: a transport of any library, a stream writer, or a socket
         """
@@ -168,9 +169,11 @@ class TransportFactory:
 
     @known_keywords_only
     def bind(self, sock: socket.socket, destination: str | IPAddress | None = None) -> Decision:
-        """Bind a fresh socket, once; it is not followed. It is closed if that fails.
+        """Bind a new socket, once. It is not followed, and it is closed if binding fails.
 
-        :param destination: where it will connect to, so that a LAN or the machine itself is reached as it must be
+        :param sock: a socket that is neither bound nor connected
+        :param destination: the address to which it will connect, so that a LAN or this host is reached by its own route
+        :return: the decision by which it was bound
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the destination leaves by the interface
         :raises BindFailed: the system refused
@@ -212,31 +215,31 @@ class TransportFactory:
         """``loop.create_connection``, over the effective interface.
 
         A protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not, gets one stable transport.
-        When its connection is lost, or a better path appears, a new connection takes its place beneath; the method repeats on
-        it what has to be repeated, and the protocol goes on: see ``docs/streams.md``.
+        When its connection is lost, or a better path appears, bindsock makes a new connection and calls the method, which can
+        repeat a login or a subscription on it. Then the protocol goes on over the new connection: see ``docs/streams.md``.
 
-        A ``sock=`` is connected already: it is followed, never bound and never replaced. The keywords that are not listed here
+        A ``sock=`` must be connected already: it is followed, but never bound or replaced. The keywords that are not listed here
         are those of ``loop.create_connection``.
 
-        :param interface: the name of the one interface to use instead of the factory's
-        :param better_path: instead of the factory's
+        :param interface: the name of the only interface to use; the factory's unless given
+        :param better_path: what to do with a working stream when another interface is better; the factory's unless given
         :param connect_timeout: seconds within which each address must answer, instead of the 127 of Linux; ``None`` for the
-            system's own. A time-out around the call ends it earlier
-        :param dead_after: seconds of silence from the peer after which the connection counts as dead, for paths that die
-            without an event; never unless given
-        :param multipath: use multipath TCP where system and peer speak it, so that the byte stream itself moves from one
-            interface to another; plain TCP elsewhere. :func:`bindsock.multipath_of` tells which it is
-        :param drain_timeout: seconds to wait for data in flight on a connection that is being replaced
-        :param reconnect_timeout: seconds after which a replacement is given up; ``None`` for never
+            system's own limit
+        :param dead_after: seconds without an answer from the peer after which the connection fails, for paths that die without
+            an event; no limit unless given
+        :param multipath: use multipath TCP if both the system and the peer support it, so that the byte stream itself moves from
+            one interface to another; otherwise plain TCP. :func:`bindsock.multipath_of` reports which of them is in use
+        :param drain_timeout: seconds to wait for data in flight on the old connection when it is replaced
+        :param reconnect_timeout: seconds after which bindsock gives up replacing the connection; ``None`` for never
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
-        :raises NoRoute: no route leaves by the interface
-        :raises BindFailed: the system refused to bind, or the local address is no uplink's
-        :raises FirewallBlocked: a firewall forbids it: this host's, or one on the way that says so
-        :raises NoAnswer: the address did not answer in time; the message says what could be seen
-        :raises EgressMismatch: the system chose a tunnel's address all the same
-        :raises OSError: names, the connection or the handshake failed
-        :raises TypeError: an unknown keyword, or a value of the wrong type
-        :raises ValueError: a value out of its range, or keywords that contradict each other
+        :raises NoRoute: no route to the host leaves by the interface
+        :raises BindFailed: the system refused to bind, or the local address does not belong to an uplink
+        :raises FirewallBlocked: a firewall rejected it: one on this host, or one on the path that sent an ICMP error
+        :raises NoAnswer: the address did not answer in time; the message reports what is known about the cause
+        :raises EgressMismatch: the system chose the address of a tunnel
+        :raises OSError: resolving the name, the connection or the handshake failed
+        :raises TypeError: a keyword is unknown, or a value has the wrong type
+        :raises ValueError: a value is out of range, or keywords contradict each other
         """
         options = ConnectOptions(
             ssl=ssl,
@@ -291,14 +294,14 @@ class TransportFactory:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """``asyncio.open_connection``, over the effective interface.
 
-        :param limit: the reader's buffer limit, in bytes
-        :param on_reconnect: ``async def on_reconnect(reader, writer, unread) -> bytes | None``. When the connection is lost, or
-            a better path appears, it is called with the reader and writer of a new connection, to repeat on it what has to be
-            repeated, and with the bytes of the old one that were not read. Then the reader and writer that this call returned
-            go on over the new connection; the bytes that the hook returns are read first.
-        :raises OSError: as :meth:`create_connection` raises them
-
         The other keywords are those of :meth:`create_connection`.
+
+        :param limit: the buffer limit of the reader, in bytes
+        :param on_reconnect: ``async def on_reconnect(reader, writer, unread) -> bytes | None``. When the connection is lost, or
+            a better path appears, it is called with the reader and writer of a new connection, on which it can repeat a login
+            or a subscription, and with the unread bytes of the old connection. Then the reader and writer that this method
+            returned go on over the new connection. They read the bytes that the hook returns first.
+        :raises OSError: as :meth:`create_connection`
         """
         options = ConnectOptions(
             ssl=ssl,
@@ -342,10 +345,12 @@ class TransportFactory:
         dead_after: float | None = None,
         multipath: bool = False,
     ) -> socket.socket:
-        """A connected, non-blocking socket for libraries that take ``sock=``. It is followed until it is closed.
+        """Connect a non-blocking socket, for libraries that take ``sock=``. It is followed until it is closed.
 
-        :param happy_eyeballs_delay: seconds after which the next address is tried beside the first; ``None`` for one by one
-        :raises OSError: as :meth:`create_connection` raises them
+        The other keywords are those of :meth:`create_connection`.
+
+        :param happy_eyeballs_delay: seconds after which the next address is tried in parallel; ``None`` to try one by one
+        :raises OSError: as :meth:`create_connection`
         """
         options = ConnectOptions(
             family=family,
@@ -365,11 +370,11 @@ class TransportFactory:
 
     @known_keywords_only
     def socket_factory(self, addr_info: AddrInfo) -> socket.socket:
-        """A fresh, bound, non-blocking socket for one address, for libraries that take a factory (aiohttp, aiohappyeyeballs).
+        """Create and bind a non-blocking socket for one address, for libraries that take a factory (aiohttp, aiohappyeyeballs).
 
-        Inside a running loop a stream socket is followed until it is closed.
+        If an event loop is running, a stream socket is followed until it is closed.
 
-        :raises OSError: as :meth:`bind` raises them
+        :raises OSError: as :meth:`bind`
         """
         return self._connector.socket_factory(addr_info)
 
@@ -377,14 +382,15 @@ class TransportFactory:
     def track(self, sock: socket.socket, *, better_path: BetterPath | None = None) -> None:
         """Follow a connected stream socket, or a datagram socket, that bindsock did not make.
 
-        A stream is ended with an error when its interface is gone; a datagram socket is bound, and re-bound in place when the
-        effective interface changes. Following ends when the socket is closed or forgotten.
+        A stream is ended with an error when its interface is gone. A datagram socket is bound, and bound again in place when the
+        effective interface changes. Following ends when the socket is closed or freed.
 
-        A datagram socket that is bound to an interface or to a certain address already is left alone, and so is any whose peer
-        is this host.
+        A datagram socket is left alone if it is already bound to an interface or to the address of no uplink, or if its peer is
+        this host.
 
-        :raises OSError: the socket is not connected (streams), or could not be bound (datagrams): then it is closed
-        :raises ValueError: a dual-stack datagram socket whose families have different effective interfaces
+        :param better_path: what to do with a working stream when another interface is better; the factory's unless given
+        :raises OSError: a stream socket is not connected, or a datagram socket could not be bound; the latter has been closed
+        :raises ValueError: the families of a dual-stack datagram socket have different effective interfaces
         """
         options = ConnectOptions(better_path=better_path)
         if sock.type == socket.SOCK_DGRAM:
@@ -407,12 +413,14 @@ class TransportFactory:
         sock: socket.socket | None = None,
         interface: str | None = None,
     ) -> tuple[DatagramTransport, D]:
-        """``loop.create_datagram_endpoint``, as one transport that moves with the effective interface.
+        """``loop.create_datagram_endpoint``, with one transport that moves with the effective interface.
 
-        :param interface: the name of the one interface to use instead of the factory's
+        The other keywords are those of ``loop.create_datagram_endpoint``.
+
+        :param interface: the name of the only interface to use; the factory's unless given
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the remote address leaves by the interface
-        :raises BindFailed: the system refused to bind, or the local address is no uplink's
+        :raises BindFailed: the system refused to bind, or the local address does not belong to an uplink
         """
         options = DatagramOptions(
             family=family,
@@ -436,20 +444,20 @@ class TransportFactory:
         return list(await self._connector.resolve(host, port, family=family, type=type, proto=proto, flags=flags))
 
     def changes(self) -> Changes:
-        """The changes of path from now on, as an asynchronous iterator. A slow reader gets them merged into one.
+        """An asynchronous iterator over path changes from now on. A slow reader gets several changes merged into one.
 
         :raises RuntimeError: there is no running event loop
         """
         return Changes(self._connector.watcher)
 
     def statistics(self) -> Statistics:
-        """What has been counted since the factory was made."""
+        """The counters since the factory was made."""
         watcher = self._connector.started_watcher
         return copy.deepcopy(watcher.statistics) if watcher is not None else Statistics()
 
 
 class Changes:
-    """Changes of path, as ``async for``. Closed by ``aclose()``, or when it is forgotten."""
+    """An asynchronous iterator over path changes. It ends with ``aclose()``, or when it is freed."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -478,5 +486,5 @@ class Changes:
 
 
 def connector_of(factory: TransportFactory) -> Connector:
-    """What is inside a factory: for the faces, which follow sockets that they did not make by it."""
+    """The connector of a factory, for modules that follow sockets which the factory did not make."""
     return factory._connector

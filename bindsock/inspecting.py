@@ -1,4 +1,4 @@
-"""Asks about connections and decisions: which interface, over which subflows, and why."""
+"""Answers questions about connections and decisions: which interface, which subflows, and why."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Inspector:
     """Answers questions from the newest reading of the network.
 
-    :param kernel: what to ask about sockets
-    :param asking: gives the newest decider for the length of a block
+    :param kernel: the kernel to ask about sockets
+    :param asking: a context manager that provides the newest decider
     """
 
     def __init__(self, kernel: Kernel, asking: Callable[[], AbstractContextManager[Decider]]) -> None:
@@ -45,7 +45,7 @@ class Inspector:
             return decider.decide(target)
 
     def effective_interface(self, family: int) -> Interface:
-        """The effective interface of a family, or of IPv4 before IPv6.
+        """The effective interface of a family; that of IPv4, or else of IPv6, if the family is neither.
 
         :raises NoEffectiveInterface: there is none
         :raises OSError: the network could not be read
@@ -59,7 +59,7 @@ class Inspector:
             raise no_effective_interface("the default route", decisions, self._kernel, decider.network)
 
     def interface_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> str | None:
-        """The name of the interface that a connection is bound to, ``None`` if it is bound to none or closed."""
+        """The name of the interface that a connection is bound to; ``None`` if it is unbound or closed."""
         sock: Any = connection
         if not isinstance(connection, socket.socket):
             name = _extra_info(connection, "interface")
@@ -79,7 +79,7 @@ class Inspector:
         return interface.name if interface is not None else None
 
     def multipath_of(self, connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket) -> Multipath:
-        """Whether multipath was negotiated for a connection, and over which subflows it goes."""
+        """Whether multipath was negotiated for a connection, and its subflows."""
         return self._subflows(connection if isinstance(connection, socket.socket) else _extra_info(connection, "socket"))
 
     def _subflows(self, sock: Any) -> Multipath:
@@ -93,7 +93,10 @@ class Inspector:
         return Multipath(True, tuple(dataclasses.replace(s, interface=n) for s, n in zip(subflows, names, strict=True)))
 
     def _interface_among(self, subflows: tuple[Subflow, ...]) -> str | None:
-        """A multipath socket stays bound to where it began. It is reported on the effective interface if a subflow is there."""
+        """The interface to report for a multipath socket: the effective one if it has a subflow, else that of the newest subflow.
+
+        The socket itself stays bound to the interface of its first subflow.
+        """
         effective = self.explain(subflows[-1].remote).interface
         names = [subflow.interface for subflow in subflows]
         return effective.name if effective is not None and effective.name in names else names[-1]
@@ -102,5 +105,5 @@ class Inspector:
 def _extra_info(connection: asyncio.BaseTransport | asyncio.StreamWriter, name: str) -> object:
     try:
         return connection.get_extra_info(name)
-    except (AttributeError, OSError):  # TLS transports, once closed: CPython's (Lib/asyncio/sslproto.py), and uvloop's
+    except (AttributeError, OSError):  # closed TLS transports of CPython (Lib/asyncio/sslproto.py) and uvloop
         return None

@@ -1,7 +1,7 @@
-"""Every keyword of the functions that make connections: its default, its check, and what an unknown one is told.
+"""The keywords of the functions that make connections: defaults and checks. Misspelled keywords are refused here.
 
-The functions spell their keywords out, so that ``help()`` shows them; a test compares their defaults with those here. The
-keywords of a call become one frozen value, :class:`ConnectOptions` or :class:`DatagramOptions`, which is handed on as it is.
+The functions spell out their keywords, so that ``help()`` shows them; a test compares their defaults with those here. The
+keywords of a call become one frozen value, :class:`ConnectOptions` or :class:`DatagramOptions`, which is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 F = TypeVar("F", bound=Callable[..., Any])
 
 BetterPath: TypeAlias = Literal["auto", "keep", "abort"]
-"""What happens to a stream that still works when the effective interface is another one: see ``TransportFactory``."""
+"""What to do with a working stream when the effective interface has changed: see ``TransportFactory``."""
 
 CONNECT_TIMEOUT = 20.0
-"""Seconds within which an address must answer. TCP asks five times in that time (Linux: after 0, 1, 3, 7 and 15 s)."""
+"""Seconds within which an address must answer. TCP sends five SYNs in that time (Linux: after 0, 1, 3, 7 and 15 s)."""
 DRAIN_TIMEOUT = 1.0
-"""Seconds to wait for data in flight on a connection that is being replaced."""
+"""Seconds to wait for data in flight on the old connection when it is replaced."""
 RECONNECT_TIMEOUT = 30.0
-"""Seconds after which a replacement is given up."""
+"""Seconds after which bindsock gives up replacing a connection."""
 LIMIT = 2**16
-"""Bytes that a stream reader buffers, as in asyncio."""
+"""The buffer limit of a stream reader in bytes, as in asyncio."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectOptions:
     """The keywords of ``loop.create_connection``, and bindsock's own.
 
-    :raises TypeError: a value is of the wrong type
-    :raises ValueError: a value is not one of its choices, or out of its range, or two keywords contradict each other
+    :raises TypeError: a value has the wrong type
+    :raises ValueError: a value is not one of the choices or out of range, or two keywords contradict each other
     """
 
     ssl: ssl_module.SSLContext | bool | None = None
@@ -61,7 +61,7 @@ class ConnectOptions:
     reconnect_timeout: float | None = RECONNECT_TIMEOUT
 
     def __post_init__(self) -> None:
-        # What is as it was given here needs no check. One is made of these for each connection.
+        # One of these is made for each connection. Default values need no check.
         if self.interface is not None:
             check_interface(self.interface)
         if self.better_path is not None:
@@ -85,14 +85,14 @@ class ConnectOptions:
 
     @property
     def concerns_replacement(self) -> bool:
-        """Whether a keyword is set that only counts for connections that are replaced."""
+        """Whether a keyword is set that only applies to connections that are replaced."""
         return self.drain_timeout != DRAIN_TIMEOUT or self.reconnect_timeout != RECONNECT_TIMEOUT
 
     def tls(self, host: str | None) -> dict[str, Any]:
-        """The TLS keywords, checked and completed as ``loop.create_connection`` does it.
+        """The TLS keywords, checked and completed as ``loop.create_connection`` does.
 
         :param host: the name that the server's certificate is checked against, unless ``server_hostname`` is given
-        :raises ValueError: a TLS keyword without ``ssl``, or no name to check the certificate against
+        :raises ValueError: a TLS keyword is given without ``ssl``, or there is no name to check the certificate against
         """
         given = {
             name: value
@@ -114,7 +114,8 @@ class ConnectOptions:
 class DatagramOptions:
     """The keywords of ``loop.create_datagram_endpoint``, and bindsock's own.
 
-    :raises TypeError: a value is of the wrong type
+    :raises TypeError: a value has the wrong type
+    :raises ValueError: ``interface`` is empty
     """
 
     family: int = 0
@@ -129,7 +130,7 @@ class DatagramOptions:
         check_interface(self.interface)
 
     def as_keywords(self) -> dict[str, Any]:
-        """By name, for a call."""
+        """The options as keyword arguments."""
         return {name: getattr(self, name) for name in _DATAGRAM_KEYWORDS}
 
 
@@ -137,9 +138,9 @@ _DATAGRAM_KEYWORDS = tuple(field.name for field in dataclasses.fields(DatagramOp
 
 
 def check_interface(interface: object) -> None:
-    """Check a pin.
+    """Check the name of the only interface to use.
 
-    :raises TypeError: it is neither a name nor ``None``
+    :raises TypeError: it is neither a string nor ``None``
     :raises ValueError: it is empty
     """
     if interface is not None and not isinstance(interface, str):
@@ -149,7 +150,7 @@ def check_interface(interface: object) -> None:
 
 
 def check_better_path(choice: object) -> None:
-    """Check a choice of what to do when another interface is better.
+    """Check a value of ``better_path``.
 
     :raises ValueError: it is not one of the choices
     """
@@ -169,9 +170,9 @@ def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
 
 
 def known_keywords_only(function: F) -> F:
-    """Make an unknown keyword a :class:`TypeError` that names the nearest known one, on every Python.
+    """Decorate a function so that an unknown keyword raises a :class:`TypeError` that names the nearest known keyword.
 
-    :param function: one that spells its keywords out
+    :param function: a function that spells out its keywords
     """
     parameters = inspect.signature(function).parameters.values()
     known = frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "self")
@@ -189,9 +190,11 @@ def known_keywords_only(function: F) -> F:
 
 
 def unknown_keyword(function: str, unknown: str, known: frozenset[str]) -> str:
-    """What an unknown keyword is told.
+    """The error message for an unknown keyword.
 
-    :param function: the qualified name of the function that does not know it
+    :param function: the qualified name of the function
+    :param unknown: the keyword that was given
+    :param known: the keywords of the function
     """
     message = f"{function}() got an unexpected keyword argument {unknown!r}"
     nearest = difflib.get_close_matches(unknown, sorted(known), n=1, cutoff=0.5)

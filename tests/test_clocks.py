@@ -13,9 +13,9 @@ CLOCKS = frozenset({"monotonic", "monotonic_ns", "perf_counter", "perf_counter_n
 WITHOUT_LOOP = {
     "netmon/loop.py": "it says what the clock of a loop is",
     "netmon/turns.py": "how long the processor was busy, which a clock that a test sets does not tell",
-    "blocking/farewell.py": "blocking sockets belong to threads without a loop",
+    "blocking/lingering_close.py": "blocking sockets belong to threads without a loop",
     "blocking/sockets.py": "blocking sockets belong to threads without a loop",
-    "dial/farewell.py": "the loop has ended",
+    "dial/lingering_close.py": "the loop has ended",
     "kernel/linux/mptcp/path_manager.py": "the process ends",
 }
 MEASURING = ("cli/demo/", "testing/lab/")

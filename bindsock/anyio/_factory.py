@@ -207,9 +207,9 @@ class TransportFactory:
 
         async def connect() -> tuple[SocketStream | TLSStream, StreamGuard | None]:
             sock, guard = await self._connect(str(remote_host), remote_port, options)
-            farewell = self._trio_network().farewell if on_trio() else None
+            lingering_close = self._trio_network().lingering_close if on_trio() else None
             try:
-                stream = FollowedStream(await SocketStream.from_socket(sock), guard, farewell)
+                stream = FollowedStream(await SocketStream.from_socket(sock), guard, lingering_close)
             except ValueError as error:
                 # anyio's word for a socket that is not connected any more: it has been ended since it was dialled.
                 sock.close()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
-    from bindsock.dial.farewell import Farewell
+    from bindsock.dial.lingering_close import LingeringClose
     from bindsock.stream.guard import StreamGuard
 
 
@@ -29,12 +29,12 @@ class FollowedStream(SocketStream):
 
     It is anyio's own stream with nothing in between but this.
 
-    :param farewell: how to end the connection of a socket that does not do so itself, as trio's do not
+    :param lingering_close: how to end the connection of a socket that does not do so itself, as trio's do not
     """
 
-    def __init__(self, stream: SocketStream, guard: StreamGuard | None, farewell: Farewell | None = None) -> None:
+    def __init__(self, stream: SocketStream, guard: StreamGuard | None, lingering_close: LingeringClose | None = None) -> None:
         self._stream = stream
-        self._farewell = farewell
+        self._lingering_close = lingering_close
         self._closed = False
         self.guard = guard
 
@@ -62,13 +62,13 @@ class FollowedStream(SocketStream):
         self._closed = True
         if self.guard is not None:
             self.guard.close()
-        farewell, self._farewell = self._farewell, None
-        left = farewell.duplicate(self._raw_socket) if farewell is not None else None
+        lingering_close, self._lingering_close = self._lingering_close, None
+        left = lingering_close.duplicate(self._raw_socket) if lingering_close is not None else None
         try:
             await self._stream.aclose()
         finally:
-            if farewell is not None and left is not None:
-                farewell.say(left)
+            if lingering_close is not None and left is not None:
+                lingering_close.finish(left)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

@@ -14,7 +14,7 @@ from bindsock.datagram.in_place import InPlaceMover, follow_datagrams, watch_dat
 from bindsock.datagram.open import DatagramTransport, open_datagram
 from bindsock.dial.binding import decide_and_bind, mark_as_preferred
 from bindsock.dial.dialer import Dialer
-from bindsock.dial.farewell import Farewell, Farewells
+from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import ConnectOptions
 from bindsock.routing.effective import Preferences
@@ -62,7 +62,7 @@ class TrioNetwork:
         self._resolve: Resolve = resolve if resolve is not None else system_resolve
         self._find_nat64 = find_nat64
         self.watcher = Watcher(mark_as_preferred(kernel, preferences), preferences, interface=interface, runtime=self.runtime)
-        self.farewell = Farewell(self.runtime.shared(Farewells), kernel)
+        self.lingering_close = LingeringClose(self.runtime.shared(LingeringSockets), kernel)
         """How an IPv6 connection is ended when its socket is closed."""
 
     async def connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:

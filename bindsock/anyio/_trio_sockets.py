@@ -67,7 +67,7 @@ class BoundSocket(_TrioSocket):
         if isinstance(self._guard, InPlaceMover):
             address = await self._numeric(args[-1])
             args = (*args[:-1], address)
-            self._guard.aim(self._plain, address_of(address))
+            self._guard.retarget(self._plain, address_of(address))
         elif self._guard is None and self._is_client():
             address = await self._numeric(args[-1])
             args = (*args[:-1], address)
@@ -100,10 +100,10 @@ class BoundSocket(_TrioSocket):
 
     def close(self) -> None:
         self._let_go()
-        left = self._network.farewell.duplicate(self._plain)
+        left = self._network.lingering_close.duplicate(self._plain)
         super().close()
         if left is not None:
-            self._network.farewell.say(left)
+            self._network.lingering_close.finish(left)
 
     def detach(self) -> int:
         self._let_go()

@@ -25,11 +25,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.blocking.farewell import look_after_farewells, say_farewell
+from bindsock.blocking.lingering_close import close_ended, close_lingering
 from bindsock.default import find_running
 from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, mark_as_preferred
 from bindsock.dial.chosen import on_own_uplink, own_address
-from bindsock.dial.farewell import duplicate_if_needed
+from bindsock.dial.lingering_close import duplicate_if_needed
 from bindsock.dial.nat64 import is_for_translator, log_unknown, synthesized
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
@@ -131,7 +131,7 @@ class BlockingSocket(socket.socket):
                 left.close()
             return
         if left is not None:
-            say_farewell(left)
+            close_lingering(left)
         if self._unfollow is not None:
             unfollow, self._unfollow = self._unfollow, None
             unfollow()
@@ -186,7 +186,7 @@ class BlockingConnector:
         all_errors: bool = False,
     ) -> BlockingSocket:
         """See :func:`create_connection`."""
-        look_after_farewells()
+        close_ended()
         host, port = address
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         errors: list[OSError] = []

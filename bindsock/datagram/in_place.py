@@ -340,7 +340,7 @@ class InPlaceMover:
             self.close()
             raise
 
-    def aim(self, sock: socket.socket, target: IPAddress) -> None:
+    def retarget(self, sock: socket.socket, target: IPAddress) -> None:
         """The program is about to send to another destination by a socket without a peer: go where that leaves.
 
         What comes for it by the interface that is left is not received: one socket cannot be on two.

@@ -1,1 +1,1 @@
-"""Names, decisions, binding and happy eyeballs: from a host to a connected, bound socket."""
+"""Dials a host: resolves its name, decides, binds, and races the addresses."""

@@ -1,4 +1,4 @@
-"""One address of a dial: a socket that is made, bound, connected and checked."""
+"""An attempt to connect to one address: makes a socket, binds it, connects it, and checks its local address."""
 
 from __future__ import annotations
 
@@ -40,33 +40,33 @@ class Destination:
     decision: Decision
     path: Path | None
     decider: Decider
-    """The watcher's own, whatever the dial is pinned to."""
+    """The watcher's newest one, without the pin of the dial."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialled:
-    """A connected socket, and on what it rests."""
+    """A connected socket, with its decision and its path."""
 
     sock: FollowedSocket
     address: IPAddress
     decision: Decision
     path: Path | None
-    """``None`` where the socket is not bound: a local destination, or ``on_no_interface="unbound"``."""
+    """``None`` if the socket is not bound: the destination is this host, or ``on_no_interface="unbound"`` applies."""
     local: IPAddress
-    """The socket's own address."""
+    """The local address of the socket."""
     decider: Decider
-    """By which it was decided: if it is still the newest, nothing has changed since."""
+    """The decider of the decision. If it is still the newest one, nothing has changed since."""
 
     def pinned(self, options: ConnectOptions) -> ConnectOptions:
-        """The options of the connection, which its local address may have pinned to an interface."""
+        """The options of the connection, with the interface to which its local address has pinned it, if there is one."""
         pin = pinned_to(self.decision)
         return options if pin is None or options.interface is not None else dataclasses.replace(options, interface=pin)
 
 
 class Attempt:
-    """The attempt to connect to one address.
+    """An attempt to connect to one address.
 
-    :param local_infos: the local addresses of which the socket is to have one, if it matters
+    :param local_infos: the local addresses to choose from, if the program gave ``local_addr``
     """
 
     __slots__ = ("_dialer", "_local_infos", "destination", "sock")
@@ -78,14 +78,14 @@ class Attempt:
         self.sock: FollowedSocket | None = None
 
     def begin(self) -> bool:
-        """Make and bind a socket, and begin to connect it.
+        """Make and bind a socket, and start to connect it.
 
-        A peer on this host or a virtual machine has answered by the time at which the call returns, although that says otherwise:
-        the answer came while the call held the socket (linux net/ipv4/af_inet.c, inet_stream_connect; net/core/sock.c,
-        release_sock). Asking costs a microsecond and saves a turn of the event loop.
+        A peer on this host or on a virtual machine answers before ``connect()`` returns. The call reports ``EINPROGRESS``
+        nevertheless, because the answer arrived while the call held the socket (linux net/ipv4/af_inet.c, inet_stream_connect;
+        net/core/sock.c, release_sock). To check again takes a microsecond and saves an iteration of the event loop.
 
-        :return: whether it is connected already. If not, :meth:`finish` must be called once the socket is writable
-        :raises OSError: the attempt has failed
+        :return: whether it is connected already. If not, call :meth:`finish` once the socket is writable
+        :raises OSError: the attempt failed
         """
         try:
             sock = self.sock = self._make()
@@ -103,9 +103,9 @@ class Attempt:
         return True
 
     def finish(self) -> None:
-        """The socket is writable: it is connected, or cannot be.
+        """Complete the attempt, once the socket is writable.
 
-        :raises OSError: the attempt has failed
+        :raises OSError: the attempt failed
         """
         sock = self.sock
         assert sock is not None
@@ -120,9 +120,9 @@ class Attempt:
             raise explained from None
 
     def expire(self, seconds: float) -> OSError:
-        """Give up: nothing has come from the peer for so long.
+        """Give up, because the peer has not answered within the given seconds.
 
-        :return: the error that says so
+        :return: the error to raise
         """
         destination = self.destination
         kernel = self._dialer.watcher.kernel
@@ -132,15 +132,15 @@ class Attempt:
         return no_answer(kernel, sockaddr, destination.decision, destination.path, seconds, departs)
 
     def close(self) -> None:
-        """Give up."""
+        """Give up, and close the socket."""
         sock, self.sock = self.sock, None
         if sock is not None:
             sock.close()
 
     def verified(self) -> Dialled:
-        """The connected socket, once its local address is known not to be a tunnel's.
+        """Check that the local address does not belong to a tunnel, and return the connected socket.
 
-        :raises EgressMismatch: it is a tunnel's; the socket is closed
+        :raises EgressMismatch: it belongs to a tunnel; the socket is closed
         """
         sock, address, decision = self.sock, self.destination.address, self.destination.decision
         assert sock is not None
@@ -163,17 +163,17 @@ class Attempt:
             if not NONBLOCKING:
                 sock.setblocking(False)
             if multipath is not None:
-                # asyncio does it where the protocol is TCP's (Lib/asyncio/base_events.py, _set_nodelay).
+                # asyncio sets it only if the protocol is TCP (Lib/asyncio/base_events.py, _set_nodelay).
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             dialer.prepare(sock)
             if self._local_infos is not None:
-                # The program has chosen an address itself.
+                # The program has chosen the local address itself.
                 decision = dataclasses.replace(destination.decision, source=None)
             else:
                 decision = destination.decision
             bind_or_close(dialer.watcher.kernel, sock, decision, destination.address)
-            if dialer.farewell is not None and family == socket.AF_INET6:
-                sock.say_farewell(dialer.farewell)
+            if dialer.lingering_close is not None and family == socket.AF_INET6:
+                sock.set_lingering_close(dialer.lingering_close)
             if self._local_infos is not None:
                 self._bind_local(sock, self._local_infos)
         except BaseException:
@@ -183,11 +183,11 @@ class Attempt:
 
     def _connected(self, sock: FollowedSocket) -> None:
         if sock.proto not in (0, socket.IPPROTO_TCP):
-            # It was made for multipath. It may be plain TCP after all, to which more can be said.
+            # A multipath socket may have fallen back to plain TCP, which supports more options.
             self._dialer.prepare(sock)
 
     def _bind_local(self, sock: FollowedSocket, local_infos: Sequence[AddrInfo]) -> None:
-        """Give the socket the first of the local addresses that it can have, as ``loop.create_connection`` does it."""
+        """Bind the socket to the first possible local address, as ``loop.create_connection`` does."""
         failure = OSError(errno.EAFNOSUPPORT, f"no matching local address with family={sock.family} found")
         for info in local_infos:
             if info[0] == sock.family:
@@ -200,8 +200,11 @@ class Attempt:
         raise failure
 
     def _multipath(self) -> int | None:
-        """The protocol of a multipath socket, if there is to be one: to a socket that is not bound the system could add subflows
-        around the VPN, and to any into it."""
+        """The protocol number of a multipath socket; ``None`` for plain TCP.
+
+        The system adds subflows without regard to the binding of the socket: to an unbound socket it could add some that bypass
+        the VPN, and to a bound socket some that enter it. In these cases the connection is plain TCP.
+        """
         dialer, address, decision = self._dialer, self.destination.address, self.destination.decision
         if decision.interface is None:
             return None
@@ -213,7 +216,7 @@ class Attempt:
             try:
                 endpoints = paths.endpoints()
             except OSError as error:
-                reason = f"the system does not say by which addresses it would add subflows: {error}"
+                reason = f"cannot find out by which addresses the system would add subflows: {error}"
             else:
                 network = dialer.watcher.latest.network
                 reason = multipath_obstacle(endpoints, network, decision.interface, address.version, pinned_to(decision))
@@ -221,11 +224,11 @@ class Attempt:
             return protocol
         if reason not in dialer.complaints:
             dialer.complaints.add(reason)
-            _logger.warning("connections that are to be multipath ones are plain TCP: %s", reason)
+            _logger.warning("multipath is not used, connections are plain TCP: %s", reason)
         return None
 
     def _explained(self, error: OSError) -> OSError:
-        """The error, or one that says that the interface is gone or that a firewall has refused it."""
+        """The error to raise: another one if the interface is gone or a firewall rejected the connection."""
         if isinstance(error, BindsockError):
             return error
         destination, watcher, sock = self.destination, self._dialer.watcher, self.sock

@@ -1,4 +1,4 @@
-"""Binds a fresh socket as decided, and checks what came of it."""
+"""Binds a new socket according to a decision, and checks the result."""
 
 from __future__ import annotations
 
@@ -27,36 +27,37 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 NONBLOCKING: int = getattr(socket, "SOCK_NONBLOCK", 0)
-"""Added to a socket's type, makes it non-blocking without another system call; 0 where there is no such flag (Darwin)."""
+"""A flag for the type of a socket: makes it non-blocking without another system call. 0 if the system has none (Darwin)."""
 _NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
-"""What connect() says when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
+"""The errors of connect() when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
 
 
 def mark_as_preferred(kernel: Kernel, preferences: Preferences) -> Kernel:
-    """Let the kernel mark what it binds, if the preferences have a mark.
+    """Make the kernel set a firewall mark on the sockets that it binds, if the preferences have one.
 
-    A kernel may be shared: without a mark in the preferences its own is left as it is.
+    Factories may share a kernel. Without a mark in the preferences, the kernel's mark stays unchanged.
 
     :return: the kernel
-    :raises UnsupportedSystem: the system has no marks
-    :raises ValueError: whoever else has the kernel needs another mark
+    :raises UnsupportedSystem: the system has no firewall marks
+    :raises ValueError: the kernel already sets another mark
     """
     if not preferences.mark:
         return kernel
     administration = kernel.administration
     if administration is None:
-        raise UnsupportedSystem("mark needs Linux: this system has no firewall marks")
+        raise UnsupportedSystem("this system has no firewall marks: Preferences(mark=) needs Linux")
     if administration.mark not in (0, preferences.mark):
-        raise ValueError(f"the kernel marks its sockets with {administration.mark:#x}: {preferences.mark:#x} needs another one")
+        raise ValueError(f"the kernel already marks its sockets with {administration.mark:#x}, not with {preferences.mark:#x}")
     administration.mark = preferences.mark
     return kernel
 
 
 def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, destination: IPAddress | None) -> Decision:
-    """Bind a fresh socket as decided for its destination, or for its family's default; one with the address of an uplink to that.
+    """Decide for the destination, or for the family's default route, and bind a new socket accordingly.
 
-    Whatever fails, the socket is closed: it never sends unbound.
+    A socket that already has the address of an uplink is bound to that uplink. If anything fails, the socket is closed, so that
+    it cannot send unbound.
 
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the destination leaves by the interface
@@ -75,9 +76,12 @@ def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, desti
 
 
 def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress | None) -> None:
-    """Bind a fresh socket as decided, after making sure that a route leaves by the interface.
+    """Bind a new socket according to a decision, and check that a route leaves by the interface.
 
-    Whatever fails, the socket is closed: it never sends unbound.
+    If anything fails, the socket is closed, so that it cannot send unbound.
+
+    :raises NoRoute: no route to the destination leaves by the interface
+    :raises BindFailed: the system refused
     """
     interface = decision.interface
     if interface is None:
@@ -93,9 +97,12 @@ def bind_or_close(kernel: Kernel, sock: socket.socket, decision: Decision, desti
 
 
 def check_route(kernel: Kernel, interface: Interface, destination: IPAddress | None) -> None:
-    """Without a real route, IPv4 asks the link for the destination and hangs (linux net/ipv4/route.c).
+    """Check that a route to the destination leaves by the interface.
 
-    :param destination: ``None`` where there is no certain one, so that there is nothing to check
+    Without a route, IPv4 on a bound socket treats the destination as a neighbour, sends ARP requests and waits (linux
+    net/ipv4/route.c).
+
+    :param destination: ``None`` if there is no single one; then nothing is checked
     :raises NoRoute: no route to the destination leaves by the interface
     """
     if destination is not None and not kernel.has_route(interface, destination):
@@ -103,9 +110,9 @@ def check_route(kernel: Kernel, interface: Interface, destination: IPAddress | N
 
 
 def check_local_address(decision: Decision, wanted: Sequence[IPAddress]) -> None:
-    """Check that one of the local addresses that a socket is to have is its interface's.
+    """Check that one of the requested local addresses belongs to the interface of the decision.
 
-    :raises BindFailed: none is
+    :raises BindFailed: none does
     """
     interface = decision.interface
     if interface is None:
@@ -129,14 +136,14 @@ def connect_error(
     sockaddr: SockAddr,
     network: Callable[[], Network],
 ) -> OSError:
-    """The error of a connect: :class:`BindFailed` if it failed since the interface is gone or down, :class:`FirewallBlocked` if
-    a firewall refused it, else the same one.
+    """The error to raise for a failed connect.
 
-    ``ENETUNREACH`` has two meanings: the socket's own device has no route any more, or a router beyond it said so by ICMP
-    (linux net/ipv4/icmp.c, icmp_err_convert). The second is the destination's fault, and the plain error that asyncio raises.
+    That is :class:`BindFailed` if the interface is gone or down, :class:`FirewallBlocked` if a firewall rejected the connection,
+    and otherwise the error itself. ``ENETUNREACH`` has two meanings: the device of the socket has no route any more, or a router
+    beyond it sent an ICMP error (linux net/ipv4/icmp.c, icmp_err_convert). In the second case the error stays as it is.
 
     :param sock: the socket, not closed yet
-    :param network: makes a reading, where that has to tell
+    :param network: reads the network; called only if the errors alone do not tell
     """
     rejection = kernel.rejection(sock)
     own_reset = (
@@ -164,7 +171,7 @@ def connect_error(
 
 
 def departure(kernel: Kernel, family: int, decision: Decision, sockaddr: SockAddr) -> Departure:
-    """What becomes of attempts to connect to an address within this host."""
+    """Whether this host itself drops or resets connections to the address, found out with another socket."""
     if decision.interface is None:
         return Departure.UNKNOWN
     try:
@@ -173,16 +180,16 @@ def departure(kernel: Kernel, family: int, decision: Decision, sockaddr: SockAdd
             bind_source(sock, decision)
             return kernel.departure(sock, sockaddr)
     except OSError as error:
-        _logger.debug("what becomes of a connect to %s within this host is not found out: %s", sockaddr[0], error)
+        _logger.debug("cannot find out whether this host drops connections to %s: %s", sockaddr[0], error)
         return Departure.UNKNOWN
 
 
 def check_egress(decision: Decision, network: Network, address: IPAddress, local: IPAddress) -> None:
-    """Check that a bound and connected socket has not got a tunnel's address.
+    """Check that the local address of a bound and connected socket does not belong to a tunnel.
 
-    :param address: the peer's
-    :param local: the socket's own
-    :raises EgressMismatch: it has
+    :param address: the address of the peer
+    :param local: the local address of the socket
+    :raises EgressMismatch: it belongs to a tunnel
     """
     interface = decision.interface
     if interface is None or interface.has(local):
@@ -193,7 +200,7 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
         return
     if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
         raise EgressMismatch(
-            f"the socket for {address} is bound to {interface.name}, but the system gave it {local} of {owner.name}",
+            f"the socket for {address} is bound to {interface.name}, but the system chose the address {local} of {owner.name}",
             interface=interface.name,
             call="getsockname",
         )
@@ -201,7 +208,7 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
 
 
 def bind_source(sock: socket.socket, decision: Decision) -> None:
-    """Bind a fresh socket to the local address that the decision names, if it names one and nobody has chosen another.
+    """Bind a new socket to the local address that the decision names, unless the socket has a local address already.
 
     :raises BindFailed: the system refused
     """
@@ -211,10 +218,10 @@ def bind_source(sock: socket.socket, decision: Decision) -> None:
     try:
         sock.bind((local_text(source, sock.family), 0))
     except OSError as error:
-        message = f"cannot bind to {source}, from which {decision.target} is reached"
+        message = f"cannot bind to {source}, the source address for {decision.target}"
         raise BindFailed(message, errno=error.errno, interface=interface.name, call="bind") from error
 
 
 def local_text(source: IPAddress, family: int) -> str:
-    """A local address as a socket of the family takes it."""
+    """A local address in the form that ``bind()`` of the family takes."""
     return f"::ffff:{source}" if source.version == 4 and family == socket.AF_INET6 else str(source)

@@ -1,7 +1,7 @@
-"""Sockets whose way their program has chosen: one rule for every face. The table is in ``docs/capture.md``.
+"""Finds out whether the program has chosen the interface of a socket itself. The same rules hold everywhere in bindsock.
 
-A program chooses by a device, a mark or an interface for unicast, which bindsock leaves alone; by an interface for multicast,
-which counts for multicasts only; or by a local address, which means the uplink that has it.
+A device, a mark or an interface for unicast: bindsock leaves the socket alone. An interface for multicast: only multicasts are
+left alone. A local address: the socket is bound to the uplink that has this address. The table is in ``docs/capture.md``.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 MULTICAST = frozenset({"IP_MULTICAST_IF", "IPV6_MULTICAST_IF"})
-"""The options that choose for multicasts alone."""
+"""The socket options that choose an interface for multicasts only."""
 
 
 def is_left_alone(kernel: Kernel, sock: socket.socket) -> bool:
-    """Whether the program has bound the socket to a device, or chosen its interface or its routes by an option."""
+    """Whether the program has bound the socket to a device, or chosen its interface or its routes by a socket option."""
     return kernel.bound(sock) is not None or bool(kernel.chosen_options(sock) - MULTICAST)
 
 
 def has_chosen_multicast(kernel: Kernel, sock: socket.socket) -> bool:
-    """Whether the program has chosen the interface by which the socket's multicasts leave."""
+    """Whether the program has chosen the interface for the multicasts of the socket."""
     return bool(kernel.chosen_options(sock) & MULTICAST)
 
 
 def own_address(sock: socket.socket) -> IPAddress | None:
-    """The local address that a socket without a peer was bound to, ``None`` for the wildcard."""
+    """The local address to which a socket without a peer is bound; ``None`` for the wildcard."""
     address = unmapped(address_of(sock.getsockname()))
     return None if address.is_unspecified else address
 
 
 def uplink_of(decider: Decider, address: IPAddress | None) -> Interface | None:
-    """The interface that a local address stands for: the one that has it, if that is an uplink that may be used."""
+    """The interface that has the local address, if it is an uplink that may be used."""
     if address is None or address.is_loopback or decider.pin is not None:
         return None
     owner = decider.network.owner_of(address)
@@ -50,6 +50,6 @@ def uplink_of(decider: Decider, address: IPAddress | None) -> Interface | None:
 
 
 def on_own_uplink(decider: Decider, address: IPAddress | None) -> Decider:
-    """What decides for a socket with that local address: its uplink alone, if it has one."""
+    """The decider for a socket with that local address: pinned to its uplink, if it belongs to one."""
     uplink = uplink_of(decider, address)
     return decider if uplink is None else decider.with_pin(uplink.name)

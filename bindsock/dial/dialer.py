@@ -1,10 +1,10 @@
-"""A stream socket that is connected over the effective interface, or a clear error.
+"""Connects a stream socket over the effective interface. This is the only redial loop.
 
-Theory of operation. The names are resolved; each address gets its own decision; addresses without an interface are left out
-before the race begins, and ``on_no_interface`` applies only when none is left. The sockets of the race are made and bound here.
+Theory of operation. The dialer resolves the names and decides for each address. It leaves out addresses without an interface;
+``on_no_interface`` applies only if no address is left. Then the addresses race.
 
-If the path changes during a dial, the answer it waits for cannot come: it is started over, at most ``MAX_REDIALS`` times, inside
-the same await. A handshake that follows is part of the dial. This is the only place where a dial is started over.
+If the path changes during a dial, the awaited answer cannot arrive any more. The dialer then starts over, at most
+``MAX_REDIALS`` times, inside the same await. A handshake that follows the connect is part of the dial.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bindsock.netmon.no_interface import no_effective_interface, until_changed
 from bindsock.options import ConnectOptions
 
 if TYPE_CHECKING:
-    from bindsock.dial.farewell import Farewell
+    from bindsock.dial.lingering_close import LingeringClose
     from bindsock.netmon.watcher import Watcher
 
 __all__ = ["MAX_REDIALS", "Dialer", "Dialled", "PathChanged"]
@@ -38,9 +38,9 @@ MAX_REDIALS = 5
 
 
 class PathChanged(Exception):
-    """The rest of a dial has failed because the path changed meanwhile: the dial is to be started over.
+    """A step after the connect failed because the path changed. The dialer starts over.
 
-    :param error: how it has failed
+    :param error: the error of that step
     """
 
     def __init__(self, error: OSError) -> None:
@@ -50,7 +50,7 @@ class PathChanged(Exception):
 
 @dataclass(slots=True)
 class Dialer:
-    """All that a dial needs to be done, and done again."""
+    """Dials a host, again if the path changes meanwhile."""
 
     watcher: Watcher
     resolve: Resolve
@@ -58,14 +58,14 @@ class Dialer:
     port: int | str | None
     options: ConnectOptions = field(default_factory=ConnectOptions)
     complaints: set[str] = field(default_factory=set)
-    """Why there was no multipath, so that each reason is logged once."""
-    farewell: Farewell | None = None
-    """How an IPv6 connection is ended when its socket is closed."""
+    """The logged reasons why multipath was not used; each is logged once."""
+    lingering_close: LingeringClose | None = None
+    """How IPv6 connections are closed."""
     find_nat64: FindPrefixes | None = None
-    """Finds out how a network without IPv4 reaches IPv4 addresses."""
+    """Asks for the NAT64 prefixes of a network without IPv4."""
 
     def prepare(self, sock: socket.socket) -> None:
-        """Set on a socket what the options ask for before it connects."""
+        """Set the socket options that are needed before the connect."""
         if self.options.dead_after is not None:
             self.watcher.kernel.set_user_timeout(sock, self.options.dead_after)
 
@@ -74,20 +74,21 @@ class Dialer:
 
         :raises OSError: as :meth:`complete`
         """
-        return await self.complete(_nothing_more)
+        return await self.complete(_no_more_steps)
 
     async def complete(self, rest: Callable[[Dialled], Awaitable[T]]) -> T:
-        """Connect, and do what is left to do with each socket that is connected, until it has been done with one.
+        """Connect, and complete the connection by further steps such as a TLS handshake.
 
-        :param rest: raises :class:`PathChanged` if it failed because the path changed; it must have closed the socket then
-        :return: what that returns
+        :param rest: takes the further steps. If they fail because the path changed, it must close the socket and raise
+            :class:`PathChanged`; the dialer then starts over
+        :return: the result of ``rest``
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
         :raises NoRoute: the only attempt failed because no route leaves by its interface
-        :raises BindFailed: the only attempt failed at binding the socket
-        :raises FirewallBlocked: the only attempt failed at a firewall
+        :raises BindFailed: the only attempt failed because the socket could not be bound
+        :raises FirewallBlocked: the only attempt was rejected by a firewall
         :raises NoAnswer: the only attempt got no answer in time
-        :raises EgressMismatch: the system chose a tunnel's address although the socket is bound to another interface
-        :raises OSError: names or connections failed
+        :raises EgressMismatch: the system chose the address of a tunnel although the socket is bound to another interface
+        :raises OSError: resolving the name or connecting failed
         :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
         """
         options = self.options
@@ -109,11 +110,11 @@ class Dialer:
             elif not race.interrupted:
                 raise self._failure(race.errors)
             self.watcher.statistics.redialled += 1
-            _logger.info("the path to %s changed while it was dialled, dialling again", self.host)
+            _logger.info("the path to %s changed during the dial, dialling again", self.host)
         raise AssertionError("the last dial returns or raises")
 
     async def _resolved(self, host: str | None, port: int | str | None) -> Sequence[AddrInfo]:
-        """The addresses of a host, as the options ask for them."""
+        """The addresses of a host, resolved according to the options."""
         options = self.options
         infos = await self.resolve(
             host, port, family=options.family, type=socket.SOCK_STREAM, proto=options.proto, flags=options.flags
@@ -125,7 +126,7 @@ class Dialer:
     async def _destinations(self, infos: Sequence[AddrInfo], local_infos: Sequence[AddrInfo] | None) -> list[Destination]:
         """The addresses that may be dialled, in the resolver's order, each with its decision.
 
-        :param local_infos: the local addresses that were asked for: that of an uplink means that uplink
+        :param local_infos: the requested local addresses; the address of an uplink pins the dial to this uplink
         """
         own = {info[0]: unmapped(address_of(info[4])) for info in reversed(local_infos or ())}
         on_no_interface = self.watcher.preferences.on_no_interface
@@ -157,14 +158,14 @@ class Dialer:
             candidates = infos
 
     def _in_order(self, destinations: list[Destination]) -> list[Destination]:
-        """As ``loop.create_connection`` orders them."""
+        """The destinations in the order of ``loop.create_connection``."""
         interleave = self.options.interleave
         if interleave is None and self.options.happy_eyeballs_delay is not None:
             interleave = 1
         return interleaved(destinations, interleave) if interleave else destinations
 
     def _failure(self, errors: list[OSError]) -> OSError | ExceptionGroup[OSError]:
-        """The attempts' own errors as ``loop.create_connection`` raises them."""
+        """The error for several failed attempts, as ``loop.create_connection`` raises it."""
         if self.options.all_errors:
             return ExceptionGroup("create_connection failed", errors)
         if len({str(e) for e in errors}) == 1:
@@ -176,5 +177,5 @@ class Dialer:
         return combined
 
 
-async def _nothing_more(dialled: Dialled) -> Dialled:
+async def _no_more_steps(dialled: Dialled) -> Dialled:
     return dialled

@@ -1,4 +1,4 @@
-"""A socket that tells when it is closed."""
+"""A socket that calls back when it is closed, and whose connection can have a lingering close."""
 
 from __future__ import annotations
 
@@ -9,45 +9,44 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bindsock.dial.farewell import duplicate
+from bindsock.dial.lingering_close import duplicate
 
 if TYPE_CHECKING:
-    from bindsock.dial.farewell import Farewell
+    from bindsock.dial.lingering_close import LingeringClose
 
 
 class FollowedSocket(socket.socket):
-    """A socket that tells when it is closed, so that whoever follows it can stop at once.
+    """A socket that calls back when it is closed or detached, so that its follower can stop at once.
 
     asyncio's transports ``close()`` the socket object that they were given; uvloop's ``detach()`` it, since libuv closes the
-    descriptor. Neither needs to be wrapped.
+    descriptor. Neither transport needs a wrapper.
     """
 
     _callbacks: list[Callable[[], object]] | None = None
     transport: asyncio.WriteTransport | None = None
-    """The transport that uses the socket, where whoever follows it must keep it alive no longer than the socket itself."""
-
+    """The transport that uses the socket. It is stored here so that the follower keeps it alive only as long as the socket."""
     guard: object = None
-    """What ends the connection when it cannot work any more."""
-    _farewell: Farewell | None = None
+    """The guard that ends the connection when it cannot work any more."""
+    _lingering_close: LingeringClose | None = None
     _kept: Callable[[], socket.socket | None] | None = None
-
-    def say_farewell(self, farewell: Farewell) -> None:
-        """End the connection in this way when the socket is closed."""
-        self._farewell = farewell
-
     _inode: int | None = None
+    _connecting: Callable[[FollowedSocket], object] | None = None
+
+    def set_lingering_close(self, lingering_close: LingeringClose) -> None:
+        """Close the connection in this way when the socket is closed."""
+        self._lingering_close = lingering_close
 
     def expect_detach(self) -> None:
-        """Prepare for a transport that closes the descriptor before it detaches the socket: keep a duplicate for the farewell."""
+        """Keep a duplicate for the lingering close, for a transport that closes the descriptor before it detaches the socket."""
         self._inode = os.fstat(self.fileno()).st_ino
-        if self._farewell is not None and self._kept is None and (own := duplicate(self)) is not None:
+        if self._lingering_close is not None and self._kept is None and (own := duplicate(self)) is not None:
             descriptor = own.detach()
             finalizer = weakref.finalize(self, os.close, descriptor)
             finalizer.atexit = False
 
             def taken(family: int = self.family, kind: int = self.type, proto: int = self.proto) -> socket.socket | None:
-                # The collector calls finalizers before the transport that it frees with this socket closes it. By then the
-                # number may be another file's.
+                # The garbage collector has run the finalizer before the transport closes this socket. The number may belong
+                # to another file now.
                 if finalizer.detach() is None:
                     return None
                 return socket.socket(family, kind, proto, fileno=descriptor)
@@ -55,10 +54,11 @@ class FollowedSocket(socket.socket):
             self._kept = taken
 
     def detach_if_closed(self) -> None:
-        """Detach the socket if its transport has closed the descriptor and does not do that: the number may be another file's.
+        """Detach the socket if its transport has closed the descriptor but has not detached it.
 
-        uvloop's ``create_connection(sock=)`` attaches the socket a turn of the loop after the transport has taken its descriptor.
-        A connection that ends in between is closed without it (``uvloop/loop.pyx``, create_connection).
+        The number may already belong to another file. uvloop's ``create_connection(sock=)`` attaches the socket one iteration of
+        the loop after the transport has taken the descriptor. If the connection ends in between, uvloop closes the descriptor
+        and does not detach the socket (``uvloop/loop.pyx``, create_connection).
         """
         if self._inode is None or self.fileno() == -1:
             return
@@ -69,23 +69,21 @@ class FollowedSocket(socket.socket):
             pass
         self.detach()
 
-    _connecting: Callable[[FollowedSocket], object] | None = None
-
     def on_connect(self, callback: Callable[[FollowedSocket], object]) -> None:
-        """Call it once, with the socket, when ``connect()`` has given it its address; it need not be connected yet."""
+        """Call back once, with the socket, when ``connect()`` has given it a local address. It may still be connecting."""
         self._connecting = callback
 
     def connect(self, address: Any) -> None:
-        """Connect, or begin to."""
+        """Connect, or start to connect."""
         try:
             super().connect(address)
         except (BlockingIOError, InterruptedError):
-            self._tell_connecting()
+            self._notify_connecting()
             raise
-        self._tell_connecting()
+        self._notify_connecting()
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call it once, when the socket has been closed or detached; at once if it is closed already."""
+        """Call back once when the socket is closed or detached; at once if it is closed already."""
         if self.fileno() == -1:
             callback()
         elif self._callbacks is None:
@@ -94,50 +92,50 @@ class FollowedSocket(socket.socket):
             self._callbacks.append(callback)
 
     def close(self) -> None:
-        """Close the socket. With a file of ``makefile()`` open, it is closed with that."""
-        left = self._duplicate_for_farewell()
+        """Close the socket. If a file of ``makefile()`` is still open, the descriptor is closed with that file."""
+        lingering = self._duplicate_to_linger()
         super().close()
         if self.fileno() == -1:
-            self._say(left)
-            self._tell()
-        elif left is not None:
-            left.close()
+            self._finish(lingering)
+            self._notify_closed()
+        elif lingering is not None:
+            lingering.close()
 
     def detach(self) -> int:
-        """Give the descriptor away, open.
+        """Detach the socket from its descriptor, which stays open.
 
         :return: the descriptor
         """
         kept, self._kept = self._kept, None
         descriptor = super().detach()
         if kept is not None:
-            self._say(kept())
-        self._tell()
+            self._finish(kept())
+        self._notify_closed()
         return descriptor
 
-    def _duplicate_for_farewell(self) -> socket.socket | None:
+    def _duplicate_to_linger(self) -> socket.socket | None:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             return kept()
-        if self._farewell is None or self.fileno() == -1:
+        if self._lingering_close is None or self.fileno() == -1:
             return None
-        return self._farewell.duplicate(self)
+        return self._lingering_close.duplicate(self)
 
-    def _say(self, left: socket.socket | None) -> None:
-        farewell, self._farewell = self._farewell, None
-        if left is None:
+    def _finish(self, lingering: socket.socket | None) -> None:
+        lingering_close, self._lingering_close = self._lingering_close, None
+        if lingering is None:
             return
-        if farewell is not None:
-            farewell.say(left)
+        if lingering_close is not None:
+            lingering_close.finish(lingering)
         else:
-            left.close()
+            lingering.close()
 
-    def _tell_connecting(self) -> None:
+    def _notify_connecting(self) -> None:
         callback, self._connecting = self._connecting, None
         if callback is not None:
             callback(self)
 
-    def _tell(self) -> None:
+    def _notify_closed(self) -> None:
         callbacks, self._callbacks = self._callbacks, None
         self.transport = None
         for callback in callbacks or ():
@@ -145,10 +143,10 @@ class FollowedSocket(socket.socket):
 
 
 def watch_end(sock: socket.socket, method: Callable[[], object]) -> weakref.ref[socket.socket]:
-    """Call a method once, when the socket is closed or detached, as far as its class tells, or else when it is forgotten.
+    """Call a method once when the socket is closed or detached, or, if it is no :class:`FollowedSocket`, when it is freed.
 
-    :param method: a bound method; its object is not kept alive by this
-    :return: the socket, which is not kept alive either
+    :param method: a bound method; its object is held weakly
+    :return: a weak reference to the socket
     """
     if isinstance(sock, FollowedSocket):
         sock.on_close(method)

@@ -1,8 +1,8 @@
-"""NAT64: how an IPv4 literal is dialled on a network that has IPv6 alone.
+"""NAT64: dials an IPv4 literal on a network that has only IPv6.
 
-Such a network translates IPv6 addresses that embed an IPv4 address (RFC 6052). Its name servers tell the prefix when they are
-asked for the IPv6 addresses of ``ipv4only.arpa``, which has two known IPv4 addresses and no others (RFC 7050). Names need
-none of this: those name servers answer them with embedded addresses (DNS64).
+Such a network translates IPv6 addresses that embed an IPv4 address (RFC 6052). To find the prefix, ask its name servers for the
+IPv6 addresses of ``ipv4only.arpa``, a name with two well-known IPv4 addresses (RFC 7050). Host names do not need this, because
+these name servers answer with embedded addresses (DNS64).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 NAME = "ipv4only.arpa"
-"""The name whose IPv6 addresses tell the prefix (RFC 7050 section 3)."""
+"""The name whose IPv6 addresses contain the prefix (RFC 7050 section 3)."""
 _KNOWN = frozenset({IPv4Address("192.0.0.170"), IPv4Address("192.0.0.171")})
 _LENGTHS = (96, 64, 56, 48, 40, 32)
-"""The prefix lengths there are (RFC 6052 section 2.2)."""
+"""The possible prefix lengths (RFC 6052 section 2.2)."""
 _RESERVED = 8
-"""The byte that must be zero and holds nothing of the IPv4 address (RFC 6052 section 2.2)."""
+"""The index of the byte that must be zero and is no part of the IPv4 address (RFC 6052 section 2.2)."""
 
 FindPrefixes: TypeAlias = Callable[[], Awaitable[tuple[IPv6Network, ...]]]
-"""Asks the network for its prefixes; none if it translates nothing."""
+"""Asks the network for its NAT64 prefixes; the result is empty if it does not translate."""
 
 
 def embed(address: IPv4Address, prefix: IPv6Network) -> IPv6Address:
     """The IPv6 address by which a network with this prefix reaches the IPv4 address.
 
-    :raises ValueError: the prefix has a length that RFC 6052 does not know
+    :raises ValueError: RFC 6052 does not allow the length of the prefix
     """
     octets = bytearray(prefix.network_address.packed)
     for position, octet in zip(_positions(prefix.prefixlen), address.packed, strict=True):
@@ -44,7 +44,7 @@ def embed(address: IPv4Address, prefix: IPv6Network) -> IPv6Address:
 
 
 def prefixes_in(addresses: Iterable[IPv6Address]) -> tuple[IPv6Network, ...]:
-    """The prefixes that the IPv6 addresses of ``ipv4only.arpa`` tell, in order (RFC 7050 section 3)."""
+    """The prefixes that the IPv6 addresses of ``ipv4only.arpa`` contain, in order (RFC 7050 section 3)."""
     found: dict[IPv6Network, None] = {}
     for address in addresses:
         for length in _LENGTHS:
@@ -56,9 +56,9 @@ def prefixes_in(addresses: Iterable[IPv6Address]) -> tuple[IPv6Network, ...]:
 
 
 def is_for_translator(host: str | None, family: int, infos: Iterable[AddrInfo], decider: Decider) -> bool:
-    """Whether a translator alone can reach the host: it is the literal of an IPv4 unicast address, and there is IPv6 alone.
+    """Whether only a translator can reach the host: it is an IPv4 unicast literal, and only IPv6 has an effective interface.
 
-    :param family: the one that was asked for; who asks for IPv4 does not get IPv6
+    :param family: the requested family; a program that asks for IPv4 does not get IPv6
     :param infos: the addresses of the host, none of which has an interface
     """
     return (
@@ -70,7 +70,7 @@ def is_for_translator(host: str | None, family: int, infos: Iterable[AddrInfo], 
 
 
 def synthesized(infos: Iterable[AddrInfo], prefixes: Sequence[IPv6Network]) -> list[AddrInfo]:
-    """The addresses by which IPv4 addresses are reached through a translator.
+    """The IPv6 addresses that reach IPv4 addresses through a translator.
 
     :param infos: the IPv4 addresses, as ``getaddrinfo()`` gives them
     """
@@ -84,9 +84,9 @@ def synthesized(infos: Iterable[AddrInfo], prefixes: Sequence[IPv6Network]) -> l
 async def translated(
     host: str | None, family: int, infos: Sequence[AddrInfo], decider: Decider, find: FindPrefixes | None
 ) -> list[AddrInfo]:
-    """The addresses by which a network without IPv4 reaches an IPv4 literal; none if it does not, or the host is none.
+    """The IPv6 addresses by which a network without IPv4 reaches an IPv4 literal; empty if there are none.
 
-    :param find: ``None`` if nobody can be asked
+    :param find: asks for the prefixes; ``None`` if that is not possible
     """
     if find is None or not is_for_translator(host, family, infos, decider):
         return []
@@ -98,8 +98,8 @@ async def translated(
 
 
 def log_unknown(host: str | None, error: OSError) -> None:
-    """Say why an IPv4 literal is not dialled by a translator."""
-    _logger.info("%s cannot be reached by IPv4, and the network's NAT64 prefix is not known: %s", host, error)
+    """Log why an IPv4 literal is not dialled through a translator."""
+    _logger.info("%s cannot be reached by IPv4, and the NAT64 prefix of the network is unknown: %s", host, error)
 
 
 def _is_unicast_ipv4(host: str | None) -> bool:
@@ -112,7 +112,7 @@ def _is_unicast_ipv4(host: str | None) -> bool:
 
 
 def _positions(length: int) -> list[int]:
-    """The bytes that hold the IPv4 address behind a prefix of this length."""
+    """The indices of the bytes that hold the IPv4 address after a prefix of this length."""
     if length not in _LENGTHS:
         raise ValueError(f"a NAT64 prefix has 32, 40, 48, 56, 64 or 96 bits, not {length}")
     first = length // 8

@@ -1,8 +1,8 @@
-"""One race over the addresses of one host, on any event loop.
+"""Happy eyeballs (RFC 8305 section 5): races the addresses of one host, on any event loop.
 
-It is happy eyeballs (RFC 8305 section 5): an attempt begins when the one before has failed or has taken too long, the first that
-connects wins, and the others are closed. It needs no task: the event loop says when a socket is writable. uvloop, which has no
-happy eyeballs of its own, and trio get the same race as asyncio.
+An attempt starts when the previous one has failed or has taken too long. The first that connects wins, and the others are
+closed. There is no task: the event loop reports when a socket is writable. uvloop, which has no happy eyeballs of its own, and
+trio get the same race as asyncio.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def broken(old: Path | None, new: Path | None) -> bool:
-    """Whether what was begun on the old path had better begin again on the new one.
+    """Whether an attempt on the old path should start again on the new one.
 
-    Another address beside the old ones harms nobody; and while there is no new path at all there is nothing to begin on.
+    It need not if the new path only has additional addresses, and it cannot if there is no new path.
     """
     if new is None or old == new:
         return False
@@ -33,7 +33,7 @@ def broken(old: Path | None, new: Path | None) -> bool:
 
 
 def interleaved(destinations: Sequence[Destination], first: int = 1) -> list[Destination]:
-    """The families take turns, in the given order within each (RFC 8305 section 4).
+    """Alternate the families, keeping the order within each (RFC 8305 section 4).
 
     :param first: how many addresses of the first family come before the first of another one
     """
@@ -49,9 +49,9 @@ def interleaved(destinations: Sequence[Destination], first: int = 1) -> list[Des
 class Race:
     """Connects to the first of several addresses that answers.
 
-    :param attempts: one for each address, in the order in which they are to begin
-    :param delay: seconds after which the next attempt begins beside the last one; ``None`` for one by one
-    :param timeout: seconds within which each address must answer; ``None`` for as long as the system waits
+    :param attempts: one for each address, in the order in which they start
+    :param delay: seconds after which the next attempt starts in parallel; ``None`` to try one by one
+    :param timeout: seconds within which each address must answer; ``None`` for the system's own limit
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class Race:
 
     def __init__(self, watcher: Watcher, attempts: Sequence[Attempt], delay: float | None, timeout: float | None = None) -> None:
         self.errors: list[OSError] = []
-        """Why attempts have failed, in order."""
+        """The errors of the failed attempts, in order."""
         self._watcher = watcher
         self._attempts = attempts
         self._delay = delay
@@ -85,21 +85,21 @@ class Race:
         self._timer: Timer | None = None
 
     def begin(self) -> Attempt | None:
-        """Begin, without a turn of the event loop.
+        """Start the first attempt, without waiting.
 
-        :return: an attempt that has succeeded already; if there is none, :meth:`run` goes on
+        :return: an attempt that has already succeeded; if it is ``None``, await :meth:`run`
         """
         try:
             self._begin_next()
         except BaseException:
             self._close()
             raise
-        return self._taken()
+        return self._take_winner()
 
     async def run(self, *, interruptible: bool) -> Attempt | None:
         """Connect.
 
-        :param interruptible: whether a change of the network may end the race
+        :param interruptible: whether a path change may end the race
         :return: the attempt that succeeded, ``None`` if none did or the race was interrupted
         """
         try:
@@ -113,22 +113,22 @@ class Race:
                     await self._end
                 finally:
                     self._watcher.unfollow(self)
-            return self._taken()
+            return self._take_winner()
         finally:
             self._close()
 
-    def _taken(self) -> Attempt | None:
-        """The winner, which is the caller's from now on."""
+    def _take_winner(self) -> Attempt | None:
+        """Return the winner, which the caller owns from now on."""
         winner, self._winner = self._winner, None
         return winner
 
     @property
     def interrupted(self) -> bool:
-        """Whether the path to an address changed while it was being dialled."""
+        """Whether the path to an address changed during the race."""
         return self._interrupted
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """End the race if an address that is being dialled would be dialled differently now."""
+        """End the race if the path to one of its addresses has changed."""
         destinations = [attempt.destination for attempt in self._attempts]
         if any(broken(d.path, decider.with_pin(pinned_to(d.decision)).path(d.address)) for d in destinations):
             self._interrupted = True
@@ -139,7 +139,7 @@ class Race:
         return self._winner is not None or self._interrupted or not (self._connecting or self._begun < len(self._attempts))
 
     def _begin_next(self) -> None:
-        """Begin the next attempt, and the one after it if that fails at once."""
+        """Start the next attempt; if it fails at once, the one after it, and so on."""
         self._cancel_timer()
         while not self._over and self._begun < len(self._attempts):
             attempt = self._attempts[self._begun]
@@ -195,7 +195,7 @@ class Race:
             self._end.set_result(None)
 
     def _leave(self, attempt: Attempt) -> None:
-        """Have the event loop leave its socket alone, before it is closed or somebody else's."""
+        """Remove the attempt's socket from the event loop, before the socket is closed or handed over."""
         self._connecting.remove(attempt)
         timeout = self._timeouts.pop(attempt, None)
         if timeout is not None:
@@ -209,7 +209,7 @@ class Race:
             timer.cancel()
 
     def _close(self) -> None:
-        """Close what is still connecting, and a winner that nobody took."""
+        """Close the attempts that are still connecting, and a winner that nobody has taken."""
         self._cancel_timer()
         for attempt in list(self._connecting):
             self._leave(attempt)

@@ -1,4 +1,4 @@
-"""Why a dial has failed: the error that says so, out of what the system tells."""
+"""Makes the errors for rejected and unanswered connections, with the cause as far as the system reports it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bindsock.model.rejection import Rejection
 
 _MOST_RULES = 3
-"""How many places of a firewall a message names."""
+"""How many firewall rules an error message names."""
 
 
 def firewall_error(
@@ -30,11 +30,11 @@ def firewall_error(
     *,
     own_reset: bool = False,
 ) -> FirewallBlocked | None:
-    """The error of a connect that a firewall has refused, ``None`` if it was something else.
+    """The error for a connect that a firewall rejected; ``None`` if it failed for another reason.
 
     :param rejection: the ICMP message that ended the connect, if there was one
-    :param network: makes a reading, which says whether the message is this host's own
-    :param own_reset: whether it was ended by a reset that is this host's own
+    :param network: reads the network, to find out whether the message came from this host
+    :param own_reset: whether a reset of this host's own firewall ended the connect
     """
     own = rejection is not None and network().owner_of(rejection.source) is not None
     if own_reset:
@@ -42,11 +42,11 @@ def firewall_error(
     elif own:
         who = "the firewall of this host rejects it"
     elif rejection is not None and rejection.prohibited:
-        who = f"a firewall forbids it, says {rejection.source}"
+        who = f"a firewall forbids it, according to an ICMP message of {rejection.source}"
     elif error.errno == errno.EPERM:
         who = "the firewall or a policy of this host forbids it"
     elif error.errno == errno.EACCES:
-        # Also a route of the type "prohibit" (linux net/ipv4/fib_semantics.c, fib_props).
+        # A route of the type "prohibit" gives the same error (linux net/ipv4/fib_semantics.c, fib_props).
         who = "a firewall or a prohibiting route forbids it"
     else:
         return None
@@ -66,14 +66,14 @@ def no_answer(
     seconds: float,
     departure: Departure = Departure.UNKNOWN,
 ) -> NoAnswer:
-    """The error of a connect to which nothing has come, with what can be seen of the reason.
+    """The error for a connect that got no answer, with what is known about the cause.
 
-    :param seconds: for which it was waited for
-    :param departure: what becomes of such attempts within this host
+    :param seconds: how long the dial has waited for an answer
+    :param departure: whether this host itself drops or resets such connections
     """
     parts = [f"no answer from {sockaddr[0]} port {sockaddr[1]} within {seconds:g} s"]
     if departure in (Departure.DROPPED, Departure.RESET):
-        parts.append("it does not leave this host, whose firewall, a policy or a full queue drops it")
+        parts.append("the packets do not leave this host: its firewall, a policy or a full queue drops them")
     interface = decision.interface
     if interface is not None:
         if path is not None and path.gateway is not None:
@@ -91,14 +91,14 @@ def _obstacles(kernel: Kernel, version: int) -> list[str]:
         return []
     try:
         rules = list(administration.firewall(version))
-    except OSError:  # most processes may not read them
+    except OSError:  # most processes may not read the firewall rules
         return []
     more = [f"{len(rules) - _MOST_RULES} more"] if len(rules) > _MOST_RULES else []
-    return [f"in the firewall of this host {', '.join([*rules[:_MOST_RULES], *more])}"] if rules else []
+    return [f"in the firewall of this host, {', '.join([*rules[:_MOST_RULES], *more])}"] if rules else []
 
 
 def datagram_error(error: OSError, interface: str | None) -> OSError:
-    """The error of a datagram that was refused: :class:`FirewallBlocked` where a firewall did it, else the same one."""
+    """The error for a refused datagram: :class:`FirewallBlocked` if a firewall rejected it, otherwise the error itself."""
     if error.errno != errno.EPERM or isinstance(error, BindsockError):
         return error
     return FirewallBlocked("the firewall of this host forbids the datagram", errno=error.errno, interface=interface, call="send")

@@ -1,4 +1,4 @@
-"""Names to addresses. Numeric hosts never touch the executor: a thread costs ten times what the connection does."""
+"""Resolves names to addresses. Numeric hosts never use the executor: a thread costs ten times as much as the connection."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AddrInfo: TypeAlias = tuple[int | socket.AddressFamily, int | socket.SocketKind,
 _PROTOCOLS: dict[int, int] = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
 _PORT = (int, str, type(None))
 _ip_address = lru_cache(maxsize=1024)(ip_address)
-"""The same few are asked for again and again."""
+"""A cache, because programs dial the same few addresses again and again."""
 
 
 class Resolve(Protocol):
-    """What :func:`resolve` does; ``loop.getaddrinfo`` has the same shape."""
+    """A resolver, such as :func:`resolve`. ``loop.getaddrinfo`` has the same signature."""
 
     def __call__(
         self, host: str | None, port: int | str | None, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
@@ -40,7 +40,7 @@ async def resolve(
 ) -> list[AddrInfo]:
     """The addresses of a host, by the system's resolver unless the host is numeric.
 
-    :raises OSError: the name cannot be resolved (``socket.gaierror``), or to nothing
+    :raises OSError: the name cannot be resolved (``socket.gaierror``), or it has no address
     """
     if isinstance(host, bytes):
         host = host.decode("idna")
@@ -55,12 +55,12 @@ async def resolve(
 
 
 def numeric(host: str | None, port: int | str | None, family: int, type: int, proto: int) -> AddrInfo | None:
-    """The address info of a numeric host and port, ``None`` if the resolver must be asked."""
+    """The address info of a numeric host and port; ``None`` if a resolver must be asked."""
     if not host or not isinstance(port, _PORT):
         return None
-    if "%" in host:  # the interface that is called so now may be another one the next time
+    if "%" in host:  # not cached, because another interface may have this name the next time
         return _parsed(host, port, family, type, proto)
-    return _remembered(host, port, family, type, proto)
+    return _cached(host, port, family, type, proto)
 
 
 def _parsed(host: str, port: int | str | None, family: int, type: int, proto: int) -> AddrInfo | None:
@@ -82,13 +82,13 @@ def _parsed(host: str, port: int | str | None, family: int, type: int, proto: in
     return own, kind, proto, "", sockaddr
 
 
-_remembered = lru_cache(maxsize=1024)(_parsed)
+_cached = lru_cache(maxsize=1024)(_parsed)
 
 
 async def numeric_address(sock: socket.socket, address: SockAddr, resolve: Resolve) -> SockAddr:
-    """The address of a socket with a numeric host, as asyncio's ``sock_connect`` makes it.
+    """The socket address with a numeric host, resolved as asyncio's ``sock_connect`` does.
 
-    :param resolve: asked if the host is a name
+    :param resolve: called if the host is a name
     :raises OSError: the name cannot be resolved (``socket.gaierror``)
     """
     try:

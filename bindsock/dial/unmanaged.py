@@ -1,4 +1,4 @@
-"""Sockets that somebody else made: which of them are a client's, to be bound, and which are to be left alone."""
+"""Tells which sockets that bindsock did not make are client sockets to be bound, and which are left alone."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 _FIRST_AUTOMATIC_PORT = 32768
-"""The lowest port that a socket gets without asking (Linux net.ipv4.ip_local_port_range; Darwin's begin at 49152)."""
+"""The lowest ephemeral port (Linux net.ipv4.ip_local_port_range; Darwin's start at 49152)."""
 
 
 def is_client(sock: socket.socket, decider: Callable[[], Decider]) -> bool:
-    """Whether a socket that is about to connect or to send is one that bindsock has to look after.
+    """Whether bindsock should bind and follow a socket that is about to connect or to send.
 
-    It is not: a UNIX socket; one that a part of bindsock has made, and bound; one with an address of its own that is no uplink's
-    (see :mod:`bindsock.dial.chosen`); and a datagram socket with a low port and no peer. Such a port was given on purpose, by
-    somebody who waits for others to send to it; the system tells nothing better.
+    It should not if the socket is a UNIX socket; or was made and bound by bindsock itself; or has a local address that does not
+    belong to an uplink (see :mod:`bindsock.dial.chosen`); or is a datagram socket with a low port and without a peer. A program
+    chooses a low port when it acts as a server. The system offers no better sign.
 
-    :param decider: the newest decider; asked only for a socket with an address of its own
+    :param decider: returns the newest decider; called only for a socket with a local address
     """
     if sock.family not in FAMILIES or isinstance(sock, FollowedSocket):
         return False
@@ -44,7 +44,7 @@ def is_connected(sock: socket.socket) -> bool:
 
 
 def peer_of(sock: socket.socket) -> SockAddr | None:
-    """What the socket is connected to.
+    """The address of the peer; ``None`` if the socket is not connected.
 
     :raises OSError: the socket is closed
     """
@@ -58,7 +58,7 @@ def peer_of(sock: socket.socket) -> SockAddr | None:
 
 
 def families_of(sock: socket.socket) -> tuple[socket.AddressFamily, ...]:
-    """The families that a socket on the wildcard address is for, the one to follow first."""
+    """The families that a socket on the wildcard address serves. The first one decides where it belongs."""
     if sock.family != socket.AF_INET6 or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
         return (socket.AddressFamily(sock.family),)
     return (socket.AF_INET6, socket.AF_INET)

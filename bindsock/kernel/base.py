@@ -334,7 +334,7 @@ class Kernel(Protocol):
         :raises OSError: the call failed; the socket may not have been connected any more
         """
 
-    def needs_farewell(self, sock: socket.socket) -> bool:
+    def needs_lingering_close(self, sock: socket.socket) -> bool:
         """Whether, if the connection were closed now, its last acknowledgement could leave by another interface than the one it
         is bound to. Never raises.
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
 from bindsock.blocking import BlockingConnector, BlockingSocket
-from bindsock.blocking.farewell import say_farewell, wait_for_farewells
+from bindsock.blocking.lingering_close import close_lingering, wait_for_peers
 from bindsock.default import bind
 from bindsock.dial.chosen import is_left_alone
-from bindsock.dial.farewell import duplicate_if_needed
 from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.lingering_close import duplicate_if_needed
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_client, peer_of
 from bindsock.factory import connector_of
@@ -83,8 +83,8 @@ def patch(context: Context, module: ModuleType) -> None:
         function.__name__ = function.__qualname__ = name
         function.__doc__ = getattr(plain, name).__doc__
         replace(context.undo, plain, name, function)
-    atexit.register(wait_for_farewells)
-    context.undo.callback(atexit.unregister, wait_for_farewells)
+    atexit.register(wait_for_peers)
+    context.undo.callback(atexit.unregister, wait_for_peers)
 
 
 class SocketBinder:
@@ -159,7 +159,7 @@ class SocketBinder:
         left = duplicate_if_needed(kernels.current(), sock)
         close()
         if left is not None:
-            say_farewell(left)
+            close_lingering(left)
 
     def _target(self, sock: socket.socket, address: Any) -> SockAddr | None:
         """The numeric address that the socket is to go to; ``None`` if it is not to be bound for that."""

@@ -148,9 +148,9 @@ class _Suite:
             with self._socket(family, socket.SOCK_STREAM) as sock:
                 self._kernel.activity(sock)
                 _check(self._kernel.unsent(sock) >= 0, "unsent() is not negative")
-                _check(not self._kernel.needs_farewell(sock), "a socket that is not connected needs no farewell")
+                _check(not self._kernel.needs_lingering_close(sock), "a socket that is not connected needs no lingering close")
             _check(self._kernel.unsent(sock) == 0, "unsent() of a closed socket is 0")
-            _check(not self._kernel.needs_farewell(sock), "a closed socket needs no farewell")
+            _check(not self._kernel.needs_lingering_close(sock), "a closed socket needs no lingering close")
         for interface in self._kernel.network().interfaces.values():
             dropped = self._kernel.dropped(interface)
             _check(dropped is None or dropped >= 0, "dropped() is a count, or None where it is unknown")

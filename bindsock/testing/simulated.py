@@ -128,7 +128,7 @@ class SimulatedKernel:
         self.binds.append(("abort", ""))
         sock.shutdown(socket.SHUT_RDWR)
 
-    def needs_farewell(self, sock: socket.socket) -> bool:
+    def needs_lingering_close(self, sock: socket.socket) -> bool:
         return False
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import uvloop
 
 import bindsock
-from bindsock.dial.farewell import Farewells
+from bindsock.dial.lingering_close import LingeringSockets
 from bindsock.netmon.runtime import runtime_of
 from tests.chaos import server
 from tests.chaos.commanding import obeying
@@ -126,7 +126,7 @@ class Program:
             "stuck": {flow.name: flow.state for flow in self.flows if flow.stuck},
             "progress": {flow.name: flow.progress for flow in self.flows},
             "errors": {flow.name: dict(flow.errors) for flow in self.flows if flow.errors},
-            "descriptors": descriptors() - self._farewells(),
+            "descriptors": descriptors() - self._lingering(),
             "resting": self._resting,
             "resident": resident(),
             "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()),
@@ -136,13 +136,13 @@ class Program:
         """Close everything, and wait until it is."""
         await asyncio.gather(*(flow.stop() for flow in self.flows))
         deadline = asyncio.get_running_loop().time() + _PATIENCE
-        while descriptors() - self._farewells() > self._resting and asyncio.get_running_loop().time() < deadline:
+        while descriptors() - self._lingering() > self._resting and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
             gc.collect()
 
-    def _farewells(self) -> int:
+    def _lingering(self) -> int:
         """Closed connections whose peer has not ended them yet: they wait for 30 seconds, since some will never hear of it."""
-        return len(runtime_of(asyncio.get_running_loop()).shared(Farewells))
+        return len(runtime_of(asyncio.get_running_loop()).shared(LingeringSockets))
 
 
 def descriptors() -> int:

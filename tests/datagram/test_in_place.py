@@ -144,14 +144,14 @@ async def test_each_destination_that_is_sent_to_decides_where_the_socket_is(
         mover = connector_of(factory).follow_datagrams(sock, far)
         assert mover is not None
         for target, index in ((far, 2), (near, 4), (own, None), (near, 4), (far, 2), (far, 2)):
-            mover.aim(sock, target)
+            mover.retarget(sock, target)
             assert kernel.bound(sock) == index
         assert factory.statistics().rebinds == 4
         kernel.change(network(LOOPBACK, lan, "192.168.7.0/24 dev lan0"))
-        mover.aim(sock, near)
+        mover.retarget(sock, near)
         for _ in range(2):
             with pytest.raises(NoEffectiveInterface, match=r"203\.0\.113\.9"):
-                mover.aim(sock, far)
+                mover.retarget(sock, far)
         assert kernel.bound(sock) == 4
 
 
@@ -171,9 +171,9 @@ async def test_a_destination_that_the_socket_cannot_be_moved_for_is_refused_each
             kernel.refuse = {"lan0"}
         for _ in range(2):
             with pytest.raises(NoRoute if kernel.routeless else BindFailed):
-                mover.aim(sock, near)
+                mover.retarget(sock, near)
         kernel.routeless, kernel.refuse = set(), set()
-        mover.aim(sock, near)
+        mover.retarget(sock, near)
         assert kernel.bound(sock) == 4
 
 
@@ -189,11 +189,11 @@ async def test_a_socket_that_could_not_be_moved_is_bound_anew_before_it_sends_to
         kernel.refuse = {"en0", "lan0"}
         for target in (near, far, far):
             with pytest.raises(BindFailed):
-                mover.aim(sock, target)
+                mover.retarget(sock, target)
         kernel.refuse = set()
         kernel.binds.clear()
         for _ in range(2):
-            mover.aim(sock, far)
+            mover.retarget(sock, far)
         assert kernel.binds == [("rebind", "en0")]
 
 
@@ -204,7 +204,7 @@ async def test_the_socket_follows_the_path_to_the_last_destination(kernel: Picky
     with datagrams() as sock:
         mover = connector_of(factory).follow_datagrams(sock, ip_address("203.0.113.9"))
         assert mover is not None
-        mover.aim(sock, ip_address("192.168.7.9"))
+        mover.retarget(sock, ip_address("192.168.7.9"))
         readings = kernel.readings
         kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, "default via 198.51.100.1 dev en1"))
         await until(lambda: kernel.readings > readings)

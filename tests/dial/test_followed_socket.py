@@ -12,8 +12,8 @@ import struct
 import pytest
 
 import bindsock
-from bindsock.dial.farewell import Farewell, Farewells
 from bindsock.dial.followed_socket import FollowedSocket
+from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
 from bindsock.testing import SimulatedKernel, network
 from tests.tls import tls_client_context, tls_server_context
 from tests.virtual_loop import VirtualLoop
@@ -40,7 +40,7 @@ def test_what_is_freed_together_with_its_transport_closes_nobody_elses_file() ->
     transport = Transport(opened)  # made before the socket, and so freed before it
     ours, theirs = socket.socketpair()
     sock = FollowedSocket(ours.family, ours.type, ours.proto, fileno=ours.detach())
-    sock.say_farewell(Farewell(Farewells(VirtualLoop().runtime), SimulatedKernel(network())))
+    sock.set_lingering_close(LingeringClose(LingeringSockets(VirtualLoop().runtime), SimulatedKernel(network())))
     sock.expect_detach()
     transport.sock, sock.guard = sock, transport
     del sock, transport

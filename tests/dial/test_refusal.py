@@ -38,8 +38,8 @@ DECISION, PATH = DECIDER.decide(SERVER), DECIDER.path(SERVER)
         (errno.EACCES, None, "a firewall or a prohibiting route"),
         (errno.ECONNREFUSED, Rejection(OWN, False), "the firewall of this host rejects it"),
         (errno.EHOSTUNREACH, Rejection(OWN, True), "the firewall of this host rejects it"),
-        (errno.EHOSTUNREACH, Rejection(ROUTER, True), "a firewall forbids it, says 192.0.2.1"),
-        (errno.EHOSTUNREACH, Rejection(SERVER, True), "a firewall forbids it, says 198.51.100.7"),
+        (errno.EHOSTUNREACH, Rejection(ROUTER, True), "a firewall forbids it, according to an ICMP message of 192.0.2.1"),
+        (errno.EHOSTUNREACH, Rejection(SERVER, True), "a firewall forbids it, according to an ICMP message of 198.51.100.7"),
         (errno.ECONNREFUSED, Rejection(SERVER, False), None),
         (errno.EHOSTUNREACH, Rejection(ROUTER, False), None),
         (errno.ECONNREFUSED, None, None),
@@ -107,7 +107,7 @@ class Rules:
     [
         (True, [], "the first hop, 192.0.2.1 on wifi0, answers"),
         (False, [], "the first hop, 192.0.2.1 on wifi0, has not answered"),
-        (True, ["chain o of table ip t redirects"], "in the firewall of this host chain o of table ip t redirects"),
+        (True, ["chain o of table ip t redirects"], "in the firewall of this host, chain o of table ip t redirects"),
         (True, ["a drops", "b drops", "c drops", "d drops", "e drops"], "a drops, b drops, c drops, 2 more"),
     ],
 )
@@ -125,7 +125,7 @@ def test_what_is_seen_when_nothing_answers(hop: bool, rules: list[str], words: s
 @pytest.mark.parametrize("departure", Departure)
 def test_what_never_left_this_host_is_told(departure: Departure) -> None:
     error = no_answer(SimulatedKernel(WIFI), PEER, DECISION, PATH, 20.0, departure)
-    assert ("it does not leave this host" in str(error)) == (departure in (Departure.DROPPED, Departure.RESET))
+    assert ("the packets do not leave this host" in str(error)) == (departure in (Departure.DROPPED, Departure.RESET))
 
 
 def test_rules_that_may_not_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

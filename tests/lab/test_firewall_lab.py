@@ -175,7 +175,7 @@ async def test_an_attempt_that_never_leaves_this_host_is_told(lab: Lab, family: 
     rule("iptables" if family == socket.AF_INET else "ip6tables", "DROP")
     error = await refused(lab, family, 0.2)
     assert isinstance(error, bindsock.NoAnswer)
-    assert "it does not leave this host, whose firewall, a policy or a full queue drops it" in str(error)
+    assert "the packets do not leave this host: its firewall, a policy or a full queue drops them" in str(error)
 
 
 async def test_an_attempt_that_is_lost_further_on_has_left_this_host(lab: Lab) -> None:

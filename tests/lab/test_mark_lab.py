@@ -175,7 +175,7 @@ def test_whoever_asks_the_same_kernel_without_a_mark_leaves_a_factorys_mark_alon
 def test_a_kernel_is_not_shared_between_two_marks() -> None:
     kernel = MarkingKernel()
     bindsock.TransportFactory(bindsock.Preferences(mark=MARK), kernel=kernel)
-    with pytest.raises(ValueError, match="needs another one"):
+    with pytest.raises(ValueError, match="already marks its sockets"):
         bindsock.TransportFactory(bindsock.Preferences(mark=MARK + 1), kernel=kernel)
     bindsock.TransportFactory(bindsock.Preferences(mark=MARK), kernel=kernel)
 

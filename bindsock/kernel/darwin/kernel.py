@@ -139,7 +139,7 @@ class DarwinKernel:
         open."""
         sockets.abort(sock)
 
-    def needs_farewell(self, sock: socket.socket) -> bool:
+    def needs_lingering_close(self, sock: socket.socket) -> bool:
         """Always false: not tested on Darwin, so it is not known to be needed."""
         return False
 

@@ -243,9 +243,9 @@ class LinuxKernel:
         """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
         sockets.abort(sock)
 
-    def needs_farewell(self, sock: socket.socket) -> bool:
+    def needs_lingering_close(self, sock: socket.socket) -> bool:
         """IPv6, bound, and this side ends first; two or three system calls, 1 µs each."""
-        return sockets.needs_farewell(sock)
+        return sockets.needs_lingering_close(sock)
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """TCP_USER_TIMEOUT, and keep-alive probes; a dead connection ends with ETIMEDOUT."""

@@ -247,7 +247,7 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
             raise
 
 
-def needs_farewell(sock: socket.socket) -> bool:
+def needs_lingering_close(sock: socket.socket) -> bool:
     """Whether the kernel would answer the peer's FIN by the routes once the socket is closed.
 
     That is what TIME_WAIT does for IPv6, which follows if this side closes first (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response).

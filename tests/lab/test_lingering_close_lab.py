@@ -1,4 +1,4 @@
-"""The last words of IPv6 connections: whoever closes first, nothing of it leaves by the tunnel."""
+"""How IPv6 connections are closed: whichever side closes first, no packet leaves by the tunnel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import uvloop
 
 import bindsock
 import bindsock.anyio
-from bindsock.dial import farewell
+from bindsock.dial import lingering_close
 from bindsock.netmon.runtime import runtime_of
 from bindsock.testing.lab import Lab, VpnMode
 from bindsock.testing.lab._tap import parse
@@ -257,7 +257,7 @@ async def test_a_peer_that_goes_on_sending_is_reset(lab: Lab) -> None:
 
 
 async def test_a_peer_that_does_not_end_is_reset_after_a_while(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(farewell, "DEADLINE", 0.1)
+    monkeypatch.setattr(lingering_close, "DEADLINE", 0.1)
     lab.vpn_up("metric")
     with lab.inside("server"):
         listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
@@ -331,12 +331,12 @@ async def test_the_kernel_answers_what_is_repeated_after_the_end_by_the_routes_w
 
 
 async def test_no_more_than_a_stated_number_wait_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(farewell, "MOST", 3)
+    monkeypatch.setattr(lingering_close, "MAX_SOCKETS", 3)
     lab.vpn_up("metric")
     async with slow_to_end(lab, 0.5):
         for _ in range(8):
             await by_socket(lab)
-        assert len(runtime_of(asyncio.get_running_loop()).shared(farewell.Farewells)) == 3
+        assert len(runtime_of(asyncio.get_running_loop()).shared(lingering_close.LingeringSockets)) == 3
         await until_all_have_ended(lab)
 
 
