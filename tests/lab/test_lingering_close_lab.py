@@ -7,8 +7,11 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
+import os
 import select
+import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -156,6 +159,44 @@ def test_on_an_event_loop_that_binds_the_librarys_own_sockets_are_ended_in_order
 
     with asyncio.Runner(loop_factory=bindsock.loop_factory(base)) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_a_library_that_closes_its_own_socket_ends_it_in_order(lab: Lab, base: type[asyncio.AbstractEventLoop]) -> None:
+    """No transport, and no socket of bindsock's: the kernel alone is left to end it."""
+    lab.vpn_up("metric")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with slow_to_end(lab):
+            with lab.tap(interface="tun0", port=PORT) as tap:
+                for end in (socket.socket.close, lambda sock: os.close(sock.detach())):
+                    sock = socket.socket(socket.AF_INET6)
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, (lab.server.ipv6, PORT))
+                    end(sock)
+                await until_all_have_ended(lab)
+                assert tap.packets == []
+
+    with asyncio.Runner(loop_factory=bindsock.loop_factory(base)) as runner:
+        runner.run(main())
+
+
+async def test_a_connection_of_a_process_that_is_killed_ends_in_order(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    program = f"""
+import asyncio, bindsock, os, signal
+async def main():
+    await bindsock.open_connection({lab.server.ipv6!r}, {PORT})
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    async with slow_to_end(lab):
+        with lab.tap(interface="tun0", port=PORT) as tap:
+            killed = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+            assert await killed.wait() == -signal.SIGKILL
+            await until_all_have_ended(lab)
+            assert tap.packets == []
 
 
 async def by_anyio_stream(lab: Lab) -> None:

@@ -41,6 +41,9 @@ _TCP_KEEPCNT = 6
 _TCP_INFO = 11
 _CLOSES_FIRST = frozenset({1, 4, 5})
 """TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2: the peer has not ended the connection yet (``include/net/tcp_states.h``)."""
+_TCP_LINGER2 = 8
+_LONGEST_END = 120
+"""Seconds in FIN_WAIT2, the most that the kernel takes (``include/net/tcp.h``, TCP_FIN_TIMEOUT_MAX)."""
 _TCP_USER_TIMEOUT = 18
 
 
@@ -56,6 +59,19 @@ def bind(sock: socket.socket, interface: Interface) -> None:
         # Set again without privilege it is EPERM, even to what it is.
         if error.errno != errno.EPERM or bound(sock) != interface.index:
             fail(error, "SO_BINDTOIFINDEX", interface)
+    if sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM:
+        _stay_whole(sock)
+
+
+def _stay_whole(sock: socket.socket) -> None:
+    """Let the kernel keep a whole socket for a minute after it is closed, by whomever, to acknowledge the peer's FIN.
+
+    What it keeps otherwise, once its own FIN is acknowledged, answers by the routes (``net/ipv6/tcp_ipv6.c``,
+    tcp_v6_send_response). FIN_WAIT2 is spent as a whole socket but for its last minute (``net/ipv4/tcp_input.c``,
+    tcp_rcv_state_process; ``include/net/tcp.h``, TCP_TIMEWAIT_LEN).
+    """
+    with contextlib.suppress(OSError):  # a multipath socket has no such option
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, _LONGEST_END)
 
 
 def mark(sock: socket.socket, number: int, interface: Interface) -> None:
