@@ -1,4 +1,4 @@
-"""What binding and moving a socket have in common on every system."""
+"""Helpers for binding and moving sockets that all backends share."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Sockaddr: TypeAlias = tuple[Any, ...]
 
 
 def fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:
-    """Raise what became of binding a socket.
+    """Raise :class:`BindFailed` for a failed call.
 
     :param call: the system call or socket option that failed
-    :param interface: that the socket should have been bound to; ``None`` if it should have been unbound
+    :param interface: the interface that the socket should have been bound to; ``None`` if it should have been unbound
+    :param message: the message, if the usual one does not explain the failure
     :raises BindFailed: always, with the error's number
     """
     name = interface.name if interface is not None else None
@@ -32,9 +33,9 @@ def fail(error: OSError, call: str, interface: Interface | None, message: str | 
 
 
 def check_local_address(sock: socket.socket, interface: Interface, call: str, code: int = errno.EADDRNOTAVAIL) -> None:
-    """A stream socket keeps its local address, so that it can only be bound to an interface that has it.
+    """Check that the interface has the local address of a stream socket, which keeps its address when it is bound.
 
-    :param call: the socket option that is to be set
+    :param call: the socket option that will be set
     :param code: the system's number for EADDRNOTAVAIL
     :raises BindFailed: the local address is not the interface's
     """
@@ -48,9 +49,9 @@ def check_local_address(sock: socket.socket, interface: Interface, call: str, co
 
 
 def rescoped(peer: Sockaddr, interface: Interface | None) -> Sockaddr:
-    """The peer as the interface reaches it: a link-local one is looked for on the interface's link.
+    """The peer's address for a socket on the interface: a link-local address gets the interface's scope.
 
-    Its old scope would be refused: with EINVAL by Linux, as unreachable by Darwin.
+    With its old scope the connect would fail: with EINVAL on Linux, as unreachable on Darwin.
     """
     if interface is None or len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
         return peer
@@ -58,17 +59,17 @@ def rescoped(peer: Sockaddr, interface: Interface | None) -> Sockaddr:
 
 
 class KeepAlive(NamedTuple):
-    """When a connection at rest is probed."""
+    """When an idle connection is probed."""
 
     idle: int
     """Seconds until the first probe."""
     interval: int
     """Seconds between probes."""
     probes: int
-    """The connection ends when so many have not been answered."""
+    """The connection ends after this many unanswered probes."""
 
 
 def keep_alive(seconds: float) -> KeepAlive:
-    """The probes by which a connection at rest ends after so much silence: the first one comes after half of it."""
+    """The probes with which an idle connection ends after that many seconds of silence. The first is sent after half of them."""
     idle, interval = max(1, int(seconds / 2)), max(1, int(seconds / 4))
     return KeepAlive(idle, interval, max(1, math.ceil((seconds - idle) / interval)))

@@ -1,4 +1,4 @@
-"""Chooses the kernel backend of the running system: the only place that asks ``sys.platform``."""
+"""Chooses the backend for the running system. This is the only place that reads ``sys.platform``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def current() -> Kernel:
-    """The running system's kernel.
+    """The backend of the running system.
 
     :raises UnsupportedSystem: there is no backend for ``sys.platform``
     """

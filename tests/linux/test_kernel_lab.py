@@ -649,7 +649,7 @@ def test_strict_reverse_path_filtering_is_warned_of_once(
     sysctl("ipv4/conf/eth0/rp_filter", 1)
     for name in ("eth0", "eth0", "wifi0"):
         kernel.bind(world.client(V4), named(kernel.network(), name))
-    assert [record.getMessage().split(" filters")[0] for record in caplog.records] == ["eth0"]
+    assert [record.getMessage().split(" has")[0] for record in caplog.records] == ["eth0"]
     assert caplog.records[0].name == "bindsock"
 
 

@@ -114,7 +114,7 @@ PARSERS: list[Callable[[bytes], object]] = [
     routes.parse_answer.__wrapped__,
     lambda payload: routes.parse_nexthops([payload]),
     netconf.parse_rp_filter,
-    lambda datagram: pending().take(datagram),
+    lambda datagram: pending_events().take(datagram),
     parse_policy_rule,
     rules.parse_rule.__wrapped__,
 ]
@@ -387,7 +387,7 @@ def route_event(
     ],
 )
 def test_only_routes_that_lead_elsewhere_matter(datagram: bytes, expected: str) -> None:
-    assert pending().take(datagram) == expected
+    assert pending_events().take(datagram) == expected
 
 
 def link_event(index: int, *, kind: int = 16, flags: int = 0, family: int = 0) -> bytes:
@@ -425,20 +425,20 @@ GONE = link_event(2)
     ],
 )
 def test_an_interface_that_goes_down_is_told_from_all_else(datagrams: list[bytes], expected: tuple[bool, bool, set[int]]) -> None:
-    news = pending()
-    assert (news.interfaces, news.defaults) == (True, {V4, V6})
-    news.clear()
+    pending = pending_events()
+    assert (pending.interfaces, pending.defaults) == (True, {V4, V6})
+    pending.clear()
     for datagram in datagrams:
-        assert news.take(datagram) == "partial"
-    assert (news.interfaces or news.lost, bool(news.defaults), news.down) == expected
-    news.clear()
-    assert (news.interfaces, news.lost, news.defaults, news.down) == (False, False, set(), set())
+        assert pending.take(datagram) == "partial"
+    assert (pending.interfaces or pending.lost, bool(pending.defaults), pending.down) == expected
+    pending.clear()
+    assert (pending.interfaces, pending.lost, pending.defaults, pending.down) == (False, False, set(), set())
 
 
 CONCERNED = ipaddress.ip_address("198.51.100.7")
 
 
-def pending() -> events.PendingEvents:
+def pending_events() -> events.PendingEvents:
     """What is pending where somebody is concerned about one destination."""
     asked = AnswerCache(lambda destination: Answers(), lambda: True)
     asked(CONCERNED)
@@ -446,22 +446,22 @@ def pending() -> events.PendingEvents:
 
 
 def test_a_route_makes_only_those_answers_old_that_lie_in_it() -> None:
-    news = pending()
-    news.clear()
-    news.take(route_event(length=24, to="198.51.100.0"))
-    assert news.may_change(CONCERNED)
-    assert not news.may_change(ipaddress.ip_address("198.51.101.7"))
-    assert not news.may_change(ipaddress.ip_address("::c633:6407"))
-    assert not news.anything
+    pending = pending_events()
+    pending.clear()
+    pending.take(route_event(length=24, to="198.51.100.0"))
+    assert pending.may_change(CONCERNED)
+    assert not pending.may_change(ipaddress.ip_address("198.51.101.7"))
+    assert not pending.may_change(ipaddress.ip_address("::c633:6407"))
+    assert not pending.anything
 
 
 def test_a_flood_makes_everything_old() -> None:
-    news = events.PendingEvents(lambda version, length, head: True)
-    news.clear()
+    pending = events.PendingEvents(lambda version, length, head: True)
+    pending.clear()
     for number in range(1000):
-        news.take(route_event(length=24, to=f"10.{number // 256}.{number % 256}.0"))
-    assert news.anything
-    assert len(news.prefixes) < 300
+        pending.take(route_event(length=24, to=f"10.{number // 256}.{number % 256}.0"))
+    assert pending.anything
+    assert len(pending.prefixes) < 300
 
 
 def test_answers_are_forgotten_in_time_and_then_everything_concerns_somebody() -> None:

@@ -1,4 +1,4 @@
-"""What an administrator sees of the rules and the routing tables."""
+"""Policy rules, routing tables and firewall as an administrator sees them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Administration:
     """The :class:`bindsock.kernel.Administration` of Linux.
 
-    :param channel: over which the kernel is asked
-    :param gateways: the gateways that are known
+    :param channel: the netlink channel to use
+    :param gateways: the known gateways
     """
 
     def __init__(self, channel: Channel, gateways: Gateways) -> None:
@@ -41,11 +41,11 @@ class Administration:
         return read_policy(self._channel)
 
     def routes(self) -> Sequence[Route]:
-        """The routing tables but the local one."""
+        """The routing tables, except the local table."""
         return dump_routes(self._channel, FAMILIES)
 
     def firewall(self, version: int) -> Sequence[str]:
-        """The chains of nftables. It takes CAP_NET_ADMIN."""
+        """The chains of nftables that stop packets. Needs CAP_NET_ADMIN."""
         channel = Channel(functools.partial(netlink.open_query_socket, firewall.NETLINK_NETFILTER))
         try:
             return firewall.obstacles(channel, version)
@@ -53,13 +53,13 @@ class Administration:
             channel.close()
 
     def filters_strictly(self, interface: Interface) -> bool:
-        """Whether the reverse path filter of the interface is strict."""
+        """Whether the interface's reverse path filter is strict."""
         return is_strict(self._channel, interface.index)
 
     def gateway(self, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
-        """The gateway by which the interface reaches the world."""
+        """The gateway by which the interface reaches the Internet."""
         return self._gateways.find(self._channel, interface, family)
 
     def repairs(self, *, kept: bool = False) -> Repairs:
-        """What makes repairs, over a socket of its own: they are of the network namespace in which it is opened."""
+        """An object that makes repairs in the present network namespace, over a socket of its own."""
         return Repairs(kept=kept)

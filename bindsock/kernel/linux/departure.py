@@ -1,9 +1,9 @@
-"""What becomes of an attempt to connect within this host: whether its firewall drops it or answers it with a reset.
+"""Whether this host's own firewall drops a connect or answers it with a reset.
 
-TCP does not tell a program that the layers beneath it refused its first packet (``linux net/ipv4/tcp_output.c``, tcp_connect),
-and a reset of the firewall (``net/ipv4/netfilter/nf_reject_ipv4.c``, nf_send_reset) looks like one of the server. But a
-byte that is sent with the first packet (TCP Fast Open, without a cookie) is counted as not sent if that was refused
-(tcp_send_syn_data). Such an attempt is made here. Its packet goes no further than the first hop.
+TCP does not tell a program that lower layers refused its first packet (``linux net/ipv4/tcp_output.c``, tcp_connect), and a reset
+by the firewall (``net/ipv4/netfilter/nf_reject_ipv4.c``, nf_send_reset) looks like one from the server. But if the first packet
+carries a byte (TCP Fast Open without a cookie) and is refused, that byte is counted as not sent (tcp_send_syn_data). This module
+makes such an attempt. Its packet gets no further than the first hop.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _TCP_INFO = 11
 _TCP_FASTOPEN_NO_COOKIE = 34
 _MSG_FASTOPEN = 0x20000000
 _NOT_SENT = struct.Struct("=144xI")
-"""Of ``struct tcp_info``: tcpi_notsent_bytes (Linux 4.6)."""
+"""tcpi_notsent_bytes in ``struct tcp_info`` (Linux 4.6)."""
 
 
 def departure(sock: socket.socket, address: Any) -> Departure:
-    """Try to connect.
+    """Try to connect, and see what becomes of the first packet.
 
-    The firewall's reset has been taken in when the call returns: all of it happens within that (``net/core/dev.c``,
+    A reset by the firewall has been processed when the call returns, since it is handled during the call (``net/core/dev.c``,
     process_backlog).
 
-    :param sock: a stream socket that is bound as that of the connection; only good to be closed afterwards
-    :param address: of another host
-    :raises OSError: a call failed, so that it is unknown: Fast Open is switched off (``net.ipv4.tcp_fastopen``), for one
+    :param sock: a stream socket, bound as the socket of the connection was; close it afterwards
+    :param address: the address of another host
+    :raises OSError: a call failed, for example because Fast Open is switched off (``net.ipv4.tcp_fastopen``)
     """
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)

@@ -1,6 +1,6 @@
-"""What the rules of nftables do with packets that this host sends, as far as this process may read them (CAP_NET_ADMIN).
+"""What nftables does with packets that this host sends. Reading its rules needs CAP_NET_ADMIN.
 
-iptables of our days writes nftables' rules as well. Layout and numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
+Present versions of iptables write nftables rules, too. Layout and numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _JUMPS = (-3, -4)
 """NFT_JUMP, NFT_GOTO."""
 _ACTIONS = {"redir": "redirects", "dnat": "redirects", "nat": "redirects", "tproxy": "redirects", "reject": "rejects"}
 _TARGETS = {"REDIRECT": "redirects", "DNAT": "redirects", "TPROXY": "redirects", "REJECT": "rejects"}
-"""Those of iptables."""
+"""The targets of iptables."""
 
 
 class _Chain(NamedTuple):
@@ -57,14 +57,14 @@ class _Rule(NamedTuple):
 
 
 def obstacles(channel: Channel, version: int) -> list[str]:
-    """The chains through which what this host sends goes, and which drop, reject or redirect some of it.
+    """The chains in the path of outgoing packets that drop, reject or redirect some of them.
 
-    What their rules match is not looked at: none of this needs to concern a certain connection.
+    The matches of their rules are not examined, so a chain may not affect a given connection.
 
-    :param version: of the addresses, 4 or 6
-    :return: one phrase for each, in no certain order
+    :param version: the IP version, 4 or 6
+    :return: one phrase for each chain and action, in no particular order
     :raises KernelError: an answer cannot be understood
-    :raises OSError: this process may not ask, or there is no nftables
+    :raises OSError: this process lacks the privilege, or the system has no nftables
     """
     families = (1, 2 if version == 4 else 10)
     question = _HEADER.pack(0, 0, 0)
@@ -78,7 +78,7 @@ def obstacles(channel: Channel, version: int) -> list[str]:
 
 
 def _reached(bases: Iterable[_Chain], rules: list[_Rule]) -> Iterator[_Chain]:
-    """The base chains, and the chains to which they jump."""
+    """The base chains, and all chains that they jump to."""
     waiting, seen = list(bases), set[_Chain]()
     while waiting:
         chain = waiting.pop()
@@ -90,7 +90,7 @@ def _reached(bases: Iterable[_Chain], rules: list[_Rule]) -> Iterator[_Chain]:
 
 
 def parse_chain(payload: bytes) -> tuple[_Chain, bool | None]:
-    """A chain, and whether it drops by its policy; ``None`` if it is not where this host's packets go through.
+    """A chain, and whether its policy is to drop; ``None`` if it is no base chain for outgoing packets.
 
     :raises KernelError: the message is damaged
     """
@@ -105,7 +105,7 @@ def parse_chain(payload: bytes) -> tuple[_Chain, bool | None]:
 
 
 def parse_rule(payload: bytes) -> _Rule:
-    """A rule: what it does, and where it jumps to.
+    """A rule: its action, and the chain that it jumps to.
 
     :raises KernelError: the message is damaged
     """

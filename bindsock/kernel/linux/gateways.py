@@ -1,8 +1,8 @@
-"""By which gateway an interface reaches the world when no default route says so: whatever else names it.
+"""Finding an interface's gateway when it has no default route.
 
-A VPN that replaces the default route takes the gateway's address along. It is still named in other places: by the last reading,
-by a default route in another table, by the host route to the VPN's own server, by the DHCP lease, and, of IPv6, by the neighbour
-table, where routers are marked.
+A VPN that replaces the default route removes the gateway's address with it. Other places still name it: the last reading, a
+default route in another table, the host route to the VPN's own server, the DHCP lease, and, for IPv6, the neighbour table, which
+marks routers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Gateways:
-    """The gateways that are known.
+    """The known gateways.
 
-    :param root: the directory beneath which leases are looked for
+    :param root: the root directory of the file system that has the leases
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -36,7 +36,7 @@ class Gateways:
         self._last: dict[tuple[int, socket.AddressFamily], tuple[IPAddress, frozenset[IPAddress]]] = {}
 
     def note(self, network: Network) -> None:
-        """Learn from a reading. What was known of an interface is forgotten when it is gone, or in another network."""
+        """Learn from a reading. An interface's gateway is forgotten when the interface is gone or joins another network."""
         for key in list(self._last):
             interface = network.interfaces.get(key[0])
             own = interface.usable_addresses(key[1]) if interface is not None else ()
@@ -47,19 +47,19 @@ class Gateways:
                 self._last[key] = lookup.route.gateway, frozenset(network.interfaces[key[0]].usable_addresses(key[1]))
 
     def last(self, index: int, family: socket.AddressFamily) -> IPAddress | None:
-        """The gateway of the last default route that the interface had in a reading."""
+        """The gateway of the last default route that a reading had for the interface."""
         known = self._last.get((index, family))
         return known[0] if known is not None else None
 
     def find(self, channel: Channel, interface: Interface, family: socket.AddressFamily) -> Gateway | None:
-        """The gateway by which the interface reaches the world; ``None`` if nothing names one. Nothing is sent.
+        """The gateway by which the interface reaches the Internet; ``None`` if nothing names one. Sends nothing.
 
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
         last = self.last(interface.index, family)
         if last is not None:
-            return Gateway(last, "the last default route by it")
+            return Gateway(last, "its last default route")
         routes = [
             route
             for route in dump_routes(channel, (family,))
@@ -75,9 +75,9 @@ class Gateways:
 
 
 def named_by_routes(routes: Iterable[Route]) -> Gateway | None:
-    """The gateway that an interface's routes name: by a default, or by routes to single hosts, as to a VPN's server.
+    """The gateway named by an interface's default route, or by its routes to single hosts, such as a VPN's server.
 
-    Routes to networks do not count: they may have a router of their own. Neither do host routes that disagree.
+    Routes to networks do not count, since a network may have its own router. Host routes count only if all name one gateway.
     """
     hosts: Counter[IPAddress] = Counter()
     for route in routes:
@@ -102,7 +102,7 @@ _LARGEST_LEASE = 1 << 20
 
 
 def named_by_lease(interface: Interface, root: Path = Path("/")) -> Gateway | None:
-    """The router of the newest DHCP lease on disk that is for an address which the interface has."""
+    """The router in the newest DHCP lease on disk for an address that the interface has."""
     for program, address, router in _leases(interface, root):
         if interface.has(address) and not router.is_unspecified:
             return Gateway(router, f"a lease of {program}")
@@ -110,7 +110,7 @@ def named_by_lease(interface: Interface, root: Path = Path("/")) -> Gateway | No
 
 
 def _leases(interface: Interface, root: Path) -> Iterator[tuple[str, IPAddress, IPAddress]]:
-    """Program, address and router of the leases, the newest first. What cannot be read or understood is passed over."""
+    """Program, address and router of the leases, the newest first. Leases that cannot be read or parsed are skipped."""
     name = interface.name
     for program, pattern in (
         ("systemd-networkd", f"run/systemd/netif/leases/{interface.index}"),
@@ -134,12 +134,12 @@ def _leases(interface: Interface, root: Path) -> Iterator[tuple[str, IPAddress, 
 
 
 def _literal(name: str) -> str:
-    """The name in a pattern that means itself."""
+    """The name, escaped for a glob pattern."""
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _contents(root: Path, pattern: str) -> Iterator[bytes]:
-    """The files, the newest first."""
+    """The contents of the files that match, the newest file first."""
     dated = []
     for path in root.glob(pattern):
         try:
@@ -164,7 +164,7 @@ def _pair(program: str, address: str | None, routers: str | None) -> Iterator[tu
 
 
 def _packet(program: str, data: bytes) -> Iterator[tuple[str, IPAddress, IPAddress]]:
-    """A lease that is the DHCPACK as it came (RFC 2131 figure 1, RFC 2132)."""
+    """A lease stored as the DHCPACK packet itself (RFC 2131 figure 1, RFC 2132)."""
     if len(data) < _DHCP_OPTIONS or data[_DHCP_OPTIONS - 4 : _DHCP_OPTIONS] != _DHCP_COOKIE:
         return
     offset = _DHCP_OPTIONS

@@ -1,4 +1,4 @@
-"""Linux: rtnetlink spoken directly, ``SO_BINDTOIFINDEX``, and nothing that needs a privilege."""
+"""The Linux backend: rtnetlink, ``SO_BINDTOIFINDEX``, and no call that needs a privilege."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _CLOCK_MONOTONIC = 1
 
 
 class _Sources:
-    """The event sources, held weakly."""
+    """The open event sources, held weakly."""
 
     def __init__(self) -> None:
-        # Not a WeakSet: these are looked at for each connection and each move, and that takes it longer than a system call.
+        # Not a WeakSet: it is slower than a system call, and this is used for each connection and each move.
         self._references: list[weakref.ref[RouteEvents]] = []
 
     def add(self, source: RouteEvents) -> None:
@@ -56,7 +56,7 @@ class _Sources:
 class LinuxKernel:
     """The :class:`bindsock.kernel.Kernel` of Linux.
 
-    It belongs to the network namespace in which it is first used, to one thread, and to one side of a fork.
+    It belongs to the network namespace in which it is first used, to one thread, and to one process: do not use it after a fork.
     """
 
     binding_filters_ingress = True
@@ -73,11 +73,11 @@ class LinuxKernel:
         self._filters_seen: set[int] = set()
 
     def network(self, *, partial: bool = False) -> Network:
-        """One reading of the machine's network, in about 0.3 ms, however many routes there are; nothing is sent.
+        """Read the machine's network, in about 0.3 ms for any number of routes. Sends nothing.
 
-        Routes are not dumped: the kernel is asked what it would do with a packet by each interface, and with one of a socket that
-        is bound to nothing. A partial reading asks only about what events were about. If all that was said is that an interface
-        went down, nothing is asked at all: it is the last reading without what goes down with an interface.
+        Routes are not dumped. The kernel is asked for the route of a packet by each interface, and of an unbound socket. A
+        partial reading asks only about what the pending events concern. If they only say that an interface went down, nothing is
+        asked: the result is the last reading without that interface's routes and IPv6 addresses.
         """
         self._reader.mark = self.administration.mark
         network = self._read(partial)
@@ -86,14 +86,14 @@ class LinuxKernel:
         return network
 
     def _read(self, partial: bool) -> Network:
-        news = [source.pending for source in self._sources.open()]
-        known = partial and bool(news) and not any(each.lost for each in news)
-        down = frozenset(index for each in news for index in each.down)
-        same_interfaces = known and not any(each.interfaces for each in news)
-        same_rules = known and not any(each.rules for each in news)
+        pending = [source.pending for source in self._sources.open()]
+        known = partial and bool(pending) and not any(each.lost for each in pending)
+        down = frozenset(index for each in pending for index in each.down)
+        same_interfaces = known and not any(each.interfaces for each in pending)
+        same_rules = known and not any(each.rules for each in pending)
         # Whoever asks though nothing was problem suspects what is never announced: a route that went with something else.
-        suspicion = known and not any(each.anything or each.defaults or each.down or each.prefixes for each in news)
-        families: Collection[socket.AddressFamily] = {family for each in news for family in each.defaults}
+        suspicion = known and not any(each.anything or each.defaults or each.down or each.prefixes for each in pending)
+        families: Collection[socket.AddressFamily] = {family for each in pending for family in each.defaults}
         if suspicion or not known:
             families = FAMILIES
         before = self._reader.last
@@ -105,24 +105,24 @@ class LinuxKernel:
                 network = self._reader.network(
                     same_interfaces=same_interfaces and not down, same_rules=same_rules, families=families
                 )
-                everything = bool(down) or suspicion or any(each.anything for each in news) or network is not before
-                self._current.renew(everything, {prefix for each in news for prefix in each.prefixes})
+                everything = bool(down) or suspicion or any(each.anything for each in pending) or network is not before
+                self._current.renew(everything, {prefix for each in pending for prefix in each.prefixes})
         except OSError:
-            for each in news:
+            for each in pending:
                 each.lost = True
             raise
-        for each in news:
+        for each in pending:
             each.clear()
         if network is not before:
             self._gateways.note(network)
         return network
 
     def lookups(self, network: Network) -> Lookups:
-        """The kernel's answers about destinations: 5 µs for each interface, and once only as long as events tell what changes."""
+        """The kernel's route lookups: 5 µs for each interface. Answers are cached while event sources are open."""
         return self._current.cache
 
     def routes(self, family: socket.AddressFamily | None = None, table: int | None = None) -> tuple[Route, ...]:
-        """The routing tables, dumped for a person to read. No decision needs them.
+        """Dump the routing tables, for people to read. No decision needs them.
 
         :param family: one address family, both if ``None``
         :param table: one routing table, all if ``None``
@@ -139,12 +139,12 @@ class LinuxKernel:
         return [source]
 
     def suspended(self) -> float:
-        """Seconds: CLOCK_BOOTTIME goes on while the machine sleeps, CLOCK_MONOTONIC does not."""
+        """Seconds of sleep: CLOCK_BOOTTIME counts them, CLOCK_MONOTONIC does not."""
         awake = time.clock_gettime(_CLOCK_MONOTONIC)
         return time.clock_gettime(_CLOCK_BOOTTIME) - awake
 
     def bind(self, sock: socket.socket, interface: Interface) -> None:
-        """Bind a fresh socket. Of an interface whose reverse path filter is strict a warning is logged, once."""
+        """Bind a fresh socket. If the interface's reverse path filter is strict, a warning is logged once."""
         sockets.bind(sock, interface)
         self._mark(sock, interface)
         self._warn_of_strict_filter(interface)
@@ -158,7 +158,7 @@ class LinuxKernel:
         self._warn_of_strict_filter(interface)
 
     def unbind(self, sock: socket.socket) -> None:
-        """Take the interface off a socket."""
+        """Unbind a socket from its interface."""
         sockets.unbind(sock)
 
     def bound(self, sock: socket.socket) -> int | None:
@@ -170,7 +170,7 @@ class LinuxKernel:
         return sockets.chosen_options(sock)
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
-        """What the kernel has answered since the last event, or ask it, 10 µs; policy rules, kill switches and all."""
+        """Use the kernel's answer if no event has come since, or ask it (10 µs). Policy rules and kill switches are respected."""
         answers = self._current.cache.known.get(destination)
         if answers is not None and interface.index in answers.by_interface:
             sources = self._sources.open()
@@ -179,7 +179,7 @@ class LinuxKernel:
         return self._reader.has_route(interface, destination)
 
     def route_hint(self, interface: Interface, destination: IPAddress) -> str:
-        """What the administrator can do."""
+        """Why there is no route, and the command that adds one."""
         try:
             network = self.network()
             own = self._reader.marked_route(interface, destination)
@@ -195,56 +195,57 @@ class LinuxKernel:
         return sockets.activity(sock)
 
     def dropped(self, interface: Interface) -> int | None:
-        """The device's drops and errors of sending, 17 µs."""
+        """The device's transmit drops and errors, 17 µs."""
         try:
             return statistics.dropped(self._channel, interface.index)
         except OSError as error:
-            _logger.debug("%s does not say what it dropped: %s", interface.name, error)
+            _logger.debug("cannot read the drop counters of %s: %s", interface.name, error)
             return None
 
     def first_hop_answers(self, interface: Interface, gateway: IPAddress) -> bool | None:
-        """By the neighbour's entry, 10 µs; unknown before Linux 5.0."""
+        """Look up the gateway's neighbour entry, 10 µs; unknown before Linux 5.0."""
         try:
             return neighbours.answers(self._channel, interface.index, gateway)
         except OSError as error:
-            _logger.debug("the neighbour %s on %s is not known: %s", gateway, interface.name, error)
+            _logger.debug("cannot look up the neighbour %s on %s: %s", gateway, interface.name, error)
             return None
 
     def rejection(self, sock: socket.socket) -> Rejection | None:
-        """From the socket's error queue, for IPv4."""
+        """Read the socket's error queue; IPv4 only."""
         try:
             return rejections.rejection(sock)
         except OSError:
             return None
 
     def departure(self, sock: socket.socket, address: Any) -> Departure:
-        """By a byte that goes with the first packet, 60 µs; unknown where TCP Fast Open is switched off."""
+        """Send a byte with the first packet, 60 µs; unknown if TCP Fast Open is switched off."""
         try:
             return departures.departure(sock, address)
         except OSError as error:
-            _logger.debug("what becomes of a connect to %s within this host is unknown: %s", address, error)
+            _logger.debug("cannot tell whether a connect to %s leaves this host: %s", address, error)
             return Departure.UNKNOWN
 
     def ask_first_hop(self, interface: Interface, gateway: IPAddress) -> None:
-        """By an empty datagram to the gateway's discard port."""
+        """Send an empty datagram to the gateway's discard port."""
         try:
             with socket.socket(family_of(gateway), socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
                 sockets.bind(sock, interface)
                 neighbours.ask(sock, interface.index, gateway)
         except OSError as error:
-            _logger.debug("the neighbour %s on %s is not asked: %s", gateway, interface.name, error)
+            _logger.debug("cannot ask the neighbour %s on %s: %s", gateway, interface.name, error)
 
     def unsent(self, sock: socket.socket) -> int:
-        """What waits for the device, or for the link-layer address of the next hop, 1 µs."""
+        """Datagrams that wait for the device, or for the next hop's link-layer address; 1 µs."""
         return statistics.unsent(sock)
 
     def abort(self, sock: socket.socket) -> None:
-        """connect(AF_UNSPEC): the peer gets a reset, if anything still reaches it, and whoever waits on the socket ECONNRESET."""
+        """connect(AF_UNSPEC): the peer gets a reset if it can still be reached; callers that wait on the socket get
+        ECONNRESET."""
         sockets.abort(sock)
 
     def needs_lingering_close(self, sock: socket.socket) -> bool:
-        """IPv6, bound, and this side ends first; two or three system calls, 1 µs each."""
+        """True for a bound IPv6 connection that this side ends first. Two or three system calls, 1 µs each."""
         return sockets.needs_lingering_close(sock)
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
@@ -252,7 +253,7 @@ class LinuxKernel:
         sockets.set_user_timeout(sock, seconds)
 
     def close(self) -> None:
-        """Close the socket for questions; the next question opens another."""
+        """Close the netlink sockets; the next call opens them again."""
         self._channel.close()
         self.multipath.close()
 
@@ -267,12 +268,12 @@ class LinuxKernel:
         try:
             strict = is_strict(self._channel, interface.index)
         except OSError as error:
-            _logger.debug("the reverse path filter of %s is not known: %s", interface.name, error)
+            _logger.debug("cannot read the reverse path filter of %s: %s", interface.name, error)
             return
         if strict:
             _logger.warning(
-                "%s filters by reverse path strictly (rp_filter=1): IPv4 answers to sockets that are bound to it are dropped "
-                "wherever the default route is another's; set net.ipv4.conf.all.rp_filter or net.ipv4.conf.%s.rp_filter to 2",
+                "%s has a strict reverse path filter (rp_filter=1): IPv4 answers to sockets bound to it are dropped while the "
+                "default route is by another interface; set net.ipv4.conf.all.rp_filter or net.ipv4.conf.%s.rp_filter to 2",
                 interface.name,
                 interface.name,
             )

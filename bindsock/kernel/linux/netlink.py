@@ -1,8 +1,8 @@
-"""Netlink: messages and attributes as values, and a channel that asks the kernel one question at a time.
+"""Netlink: parsing messages and attributes, and a channel that sends the kernel one request at a time.
 
-Parsing is strict and pure, bytes to values: whatever is truncated or out of bounds raises :class:`KernelError` and nothing else.
-The layout is that of ``include/uapi/linux/netlink.h``, in the machine's byte order. The numbers are written out here because
-:mod:`socket` has them on Linux alone and this package is type-checked elsewhere, too.
+Parsing is strict and pure: truncated or out-of-bounds data raises :class:`KernelError`, and nothing else is raised. The layout is
+that of ``include/uapi/linux/netlink.h``, in the machine's byte order. The numbers are written out here because :mod:`socket` only
+has them on Linux, and this package is also type-checked for other systems.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ _U32 = struct.Struct("=I")
 _NESTED = 0x8000
 
 REPLY_SECONDS = 2.0
-"""How long the kernel may be silent before it counts as not answering. It answers in microseconds."""
+"""How long to wait for an answer. The kernel usually answers in microseconds."""
 _ATTEMPTS = 5
 _STRAY_DATAGRAMS = 1000
-_QUESTIONS_A_BATCH = 24
-"""Each answer takes some 4 KB of the socket's buffer, whatever its length (linux net/core/rtnetlink.c, NLMSG_GOODSIZE)."""
+_BATCH_SIZE = 24
+"""Questions that are sent at once. Each answer takes some 4 KB of the socket's buffer, whatever its length
+(linux net/core/rtnetlink.c, NLMSG_GOODSIZE)."""
 _BUFFER = 1 << 16
 _LARGEST_BUFFER = 1 << 22
 _MSG_TRUNC = int(socket.MSG_TRUNC)
-"""A number: arithmetic with the flags of :mod:`enum` takes longer than the system call."""
+"""An int, since arithmetic with an :mod:`enum` flag takes longer than the system call."""
 
 
 class Message(NamedTuple):
@@ -69,64 +70,64 @@ class Message(NamedTuple):
 
 
 def messages(datagram: bytes) -> list[Message]:
-    """The messages of one datagram.
+    """Split a datagram into messages.
 
-    :raises KernelError: a length does not fit
+    :raises KernelError: a length is out of bounds
     """
     found = []
     offset, end = 0, len(datagram)
     while offset < end:
         if end - offset < _HEADER.size:
-            raise KernelError(f"netlink: {end - offset} bytes are left where a message header should be")
+            raise KernelError(f"netlink: {end - offset} bytes are too few for a message header")
         length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
         if not _HEADER.size <= length <= end - offset:
-            raise KernelError(f"netlink: a message says that it is {length} bytes long where {end - offset} are left")
+            raise KernelError(f"netlink: a message claims {length} bytes, but {end - offset} are left")
         found.append(Message(kind, flags, sequence, port, datagram[offset + _HEADER.size : offset + length]))
         offset += (length + 3) & ~3
     return found
 
 
 def every_attribute(payload: bytes, offset: int = 0) -> list[tuple[int, bytes]]:
-    """As :func:`attributes`, for lists in which a type occurs more than once."""
+    """The attributes as pairs of type and value, for lists in which a type occurs more than once."""
     found = []
     end = len(payload)
     while end - offset >= 4:
         length, kind = _ATTRIBUTE.unpack_from(payload, offset)
         if length < 4 or length > end - offset:
-            raise KernelError(f"netlink: an attribute says that it is {length} bytes long where {end - offset} are left")
+            raise KernelError(f"netlink: an attribute claims {length} bytes, but {end - offset} are left")
         found.append((kind & 0x3FFF, payload[offset + 4 : offset + length]))
         offset += (length + 3) & ~3
     return found
 
 
 def attributes(payload: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes that begin at the offset, by type; of several of one type the last, as the kernel itself does.
+    """The attributes after the offset, by type. If a type occurs more than once, the last attribute counts.
 
-    Up to three bytes after the last are passed over, which is the kernel's own rule (``linux lib/nlattr.c``).
+    Up to three bytes at the end are ignored. Both rules are the kernel's own (``linux lib/nlattr.c``).
 
-    :raises KernelError: the offset or a length does not fit
+    :raises KernelError: the offset or a length is out of bounds
     """
     end = len(payload)
     if offset > end:
-        raise KernelError(f"netlink: a message of {end} bytes ends before its fixed part of {offset}")
+        raise KernelError(f"netlink: a message of {end} bytes is shorter than its fixed part of {offset}")
     unpack = _ATTRIBUTE.unpack_from
     found: dict[int, bytes] = {}
     while end - offset >= 4:
         length, kind = unpack(payload, offset)
         if length < 4 or length > end - offset:
-            raise KernelError(f"netlink: an attribute says that it is {length} bytes long where {end - offset} are left")
+            raise KernelError(f"netlink: an attribute claims {length} bytes, but {end - offset} are left")
         found[kind & 0x3FFF] = payload[offset + 4 : offset + length]  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
         offset += (length + 3) & ~3
     return found
 
 
 def fixed(layout: struct.Struct, payload: bytes) -> tuple[Any, ...]:
-    """The fixed part at the head of a payload.
+    """Unpack the fixed part at the beginning of a payload.
 
-    :raises KernelError: the payload is shorter
+    :raises KernelError: the payload is too short
     """
     if len(payload) < layout.size:
-        raise KernelError(f"netlink: a message of {len(payload)} bytes ends before its fixed part of {layout.size}")
+        raise KernelError(f"netlink: a message of {len(payload)} bytes is shorter than its fixed part of {layout.size}")
     return layout.unpack_from(payload)
 
 
@@ -136,7 +137,7 @@ def u32(attribute: bytes) -> int:
     :raises KernelError: it has another size
     """
     if len(attribute) != 4:
-        raise KernelError(f"netlink: an attribute of {len(attribute)} bytes where 4 are due")
+        raise KernelError(f"netlink: an attribute has {len(attribute)} bytes instead of 4")
     return int(_U32.unpack(attribute)[0])
 
 
@@ -146,50 +147,50 @@ def i32(attribute: bytes) -> int:
     :raises KernelError: it has another size
     """
     if len(attribute) != 4:
-        raise KernelError(f"netlink: an attribute of {len(attribute)} bytes where 4 are due")
+        raise KernelError(f"netlink: an attribute has {len(attribute)} bytes instead of 4")
     return int(_I32.unpack(attribute)[0])
 
 
 def text(attribute: bytes) -> str:
-    """A name. Names are bytes to the kernel; what is not UTF-8 comes out as :func:`os.fsdecode` would give it."""
+    """Decode a name. Names are bytes to the kernel; bytes that are not UTF-8 are decoded as :func:`os.fsdecode` does."""
     return attribute.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """An attribute, padded."""
+    """Encode an attribute, with padding."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """An attribute that consists of attributes."""
+    """Encode an attribute that consists of attributes."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
 def attribute_u32(kind: int, value: int) -> bytes:
-    """An attribute of 32 bits."""
+    """Encode an attribute of 32 bits."""
     return _ATTRIBUTE.pack(8, kind) + _U32.pack(value & 0xFFFFFFFF)
 
 
 def request(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """A request to the kernel."""
+    """Encode a request to the kernel."""
     return _HEADER.pack(_HEADER.size + len(body), kind, flags | NLM_F_REQUEST, sequence, 0) + body
 
 
 def refusal(payload: bytes) -> int:
-    """The errno of an NLMSG_ERROR, or of the NLMSG_DONE that ends a dump; 0 for an acknowledgement.
+    """The errno in an NLMSG_ERROR, or in the NLMSG_DONE at the end of a dump; 0 for an acknowledgement.
 
-    :raises KernelError: the payload is too short for one, or is no errno
+    :raises KernelError: the payload is too short, or its number is no errno
     """
     if len(payload) < 4:
         raise KernelError("netlink: an answer is too short for its error number")
     code = -int(_I32.unpack_from(payload)[0])
     if not 0 <= code <= 4095:
-        raise KernelError(f"netlink: {-code} is no error number")
+        raise KernelError(f"netlink: {-code} is not a valid error number")
     return code
 
 
 class NetlinkSocket(Protocol):
-    """What a :class:`Channel` needs of a socket."""
+    """The methods of a socket that a :class:`Channel` uses."""
 
     def send(self, data: bytes, /) -> int: ...
 
@@ -204,9 +205,9 @@ class NetlinkSocket(Protocol):
 
 
 def open_query_socket(protocol: int = NETLINK_ROUTE) -> socket.socket:
-    """A blocking netlink socket whose reads give up after :data:`REPLY_SECONDS`.
+    """Open a blocking netlink socket whose reads time out after :data:`REPLY_SECONDS`.
 
-    :raises OSError: the system has none to give
+    :raises OSError: the system refuses
     """
     sock = socket.socket(AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
@@ -214,7 +215,7 @@ def open_query_socket(protocol: int = NETLINK_ROUTE) -> socket.socket:
         seconds, fraction = divmod(REPLY_SECONDS, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6)))
         try:
-            # Dumps then leave out what was not asked for, such as the route cache's exceptions. Linux 4.20.
+            # Dumps then contain only what was asked for, no exceptions of the route cache. Linux 4.20.
             sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         except OSError as error:
             if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL):
@@ -226,14 +227,14 @@ def open_query_socket(protocol: int = NETLINK_ROUTE) -> socket.socket:
 
 
 class _ReadAgain(Exception):
-    """The answer is incomplete; asking once more is the cure."""
+    """The answer is incomplete; ask again."""
 
 
 class Channel:
-    """Questions and orders to the kernel, one at a time, over one socket that is opened at the first and kept.
+    """Sends requests to the kernel, one at a time, over one socket, which the first request opens.
 
-    It belongs to the network namespace in which the first question was asked. Not for several threads; not to be used on both
-    sides of a fork.
+    It belongs to the network namespace in which the first request was made. Use it in one thread and one process: not after a
+    fork.
     """
 
     def __init__(self, open_socket: Callable[[], NetlinkSocket] = open_query_socket) -> None:
@@ -248,15 +249,15 @@ class Channel:
         self._finalizer: weakref.finalize[..., Channel] | None = None
 
     def close(self) -> None:
-        """Close the socket; the next question opens another."""
+        """Close the socket; the next request opens another one."""
         self._sock = None
         if self._finalizer is not None:
             self._finalizer()
 
     def socket(self) -> NetlinkSocket:
-        """The socket, for an ioctl in the namespace that it belongs to.
+        """The socket, for an ioctl in the channel's network namespace.
 
-        :raises OSError: it cannot be opened
+        :raises OSError: the socket cannot be opened
         """
         if self._sock is None:
             sock = self._open()
@@ -266,39 +267,40 @@ class Channel:
         return self._sock
 
     def ask(self, kind: int, body: bytes) -> Message:
-        """One question with one answer.
+        """Ask a question that has one answer.
 
         :raises OSError: the kernel refuses, with its errno
-        :raises KernelError: the kernel does not answer, or nonsense
+        :raises KernelError: the kernel does not answer, or the answer cannot be understood
         """
         return self._retried(kind, 0, body)[0]
 
     def ask_all(self, kind: int, bodies: Sequence[bytes]) -> list[Message | int]:
-        """Several questions of one kind in one system call, each with one answer.
+        """Ask several questions of one type in one system call; each has one answer.
 
-        :return: for each its answer, or the errno of the kernel's refusal
+        :return: the answer to each question, or the errno with which the kernel refuses it
         :raises OSError: the questions could not be sent
-        :raises KernelError: the kernel does not answer, or nonsense
+        :raises KernelError: the kernel does not answer, or an answer cannot be understood
         """
         found: list[Message | int] = []
-        for start in range(0, len(bodies), _QUESTIONS_A_BATCH):
-            found += self._retry(kind, partial(self._exchange_batch, kind, bodies[start : start + _QUESTIONS_A_BATCH]))
+        for start in range(0, len(bodies), _BATCH_SIZE):
+            found += self._retry(kind, partial(self._exchange_batch, kind, bodies[start : start + _BATCH_SIZE]))
         return found
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """A table: the payload of every entry.
+        """Dump a table.
 
+        :return: the payload of each entry
         :raises OSError: the kernel refuses, with its errno
-        :raises KernelError: the kernel does not answer, answers nonsense, or the table never stands still
+        :raises KernelError: the kernel does not answer, an answer cannot be understood, or the table changes during each attempt
         """
         return [message.payload for message in self._retried(kind, NLM_F_DUMP, body)]
 
     def tell(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """An order, which the kernel acknowledges when it has been carried out.
+        """Give an order, and wait until the kernel has carried it out.
 
-        :param flags: besides the one that asks for the acknowledgement
+        :param flags: netlink flags to add
         :raises OSError: the kernel refuses, with its errno
-        :raises KernelError: the kernel does not answer, or nonsense
+        :raises KernelError: the kernel does not answer, or the answer cannot be understood
         """
         self._retried(kind, NLM_F_ACK | flags, body)
 
@@ -312,7 +314,7 @@ class Channel:
                 return exchange()
             except _ReadAgain as again:
                 reason = str(again)
-            # What is left of the old answer must neither be taken for the new one nor keep the kernel's dump busy (EBUSY).
+            # A new socket: the rest of the old answer must not be taken for the new one, nor keep the dump busy (EBUSY).
             self.close()
         raise KernelError(f"netlink: {reason}, {_ATTEMPTS} times in a row", call=f"netlink message type {kind}")
 
@@ -345,19 +347,19 @@ class Channel:
                         found[number] = refusal(message.payload) if message.kind in (NLMSG_ERROR, NLMSG_DONE) else message
                 if len(found) == count:
                     return [found[number] for number in range(count)]
-            raise KernelError("netlink: only answers to questions that were not asked")
+            raise KernelError("netlink: no answer among many other messages")
         except OSError as error:
             self._failed(kind, error)
             raise
 
     def _failed(self, kind: int, error: OSError) -> None:
-        """What fails half-way leaves a socket behind with answers that nobody waits for."""
+        """Close the socket, which may still get answers to the failed request, and name the request in the error."""
         self.close()
         if isinstance(error, KernelError):
             error.call = f"netlink message type {kind}"
 
     def _answer(self, sock: NetlinkSocket, asked: int) -> list[Message] | int:
-        """The messages of the answer, or the errno of a refusal (which leaves the channel as good as before)."""
+        """The messages of the answer, or the errno of a refusal, after which the channel remains usable."""
         found: list[Message] = []
         interrupted = False
         strays = 0
@@ -377,19 +379,19 @@ class Channel:
                     if code:
                         return code
                     if message.kind == NLMSG_ERROR and not found and not asked & NLM_F_ACK:
-                        raise KernelError("netlink acknowledges a question instead of answering it")
+                        raise KernelError("netlink: a question was acknowledged instead of answered")
                     return found
                 found.append(message)
                 if not asked & (NLM_F_DUMP | NLM_F_ACK):
                     return found
-        raise KernelError("netlink: only answers to questions that were not asked")
+        raise KernelError("netlink: no answer among many other messages")
 
     def _receive(self, sock: NetlinkSocket) -> bytes:
-        """One datagram of the kernel; empty if it was somebody else's."""
+        """Receive one datagram of the kernel; empty if another process sent it."""
         try:
             data, _, flags, sender = sock.recvmsg(self._buffer)
         except BlockingIOError:
-            raise KernelError(f"netlink does not answer within {REPLY_SECONDS:g} seconds", errno=errno.ETIMEDOUT) from None
+            raise KernelError(f"netlink: no answer within {REPLY_SECONDS:g} seconds", errno=errno.ETIMEDOUT) from None
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise _ReadAgain("the answer overran the socket's buffer") from None
@@ -398,7 +400,7 @@ class Channel:
             return b""
         if flags & _MSG_TRUNC:
             if self._buffer >= _LARGEST_BUFFER:
-                raise KernelError(f"netlink: an answer is larger than {self._buffer} bytes")
+                raise KernelError(f"netlink: an answer exceeds {self._buffer} bytes")
             self._buffer *= 4
             raise _ReadAgain("an answer was larger than the buffer")
         return data

@@ -1,7 +1,7 @@
-"""The ICMP message that ended a connect, out of the socket's error queue.
+"""The ICMP message that ended a connect, read from the socket's error queue.
 
-TCP puts it there while it connects (``linux net/ipv4/tcp_ipv4.c``, tcp_v4_err), for IPv4 unasked. For IPv6 the error number alone
-tells: nothing but "administratively prohibited" and its kind becomes ``EACCES`` (``net/ipv6/icmp.c``, icmpv6_err_convert).
+IPv4 TCP always queues it while it connects (``linux net/ipv4/tcp_ipv4.c``, tcp_v4_err). IPv6 only gives an error number:
+``EACCES`` for "administratively prohibited" and similar codes (``net/ipv6/icmp.c``, icmpv6_err_convert).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _EXTENDED_ERROR = struct.Struct("=IBBBBII")
 _ORIGIN_ICMP = 2
 _DESTINATION_UNREACHABLE = 3
 _PROHIBITED = frozenset({9, 10, 13})
-"""Codes of RFC 1812 5.2.7.1: communication with the network, with the host, or at all is administratively prohibited."""
+"""Codes of RFC 1812 5.2.7.1: communication is administratively prohibited, with the network, with the host, or at all."""
 _OFFENDER = struct.Struct("=HxxB3B")
 
 
 def rejection(sock: socket.socket) -> Rejection | None:
-    """Take the message out of the queue.
+    """Take the message from the queue.
 
-    :return: ``None`` if there is none
+    :return: ``None`` if the entry is no ICMP message
     :raises OSError: the queue is empty or cannot be read
     """
     _, ancillary, _, _ = sock.recvmsg(1, 512, _MSG_ERRQUEUE)
@@ -37,7 +37,7 @@ def rejection(sock: socket.socket) -> Rejection | None:
 
 
 def parse(data: bytes) -> Rejection | None:
-    """The message out of an ``IP_RECVERR`` control message; ``None`` for what is no ICMP message or too short."""
+    """Parse an ``IP_RECVERR`` control message; ``None`` if it is no ICMP message or too short."""
     if len(data) < _EXTENDED_ERROR.size + _OFFENDER.size:
         return None
     _, origin, kind, code, _, _, _ = _EXTENDED_ERROR.unpack_from(data)

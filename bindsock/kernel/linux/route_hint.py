@@ -1,4 +1,4 @@
-"""What to tell the administrator of a machine on which a VPN has left no route for sockets that are bound beneath it."""
+"""The advice for an administrator when a VPN has left no route for sockets that are bound to an uplink."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _METRIC = 9999
 def hint(
     network: Network, interface: Interface, destination: IPAddress, gateway: IPAddress | None = None, own: Lookup | None = None
 ) -> str:
-    """One sentence: why nothing leads to the destination by the interface, and the command that would change that.
+    """One sentence: why there is no route to the destination by the interface, and the command that adds one.
 
-    :param gateway: by which the interface reaches the world, if anything names it
-    :param own: the route that a socket bound to the interface would have if it had the mark that a VPN's own traffic has
+    :param gateway: the gateway by which the interface reaches the Internet, if it is known
+    :param own: the route that a socket bound to the interface would have if it had the firewall mark of the VPN's own traffic
     """
     destination = unmapped(destination)
     family = family_of(destination)
@@ -56,7 +56,7 @@ def hint(
 
 
 def _obstacle(network: Network, family: socket.AddressFamily, default: Lookup | None) -> str:
-    """Why a default route that there is is none for a bound socket."""
+    """Why bound sockets do not use the existing default route."""
     if default is not None and not default.usable:
         return f"table {table_name(default.route.table)} ends in `{default.route.kind} default`"
     tunnel, unbound = _tunnel(network, family), network.unbound.get(family)

@@ -1,8 +1,8 @@
-"""Binding a socket to an interface, moving a datagram socket to another, and what a stream socket says of itself.
+"""Binding a socket to an interface, moving a datagram socket to another one, and reading the state of a stream socket.
 
-All of it works without privilege: the first ``SO_BINDTOIFINDEX`` of a socket needs none (Linux 5.7, ``net/core/sock.c``,
-sock_bindtoindex_locked), and ``connect(AF_UNSPEC)`` makes a datagram socket's next one the first again (``net/ipv4/udp.c``,
-__udp_disconnect).
+None of it needs a privilege: the first ``SO_BINDTOIFINDEX`` of a socket needs none (Linux 5.7, ``net/core/sock.c``,
+sock_bindtoindex_locked), and ``connect(AF_UNSPEC)`` unbinds a datagram socket, so that the next ``SO_BINDTOIFINDEX`` is a first
+one again (``net/ipv4/udp.c``, __udp_disconnect).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TCP_USER_TIMEOUT = 18
 
 
 def bind(sock: socket.socket, interface: Interface) -> None:
-    """Bind a socket that has not been bound to an interface, or to this one already.
+    """Bind a socket that is bound to no interface, or already to this one.
 
     :raises BindFailed: with the call and the errno
     """
@@ -56,29 +56,29 @@ def bind(sock: socket.socket, interface: Interface) -> None:
     try:
         _set_device(sock, interface.index)
     except OSError as error:
-        # Set again without privilege it is EPERM, even to what it is.
+        # Without privilege a second call fails with EPERM, even for the same interface.
         if error.errno != errno.EPERM or bound(sock) != interface.index:
             fail(error, "SO_BINDTOIFINDEX", interface)
     if sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM:
-        _stay_whole(sock)
+        _keep_bound_in_fin_wait(sock)
 
 
-def _stay_whole(sock: socket.socket) -> None:
-    """Let the kernel keep a whole socket for a minute after it is closed, by whomever, to acknowledge the peer's FIN.
+def _keep_bound_in_fin_wait(sock: socket.socket) -> None:
+    """Let the kernel keep the full socket for a minute after it is closed, so that it acknowledges the peer's FIN by its device.
 
-    What it keeps otherwise, once its own FIN is acknowledged, answers by the routes (``net/ipv6/tcp_ipv6.c``,
-    tcp_v6_send_response). FIN_WAIT2 is spent as a whole socket but for its last minute (``net/ipv4/tcp_input.c``,
-    tcp_rcv_state_process; ``include/net/tcp.h``, TCP_TIMEWAIT_LEN).
+    Otherwise, once its own FIN is acknowledged, the kernel only keeps a reduced socket, which answers by the routing table
+    (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response). A socket in FIN_WAIT2 stays a full one except for the last minute of the
+    linger time (``net/ipv4/tcp_input.c``, tcp_rcv_state_process; ``include/net/tcp.h``, TCP_TIMEWAIT_LEN).
     """
     with contextlib.suppress(OSError):  # a multipath socket has no such option
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, _LONGEST_END)
 
 
 def mark(sock: socket.socket, number: int, interface: Interface) -> None:
-    """Give a socket a firewall mark, by which policy rules and firewalls know its packets.
+    """Set a socket's firewall mark, which policy rules and firewalls can match.
 
-    :param interface: that it is bound to, for the error
-    :raises BindFailed: without CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17
+    :param interface: the interface that the socket is bound to, for the error
+    :raises BindFailed: the process lacks CAP_NET_ADMIN (since Linux 5.17 CAP_NET_RAW is enough)
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, number)
@@ -87,9 +87,9 @@ def mark(sock: socket.socket, number: int, interface: Interface) -> None:
 
 
 def unbind(sock: socket.socket) -> None:
-    """Take the interface off a socket. A connected datagram socket connects again, since its source address is the interface's.
+    """Unbind a socket from its interface. A connected datagram socket connects again, to get another source address.
 
-    :raises BindFailed: a stream socket, without privilege
+    :raises BindFailed: it is a stream socket and the process lacks CAP_NET_RAW
     """
     try:
         if _is_datagram(sock):
@@ -114,7 +114,7 @@ def unbind(sock: socket.socket) -> None:
 
 
 def bound(sock: socket.socket) -> int | None:
-    """The index of the interface that the socket is bound to; -1 if it is gone and the kernel, before 5.0, tells no index.
+    """The index of the interface that the socket is bound to; -1 if the interface is gone and the kernel is older than 5.0.
 
     :raises OSError: the socket is closed
     """
@@ -149,13 +149,13 @@ def chosen_options(sock: socket.socket) -> frozenset[str]:
 
 
 def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, port: int | None) -> None:
-    """Move a datagram socket to the interface: descriptor, port, queue and peer are kept.
+    """Move a datagram socket to the interface. It keeps its descriptor, port, queue and peer.
 
-    A stream socket is moved only if its local address is the interface's, which takes CAP_NET_RAW.
+    A stream socket is moved only if the interface has its local address; that needs CAP_NET_RAW.
 
-    :param peer: what the caller knows the socket to be connected to, for when an earlier call failed half-way
-    :param port: the local port likewise
-    :raises BindFailed: with the call and the errno; the socket is bound to some interface, or can send no more
+    :param peer: the peer to connect to if an earlier call failed half-way and left the socket disconnected
+    :param port: the local port, in the same case
+    :raises BindFailed: with the call and the errno; the socket is bound to an interface, or cannot send any more
     """
     _check(sock, interface)
     if not _is_datagram(sock):
@@ -168,8 +168,8 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
             fail(error, "getpeername", interface)
         connected = None
     if connected is None and peer is None and (port is None or sock.getsockname()[1]):
-        # Not connected: its source is chosen for each datagram, there is nothing to renew but the device. With CAP_NET_RAW, or
-        # if it has none yet, there is no moment without one.
+        # Not connected: the kernel chooses the source for each datagram, so only the device changes. With CAP_NET_RAW, or if the
+        # socket is unbound, one call is enough and the socket is never without a device.
         if bound(sock) == interface.index:
             return
         try:
@@ -183,11 +183,11 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
 
 
 def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: Sockaddr | None, port: int | None) -> None:
-    """Disconnect, which takes the device and an automatic port off the socket, and give it all anew.
+    """Disconnect the socket, which removes its device and an automatic port, then set device, port and peer again.
 
-    The device comes before the port: from the moment that the port is open to everybody until the connect(), strangers can
-    only come in by the new device. The peer, too, is a stranger until then, so that the transport must compare sources. A
-    port that was asked for explicitly stays on the socket and hears every device between the first two steps, 2 µs.
+    The device is set before the port. So between bind() and connect(), when the socket receives from any sender, packets can only
+    arrive on the new device; the transport must compare their senders with the peer. A port that the program chose explicitly
+    stays on the socket; between the first two steps, 2 µs, it receives on every device.
     """
     port = port or sock.getsockname()[1]
     step = "connect(AF_UNSPEC)"
@@ -200,7 +200,7 @@ def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: 
             except OSError:
                 _forbid_sending(sock)
                 raise
-        # What is left is what somebody asked for: such a port is still bound (bind() says EINVAL), and such an address, too.
+        # A port or an address that the program chose explicitly is still bound (bind() would fail with EINVAL).
         left = sock.getsockname()
         if port and not left[1]:
             step = "bind"
@@ -213,7 +213,7 @@ def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: 
 
 
 def _move_stream(sock: socket.socket, interface: Interface) -> None:
-    # Answers to another address would come in by the old interface, match no socket and be answered with a reset.
+    # With another local address, answers would arrive on the old interface, match no socket and be answered with a reset.
     check_local_address(sock, interface, "SO_BINDTOIFINDEX")
     if bound(sock) == interface.index:
         return
@@ -224,7 +224,7 @@ def _move_stream(sock: socket.socket, interface: Interface) -> None:
 
 
 def abort(sock: socket.socket) -> None:
-    """Reset a stream socket (``net/ipv4/tcp.c``, tcp_disconnect). It keeps its device, so that it could not be used again anyway.
+    """Reset a stream socket (``net/ipv4/tcp.c``, tcp_disconnect). It stays bound to its device, so it cannot be used again.
 
     :raises OSError: the socket is closed
     """
@@ -232,9 +232,9 @@ def abort(sock: socket.socket) -> None:
 
 
 def source(interface: Interface, remote: IPAddress) -> IPAddress:
-    """The address that the kernel would give a socket that is bound to the interface and connected to the remote address.
+    """The source address that the kernel chooses for a socket bound to the interface and connected to the remote address.
 
-    :raises OSError: none; there is no route
+    :raises OSError: there is no route
     """
     with socket.socket(family_of(remote), socket.SOCK_DGRAM) as sock:
         _set_device(sock, interface.index)
@@ -243,10 +243,10 @@ def source(interface: Interface, remote: IPAddress) -> IPAddress:
 
 
 def set_user_timeout(sock: socket.socket, seconds: float) -> None:
-    """Let a stream socket fail after so much silence.
+    """Let a stream socket fail when its peer has been silent for that many seconds.
 
-    TCP_USER_TIMEOUT counts while something is unacknowledged; at rest it does so only from the first keep-alive probe on
-    (``net/ipv4/tcp_timer.c``, tcp_keepalive_timer), which comes after half of the time.
+    TCP_USER_TIMEOUT applies while data is unacknowledged. On an idle connection it applies from the first keep-alive probe on
+    (``net/ipv4/tcp_timer.c``, tcp_keepalive_timer), which is sent after half of the time.
 
     :raises OSError: the kernel refused
     """
@@ -258,16 +258,17 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
     except OSError as error:
-        # A multipath socket has none, only the probes, and those only at rest (net/mptcp/sockopt.c).
+        # Multipath sockets do not have this option, only the probes of an idle connection (net/mptcp/sockopt.c).
         if sock.proto != mptcp.IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             raise
 
 
 def needs_lingering_close(sock: socket.socket) -> bool:
-    """Whether the kernel would answer the peer's FIN by the routes once the socket is closed.
+    """Whether, once the socket is closed, the kernel would answer the peer's FIN by the routing table instead of the socket's
+    device.
 
-    That is what TIME_WAIT does for IPv6, which follows if this side closes first (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response).
-    With unread data ``close()`` sends a reset instead, by the socket's own device (``net/ipv4/tcp.c``, __tcp_close).
+    IPv6 does this in TIME_WAIT, the state of the side that closes first (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response). With
+    unread data ``close()`` sends a reset instead, by the socket's own device (``net/ipv4/tcp.c``, __tcp_close).
     """
     if sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM or sock.proto not in (0, socket.IPPROTO_TCP):
         return False
@@ -282,7 +283,7 @@ def needs_lingering_close(sock: socket.socket) -> bool:
 
 
 def activity(sock: socket.socket) -> object:
-    """The bytes that were acknowledged, received and sent for the first time; ``None`` if the kernel does not tell.
+    """The bytes acknowledged, received, and sent without retransmissions; ``None`` if the kernel does not tell.
 
     ``struct tcp_info``: ``include/uapi/linux/tcp.h``; ``struct mptcp_info``: ``include/uapi/linux/mptcp.h``.
     """
@@ -309,7 +310,7 @@ def _is_datagram(sock: socket.socket) -> bool:
 
 
 def _check(sock: socket.socket, interface: Interface) -> None:
-    """``SO_BINDTOIFINDEX`` takes an index that nothing has, and 0 to unbind: neither is meant."""
+    """Check the socket and the index, since ``SO_BINDTOIFINDEX`` accepts unknown indices, and 0 unbinds."""
     if sock.fileno() < 0:
         fail(_error(errno.EBADF), "SO_BINDTOIFINDEX", interface, "the socket is closed")
     try:
@@ -319,7 +320,7 @@ def _check(sock: socket.socket, interface: Interface) -> None:
 
 
 def _name(sock: socket.socket, index: int) -> bytes:
-    """The present name of the interface, in the namespace of the socket."""
+    """The present name of the interface, in the socket's network namespace."""
     name: bytes = _IFREQ.unpack(fcntl.ioctl(sock.fileno(), _SIOCGIFNAME, _IFREQ.pack(b"", index)))[0]
     return name.split(b"\0", 1)[0]
 
@@ -332,15 +333,14 @@ def _set_device(sock: socket.socket, index: int) -> None:
             raise
     else:
         return
-    # Linux before 5.0 knows names alone.
+    # Linux before 5.0 only accepts names.
     sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, _name(sock, index) if index else b"")
 
 
 def _forbid_sending(sock: socket.socket) -> None:
-    """The socket has lost its device and gets none: it must not send. Its sends are EPIPE from here on.
+    """Make all further sends fail with EPIPE, since the socket has lost its device and must not send unbound.
 
-    On a socket that is not connected shutdown() reports ENOTCONN and works nevertheless (``linux net/ipv4/af_inet.c``,
-    inet_shutdown).
+    On an unconnected socket shutdown() fails with ENOTCONN but has its effect (``linux net/ipv4/af_inet.c``, inet_shutdown).
     """
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

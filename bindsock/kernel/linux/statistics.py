@@ -1,4 +1,4 @@
-"""What a device has dropped, out of RTM_NEWLINK's IFLA_STATS64, and what of a socket's datagrams has not left it yet.
+"""The packets that a device dropped (IFLA_STATS64 of RTM_NEWLINK), and the datagrams of a socket that have not left yet.
 
 Layout: ``include/uapi/linux/if_link.h``, struct rtnl_link_stats64.
 """
@@ -23,26 +23,28 @@ _STATS64 = struct.Struct("=8Q")
 """rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped, and more."""
 
 _SMALLEST_DATAGRAM = 768
-"""Bytes that the smallest one takes of the send buffer: struct sk_buff, skb_shared_info, and data (``net/core/skbuff.c``)."""
+"""How many bytes of the send buffer the smallest datagram takes: struct sk_buff, skb_shared_info, and data
+(``net/core/skbuff.c``)."""
 
 
 def dropped(channel: Channel, index: int) -> int:
-    """How many packets a device was given and did not send: drops, those without a carrier among them, and errors.
+    """The packets that a device accepted and did not send: its transmit drops and errors.
 
-    What the qdisc of a device without carrier swallows is among them (``net/sched/sch_generic.c``, noop_enqueue; seen on 6.18).
+    These include packets that the qdisc of a device without carrier discards (``net/sched/sch_generic.c``, noop_enqueue; seen on
+    6.18).
 
     :raises OSError: there is no such interface
     """
     answer = channel.ask(RTM_GETLINK, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
     statistics = netlink.attributes(answer.payload, IFINFOMSG.size).get(_IFLA_STATS64)
     if statistics is None or len(statistics) < _STATS64.size:
-        raise KernelError("RTM_NEWLINK without statistics")
+        raise KernelError("netlink: a link has no statistics")
     counts: tuple[int, ...] = _STATS64.unpack_from(statistics)
     return counts[5] + counts[7]
 
 
 def unsent(sock: socket.socket) -> int:
-    """How many datagrams, at the most, are in the send buffer: a device returns what they take of it when they have left."""
+    """An upper bound of the datagrams in the send buffer. A device frees a datagram's share when it has sent it."""
     try:
         answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):  # closed

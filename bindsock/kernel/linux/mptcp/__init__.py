@@ -1,1 +1,1 @@
-"""Multipath TCP on Linux: the sockets, their subflows, and the path managers of the kernel."""
+"""Multipath TCP on Linux: sockets, their subflows, and the kernel's path managers."""

@@ -1,13 +1,13 @@
-"""Telling the kernel's multipath path manager which subflows a connection is to have. It takes CAP_NET_ADMIN.
+"""Ordering subflows from the kernel's multipath path manager. Needs CAP_NET_ADMIN.
 
-There are two path managers, chosen by ``net.mptcp.pm_type`` when a socket is made:
+There are two path managers; ``net.mptcp.pm_type`` chooses one when a socket is made:
 
-* The userspace one (``net/mptcp/pm_userspace.c``) is told of one connection, by its token.
-* The in-kernel one (``net/mptcp/pm_kernel.c``) knows endpoints: local addresses that all multipath connections of the network
-  namespace get subflows from, those of other programs, too; and when an endpoint goes, all of them lose their subflows with its
-  address. So one that this process has added is removed only when no connection, its own or a stranger's, would be left without
-  any subflow by that; until then a connection that leaves has just its own subflow reset. The kernel makes one subflow of an
-  endpoint for each connection, and another only when the endpoint is made again.
+* The userspace one (``net/mptcp/pm_userspace.c``) takes orders for a single connection, by its token.
+* The in-kernel one (``net/mptcp/pm_kernel.c``) has endpoints: local addresses from which all multipath connections of the network
+  namespace get subflows, those of other programs, too. When an endpoint is removed, all connections lose their subflows with its
+  address. So an endpoint that this process added is removed only if no connection, of this or another program, loses its only
+  subflow by that. Until then, a connection that leaves the address has only its own subflow reset. The kernel makes one
+  subflow from an endpoint for each connection, and another one only if the endpoint is removed and added again.
 
 The generic netlink family ``mptcp_pm`` and its numbers are those of ``include/uapi/linux/mptcp_pm.h``.
 """
@@ -73,10 +73,10 @@ _ADDR_FLAGS = 6
 _ADDR_IF_IDX = 7
 _FLAG_SUBFLOW = 1 << 1
 _FLAG_IMPLICIT = 1 << 4
-"""The kernel's own note of an address that has been used. No subflow comes of it."""
+"""Marks an endpoint that the kernel made itself for an address in use. It causes no subflows."""
 
-_LINGERING = 0.5
-"""Seconds for which the end of the process waits for connections that are just ending."""
+_EXIT_SECONDS = 0.5
+"""How long the process, when it exits, waits for connections to end."""
 
 
 class _Endpoint(NamedTuple):
@@ -86,7 +86,7 @@ class _Endpoint(NamedTuple):
     bound: int
     """The index of the interface that its subflows are bound to; 0 if they are bound to none."""
     attributes: bytes
-    """All that the kernel says of it, as it can be told to it again."""
+    """The endpoint's netlink attributes, with which it can be added again."""
 
 
 @dataclass(eq=False)
@@ -95,18 +95,19 @@ class _Connection:
 
     token: int
     first: IPAddress
-    """The address of its first subflow."""
+    """The local address of the first subflow."""
     place: IPAddress
-    """The address where it is."""
+    """The local address of the subflow that carries the connection now."""
     userspace: bool
+    """Whether the userspace path manager controls the connection."""
     identifiers: dict[IPAddress, int] = field(default_factory=dict)
-    """By local address; 0 is the first subflow's."""
+    """The path manager's numbers of the local addresses; 0 is the first subflow's."""
     indexes: dict[IPAddress, int] = field(default_factory=dict)
-    """The interfaces that the subflows were bound to, by local address."""
+    """The indices of the interfaces for which subflows were ordered, by local address."""
     bound: dict[Subflow, int] = field(default_factory=dict)
-    """The interfaces to which the subflows are bound, of those for which the kernel was asked."""
+    """The indices of the interfaces that the subflows are bound to, as far as the kernel has been asked."""
     expected: set[IPAddress] = field(default_factory=set)
-    """The local addresses of subflows that the kernel is about to make without another order."""
+    """The local addresses of subflows that the kernel will make without another order."""
 
 
 class PathManager:
@@ -126,7 +127,7 @@ class PathManager:
         return mptcp.protocol(family)
 
     def endpoints(self) -> Endpoints:
-        """Ask the in-kernel path manager, if it is the one. No privilege is needed."""
+        """Ask the in-kernel path manager, if it is in use. Needs no privilege."""
         if _is_userspace():
             return Endpoints()
         limits = netlink.attributes(self._ask(_CMD_GET_LIMITS), _GENERIC_HEADER.size)
@@ -138,19 +139,19 @@ class PathManager:
         )
 
     def subflows(self, sock: socket.socket) -> tuple[Subflow, ...] | None:
-        """Ask the socket, 5 µs. No privilege is needed."""
+        """Ask the socket, 5 µs. Needs no privilege."""
         states = mptcp.states(sock)
         return tuple(state.subflow for state in states if state.established) if states is not None else None
 
     def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
-        """Ask sock_diag once for each subflow, 30 µs, and more if the system has made it. No privilege is needed."""
+        """Ask sock_diag, once for each subflow: 30 µs, more for subflows that the system made. Needs no privilege."""
         connection = self._connections.get(sock)
         if connection is None or subflow not in connection.bound:
             ordered = connection.indexes.get(subflow.local) if connection is not None else None
             try:
                 index = sock_diag.bound(self._diag_channel, subflow, (ordered, sockets.bound(sock)))
             except OSError as error:
-                _logger.debug("the system does not say to which interface the subflow of %s is bound: %s", subflow.local, error)
+                _logger.debug("cannot tell which interface the subflow of %s is bound to: %s", subflow.local, error)
                 return 0
             if connection is None or index is None:
                 return index
@@ -159,13 +160,13 @@ class PathManager:
         return connection.bound[subflow]
 
     def silence(self, sock: socket.socket) -> float:
-        """By each subflow's ``tcp_info``."""
+        """Read each subflow's ``tcp_info``."""
         if not mptcp.unacknowledged(sock):
             return 0.0
         return min((state.silence for state in mptcp.states(sock) or () if state.established), default=float("inf"))
 
     def register(self, sock: socket.socket) -> None:
-        """Note its token, its address, and by which path manager it goes."""
+        """Note the connection's token, its address, and its path manager."""
         self._known(sock)
 
     def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
@@ -182,7 +183,7 @@ class PathManager:
             return local
         if connection.userspace:
             self._end_stale(local, interface, connection)
-            # Of an address that has been used before the number is kept, or the kernel refuses.
+            # An address that was used before must keep its number, or the kernel refuses.
             used = connection.identifiers.values()
             identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
             self._tell(
@@ -193,21 +194,21 @@ class PathManager:
             )
         else:
             self._add_endpoint(connection, local, interface)
-            # Afterwards, since the kernel makes another subflow by an endpoint when the one that it counts for it ends.
+            # This comes last: when an endpoint's subflow ends, the kernel makes another one.
             self._end_stale(local, interface, connection)
         connection.indexes[local] = interface.index
         return local
 
     def arrived(self, sock: socket.socket, address: IPAddress) -> None:
-        """See :func:`bindsock.kernel.linux.mptcp.sockets.level_receive_buffers`; 20 µs."""
+        """Note the new address, and enlarge the subflow's receive buffer; 20 µs."""
         self._known(sock).place = address
         mptcp.level_receive_buffers(sock)
 
     def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
-        """Order the end of the subflows with a local address, 0.3 ms, and let the peer know.
+        """Order the end of the subflows with a local address, 0.3 ms, and tell the peer by another subflow.
 
-        Without that the peer, whom nothing reaches from a dead interface, would go on sending to it, and count it among the
-        subflows that it may have.
+        Otherwise the peer, which a dead interface cannot tell, would go on sending to the address and would count the subflow
+        towards its limit.
         """
         connection = self._known(sock)
         remaining = self._remaining(sock, address)
@@ -218,22 +219,25 @@ class PathManager:
         if systems and why == "left":
             return False
         if address.version == 6 and why != "lost":
-            # What an orderly end leaves behind answers the peer's FIN by the routes (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
+            # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound to
+            # (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
             self._reset(sock, remaining)
         if connection.userspace:
             self._destroy(connection, address, remaining)
         elif not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
             self._remove_endpoint(address, first=connection.first == address, lost=why == "lost")
         if address.version == 6:
-            # Also one that is ending already: over a lost interface its end may go on later.
+            # Also reset a subflow that is ending: on a lost interface its end could go on later.
             self._reset(sock, remaining)
         elif not connection.userspace:
             self._reset(sock, self._remaining(sock, address))
         return True
 
     def retain(self, interfaces: Collection[int]) -> None:
-        """Remove the endpoints of interfaces that are no more, before a connection has its first subflow with such an address:
-        that would end with the endpoint."""
+        """Remove the endpoints of interfaces that no longer exist.
+
+        A new connection may have its first subflow with such an address, which would end with the endpoint.
+        """
         for address, index in list(self._added.items()):
             if index not in interfaces and os.getpid() == self._process:
                 try:
@@ -243,14 +247,14 @@ class PathManager:
                     _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
     def release(self, sock: socket.socket) -> bool:
-        """Remove the endpoints that nobody needs any more. The kernel may need one to send what a closed connection still has."""
+        """Remove the endpoints that no connection needs. The kernel may need one until a closed connection has sent its data."""
         self._connections.pop(sock, None)
         return self.sweep()
 
     def sweep(self) -> bool:
-        """Remove what nobody needs."""
+        """Remove the endpoints that no connection needs."""
         if os.getpid() != self._process:
-            return False  # of a fork's parent
+            return False  # they belong to the parent of a fork
         for address in list(self._added):
             try:
                 if not self._needing(address, None, lost=False):
@@ -263,11 +267,9 @@ class PathManager:
         return bool(self._added)
 
     def close(self) -> None:
-        """Close the sockets for orders; the next one opens others."""
+        """Close the netlink sockets; the next call opens them again."""
         self._genl_channel.close()
         self._diag_channel.close()
-
-    # The connections
 
     def _known(self, sock: socket.socket) -> _Connection:
         connection = self._connections.get(sock)
@@ -277,10 +279,13 @@ class PathManager:
         return connection
 
     def _needing(self, address: IPAddress, besides: _Connection | None, *, lost: bool) -> set[int]:
-        """The connections, by token, that would miss their subflow with an address: strangers, and those of this process that
-        have no other or are there because it is the place for them. By interfaces that were deleted nobody has any.
+        """The tokens of the connections that need a subflow with an address.
 
-        :param lost: nothing goes over it any more, so that only those count that have no other
+        These are connections that have no other subflow; unless the address is lost, also those of other programs, and those of
+        this process that are at the address now. Subflows on deleted interfaces do not count.
+
+        :param besides: a connection that does not count
+        :param lost: the address can carry nothing any more, so only connections without another subflow count
         """
         existing = {0, *(index for index, _ in socket.if_nameindex())}
         seen = [subflow for subflow in sock_diag.subflows(self._diag_channel) if subflow.bound in existing]
@@ -297,8 +302,10 @@ class PathManager:
         return [state.subflow for state in mptcp.states(sock) or () if state.subflow.local == address]
 
     def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection) -> None:
-        """End the subflows with an address that are bound to another interface than the one that has it now: it was deleted and
-        made again. Those of all connections of this process, since one endpoint serves them all.
+        """End the subflows that have an address but are bound to another interface than ``interface``, which has it now.
+
+        This happens when an interface was deleted and made again. All connections of this process are searched, since one
+        endpoint serves them all.
         """
         for sock, connection in list(self._connections.items()):
             remaining = self._remaining(sock, address) if sock.fileno() != -1 else []
@@ -312,18 +319,16 @@ class PathManager:
                     connection.expected.add(address)
 
     def _is_systems(self, address: IPAddress) -> bool:
-        """Whether an endpoint that subflows come of has the address."""
+        """Whether the system has an endpoint with the address that causes subflows."""
         return any(endpoint.address == address for endpoint in self._endpoints() if endpoint.flags & _FLAG_SUBFLOW)
 
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
             sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow),))
 
-    # The userspace path manager
-
     def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
         token = netlink.attribute_u32(_ATTR_TOKEN, connection.token)
-        # The kernel keeps the number of a subflow that the peer has ended, and refuses it to another address.
+        # The kernel keeps the number of a subflow that the peer ended, and refuses to give it to another address.
         identifier = connection.identifiers.pop(address, 0 if subflows else None)
         if identifier is not None:
             number = netlink.attribute(_ATTR_LOC_ID, bytes([identifier]))
@@ -337,13 +342,11 @@ class PathManager:
                 harmless=sock_diag.GONE,
             )
 
-    # The in-kernel path manager
-
     def _add_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> None:
         try:
             self._tell(_CMD_ADD_ADDR, _address(_ATTR_ADDR, local, index=interface.index, flags=_FLAG_SUBFLOW))
         except FileExistsError:
-            # The system's own, or one of ours, of which this connection has had its subflow.
+            # The endpoint is the system's, or one of ours from which this connection already had a subflow.
             for endpoint in self._endpoints():
                 if endpoint.address == local:
                     self._renew_endpoint(endpoint, connection, interface)
@@ -351,10 +354,10 @@ class PathManager:
             if not self._added:
                 atexit.register(self._at_exit)
             self._added[local] = interface.index
-            _logger.info("%s of %s is a multipath endpoint now, for all programs", local, interface)
+            _logger.info("added the multipath endpoint %s of %s, which all programs use", local, interface)
 
     def _renew_endpoint(self, endpoint: _Endpoint, connection: _Connection, interface: Interface) -> None:
-        """Make it again, for the interface that has its address now, unless other connections need it."""
+        """Remove and add an endpoint again, for the interface that has its address now, unless other connections need it."""
         address = endpoint.address
         stale = endpoint.bound not in (0, interface.index)
         if self._needing(address, connection, lost=stale):
@@ -366,7 +369,7 @@ class PathManager:
         if stale:
             attributes[_ADDR_IF_IDX] = struct.pack("=I", interface.index)
         if stale or address in self._added:
-            # The peer is told that the old number is gone as soon as there is a subflow to tell it by: the new one.
+            # A new number: the peer is told by the new subflow that the old number is gone.
             del attributes[_ADDR_ID]
         self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=endpoint.identifier))
         self._tell(_CMD_ADD_ADDR, netlink.nested(_ATTR_ADDR, *(netlink.attribute(*pair) for pair in attributes.items())))
@@ -374,26 +377,26 @@ class PathManager:
             self._added[address] = interface.index
 
     def _at_exit(self) -> None:
-        """Nobody else will do it. What is still open is closed at this moment in any case, and may take a moment to end."""
+        """Remove the endpoints when the process exits. Its connections are closed first, and may take a moment to end."""
         if os.getpid() != self._process:
             return
-        # The system's clock: as the process ends there is no event loop.
-        deadline = time.monotonic() + _LINGERING
+        # The system's clock: there is no event loop at exit.
+        deadline = time.monotonic() + _EXIT_SECONDS
         for sock in list(self._connections):
             with contextlib.suppress(OSError):
                 sock.close()
         self._connections.clear()
         while self.sweep():
             if time.monotonic() > deadline:
-                _logger.info("multipath endpoints are left, since connections need them: %s", ", ".join(map(str, self._added)))
+                _logger.info("connections still need these multipath endpoints, which stay: %s", ", ".join(map(str, self._added)))
                 return
             time.sleep(0.01)
 
     def _remove_endpoint(self, address: IPAddress, *, first: bool = False, lost: bool = False) -> None:
-        """End all subflows with the address, and tell the peers.
+        """Remove an endpoint, which ends all subflows with the address and tells the peers.
 
-        :param first: it may be a first subflow's: that has no endpoint, but the number 0
-        :param lost: nothing goes over it any more: then the kernel tells the peer first, by another subflow
+        :param first: the address may be that of a first subflow, which has no endpoint but the number 0
+        :param lost: the address can carry nothing any more, so let the kernel tell the peer by another subflow before the reset
         """
         ending = self._remaining_ipv6(address)
         if not lost:
@@ -408,7 +411,8 @@ class PathManager:
             self._reset_all(ending)
 
     def _remaining_ipv6(self, address: IPAddress) -> list[tuple[socket.socket, list[Subflow]]]:
-        """All connections' subflows with an IPv6 address. What their orderly end leaves behind would answer by the routes."""
+        """The subflows of all connections with an IPv6 address. They need a reset: after an orderly end the kernel would answer
+        the peer's FIN by the routing table."""
         if address.version == 4:
             return []
         return [(sock, self._remaining(sock, address)) for sock in list(self._connections) if sock.fileno() != -1]
@@ -429,8 +433,6 @@ class PathManager:
             flags, bound = (netlink.u32(entry.get(kind, bytes(4))) for kind in (_ADDR_FLAGS, _ADDR_IF_IDX))
             found.append(_Endpoint(address, entry.get(_ADDR_ID, b"\0")[0], flags, bound, raw))
         return found
-
-    # Generic netlink
 
     def _family_number(self) -> int:
         if self._family is None:

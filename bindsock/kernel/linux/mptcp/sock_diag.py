@@ -1,4 +1,4 @@
-"""sock_diag: the subflows of all programs' multipath connections, and the end of one of them.
+"""sock_diag: listing the subflows of all multipath connections, and ending one.
 
 Layouts and numbers are those of ``include/uapi/linux/inet_diag.h``, ``sock_diag.h`` and ``mptcp.h``.
 """
@@ -24,25 +24,25 @@ _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _DIAG_REQUEST = struct.Struct("=BBBBI")
 _DIAG_ENTRY = struct.Struct("=BB2x2s2x16s16xI28x")
-"""Of ``struct inet_diag_msg``: family, state, local port and address, and the interface that the socket is bound to."""
+"""From ``struct inet_diag_msg``: family, state, local port and address, and the interface that the socket is bound to."""
 _DIAG_ULP_INFO = 19
 _DIAG_WITH_INFO = 1 << 1
-"""Ask for INET_DIAG_INFO: what the upper layer adds comes with it alone (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
+"""Ask for INET_DIAG_INFO, since INET_DIAG_ULP_INFO only comes with it (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
 _ULP_INFO_MPTCP = 3
 _SUBFLOW_ATTR_TOKEN_LOC = 2
 _ANY_STATE = 0xFFFFFFFF
 _ANY_COOKIE = 0xFFFFFFFF
 
 GONE = (errno.ENOENT, errno.ESRCH)
-"""What is to be ended has ended: the peer, once told, may have been quicker."""
+"""Errors that mean that the subflow has already ended; the peer may have been quicker."""
 
 _TCP_ESTABLISHED = 1
 _TCP_OVER = (6, 7)
-"""TIME_WAIT and CLOSE"""
+"""TIME_WAIT and CLOSE."""
 
 
-class Seen(NamedTuple):
-    """A subflow of some program's connection."""
+class ListedSubflow(NamedTuple):
+    """A subflow of any program's connection."""
 
     token: int
     address: IPAddress
@@ -52,8 +52,8 @@ class Seen(NamedTuple):
     """The index of the interface that it is bound to; 0 if it is bound to none."""
 
 
-def subflows(channel: Channel) -> list[Seen]:
-    """The subflows of all multipath connections in the namespace (``net/mptcp/diag.c``)."""
+def subflows(channel: Channel) -> list[ListedSubflow]:
+    """The subflows of all multipath connections in the network namespace (``net/mptcp/diag.c``)."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
@@ -64,15 +64,15 @@ def subflows(channel: Channel) -> list[Seen]:
             if token is not None and state not in _TCP_OVER:
                 local = unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16]))
                 number = int.from_bytes(port, "big")
-                found.append(Seen(netlink.u32(token), local, number, state == _TCP_ESTABLISHED, bound))
+                found.append(ListedSubflow(netlink.u32(token), local, number, state == _TCP_ESTABLISHED, bound))
     return found
 
 
 def bound(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) -> int | None:
-    """The index of the interface to which a subflow is bound, 0 if it is bound to none; 12 µs if it is the first likely one.
+    """The index of the interface that a subflow is bound to; 12 µs if it is the first likely one.
 
-    :param likely: indices to ask for first: a bound socket is found by its own interface alone, even if that was deleted
-    :return: ``None`` if there is no such subflow
+    :param likely: indices to try first: the kernel finds a bound socket only by its own interface, even if that was deleted
+    :return: 0 if the subflow is bound to no interface; ``None`` if there is no such subflow
     """
     for index in _candidates(likely):
         try:
@@ -89,8 +89,10 @@ def bound(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) ->
 def reset(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) -> None:
     """End one TCP connection, as ``ss -K`` does (``net/ipv4/tcp_diag.c``, tcp_diag_destroy).
 
-    A socket that is bound to an interface is found by that interface alone, and which one it is nobody tells of a subflow
-    that the system has made.
+    The kernel finds a bound socket only by its own interface, and does not tell the interface of a subflow that the system made.
+    So all interfaces are tried.
+
+    :param likely: indices to try first
     """
     for index in _candidates(likely):
         try:

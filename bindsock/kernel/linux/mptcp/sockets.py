@@ -1,6 +1,6 @@
-"""Multipath TCP, as a socket tells of it: whether it is real, its subflows, and their receive buffers.
+"""Multipath sockets: whether multipath was negotiated, the subflows, and their receive buffers.
 
-Nothing here takes a privilege. Layouts and numbers are those of ``include/uapi/linux/mptcp.h`` and ``tcp.h``.
+Nothing here needs a privilege. Layouts and numbers are those of ``include/uapi/linux/mptcp.h`` and ``tcp.h``.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ _SUBFLOW_DATA = struct.Struct("=IIII")
 _SO_PROTOCOL = 38
 _SO_RCVBUFFORCE = 33
 _ADDRESS_SIZE = 128
-"""``struct sockaddr_storage``"""
+"""The size of ``struct sockaddr_storage``."""
 _MOST_SUBFLOWS = 32
 
 _TCP_INFO = struct.Struct("=B51xII")
-"""The state, and how many milliseconds ago data and an acknowledgement were received."""
+"""The state, and the milliseconds since data and since an acknowledgement were received."""
 _ESTABLISHED = 1
 _ALIVE = (1, 2, 3)
-"""ESTABLISHED, SYN_SENT and SYN_RECV"""
+"""ESTABLISHED, SYN_SENT and SYN_RECV."""
 
 
 class State(NamedTuple):
-    """A subflow, and how it is."""
+    """A subflow and its state."""
 
     subflow: Subflow
     established: bool
     silence: float
-    """Seconds since anything came by it."""
+    """Seconds since anything was received over it."""
 
 
 def protocol(family: int = socket.AF_INET) -> int | None:
-    """``IPPROTO_MPTCP`` if the kernel has it and it is not switched off, else ``None``.
+    """``IPPROTO_MPTCP`` if the kernel has it and it is switched on, else ``None``.
 
-    ``None`` also before Linux 5.16, where nobody could tell which subflows a connection has.
+    Before Linux 5.16 it is ``None``, too, since those kernels do not list a connection's subflows.
     """
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP) as sock:
         _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)
@@ -62,9 +62,9 @@ def protocol(family: int = socket.AF_INET) -> int | None:
 
 
 def states(sock: socket.socket) -> list[State] | None:
-    """The subflows that are established or begin to be.
+    """The subflows that are established or being established.
 
-    :return: ``None`` if the socket is none of MPTCP, is not connected or has fallen back to TCP
+    :return: ``None`` if the socket is no multipath socket, is not connected or has fallen back to TCP
     """
     if not _is_multipath(sock):
         return None
@@ -78,7 +78,7 @@ def states(sock: socket.socket) -> list[State] | None:
     found = []
     for entry, info in zip(addresses, infos, strict=False):
         state, data, acknowledgement = _TCP_INFO.unpack(info)
-        # The first one stays in the list when it has ended, or is about to and nobody answers (net/mptcp/protocol.c,
+        # The first subflow stays in the list after its end, and while the peer does not answer its end (net/mptcp/protocol.c,
         # __mptcp_close_ssk).
         if state in _ALIVE:
             subflow = Subflow(*_address(entry, 0), *_address(entry, _ADDRESS_SIZE))
@@ -87,18 +87,18 @@ def states(sock: socket.socket) -> list[State] | None:
 
 
 def token(sock: socket.socket) -> int:
-    """What the path manager calls the connection.
+    """The number by which the path manager knows the connection.
 
-    :raises OSError: it is none of MPTCP
+    :raises OSError: the socket is no multipath socket
     """
     info = sock.getsockopt(SOL_MPTCP, MPTCP_INFO, 64)
     if len(info) < _TOKEN.size:
-        raise KernelError("the kernel's mptcp_info is too short for a token")
+        raise KernelError("mptcp_info is too short for a token")
     return int(_TOKEN.unpack_from(info)[0])
 
 
 def unacknowledged(sock: socket.socket) -> bool:
-    """Whether anything that was written waits to be acknowledged."""
+    """Whether written data waits to be acknowledged."""
     try:
         answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
     except OSError:
@@ -107,23 +107,23 @@ def unacknowledged(sock: socket.socket) -> bool:
 
 
 def level_receive_buffers(sock: socket.socket) -> None:
-    """Give a subflow that has joined late the receive buffer that the connection has.
+    """Give a subflow that has joined late as large a receive buffer as the connection has.
 
-    A subflow begins with the small buffer of any new connection, and the kernel enlarges it only when that of the whole
-    connection grows, which has long found its size (``net/mptcp/protocol.c``, mptcp_rcv_space_adjust). The window that is
-    announced shrinks to what the subflow can take, a burst fills it, and where the last acknowledgement of the burst leaves
-    before the program has read it, nothing announces that there is room again: the peer waits for its retransmission timer,
-    200 ms and more (seen on 6.18, in three of four downloads).
+    A subflow begins with the small buffer of any new connection. The kernel enlarges it only when the buffer of the whole
+    connection grows, which already has its final size (``net/mptcp/protocol.c``, mptcp_rcv_space_adjust). The announced window
+    shrinks to what the subflow can take, and a burst fills it. If the last acknowledgement of the burst is sent before the
+    program has read the data, nothing announces free space: the peer waits for its retransmission timer, 200 ms and more
+    (seen on 6.18, in three of four downloads).
 
-    ``SO_RCVLOWAT`` above what the buffer holds enlarges all of them at once, without fixing their size as ``SO_RCVBUF`` would
-    (``net/mptcp/sockopt.c``, mptcp_set_rcvlowat, Linux 6.7). How much a buffer holds nobody tells: so in small steps, by an
-    eighth of it at the most in the end. Where the buffer is as large as that can make it, which is half of what it may ever
-    be (``net.ipv4.tcp_rmem``) or more, its size is fixed.
+    ``SO_RCVLOWAT`` above the capacity of the buffers enlarges all of them at once, and does not fix their size as ``SO_RCVBUF``
+    would (``net/mptcp/sockopt.c``, mptcp_set_rcvlowat, Linux 6.7). The kernel does not tell the capacity, so the option is
+    raised in small steps. This can enlarge a buffer to half of the maximum (``net.ipv4.tcp_rmem``); the size of a larger one is
+    fixed by ``SO_RCVBUFFORCE``.
     """
     with contextlib.suppress(OSError):
         before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         if not _enlarge(sock, before) and before >= _largest_receive_buffer() // 2:
-            # The kernel doubles what it is given.
+            # The kernel doubles the value.
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, before // 2)
 
 
@@ -147,20 +147,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _is_multipath(sock: socket.socket) -> bool:
-    """Ask the system: a socket of any protocol may have been made for this one (a BPF program of ``mptcpize``)."""
+    """Ask the kernel for the protocol, since ``sock.proto`` may differ: a BPF program (``mptcpize``) can change it."""
     if isinstance(sock, socket.socket):
         try:
             return sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) == IPPROTO_MPTCP
         except OSError:
             return False
-    # What uvloop shows of a transport's socket has no such method for an option of any number.
+    # uvloop's wrapper of a transport's socket cannot read this option.
     number, length = ctypes.c_int(), ctypes.c_uint32(4)
     failed = _libc.getsockopt(sock.fileno(), socket.SOL_SOCKET, _SO_PROTOCOL, ctypes.byref(number), ctypes.byref(length))
     return not failed and number.value == IPPROTO_MPTCP
 
 
 def _list(sock: socket.socket, option: int, size: int) -> list[bytes]:
-    """An option that begins with ``struct mptcp_subflow_data``, which says how much is understood: Python cannot pass it."""
+    """The entries of an option that begins with ``struct mptcp_subflow_data``.
+
+    The caller must pass that struct in, to tell which version it knows. Python's getsockopt() cannot do this.
+    """
     buffer = ctypes.create_string_buffer(_SUBFLOW_DATA.size + _MOST_SUBFLOWS * size)
     _SUBFLOW_DATA.pack_into(buffer, 0, _SUBFLOW_DATA.size, 0, 0, size)
     length = ctypes.c_uint32(len(buffer))

@@ -1,1 +1,1 @@
-"""What rtnetlink says: links, addresses, routes, and the events that announce a change of them."""
+"""rtnetlink: links, addresses, routes, rules, and the events that announce their changes."""

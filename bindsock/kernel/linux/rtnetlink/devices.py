@@ -1,4 +1,4 @@
-"""Whether an Ethernet-like device is Wi-Fi or a modem, which rtnetlink does not tell."""
+"""Whether an Ethernet-like device is Wi-Fi or a modem; rtnetlink does not tell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SYSFS = Path("/sys/class/net")
 
 
 class Radio(NamedTuple):
-    """What is known of a device beyond its link message."""
+    """The properties of a device that its link message does not contain."""
 
     wireless: bool
     modem: bool
@@ -24,21 +24,23 @@ NO_RADIO = Radio(False, False)
 
 
 def radio(link: Link, descriptor: int, sysfs: Path = _SYSFS) -> Radio:
-    """Ask for the device's type: two or three system calls, to be asked once for a device.
+    """Ask for the device's type. It takes two or three system calls; ask once for each device.
 
-    :param descriptor: a socket of the namespace that the link is in
+    :param descriptor: of a socket in the link's network namespace
     """
     if link.kind or link.loopback:
         return NO_RADIO
     if _has_wireless_extensions(link.name, descriptor):
         return Radio(True, False)
     device_type = _device_type(link, sysfs)
-    # "ww" is systemd's prefix for modems and "wwan" the kernel's (systemd.net-naming-scheme(7)), for where sysfs cannot be read.
+    # If sysfs cannot be read, the name tells: systemd's prefix for modems is "ww" (systemd.net-naming-scheme(7)), the kernel's
+    # "wwan".
     return Radio(device_type == "wlan", device_type == "wwan" or (not device_type and link.parent and link.name.startswith("ww")))
 
 
 def _has_wireless_extensions(name: str, descriptor: int) -> bool:
-    """SIOCGIWNAME succeeds for Wi-Fi alone; Wi-Fi 7 drivers no longer answer it (``linux net/wireless/core.c``)."""
+    """Whether SIOCGIWNAME succeeds, as it only does for Wi-Fi. Wi-Fi 7 drivers do not support it (``linux
+    net/wireless/core.c``)."""
     encoded = name.encode("utf-8", "surrogateescape")
     try:
         fcntl.ioctl(descriptor, _SIOCGIWNAME, encoded[:15].ljust(32, b"\0"))
@@ -48,10 +50,10 @@ def _has_wireless_extensions(name: str, descriptor: int) -> bool:
 
 
 def _device_type(link: Link, sysfs: Path) -> str:
-    """DEVTYPE of the device, empty if there is none.
+    """The device's DEVTYPE in sysfs; empty if there is none.
 
-    sysfs shows the network namespace in which it was mounted, not the caller's: its word counts only if index and hardware
-    address are the link's.
+    sysfs shows the network namespace in which it was mounted, not the caller's. So it is only used if index and hardware address
+    are those of the link.
     """
     directory = sysfs / link.name
     try:

@@ -1,4 +1,4 @@
-"""The kernel's network events: an rtnetlink socket in the multicast groups whose messages can change a decision."""
+"""The kernel's network events: an rtnetlink socket that joins the multicast groups whose messages can change a decision."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from bindsock.model.network import ADDRESS_BITS, FAMILIES, LOCAL_TABLE
 if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
 
-# RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE. Links, since an interface that goes down
-# announces no IPv4 route; rules, since that is all that wg-quick changes for traffic that is not its own.
+# RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE. Links are needed because an interface that
+# goes down announces no removal of IPv4 routes; rules, because wg-quick changes nothing else for other programs' traffic.
 _GROUPS = (1, 5, 7, 8, 9, 11, 19)
-# RTNLGRP_NEXTHOP, Linux 5.3: past the 32 that an address can carry.
+# RTNLGRP_NEXTHOP, Linux 5.3. The mask in a netlink address has no bit for it.
 _GROUP_NEXTHOP = 32
 
 _RTM_NEWLINK = 16
 _RTM_DELADDR = 21
 _ABOUT_INTERFACES = frozenset({_RTM_NEWLINK, 17, 20, _RTM_DELADDR})
-"""And RTM_DELLINK and RTM_NEWADDR."""
+"""The other two are RTM_DELLINK and RTM_NEWADDR."""
 _ROUTE_HEAD = struct.Struct("=IHHIIBBBBBBBBI")
-"""nlmsghdr and rtmsg in one."""
+"""nlmsghdr followed by rtmsg."""
 _LINK_BODY = struct.Struct("=IiI")
-"""ifinfomsg, as far as it counts: family and type, index, flags. The index of an ifaddrmsg is in the same place."""
+"""The beginning of ifinfomsg: family and type, index, flags. ifaddrmsg has its index in the same place."""
 
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 1 << 20
 _DATAGRAMS_A_DRAIN = 150
-"""A turn of the event loop for so many: 1 to 2 ms."""
+"""How many datagrams are read in one turn of the event loop; this takes 1 to 2 ms."""
 _MOST_PREFIXES = 256
-"""When events were about more prefixes since the last reading, everything counts as old."""
+"""If events since the last reading were about more prefixes than this, any answer may have changed."""
 _PROBES = tuple((probe.version, int(probe)) for probes in PROBES.values() for probe in probes)
 
 
@@ -49,14 +49,15 @@ class RouteEvents:
 
     def __init__(self, buffer_bytes: int = _BUFFER_BYTES, *, concerns: Concerns = lambda version, length, head: True) -> None:
         """
-        :param concerns: whether a route to a prefix (version, length, and the first bits as a number) concerns anybody
-        :param buffer_bytes: how much may wait unread; without CAP_NET_ADMIN the system's ``net.core.rmem_max`` is the most
+        :param concerns: whether a route to a prefix (version, length, and the first bits as a number) affects a destination in
+            use
+        :param buffer_bytes: size of the receive buffer; without CAP_NET_ADMIN at most ``net.core.rmem_max``
         :raises OSError: the socket cannot be opened
         """
         self.overruns: int = 0
         self.urgent: bool = True
         self.pending: PendingEvents = PendingEvents(concerns)
-        """What was said since the last reading, of which whoever reads takes notice by :meth:`PendingEvents.clear`."""
+        """The events since the last reading. A reading clears them."""
         self._sock = socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
         self._finalizer = weakref.finalize(self, self._sock.close)
         try:
@@ -82,13 +83,15 @@ class RouteEvents:
         return self._sock.fileno()
 
     def drain(self) -> bool:
-        """Read what waits, at most 150 datagrams at a time: in a storm the loop has its turn in between.
+        """Read pending events, at most 150 datagrams, so that a storm of events does not block the event loop.
 
-        Once it is known that everything must be read, the rest goes by without a look at it.
+        Once everything must be read again, further events are discarded unparsed.
+
+        :return: whether any of them can change a decision
         """
         self.urgent = False
         for _ in range(_DATAGRAMS_A_DRAIN):
-            # The exception of a read that would block takes longer than asking each time.
+            # Polling each time is cheaper than the exception of a read that would block.
             if not self._poll.poll(0):
                 break
             try:
@@ -98,7 +101,7 @@ class RouteEvents:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun), whatever they were.
+                # The kernel dropped events (linux net/netlink/af_netlink.c, netlink_overrun).
                 self.overruns += 1
                 self.pending.lost = self.urgent = True
                 continue
@@ -112,39 +115,39 @@ class RouteEvents:
 
 
 Urgency: TypeAlias = Literal["none", "partial"]
-"""Which reading shows it: none (an event of the route cache, about a local, broadcast or multicast route, or about one that
-concerns nobody), or a partial one, too."""
+"""Whether an event can change a reading: ``"none"`` for one that cannot (about the route cache, a local, broadcast or multicast
+route, or a route to no destination in use), ``"partial"`` for one that can, even a partial reading."""
 Concerns: TypeAlias = Callable[[int, int, int], bool]
 
 
 class PendingEvents:
-    """What events have said since the last reading, as far as the next one needs to know.
+    """The events since the last reading, as far as the next one depends on them.
 
-    :param concerns: whether a route to a prefix concerns anybody
+    :param concerns: whether a route to a prefix affects a destination in use
     """
 
     def __init__(self, concerns: Concerns) -> None:
         self._concerns = concerns
         self.lost: bool = False
-        """Events were lost, so that anything may have changed."""
+        """Whether events were lost, so that anything may have changed."""
         self.interfaces: bool = True
-        """An interface or an address may have changed otherwise than by going down."""
+        """Whether an interface or an address may have changed, other than by an interface going down."""
         self.rules: bool = True
-        """A policy rule may have changed, or a nexthop object."""
+        """Whether a policy rule or a nexthop object may have changed."""
         self.defaults: set[socket.AddressFamily] = set(FAMILIES)
-        """The families of which a default route may have changed otherwise than by going down with its interface."""
+        """The families whose default routes may have changed, other than by an interface going down."""
         self.down: set[int] = set()
-        """The interfaces that went down: their routes went with that, and their IPv6 addresses, by default."""
+        """The interfaces that went down. The kernel removes their routes and, by default, their IPv6 addresses."""
         self.prefixes: set[tuple[int, int, int]] = set()
-        """The prefixes of routes that concern somebody: version, length, and the first bits as a number."""
+        """The prefixes of changed routes that affect destinations in use: version, length, and the first bits as a number."""
 
     @property
     def anything(self) -> bool:
-        """Whether any answer about any destination may be another now."""
+        """Whether the answer about any destination may have changed."""
         return self.lost or self.interfaces or self.rules or len(self.prefixes) > _MOST_PREFIXES
 
     def may_change(self, destination: IPAddress) -> bool:
-        """Whether what is known about a destination may be wrong."""
+        """Whether the answer about a destination may have changed."""
         if self.anything or self.down:
             return True
         if not self.prefixes:
@@ -153,14 +156,14 @@ class PendingEvents:
         return any(v == version and number >> (ADDRESS_BITS[v] - length) == head for v, length, head in self.prefixes)
 
     def clear(self) -> None:
-        """All of it has been read."""
+        """Forget the events: a reading has taken them into account."""
         self.lost = self.interfaces = self.rules = False
         self.defaults.clear()
         self.down.clear()
         self.prefixes.clear()
 
     def take(self, datagram: bytes) -> Urgency:
-        """Add an event. Nothing is parsed in depth; what cannot be understood matters."""
+        """Add an event. Only its header is parsed; an event that cannot be understood counts as lost."""
         if len(datagram) < _ROUTE_HEAD.size:
             self.lost = True
             return "partial"

@@ -1,7 +1,7 @@
-"""Interfaces and their addresses, out of RTM_NEWLINK and RTM_NEWADDR; and what kind of thing an interface is.
+"""Interfaces and their addresses, parsed from RTM_NEWLINK and RTM_NEWADDR, and the kinds of interfaces.
 
-Layouts and numbers: ``include/uapi/linux/if_link.h``, ``if_addr.h``, ``if_arp.h``, ``if.h``. Most messages are the same from one
-reading to the next, so that what they meant is remembered.
+Layouts and numbers: ``include/uapi/linux/if_link.h``, ``if_addr.h``, ``if_arp.h``, ``if.h``. Most messages are the same in the
+next reading, so parsed messages are cached.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ _ARPHRD_NONE = 65534
 # IPIP, IP6IP6, SIT, GRE, GRE over IPv6: the fallback where a tunnel's link kind is not known below.
 _ARPHRD_TUNNELS = frozenset({768, 769, 776, 778, 823})
 
-# A tap is of kind "tun", too. Not here: vxlan and geneve, which carry a cluster's own specific routes (a pod network) rather than
-# somebody's default, so that passing them over would cut the cluster off.
+# A TAP has the kind "tun", too. vxlan and geneve are not in the list: they carry a cluster's own specific routes (a pod
+# network), not a default route, so bypassing them would cut the cluster off.
 _TUNNEL_KINDS = frozenset(
     {
         "tun",
@@ -100,17 +100,17 @@ _TUNNEL_KINDS = frozenset(
 _CELLULAR_KINDS = frozenset({"wwan", "rmnet"})
 _DUMMY_KINDS = frozenset({"dummy", "ifb", "nlmon", "vsockmon", "netdevsim"})
 _STACKED_KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "macsec"})
-"""What these are given leaves by the device beneath (IFLA_LINK)."""
+"""Interfaces whose packets leave by the device that they are stacked on (IFLA_LINK)."""
 _COLLECTING_KINDS = frozenset({"bridge", "bond", "team"})
-"""What these are given leaves by the devices that belong to them (IFLA_MASTER)."""
+"""Interfaces whose packets leave by their member devices (IFLA_MASTER)."""
 _TRANSLATOR = ipaddress.IPv4Network("192.0.0.0/29")
-"""RFC 7335: the addresses of 464XLAT's translator (RFC 6877) and of DS-Lite's softwire (RFC 6333). What goes into it leaves by
-the IPv6 uplink, and it is the way for IPv4."""
+"""The addresses (RFC 7335) of 464XLAT's translator (RFC 6877) and DS-Lite's softwire (RFC 6333), which carry IPv4 over an IPv6
+uplink."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What RTM_NEWLINK says of an interface."""
+    """An interface as RTM_NEWLINK describes it."""
 
     index: int
     name: str
@@ -122,13 +122,13 @@ class Link:
     kind: str
     """IFLA_INFO_KIND; empty for a physical device and for the loopback."""
     parent: bool
-    """It has a parent device: it is hardware (Linux 5.14)."""
+    """Whether it has a parent device, and so is hardware (Linux 5.14)."""
     lower: int | None
-    """IFLA_LINK, if that is in this namespace."""
+    """IFLA_LINK, the index of the device that it is stacked on, if that is in this namespace."""
     address: bytes
     """The hardware address."""
     master: int | None = None
-    """The bridge, bond or VRF that it belongs to."""
+    """The index of the bridge, bond or VRF that it belongs to."""
     alternative_names: tuple[str, ...] = ()
 
     @property
@@ -141,18 +141,18 @@ class Link:
 
     @property
     def running(self) -> bool:
-        """It has carrier: without it the kernel sends nothing (linux net/sched/sch_generic.c, dev_deactivate)."""
+        """Whether it has carrier. Without it the kernel sends nothing (linux net/sched/sch_generic.c, dev_deactivate)."""
         return bool(self.flags & _IFF_LOWER_UP)
 
     @property
     def dormant(self) -> bool:
-        """It has carrier, but its operational state (RFC 2863) is not up: Wi-Fi before its key exchange."""
+        """Whether it has carrier but its operational state (RFC 2863) is not up, as with Wi-Fi before its key exchange."""
         return self.running and not (self.flags & _IFF_RUNNING and self.operstate in (_OPERSTATE_UNKNOWN, _OPERSTATE_UP))
 
 
 @lru_cache(maxsize=256)
 def parse_link(payload: bytes) -> Link | None:
-    """A link of RTM_NEWLINK; ``None`` for a bridge port's message, which describes no interface.
+    """Parse an RTM_NEWLINK; ``None`` for a bridge port's message, which describes no interface.
 
     :raises KernelError: the message is damaged
     """
@@ -162,7 +162,7 @@ def parse_link(payload: bytes) -> Link | None:
     found = netlink.attributes(payload, IFINFOMSG.size)
     name = netlink.text(found.get(_IFLA_IFNAME, b""))
     if index <= 0 or not name:
-        raise KernelError("netlink: a link without an index or a name")
+        raise KernelError("netlink: a link has no index or no name")
     info = netlink.attributes(found.get(_IFLA_LINKINFO, b""))
     operstate = found.get(_IFLA_OPERSTATE, b"\0")
     lower = netlink.u32(found[_IFLA_LINK]) if _IFLA_LINK in found and _IFLA_LINK_NETNSID not in found else 0
@@ -188,7 +188,7 @@ def parse_link(payload: bytes) -> Link | None:
 
 @lru_cache(maxsize=1024)
 def parse_address(payload: bytes) -> tuple[int, InterfaceAddress] | None:
-    """The interface index and the address of an RTM_NEWADDR; ``None`` if it is of another family.
+    """The interface index and the address in an RTM_NEWADDR; ``None`` if it is of another family.
 
     :raises KernelError: the message is damaged
     """
@@ -199,45 +199,45 @@ def parse_address(payload: bytes) -> tuple[int, InterfaceAddress] | None:
     # On a point-to-point link IFA_ADDRESS is the peer's.
     packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
     if packed is None:
-        raise KernelError("netlink: an address message without an address")
+        raise KernelError("netlink: an address message has no address")
     if _IFA_FLAGS in found:
         flags = netlink.u32(found[_IFA_FLAGS])
     address = parse_ip(family, packed)
     if prefix_length > len(packed) * 8:
-        raise KernelError(f"netlink: a prefix of {prefix_length} bits in an address of {len(packed) * 8}")
-    # An optimistic address is tentative and yet in use (RFC 4429).
+        raise KernelError(f"netlink: a prefix length of {prefix_length} for an address of {len(packed) * 8} bits")
+    # An optimistic address is tentative, but may be used (RFC 4429).
     tentative = bool(flags & _IFA_F_DADFAILED) or flags & (_IFA_F_TENTATIVE | _IFA_F_OPTIMISTIC) == _IFA_F_TENTATIVE
     return index, InterfaceAddress(
         address=address,
         prefix_length=prefix_length,
         tentative=tentative,
         deprecated=bool(flags & _IFA_F_DEPRECATED),
-        # The same bit says "secondary" of an IPv4 address.
+        # For an IPv4 address the same bit means "secondary".
         temporary=family == socket.AF_INET6 and bool(flags & _IFA_F_TEMPORARY),
     )
 
 
 @lru_cache(maxsize=1024)
 def parse_ip(family: int, packed: bytes) -> IPAddress:
-    """An address of the family.
+    """Convert bytes to an address of the family.
 
-    :raises KernelError: it has another length
+    :raises KernelError: the length is wrong
     """
     if len(packed) != (4 if family == socket.AF_INET else 16):
-        raise KernelError(f"netlink: an address of {len(packed)} bytes in family {family}")
+        raise KernelError(f"netlink: {len(packed)} bytes are no address of family {family}")
     return ipaddress.IPv4Address(packed) if family == socket.AF_INET else ipaddress.IPv6Address(packed)
 
 
 def classify(link: Link, *, wireless: bool, modem: bool) -> tuple[InterfaceKind, bool]:
-    """What the interface is, and whether it is an uplink only where there is no other.
+    """The interface's kind, and whether to use it only as a last resort.
 
-    :param wireless: the device is known to be Wi-Fi
-    :param modem: the device is known to be a mobile modem
+    :param wireless: whether the device is known to be Wi-Fi
+    :param modem: whether the device is known to be a mobile modem
     """
     if link.loopback:
         return InterfaceKind.LOOPBACK, False
     if link.kind == "ppp" or link.hardware == _ARPHRD_PPP:
-        # PPPoE uplink or PPTP/L2TP/SSTP client: nothing tells which.
+        # A PPPoE uplink or a PPTP, L2TP or SSTP client: they cannot be told apart.
         return InterfaceKind.OTHER, True
     if link.kind in _DUMMY_KINDS:
         return InterfaceKind.DUMMY, False
@@ -246,15 +246,15 @@ def classify(link: Link, *, wireless: bool, modem: bool) -> tuple[InterfaceKind,
     if modem or link.kind in _CELLULAR_KINDS:
         return InterfaceKind.CELLULAR, False
     if link.hardware in (_ARPHRD_NONE, _ARPHRD_RAWIP):
-        # Packets without a link layer: a modem if there is hardware beneath, else the tunnel of a kind not known here.
+        # No link layer: a modem if it is hardware, else a tunnel of an unknown kind.
         return (InterfaceKind.CELLULAR if link.parent else InterfaceKind.TUNNEL), False
     if wireless:
         return InterfaceKind.WIFI, False
     if link.kind == "bridge":
         return InterfaceKind.BRIDGE, False
     if link.kind:
-        # A veth or macvlan is a container's only uplink; bond, team, VLAN and VRF carry a real one. Where ARP is off on a veth
-        # nothing finds a gateway: such a thing stands for a kill switch.
+        # A veth or macvlan can be a container's only uplink; bond, team, VLAN and VRF carry a real one. A veth without ARP cannot
+        # find a gateway: VPNs use one as a kill switch.
         return InterfaceKind.OTHER, link.kind == "veth" and bool(link.flags & _IFF_NOARP)
     return (InterfaceKind.WIRED if link.hardware == ARPHRD_ETHER else InterfaceKind.OTHER), False
 
@@ -264,11 +264,11 @@ def corrected_kinds(
     found: Mapping[int, Link],
     addresses: Mapping[int, Iterable[InterfaceAddress]],
 ) -> dict[int, tuple[InterfaceKind, bool]]:
-    """The kinds of interfaces as :func:`classify` has them, corrected by what they stand on and what is beside them.
+    """The kinds of interfaces, corrected where they depend on lower devices or addresses.
 
-    :param kinds: by index
-    :param found: the links by index
-    :param addresses: by index
+    :param kinds: the results of :func:`classify`, by index
+    :param found: the links, by index
+    :param addresses: the interfaces' addresses, by index
     """
     result = dict(kinds)
     for index, link in found.items():
@@ -280,23 +280,23 @@ def corrected_kinds(
 
 
 def uplink_candidates(kinds: Mapping[int, tuple[InterfaceKind, bool]], found: Mapping[int, Link]) -> list[int]:
-    """The devices by which a namespace may reach the outside, TUN and TAP devices among them.
+    """The devices by which a network namespace may reach the outside, including TUN and TAP devices.
 
-    :param kinds: by index, as :func:`corrected_kinds` has them
-    :param found: the links by index
-    :return: their indexes
+    :param kinds: the results of :func:`corrected_kinds`, by index
+    :param found: the links, by index
+    :return: the indices of the devices
     """
     others = [index for index, (kind, _) in kinds.items() if kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)]
     return [index for index in others if found[index].kind == "tun" or kinds[index][0] is not InterfaceKind.TUNNEL]
 
 
 def is_tap(link: Link) -> bool:
-    """Whether it is a TAP device: a TUN device with a link layer (``linux drivers/net/tun.c``, tun_net_initialize)."""
+    """Whether the link is a TAP device: a TUN device with a link layer (``linux drivers/net/tun.c``, tun_net_initialize)."""
     return link.kind == "tun" and link.hardware == ARPHRD_ETHER
 
 
 def _is_on_tunnel(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:
-    """Whether the device on which the link stands, at last, is a tunnel."""
+    """Whether the link is stacked on a tunnel, directly or over other devices."""
     seen = {link.index}
     while link.lower is not None and link.lower not in seen and link.lower in found:
         link = found[link.lower]
@@ -307,7 +307,7 @@ def _is_on_tunnel(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tup
 
 
 def all_ports_are_tunnels(link: Link, found: Mapping[int, Link], kinds: Mapping[int, tuple[InterfaceKind, bool]]) -> bool:
-    """Whether it is a bridge or a bond to which only tunnels belong."""
+    """Whether the link is a bridge or bond whose members are all tunnels."""
     if link.kind not in _COLLECTING_KINDS:
         return False
     ports = [port.index for port in found.values() if port.master == link.index]

@@ -1,6 +1,6 @@
-"""The answers about destinations, each asked for once and kept until an event makes it old.
+"""A cache of route lookups: each destination is looked up once, and again after an event that may change the answer.
 
-Nothing here refers to the kernel's backend, so that one that is forgotten closes its sockets at once.
+Nothing here refers to the backend object, so a backend that is no longer used is collected and closes its sockets at once.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
 _KEPT = 4096
 _ASKED_AT_ONCE = 24
-"""About so many destinations a reading asks anew, in 1 to 2 ms; about more they are asked when they are decided next."""
+"""A reading looks up at most this many destinations again, in 1 to 2 ms. If there are more, each is looked up when it is next
+needed."""
 _logger = logging.getLogger("bindsock")
 
 
 class AnswerCache:
-    """Answers out of memory where there is one, else the kernel's.
+    """The answers by destination: cached ones, else the kernel's.
 
-    It never takes an answer back: where one has become old, another object takes its place. So whoever has decided by this one
-    can tell that it must decide anew.
+    A cached answer never changes: when one is out of date, a new object replaces this one. A decision that was made with another
+    object must be made again.
 
-    :param ask: asks the kernel; never raises
-    :param keeps: whether an answer may be kept, because events would make it old
+    :param ask: looks up a destination in the kernel; never raises
+    :param keeps: whether answers may be cached, because events will tell when they are out of date
     """
 
     def __init__(
@@ -38,11 +39,11 @@ class AnswerCache:
         self._ask = ask
         self._keeps = keeps
         self.known: dict[IPAddress, Answers] = known if known is not None else {}
-        """By destination, the oldest first."""
+        """The cached answers by destination, the oldest first."""
         self._forgot = False
-        """Whether something was answered that is not known any more: then any event may concern it."""
+        """Whether an answer has been dropped from the cache: then any event may concern it."""
         self._heads: dict[tuple[int, int], set[int]] = {}
-        """By version and prefix length the prefixes of what is known, as far as anybody has asked for them."""
+        """The prefixes of the known destinations, by version and prefix length; filled when first asked for."""
 
     def __call__(self, destination: IPAddress) -> Answers:
         answers = self.known.get(destination)
@@ -61,8 +62,10 @@ class AnswerCache:
         return answers
 
     def concerns(self, version: int, length: int, head: int) -> bool:
-        """Whether what is known may lie within a prefix.
+        """Whether a destination that was looked up may lie within a prefix.
 
+        :param version: the IP version, 4 or 6
+        :param length: the prefix length
         :param head: the first ``length`` bits of the prefix, as a number
         """
         if self._forgot:
@@ -75,7 +78,10 @@ class AnswerCache:
         return head in heads
 
     def within(self, prefixes: Iterable[tuple[int, int, int]]) -> list[IPAddress]:
-        """The known destinations that lie within one of the prefixes, each as for :meth:`concerns`; all if some are forgotten."""
+        """The known destinations within any of the prefixes; all if answers have been dropped.
+
+        :param prefixes: version, length and head, as for :meth:`concerns`
+        """
         if self._forgot:
             return list(self.known)
         wanted: dict[tuple[int, int], set[int]] = {}
@@ -91,12 +97,12 @@ class AnswerCache:
         ]
 
     def replaced(self, known: dict[IPAddress, Answers]) -> AnswerCache:
-        """Another one, which knows this."""
+        """A new cache with these answers."""
         return AnswerCache(self._ask, self._keeps, known)
 
 
 class AnswersOrDefaults:
-    """Answers always: with the default routes of the last reading where the kernel cannot be asked."""
+    """Looks up destinations in the kernel; if the kernel refuses, answers with the default routes of the last reading."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -108,7 +114,7 @@ class AnswersOrDefaults:
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                _logger.warning("the kernel cannot be asked for routes, the default routes stand for them: %s", error)
+                _logger.warning("cannot ask the kernel for routes, using the default routes instead: %s", error)
             return self._of_defaults(destination)
 
     def _of_defaults(self, destination: IPAddress) -> Answers:
@@ -120,32 +126,33 @@ class AnswersOrDefaults:
 
 
 class CurrentAnswers:
-    """What has been asked, kept up to date."""
+    """Holds the cache that is up to date."""
 
     def __init__(self, ask: Callable[[IPAddress], Answers], keeps: Callable[[], bool]) -> None:
         self._ask = ask
         self.cache: AnswerCache = AnswerCache(ask, keeps)
-        """The answers that are right now."""
+        """The answers that hold now."""
         self._guessed = False
-        """Whether answers were changed without asking."""
+        """Whether answers were changed without asking the kernel."""
 
     def concerns(self, version: int, length: int, head: int) -> bool:
-        """Whether what is known may lie within a prefix. See :meth:`AnswerCache.concerns`."""
+        """Whether a destination that was looked up may lie within a prefix. See :meth:`AnswerCache.concerns`."""
         return self.cache.concerns(version, length, head)
 
     def forget(self) -> None:
-        """What was asked while nobody listened may be old."""
+        """Drop all answers: they may be out of date, since they were made without an event source."""
         self.cache = self.cache.replaced({})
 
     def take_down(self, down: frozenset[int]) -> None:
-        """Interfaces have gone down. What follows is guessed for now."""
+        """Remove interfaces that went down from the answers, without asking the kernel. :meth:`renew` asks later."""
         self.cache = self.cache.replaced({d: answers_without(a, down) for d, a in self.cache.known.items()})
         self._guessed = True
 
     def renew(self, everything: bool, prefixes: set[tuple[int, int, int]]) -> None:
-        """Ask anew about the destinations whose answers may be old. All stays as it was where nothing comes of it.
+        """Look up again the destinations whose answers may be out of date. If no answer changes, the cache stays the same object.
 
-        :param prefixes: what events were about, each as for :meth:`AnswerCache.concerns`
+        :param everything: whether all answers may be out of date
+        :param prefixes: the prefixes that events were about, as for :meth:`AnswerCache.concerns`
         """
         known = self.cache.known
         everything |= self._guessed

@@ -1,6 +1,6 @@
-"""Whether a neighbour answers: the kernel's entry for its link-layer address. Asking takes no privilege.
+"""Whether a neighbour answers, by the kernel's neighbour table. Needs no privilege.
 
-Layout and numbers: ``include/uapi/linux/neighbour.h``. A single entry can be asked for since Linux 5.0 (``net/core/neighbour.c``,
+Layout and numbers: ``include/uapi/linux/neighbour.h``. Linux 5.0 and later can look up a single entry (``net/core/neighbour.c``,
 neigh_get).
 """
 
@@ -34,7 +34,7 @@ _DISCARD = 9
 
 
 def answers(channel: Channel, index: int, address: IPAddress) -> bool | None:
-    """Whether the neighbour's link-layer address is known, so that what is sent by it leaves at once.
+    """Whether the neighbour's link-layer address is known, so that packets to it leave at once.
 
     :return: ``None`` if the kernel does not tell
     """
@@ -56,17 +56,17 @@ def parse_answers(payload: bytes) -> bool:
 
 
 def ask(sock: socket.socket, index: int, address: IPAddress) -> None:
-    """Make the kernel look for the neighbour's link-layer address, by an empty datagram to its discard port.
+    """Make the kernel ask for the neighbour's link-layer address, by sending an empty datagram to its discard port.
 
     :param sock: a datagram socket that is bound to the interface
-    :raises OSError: it cannot be sent
+    :raises OSError: the datagram cannot be sent
     """
     host = str(address).partition("%")[0]
     sock.sendto(b"", (host, _DISCARD) if address.version == 4 else (host, _DISCARD, 0, index))
 
 
 def routers(channel: Channel, index: int) -> list[IPAddress]:
-    """The IPv6 neighbours on the interface that have said they are routers, in the kernel's order (RFC 4861 4.4, the R flag).
+    """The IPv6 neighbours on the interface that are routers (RFC 4861 4.4, the R flag), in the kernel's order.
 
     :raises KernelError: an answer cannot be understood
     :raises OSError: the question is refused
@@ -77,7 +77,7 @@ def routers(channel: Channel, index: int) -> list[IPAddress]:
 
 
 def parse_router(payload: bytes, index: int) -> IPAddress | None:
-    """The address of an entry that is a router on the interface, and has answered.
+    """The address in an entry for a router on the interface that has answered; ``None`` for other entries.
 
     :raises KernelError: the message is damaged
     """

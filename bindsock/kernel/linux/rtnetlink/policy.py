@@ -1,4 +1,4 @@
-"""Every policy rule with its conditions. Of these :mod:`bindsock.kernel.linux.rtnetlink.rules` takes what decisions need.
+"""Parsing policy rules with all their conditions. :mod:`bindsock.kernel.linux.rtnetlink.rules` extracts what decisions need.
 
 Layout and numbers: ``include/uapi/linux/fib_rules.h``.
 """
@@ -38,7 +38,7 @@ _FRA_FWMARK = 10
 _FRA_FWMASK = 16
 _FRA_UID_RANGE = 20
 _FRA_OTHERS = frozenset({19, 22, 23, 24})
-"""A VRF, an IP protocol, a source and a destination port."""
+"""Conditions for a VRF, an IP protocol, a source port and a destination port."""
 _UID_RANGE = struct.Struct("=II")
 _NO_SUPPRESSION = 0xFFFFFFFF
 
@@ -61,13 +61,13 @@ def read_policy(channel: Channel) -> tuple[PolicyRule, ...]:
     found = []
     for family in FAMILIES:
         rules = map(parse_policy_rule, dump_rules(channel, family))
-        # A kernel without IPv6 answers the second time with what it said the first time.
+        # A kernel without IPv6 sends the IPv4 rules again.
         found += [rule for rule in rules if rule is not None and rule.family == family]
     return tuple(found)
 
 
 def parse_policy_rule(payload: bytes) -> PolicyRule | None:
-    """A rule out of RTM_NEWRULE; ``None`` for one of another family.
+    """Parse an RTM_NEWRULE; ``None`` for a rule of another family.
 
     :raises KernelError: the message is damaged
     """

@@ -1,11 +1,11 @@
-"""What the kernel would do with a packet: by each interface, and for a socket that is bound to nothing.
+"""Route lookups in the kernel: the route by each interface, and that of an unbound socket.
 
-RTM_GETROUTE with the interface and RTM_F_FIB_MATCH gives the entry that a bound socket would use, policy rules and all, in 5 µs
-(``linux net/ipv4/route.c``, inet_rtm_getroute). Questions go out in batches, one system call for each.
+RTM_GETROUTE with an interface and RTM_F_FIB_MATCH returns the entry that a bound socket would use, policy rules included, in 5 µs
+(``linux net/ipv4/route.c``, inet_rtm_getroute). Lookups are sent in batches, each with one system call.
 
-Where there is no such entry it is asked again with source addresses: there are rules for certain sources, and IPv6 routes for
-certain sources, that a question without one does not see. An interface without an address of its own has one that the kernel
-chooses elsewhere, on the loopback for one (an unnumbered uplink).
+If there is no entry, the lookup is repeated with source addresses: policy rules and IPv6 routes for certain sources do not match
+a lookup without one. For an interface without an address (an unnumbered uplink) the kernel chooses one of another interface,
+such as the loopback.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ PROBES: dict[socket.AddressFamily, tuple[IPAddress, ...]] = {
     socket.AF_INET: (ipaddress.ip_address("193.0.14.129"), ipaddress.ip_address("199.7.83.42")),
     socket.AF_INET6: (ipaddress.ip_address("2001:7fd::1"), ipaddress.ip_address("2001:500:9f::42")),
 }
-"""Public addresses of two DNS root servers, K and L, for no reason but that they are in nobody's private network. Nothing is
-sent."""
+"""Addresses by which the default routes are looked up: those of two DNS root servers, K and L, which are in no private network.
+Nothing is sent to them."""
 _DEFAULT_LENGTH = {socket.AF_INET: 1, socket.AF_INET6: 3}
-"""Up to this prefix length a route is the default or stands in for it: 0/1 and 128/1, or 2000::/3."""
+"""A route with at most this prefix length is a default route or replaces one: 0/1 and 128/1, or 2000::/3."""
 _DEFAULT_PREFIX: dict[socket.AddressFamily, IPNetwork] = {
     socket.AF_INET: ipaddress.ip_network("0.0.0.0/0"),
     socket.AF_INET6: ipaddress.ip_network("::/0"),
 }
 NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.ENETDOWN})
-"""How the kernel says that no route leads there by that interface: none at all, an unreachable, prohibit or blackhole route
+"""Errors that mean that there is no route by that interface: none at all, an unreachable, prohibit or blackhole route
 (``linux net/ipv4/fib_semantics.c``, fib_props), or no such device."""
 _REFUSALS = {
     errno.EHOSTUNREACH: RouteKind.UNREACHABLE,
@@ -62,13 +62,13 @@ _REFUSALS = {
     errno.EINVAL: RouteKind.BLACKHOLE,
 }
 _UNNUMBERED = 32
-"""At most so many interfaces without an address are asked about: a cluster's node has hundreds, which are no uplinks."""
+"""At most this many interfaces without an address are looked up: a cluster's node has hundreds, which are no uplinks."""
 _SOURCES = 16
-"""At most so many source addresses of an interface are tried."""
+"""At most this many source addresses of an interface are tried."""
 
 
 class Questions:
-    """Asks over one channel."""
+    """Asks the kernel for routes, over one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -82,10 +82,10 @@ class Questions:
         sources: Sequence[IPNetwork],
         families: Iterable[socket.AddressFamily] = FAMILIES,
     ) -> tuple[dict[tuple[int, socket.AddressFamily], Lookup], dict[socket.AddressFamily, Lookup]]:
-        """The default route by each interface that could have one, and that of a socket that is bound to nothing.
+        """The default route by each interface that could have one, and that of an unbound socket.
 
-        :param enslaved: the interfaces that belong to a bridge or a bond: no uplinks of their own
-        :param sources: the source prefixes that have rules of their own
+        :param enslaved: the interfaces that belong to a bridge or bond, which are no uplinks themselves
+        :param sources: the source prefixes that have policy rules of their own
         """
         found: dict[tuple[int, socket.AddressFamily], Lookup] = {}
         unbound: dict[socket.AddressFamily, Lookup] = {}
@@ -105,11 +105,11 @@ class Questions:
     def answers(
         self, network: Network, sources: Sequence[IPNetwork], destination: IPAddress, *, mark: int | None = None
     ) -> Answers:
-        """What the kernel says about one destination.
+        """Look up one destination.
 
         :param network: the last reading
-        :param sources: the source prefixes that have rules of their own
-        :param mark: of the bound sockets, instead of :attr:`mark`
+        :param sources: the source prefixes that have policy rules of their own
+        :param mark: the firewall mark of bound sockets, instead of :attr:`mark`
         """
         mark = self.mark if mark is None else mark
         destination = unmapped(destination)
@@ -131,7 +131,7 @@ class Questions:
         self._add_sourced(found, asked, family, destination, network, sources)
         other = network.interfaces.get(unbound.route.interface or 0) if unbound is not None else None
         if other is not None and _can_be_asked(other) and not _addressed(other, family):
-            # An interface without an address, to a single container for one.
+            # An interface without an address, for example to a single container.
             entry, whole = self.ask(
                 [routes.query(destination, other.index, fib_match=match, mark=mark) for match in (True, False)]
             )
@@ -154,7 +154,7 @@ class Questions:
         network: Network,
         sources: Sequence[IPNetwork],
     ) -> None:
-        """Ask about the interfaces by which no route has been found with the source addresses that may have one."""
+        """Repeat the lookup with source addresses, for the interfaces by which no route was found."""
         tried: list[tuple[int, IPAddress]] = []
         for interface in asked:
             if interface.index not in found:
@@ -167,23 +167,23 @@ class Questions:
             self.with_sources(found, tried, destination)
 
     def with_sources(self, found: dict[int, Lookup], tried: Sequence[tuple[int, IPAddress]], destination: IPAddress) -> None:
-        """Add to what was found the first source address by which each interface has a route."""
+        """Repeat the lookup with source addresses, and add for each interface the first route found."""
         answers = self.ask([routes.query(destination, index, source=source, mark=self.mark) for index, source in tried])
         for (index, source), answer in zip(tried, answers, strict=True):
             if index not in found and (route := _hop(answer, index)):
                 found[index] = Lookup(route, needs_source=source)
 
     def ask(self, questions: Sequence[bytes]) -> list[ParsedRoute | int]:
-        """The routes, or the errno that says that there is none.
+        """The route for each lookup, or the errno that means that there is none.
 
         :raises KernelError: an answer cannot be understood
-        :raises OSError: a question is refused for another reason than that there is no route
+        :raises OSError: a lookup fails for another reason than that there is no route
         """
         return [_understood(answer) for answer in self._channel.ask_all(routes.RTM_GETROUTE, questions)]
 
 
 class _Defaults:
-    """The questions about the default routes of one family."""
+    """Looks up the default routes of one family."""
 
     def __init__(
         self,
@@ -218,7 +218,10 @@ class _Defaults:
         self._add_given_sources([i for i in asked if i.index in self.found and not _addressed(i, family)], probe)
 
     def _ask_again(self, longer: Sequence[int], first: ParsedRoute | int, second: IPAddress) -> ParsedRoute | int:
-        """The first question met specific routes. Those of a tunnel that has one for each question are a default in disguise."""
+        """Look up a second address, since specific routes matched the first one.
+
+        A tunnel with a specific route to both addresses has a default route in disguise: it is kept.
+        """
         bodies = [
             routes.query(second, None, fib_match=False),
             *(routes.query(second, index, mark=self._questions.mark) for index in longer),
@@ -246,7 +249,10 @@ class _Defaults:
         return Lookup(dataclasses.replace(lookup.route, destination=_DEFAULT_PREFIX[self._family]))
 
     def _add_given_sources(self, unnumbered: Sequence[Interface], probe: IPAddress) -> None:
-        """Of interfaces without an address: from which would the kernel send? Not from a tunnel's, nor from another uplink's."""
+        """Find the source address of interfaces without one, as the kernel would choose it.
+
+        Interfaces for which it would choose an address of a tunnel or another uplink are removed.
+        """
         if not unnumbered:
             return
         answers = self._questions.ask(
@@ -271,14 +277,14 @@ def _has_address(interface: Interface, family: socket.AddressFamily) -> bool:
 
 
 def _addressed(interface: Interface, family: socket.AddressFamily) -> bool:
-    """Whether it has an address from which the kernel would send anywhere: of IPv6 a link-local one is none (RFC 6724)."""
+    """Whether the kernel would send to the Internet from one of its addresses: not from an IPv6 link-local one (RFC 6724)."""
     return bool(interface.usable_addresses(family)) or (family == socket.AF_INET and _has_address(interface, family))
 
 
 def _sources(
     interface: Interface, family: socket.AddressFamily, ruled: Sequence[IPNetwork], *, ruled_only: bool = False
 ) -> list[tuple[int, IPAddress]]:
-    """The interface's addresses for which there may be routes of their own: one for each rule, and one for each IPv6 prefix."""
+    """The interface's addresses that may have routes of their own: one for each policy rule and each IPv6 prefix."""
     own = [a for a in interface.addresses if a.family == family and a.usable]
     found = [next((a.address for a in own if a.address in prefix), None) for prefix in ruled]
     if family == socket.AF_INET6 and not ruled_only:
@@ -288,7 +294,7 @@ def _sources(
 
 
 def _owned(source: IPAddress | None, interfaces: Mapping[int, Interface], without: Iterable[int] = ()) -> IPAddress | None:
-    """The source address if it is one to send from: this host's, no tunnel's, and none of those interfaces."""
+    """The source address if it is this host's, on an interface that is no tunnel and not excluded by ``without``."""
     if source is None or source.is_unspecified or source.is_loopback or source.is_link_local:
         return None
     owners = [i for i in interfaces.values() if i.has(source)]
@@ -303,18 +309,18 @@ def _understood(answer: Message | int) -> ParsedRoute | int:
         return answer
     route = routes.parse_answer(answer.payload)
     if route is None:
-        raise KernelError("rtnetlink answers a question for a route with something else")
+        raise KernelError("netlink: a route lookup was answered with something else")
     return route
 
 
 def _hop(answer: ParsedRoute | int, index: int) -> Route | None:
-    """The route by which a socket that is bound to the interface would send, if it finds one."""
+    """The route by which a socket bound to the interface would send; ``None`` if there is none."""
     if isinstance(answer, int) or answer.type in routes.DEAD_ENDS or answer.type == routes.RTN_LOCAL:
         return None
     if not answer.routes:
-        # With a nexthop object alone (net.ipv4.nexthop_compat_mode=0) the answer names no interface.
+        # If the answer has only a nexthop object (net.ipv4.nexthop_compat_mode=0), it names no interface.
         return answer.by([routes.NextHop(index, None)])[0]
-    # Of a question with an IPv6 source address the interface is only a wish (linux net/ipv6/route.c, ip6_route_output_flags).
+    # With an IPv6 source address the kernel may choose another interface (linux net/ipv6/route.c, ip6_route_output_flags).
     return next((route for route in answer.routes if route.interface == index), None)
 
 
@@ -323,7 +329,7 @@ def _source(answer: ParsedRoute | int) -> IPAddress | None:
 
 
 def _unbound_answer(answer: ParsedRoute | int, destination: IPAddress) -> tuple[Lookup | None, Lookup | None]:
-    """The way of what is bound to nothing, and the route that refuses it."""
+    """The route of an unbound socket, and the route that refuses its packets."""
     if isinstance(answer, int):
         kind = _REFUSALS.get(answer)
         if kind is None:
@@ -333,13 +339,13 @@ def _unbound_answer(answer: ParsedRoute | int, destination: IPAddress) -> tuple[
     if route is None or answer.type in routes.DEAD_ENDS:
         return None, None
     if answer.type == routes.RTN_LOCAL:
-        # What is delivered here, by whatever table.
+        # Delivered to this host, whichever table says so.
         route = dataclasses.replace(route, table=LOCAL_TABLE)
     return Lookup(route), None
 
 
 def _as_chosen(chosen: Route, entry: Route) -> Route:
-    """The entry of a table by the next hop that the kernel takes, if it is of the same table."""
+    """The entry that a bound socket finds, with the next hop that the kernel chose, if both are in the same table."""
     if entry.table != chosen.table:
         return chosen
     if entry.gateway == chosen.gateway:

@@ -1,7 +1,7 @@
-"""One reading of the network: links, addresses and rules dumped, and the kernel asked where default routes lead.
+"""Reading the network: links, addresses and policy rules are dumped, and the default routes are looked up.
 
-A reading is several questions, between which the network can change. Whatever changes sends an event, and the event makes for
-another reading, so that the last one is right.
+A reading takes several requests, and the network can change between them. Such a change sends an event, which causes another
+reading, so the last reading is consistent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """Makes readings, over one channel."""
+    """Reads the network, over one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -50,7 +50,7 @@ class Reader:
 
     @property
     def mark(self) -> int:
-        """The firewall mark of bound sockets, with which routes are asked for. Another one makes the last reading old."""
+        """The firewall mark of bound sockets, used in route lookups. Changing it discards the last reading."""
         return self._questions.mark
 
     @mark.setter
@@ -66,11 +66,11 @@ class Reader:
         same_rules: bool = False,
         families: Collection[socket.AddressFamily] = FAMILIES,
     ) -> Network:
-        """One reading.
+        """Read the network.
 
-        :param same_interfaces: nothing has been said of interfaces and addresses since the last reading
-        :param same_rules: nor of rules
-        :param families: of which a default route may have changed besides
+        :param same_interfaces: no event since the last reading was about interfaces or addresses
+        :param same_rules: no event since the last reading was about policy rules
+        :param families: the families whose default routes may have changed
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
         """
@@ -94,9 +94,11 @@ class Reader:
         return self.last
 
     def without(self, down: frozenset[int]) -> Network:
-        """A partial reading where nothing has been said since the last one but that these interfaces went down.
+        """A partial reading after events that only say that interfaces went down.
 
-        What the others have, and what a socket bound to one of them finds, stays; what does not will be in the next reading.
+        The other interfaces and their routes are assumed to be unchanged; the next reading will tell.
+
+        :param down: the indices of the interfaces
         """
         if self.last is None:
             return self.network()
@@ -121,10 +123,11 @@ class Reader:
         }
 
     def _recognise_container(self) -> None:
-        """Take the TAP of a rootless container (slirp4netns, pasta) for the way out: it has no other device, and has had none.
+        """Recognise the TAP device of a rootless container (slirp4netns, pasta) as an uplink, if there has never been another
+        device.
 
-        A VPN is all that is left as well while the uplinks are gone, which is why a TUN never counts, and why it is remembered
-        that there was another device.
+        A VPN's device can be the only one left, too, while the uplinks are gone. So a TUN device never counts, and the reader
+        remembers whether there was another device.
         """
         ways = links.uplink_candidates(self._kinds, self._links)
         alone = len(ways) == 1 and links.is_tap(self._links[ways[0]])
@@ -155,7 +158,7 @@ class Reader:
             running=link.running,
             addresses=addresses,
             mtu=link.mtu,
-            # A tunnel that was made on top of one device (`ip link add type ipip ... dev eth0`) says so.
+            # A tunnel that was made on a certain device names it (`ip link add type ipip ... dev eth0`).
             delegate=link.lower if kind is InterfaceKind.TUNNEL else None,
             expensive=kind is InterfaceKind.CELLULAR,
             last_resort=last_resort,
@@ -164,7 +167,10 @@ class Reader:
         )
 
     def _with_tunnel_bridges(self, interfaces: Mapping[int, Interface], with_default: set[int]) -> Mapping[int, Interface]:
-        """A bridge to which only tunnels belong is one itself if it has a default route; one to virtual machines has none."""
+        """Mark as tunnels the bridges that have only tunnels as members and a default route.
+
+        A bridge to virtual machines may have only TAP members, too, but has no default route.
+        """
         found = {
             index
             for index in with_default
@@ -178,7 +184,7 @@ class Reader:
         }
 
     def answers(self, destination: IPAddress) -> Answers:
-        """What the kernel says about one destination.
+        """Look up one destination.
 
         :raises KernelError: an answer cannot be understood
         :raises OSError: a question is refused
@@ -187,8 +193,10 @@ class Reader:
         return self._questions.answers(network, self.rules.sources, destination)
 
     def marked_route(self, interface: Interface, destination: IPAddress) -> Lookup | None:
-        """The route that a bound socket would have if it had one of the marks that policy rules ask for: what a VPN hides from
-        all but its own traffic."""
+        """The route that a bound socket would have with one of the firewall marks that policy rules match.
+
+        VPNs hide this route from all traffic but their own.
+        """
         for mark in self.rules.marks:
             answers = self._questions.answers(self.last or self.network(), (), destination, mark=mark)
             found = answers.by_interface.get(interface.index)
@@ -197,7 +205,7 @@ class Reader:
         return None
 
     def has_route(self, interface: Interface, destination: IPAddress) -> bool:
-        """Whether a socket that is bound to the interface reaches the destination, as far as the routing tables can tell."""
+        """Whether the routing tables have a route to the destination for a socket that is bound to the interface."""
         scope = getattr(destination, "scope_id", None)
         if scope is not None and scope not in (str(interface.index), interface.name):
             return False
@@ -207,7 +215,7 @@ class Reader:
         default = self.last.defaults.get((interface.index, family_of(unmapped(destination)))) if self.last is not None else None
         if not self.rules.sources and (default is None or default.needs_source is None):
             return False
-        # A route for certain source addresses only, to which the socket is bound.
+        # There may be a route for certain source addresses; the socket will be bound to one.
         found = self.answers(destination).by_interface.get(interface.index)
         return found is not None and found.usable
 
@@ -215,6 +223,6 @@ class Reader:
 @lru_cache(maxsize=1024)
 def _question(destination: IPAddress, index: int, mark: int) -> bytes:
     destination = unmapped(destination)
-    # Neither of these needs a route: out of the bound device it is heard by whoever is on the link.
+    # Multicast and broadcast need no route: a bound socket sends them to the link.
     on_link = destination.version == 4 and (destination.is_multicast or int(destination) == 0xFFFFFFFF)
     return routes.query(destination, index, fib_match=not on_link, mark=mark)

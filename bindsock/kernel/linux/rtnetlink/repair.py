@@ -1,10 +1,11 @@
-"""Repairs: a default route in a table of its own and two policy rules that lead sockets there which are bound to the interface.
+"""Repairs: a default route in a table of its own, and two policy rules that lead sockets bound to the interface to that table.
 
-All three carry a routing protocol number of our own, by which they are found again. There are two: one for what ends with the
-process that made it, one for what an administrator keeps. A process that makes repairs holds an abstract Unix socket, whose name
-belongs to the network namespace and goes with the process, however that ends: repairs that nobody holds are left from a crash.
+All three carry a routing protocol number of our own, by which they are found again. There are two such numbers: one for repairs
+that end with the process that made them, one for repairs that an administrator keeps. A process that makes repairs holds an
+abstract Unix socket, whose name belongs to the network namespace and disappears with the process, even in a crash. Repairs
+without such a socket are left from a crash.
 
-What is removed is removed by the kernel's own description of it: the entry of the dump is sent back as the order.
+To remove an entry, its message from the dump is sent back as the order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 HELD = 181
 KEPT = 182
-"""Routing protocol numbers; neither is in ``include/uapi/linux/rtnetlink.h`` nor in iproute2's ``rt_protos``."""
+"""Routing protocol numbers. They are neither in ``include/uapi/linux/rtnetlink.h`` nor in iproute2's ``rt_protos``."""
 
 _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 _CREATE = 0x400 | 0x200
@@ -52,24 +53,24 @@ _UNIX_SOCKETS = "/proc/thread-self/net/unix"
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A rule or a route of ours."""
+    """A rule or a route that a repair consists of."""
 
     kind: Literal["route", "rule"]
     family: socket.AddressFamily
     protocol: int
     table: int
     interface: str
-    """Of a rule."""
+    """The name of the interface, for rules only."""
     index: int
-    """Of a route."""
+    """The index of the interface, for routes only."""
     gateway: IPAddress | None
     payload: bytes
 
 
 class Repairs:
-    """The :class:`bindsock.kernel.Repairs` of Linux, of the network namespace in which it was made.
+    """The :class:`bindsock.kernel.Repairs` of Linux. It belongs to the network namespace in which it was made.
 
-    :param kept: what is made stays when the process ends
+    :param kept: whether its repairs stay when the process ends
     """
 
     def __init__(self, *, kept: bool = False) -> None:
@@ -87,7 +88,7 @@ class Repairs:
         for route in entries:
             if route.kind != "route" or route.gateway is None:
                 continue
-            # By the index's name now: a rule is by name, and another device may have that.
+            # The present name of the index: a rule names the interface, and another device may have that name now.
             try:
                 name = socket.if_indextoname(route.index)
             except OSError:
@@ -98,7 +99,7 @@ class Repairs:
         return found
 
     def make(self, repair: Repair) -> None:
-        """Make a repair. What is there already stays."""
+        """Make a repair. Existing entries are kept."""
         orders = [(routes.RTM_NEWROUTE, _route(repair, self._protocol))]
         first, second = REPAIR_PREFERENCES
         orders.append((_RTM_NEWRULE, _rule(repair, first, MAIN_TABLE, self._protocol)))
@@ -118,7 +119,7 @@ class Repairs:
         )
 
     def remove_all(self, *, orphans: bool = False) -> int:
-        """Remove what there is of repairs."""
+        """Remove all repairs, complete or not."""
         if orphans and self._others():
             return 0
         return self._delete(e for e in self._entries() if not orphans or e.protocol == HELD)
@@ -160,18 +161,18 @@ class Repairs:
         return found
 
     def _others(self) -> bool:
-        """Whether a process lives in this network namespace that makes repairs, other than this one by this object."""
+        """Whether anything but this object makes repairs in this network namespace."""
         mine = self._mark.getsockname()[1:].decode() if self._mark is not None else ""
         try:
             with open(_UNIX_SOCKETS, encoding="utf-8", errors="replace") as lines:
                 names = {line.rstrip("\n").rpartition("@")[2] for line in lines if f"@{_HOLDER}" in line}
         except OSError:
-            return True  # unknown: what lives must not be taken for dead
+            return True  # unknown: never remove the repairs of a running process
         return bool(names - {mine})
 
 
 def _hold() -> socket.socket:
-    """A socket with a name that nobody else has, seen in the network namespace for as long as this process has it."""
+    """A socket with a unique name, which others see in the network namespace until it is closed."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.bind(f"\0{_HOLDER}{os.getpid()}-{os.urandom(6).hex()}")

@@ -1,4 +1,4 @@
-"""Routes out of RTM_NEWROUTE, and the question which route a bound socket would take.
+"""Parsing RTM_NEWROUTE, and encoding the lookup of the route that a bound socket would take.
 
 Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``nexthop.h``.
 """
@@ -44,7 +44,7 @@ _KINDS = {
 DEAD_ENDS = frozenset(_KINDS) - {RTN_UNICAST}
 """The route types that discard what is sent."""
 ROUTE_TYPES = frozenset(_KINDS)
-"""The route types that say where a packet to another host goes; the others are local, broadcast, anycast and multicast."""
+"""The types of routes to other hosts; the other types are local, broadcast, anycast and multicast."""
 
 _RTA_DST = 1
 _RTA_SRC = 2
@@ -65,7 +65,7 @@ _NHA_GATEWAY = 6
 
 RTM_F_CLONED = 0x200
 _RTM_F_LOOKUP_TABLE = 0x1000
-"""Without it IPv4 says main, whatever table the entry is in (``linux net/ipv4/route.c``, inet_rtm_getroute)."""
+"""Without this flag IPv4 always reports the main table (``linux net/ipv4/route.c``, inet_rtm_getroute)."""
 _RTM_F_FIB_MATCH = 0x2000
 
 ALL_NEXTHOPS = _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
@@ -73,25 +73,25 @@ ALL_NEXTHOPS = _NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
 
 
 class NextHop(NamedTuple):
-    """Where a route leads; ``None`` for what it does not name."""
+    """The next hop of a route; ``None`` for what it does not name."""
 
     interface: int | None
     gateway: IPAddress | None
 
 
 class ParsedRoute(NamedTuple):
-    """An entry of a routing table as the kernel tells it."""
+    """An entry of a routing table as the kernel reports it."""
 
     type: int
     destination: IPNetwork
     table: int
     metric: int
     routes: tuple[Route, ...]
-    """One for each next hop; none where the type leads nowhere, or no interface is known."""
+    """One route for each next hop; none if the interface is not known."""
     nexthop_id: int | None
-    """The nexthop object."""
+    """The id of the nexthop object."""
     source: IPAddress | None = None
-    """RTA_PREFSRC: the source that the entry names, or that the kernel would choose."""
+    """RTA_PREFSRC: the source address that the entry names, or that the kernel would choose."""
 
     def by(self, hops: Iterable[NextHop]) -> tuple[Route, ...]:
         """The routes by these next hops."""
@@ -101,7 +101,7 @@ class ParsedRoute(NamedTuple):
 def dump_request(family: int, table: int | None = None) -> bytes:
     """The body of the dump of a family's routes.
 
-    :param table: of all tables if ``None``
+    :param table: one routing table; all if ``None``
     """
     body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return body if table is None else body + netlink.attribute_u32(RTA_TABLE, table)
@@ -110,17 +110,17 @@ def dump_request(family: int, table: int | None = None) -> bytes:
 def query(
     destination: IPAddress, interface: int | None, *, fib_match: bool = True, source: IPAddress | None = None, mark: int = 0
 ) -> bytes:
-    """The body of RTM_GETROUTE: which way to the destination?
+    """The body of RTM_GETROUTE, which looks up the route to a destination.
 
-    :param interface: of a socket that is bound to it; ``None`` for one that is not
-    :param fib_match: ask for the entry of the table that decides. Without it IPv4 says of any destination that no route
-        leads to that it is on the link (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu), which it is not; but it says
-        which of several next hops it takes, and which source address it would choose
+    :param interface: the index of the interface that the socket is bound to; ``None`` for an unbound socket
+    :param fib_match: ask for the matching entry of the table. Without it, IPv4 claims that a destination without a route is on
+        the link (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu); but it tells which of several next hops the kernel
+        takes, and which source address it would choose
     :param source: the address that the socket is bound to
-    :param mark: the socket's mark
+    :param mark: the socket's firewall mark
     """
     family = family_of(destination)
-    # IPv6 always says which table, and refuses the flag that asks for it.
+    # IPv6 always reports the table, and refuses this flag.
     flags = (_RTM_F_FIB_MATCH if fib_match else 0) | (_RTM_F_LOOKUP_TABLE if family == socket.AF_INET else 0)
     bits = destination.max_prefixlen
     body = RTMSG.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
@@ -133,10 +133,10 @@ def query(
 
 
 def parse_route(payload: bytes) -> ParsedRoute | None:
-    """The entry of a routing table out of an RTM_NEWROUTE.
+    """Parse an RTM_NEWROUTE.
 
-    :return: ``None`` for what no program would care for: other families, the route cache, the local table, local, broadcast,
-        anycast and multicast types, and routes for certain source addresses only
+    :return: ``None`` for routes that do not matter: of other families, of the route cache, of the local table, of the types
+        local, broadcast, anycast and multicast, and routes for certain source addresses
     :raises KernelError: the message is damaged
     """
     _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(RTMSG, payload)
@@ -148,7 +148,7 @@ def parse_route(payload: bytes) -> ParsedRoute | None:
 
 @lru_cache(maxsize=256)
 def parse_answer(payload: bytes) -> ParsedRoute | None:
-    """The route by which the kernel would send, whatever its type; ``None`` for one of another family.
+    """Parse the answer to a lookup, of any route type; ``None`` for a route of another family.
 
     :raises KernelError: the message is damaged
     """
@@ -166,7 +166,7 @@ def _parse(payload: bytes) -> ParsedRoute | None:
     metric = netlink.u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0
     routes: tuple[Route, ...] = ()
     if kind in DEAD_ENDS:
-        # IPv6 names the loopback as their interface, IPv4 none.
+        # IPv6 reports the loopback as their interface, IPv4 none.
         routes = (Route(destination, None, None, metric, table, False, _KINDS[kind]),)
     elif _RTA_MULTIPATH in found:
         routes = _by(_multipath(family, found[_RTA_MULTIPATH]), destination, metric, table)
@@ -195,12 +195,12 @@ def head_of(message: bytes, offset: int, version: int, length: int) -> int:
     packed = netlink.attributes(message, offset).get(_RTA_DST, b"")
     bits = ADDRESS_BITS[version]
     if len(packed) * 8 != bits or length > bits:
-        raise KernelError(f"netlink: a prefix of {length} bits in {len(packed)} bytes")
+        raise KernelError(f"netlink: a prefix of {length} bits does not fit its {len(packed)} bytes")
     return int.from_bytes(packed, "big") >> (bits - length)
 
 
 def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:
-    """The nexthop objects by id; a group has the hops of its members.
+    """The next hops of each nexthop object, by id; a group has those of its members.
 
     :raises KernelError: a message is damaged
     """
@@ -210,7 +210,7 @@ def parse_nexthops(payloads: Sequence[bytes]) -> dict[int, tuple[NextHop, ...]]:
         family = netlink.fixed(_NHMSG, payload)[0]
         found = netlink.attributes(payload, _NHMSG.size)
         if _NHA_ID not in found:
-            raise KernelError("netlink: a nexthop without an id")
+            raise KernelError("netlink: a nexthop has no id")
         number = netlink.u32(found[_NHA_ID])
         if _NHA_GROUP in found:
             members = found[_NHA_GROUP]
@@ -229,7 +229,7 @@ def _multipath(family: int, data: bytes) -> tuple[NextHop, ...]:
     while end - offset >= _RTNEXTHOP.size:
         length, _, _, index = _RTNEXTHOP.unpack_from(data, offset)
         if not _RTNEXTHOP.size <= length <= end - offset:
-            raise KernelError(f"netlink: a next hop says that it is {length} bytes long where {end - offset} are left")
+            raise KernelError(f"netlink: a next hop claims {length} bytes, but {end - offset} are left")
         found = netlink.attributes(data[offset : offset + length], _RTNEXTHOP.size)
         hops.append(NextHop(index if index > 0 else None, _gateway(family, found)))
         offset += (length + 3) & ~3
@@ -243,7 +243,7 @@ def _gateway(family: int, found: Mapping[int, bytes]) -> IPAddress | None:
         # An IPv4 route by an IPv6 neighbour (RFC 5549): the family, then the address.
         via = found[RTA_VIA]
         if len(via) < 2:
-            raise KernelError("netlink: a gateway without its family")
+            raise KernelError("netlink: a gateway has no family")
         via_family = _U16.unpack_from(via)[0]
         if via_family in (socket.AF_INET, socket.AF_INET6):
             return parse_ip(via_family, via[2:])
@@ -251,16 +251,16 @@ def _gateway(family: int, found: Mapping[int, bytes]) -> IPAddress | None:
 
 
 def parse_prefix(family: int, packed: bytes, prefix_length: int) -> IPNetwork:
-    """A prefix of the family. One of no length may come without its bytes.
+    """Convert bytes and a length to a prefix of the family. A prefix of length 0 may have no bytes.
 
     :raises KernelError: the bytes or the length do not fit the family
     """
     size = 4 if family == socket.AF_INET else 16
     if prefix_length > size * 8:
-        raise KernelError(f"netlink: a prefix of {prefix_length} bits in family {family}")
+        raise KernelError(f"netlink: a prefix length of {prefix_length} in family {family}")
     if not packed and not prefix_length:
         packed = bytes(size)
     if len(packed) != size:
-        raise KernelError(f"netlink: a prefix in {len(packed)} bytes in family {family}")
+        raise KernelError(f"netlink: {len(packed)} bytes are no address of family {family}")
     make: Callable[..., IPNetwork] = ipaddress.IPv4Network if family == socket.AF_INET else ipaddress.IPv6Network
     return make((packed, prefix_length), strict=False)

@@ -1,4 +1,4 @@
-"""The reverse path filter, by RTM_GETNETCONF: /proc would show another namespace's after setns().
+"""The reverse path filter, read by RTM_GETNETCONF, since /proc may show another network namespace after setns().
 
 Layout and numbers: ``include/uapi/linux/netconf.h``.
 """
@@ -23,13 +23,13 @@ _STRICT = 1
 
 
 def is_strict(channel: Channel, index: int) -> bool:
-    """Whether IPv4 packets that came in by the interface are dropped unless the best route back leaves by it.
+    """Whether IPv4 packets that arrive on the interface are dropped unless the best route back leaves by it.
 
-    The larger of the interface's value and that of all counts (``linux include/linux/inetdevice.h``, IN_DEV_RPFILTER), and
-    2, loose, is larger than 1, strict.
+    The larger of the interface's value and the value for all interfaces counts (``linux include/linux/inetdevice.h``,
+    IN_DEV_RPFILTER); 2 means loose, 1 strict.
 
-    :raises OSError: the kernel does not tell
-    :raises KernelError: its answer cannot be understood
+    :raises OSError: the kernel refuses
+    :raises KernelError: the answer cannot be understood
     """
     return max(_rp_filter(channel, _ALL), _rp_filter(channel, index)) == _STRICT
 

@@ -1,7 +1,7 @@
-"""Policy rules: in which order they lead a plain socket to the routing tables, and which hold for certain source addresses only.
+"""Policy rules: the order in which they lead a plain socket to the routing tables, and the rules for certain source addresses.
 
-The rules are not applied here: the kernel is asked for routes. They only say which of two answers out of different tables comes
-first.
+The rules are not applied here, since the kernel looks up routes. They only tell which of two answers from different tables takes
+precedence.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class Rule:
     preference: int
     table: int
     plain: bool
-    """Whether a socket without a mark, a device and a source address follows it to any destination."""
+    """Whether it applies to a socket without a mark, interface and source address, for all destinations."""
     source: IPNetwork | None
-    """The source addresses for which it holds, if it holds for certain ones only."""
+    """The source addresses that it applies to; ``None`` if it applies to all."""
     mark: int
-    """A mark that a packet must (or, where the rule is inverted, must not) carry; 0 if it does not matter."""
+    """The firewall mark that a packet must have (must not have, if the rule is inverted); 0 if the mark does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The policy rules of both families, as far as they matter."""
+    """The policy rules of both families, as far as decisions need them."""
 
     tables: Mapping[tuple[socket.AddressFamily, int], int] = field(default_factory=dict)
-    """The order of the tables: those that a plain socket is led to first, by preference, then the others."""
+    """The position of each table: first those that a plain socket is led to, by preference, then the others."""
     sources: tuple[IPNetwork, ...] = ()
     """The prefixes of source addresses that have rules of their own."""
     marks: tuple[int, ...] = ()
-    """The marks that rules ask for."""
+    """The firewall marks that rules match."""
 
 
 def read_rules(channel: Channel) -> Rules:
@@ -59,15 +59,15 @@ def read_rules(channel: Channel) -> Rules:
     found: list[Rule] = []
     for family in FAMILIES:
         rules = map(parse_rule, dump_rules(channel, family))
-        # A kernel without IPv6 answers the second time with what it said the first time.
+        # A kernel without IPv6 sends the IPv4 rules again.
         found += [rule for rule in rules if rule is not None and rule.family == family]
     return rules_of(found)
 
 
 def rules_of(found: Iterable[Rule]) -> Rules:
-    """What a list of rules comes to."""
+    """Summarise a list of rules."""
     ordered = sorted(found, key=lambda rule: (not rule.plain, rule.preference))
-    # The table of what is this host, or all on a link, comes before everything (linux net/ipv4/fib_rules.c).
+    # The local table, with the host's own addresses and broadcasts, comes first (linux net/ipv4/fib_rules.c).
     tables = {(family, LOCAL_TABLE): -1 for family in FAMILIES}
     for position, rule in enumerate(ordered):
         tables.setdefault((rule.family, rule.table), position)
@@ -77,7 +77,7 @@ def rules_of(found: Iterable[Rule]) -> Rules:
 
 @lru_cache(maxsize=256)
 def parse_rule(payload: bytes) -> Rule | None:
-    """A rule out of RTM_NEWRULE; ``None`` for one that leads to no table, or to the local one.
+    """Parse an RTM_NEWRULE; ``None`` for a rule that leads to no table, or to the local table.
 
     :raises KernelError: the message is damaged
     """
@@ -88,8 +88,8 @@ def parse_rule(payload: bytes) -> Rule | None:
 
 
 def _is_plain(rule: PolicyRule) -> bool:
-    """Whether a plain socket of this process follows the rule, whatever its destination (linux net/core/fib_rules.c)."""
-    # What this host sends comes in by the loopback, to a rule.
+    """Whether the rule applies to a plain socket of this process, for all destinations (linux net/core/fib_rules.c)."""
+    # To a rule, packets of this host arrive on the loopback.
     matches = (
         rule.source is None
         and rule.destination is None
