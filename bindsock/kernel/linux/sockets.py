@@ -42,8 +42,8 @@ _TCP_INFO = 11
 _CLOSES_FIRST = frozenset({1, 4, 5})
 """TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2: the peer has not ended the connection yet (``include/net/tcp_states.h``)."""
 _TCP_LINGER2 = 8
-_LONGEST_END = 120
-"""Seconds in FIN_WAIT2, the most that the kernel takes (``include/net/tcp.h``, TCP_FIN_TIMEOUT_MAX)."""
+_LONGEST_FIN_WAIT2 = 120
+"""The longest time in FIN_WAIT2 that the kernel accepts, in seconds (``include/net/tcp.h``, TCP_FIN_TIMEOUT_MAX)."""
 _TCP_USER_TIMEOUT = 18
 
 
@@ -71,7 +71,7 @@ def _keep_bound_in_fin_wait(sock: socket.socket) -> None:
     linger time (``net/ipv4/tcp_input.c``, tcp_rcv_state_process; ``include/net/tcp.h``, TCP_TIMEWAIT_LEN).
     """
     with contextlib.suppress(OSError):  # a multipath socket has no such option
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, _LONGEST_END)
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_LINGER2, _LONGEST_FIN_WAIT2)
 
 
 def mark(sock: socket.socket, number: int, interface: Interface) -> None:
