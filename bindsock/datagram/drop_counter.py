@@ -110,7 +110,7 @@ class DropCounter:
         self._note_due = _NEVER
         self._unsent = 0
         self._sent_then = 0
-        self.due: float = _NEVER
+        self.due: float = 0.0
         """When :meth:`look` is due, before the next datagram is sent."""
 
     def start(self, interface: Interface | None) -> None:
@@ -121,7 +121,7 @@ class DropCounter:
         self._reset()
         if interface is not None:
             # The first note is made when something is sent: an idle socket asks for nothing.
-            self.due = self._note_due = 0.0
+            self._note_due = 0.0
 
     def _stop(self) -> None:
         """The path is dead, and what that cost is counted."""
@@ -131,7 +131,7 @@ class DropCounter:
     def _reset(self) -> None:
         self._notes.clear()
         self._sent = self._unsent = self._sent_before = self._sent_then = 0
-        self.due = self._note_due = _NEVER
+        self.due, self._note_due = 0.0, _NEVER
 
     def sent(self) -> None:
         """The system has taken a datagram."""
@@ -141,6 +141,8 @@ class DropCounter:
     def look(self, now: float, sock: socket.socket) -> None:
         """Write down how things stand."""
         self.due = now + LOOK
+        if self._interface is None:
+            return
         self._sent_before = self._sent_then
         self._unsent, self._sent_then = self._kernel.unsent(sock), self._sent
         if now >= self._note_due:

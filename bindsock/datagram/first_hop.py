@@ -59,6 +59,11 @@ class FirstHops:
         hop = self._silent.get(key)
         if hop is None or now >= hop.until + PATIENCE:
             hop = self._silent[key] = _SilentHop(self._runtime, kernel, interface, gateway)
+            if kernel.first_hop_answers(interface, gateway) is not False:
+                # It has answered before the question returned: a machine on the same host, such as a bridge's or a container's.
+                del self._silent[key]
+                self._answered[key] = now
+                return False
         return now < hop.until
 
     def when_answered(self, interface: Interface, gateway: IPAddress, method: Callable[[], object]) -> None:
@@ -77,16 +82,14 @@ class _SilentHop:
         self._kernel = kernel
         self._interface = interface
         self._gateway = gateway
-        self._waiters: list[weakref.WeakMethod[Callable[[], object]]] = []
+        self._waiters: dict[weakref.WeakMethod[Callable[[], object]], None] = {}
         self._delay = _FIRST_LOOK
         self._ask_at = 0.0
         self._looking = False
         self._ask()
 
     def wait(self, method: Callable[[], object]) -> None:
-        waiter = weakref.WeakMethod(method)
-        if waiter not in self._waiters:
-            self._waiters.append(waiter)
+        self._waiters.setdefault(weakref.WeakMethod(method))
         self._look_later()
 
     def _ask(self) -> None:
@@ -102,14 +105,14 @@ class _SilentHop:
 
     def _look(self) -> None:
         self._looking = False
-        self._waiters = [waiter for waiter in self._waiters if waiter() is not None]
+        self._waiters = {waiter: None for waiter in self._waiters if waiter() is not None}
         answers = self._kernel.first_hop_answers(self._interface, self._gateway) is not False
         if not answers and self._runtime.time() < self.until:
             self._ask()
             self._look_later()
             return
         self._delay = _FIRST_LOOK
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             method = waiter()
             if method is not None:

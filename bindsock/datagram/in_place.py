@@ -280,8 +280,9 @@ class InPlaceMover:
         placement: Placement,
         pin: str | None,
     ) -> None:
-        self.used: float = 0.0
-        self.pending = False
+        self.seen: int = 0
+        self._sends = False
+        """The program says what it sends."""
         self._watcher = watcher
         self._followers = followers_of(watcher)
         self._peer = peer_of(sock)
@@ -377,9 +378,10 @@ class InPlaceMover:
     def sent(self, sock: socket.socket) -> None:
         """The program has sent a datagram by the socket. It may say so, so that what is sent and lost is counted."""
         drops, now = self._in_place.drops, self._watcher.runtime.time()
-        self.used = now
+        self._sends = True
         if now >= drops.due:
             drops.look(now, sock)
+            self._followers.used(self)
         drops.sent()
 
     def close(self) -> None:
@@ -414,7 +416,7 @@ class InPlaceMover:
         )
         if not orders.count_drops:
             in_place.count_unrouted(sock, wanted, decider.network)
-        elif self.used:
+        elif self._sends:
             in_place.count_drops(sock)
         else:
             in_place.count_unsent(sock)

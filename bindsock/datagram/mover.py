@@ -18,6 +18,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from bindsock.datagram.drop_counter import LOOK
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.held_sockets import HeldSocket, HeldSockets
@@ -30,6 +31,7 @@ from bindsock.model.change import Cause
 from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
+    from bindsock.datagram.followers import DatagramFollowers
     from bindsock.datagram.socket_spec import SocketSpec
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.network import Interface, IPAddress, Network
@@ -106,12 +108,13 @@ class DatagramMover:
         "_user",
         "_watcher",
         "decider",
+        "followers",
         "in_place",
         "no_path",
         "peer",
-        "pending",
+        "seen",
         "sock",
-        "used",
+        "used_until",
         "ways",
     )
 
@@ -131,8 +134,10 @@ class DatagramMover:
         self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
         self.ways: Ways | None = None
         """How to find the socket for a destination; ``None`` if the current one is for all."""
-        self.used: float = 0.0
-        self.pending: bool = False
+        self.followers: DatagramFollowers = followers_of(watcher)
+        self.seen: int = self.followers.reading
+        self.used_until: float = 0.0
+        """When it is to be said again that something is sent or received by it."""
         self._watcher = watcher
         self._endpoint = endpoint
         self._held: HeldSockets | None = None
@@ -182,7 +187,7 @@ class DatagramMover:
         if spec is not None and spec.remote is None and self.peer is None and (requirement is not None or spec.address is None):
             self.ways = Ways(self, self._watcher, spec)
         if self.followed:
-            followers_of(self._watcher).follow(self)
+            self.followers.follow(self)
 
     def start_reading(self) -> None:
         """Begin to receive."""
@@ -209,7 +214,7 @@ class DatagramMover:
         """Follow and receive no more. The socket stays open."""
         if self._state < _State.STOPPED:
             self._state = _State.STOPPED
-            followers_of(self._watcher).unfollow(self)
+            self.followers.unfollow(self)
             self._cancel_retry()
             self.stop_reading()
 
@@ -301,12 +306,17 @@ class DatagramMover:
             hops.when_answered(interface, gateway, self._way_answers)
         return silent
 
+    def used(self, now: float) -> None:
+        """Something is sent or received."""
+        self.used_until = now + LOOK
+        self.followers.used(self)
+
     def catch_up(self) -> None:
         """The newest reading has not been shown yet, and something is to be sent: go where the socket belongs first."""
-        followers_of(self._watcher).catch_up(self)
+        self.followers.catch_up(self)
 
     def _hop_answers(self) -> None:
-        followers_of(self._watcher).look_again(self)
+        self.followers.look_again(self)
 
     def _way_answers(self) -> None:
         self._forget_ways()

@@ -113,6 +113,8 @@ class Sender:
 
     __slots__ = (
         "_counted",
+        "_drops",
+        "_followers",
         "_mover",
         "_owner",
         "_pace",
@@ -121,6 +123,7 @@ class Sender:
         "_statistics",
         "_stopped",
         "_ticks",
+        "_time",
         "_trouble",
         "_writing",
         "backlog",
@@ -140,6 +143,10 @@ class Sender:
         """What the protocol is still to be told."""
         self._runtime = runtime
         self._mover = mover
+        # Looked up for each datagram.
+        self._time = runtime.time
+        self._drops = mover.in_place.drops
+        self._followers = mover.followers
         self._statistics = statistics
         self._owner = owner
         self._remote = remote
@@ -157,10 +164,14 @@ class Sender:
 
         :param addr: ``None`` for the only destination there is
         """
-        mover = self._mover
-        drops = mover.in_place.drops
-        now = mover.used = self._runtime.time()
-        if addr is None and now < drops.due and not (self._counted or mover.pending or mover.no_path or mover.peer is None):
+        mover, drops = self._mover, self._drops
+        now = self._time()
+        if (
+            addr is None
+            and now < drops.due
+            and mover.seen == self._followers.reading
+            and not (self._counted or mover.no_path or mover.peer is None)
+        ):
             # The usual case, without a call that can be saved.
             try:
                 mover.sock.send(data)
@@ -170,7 +181,9 @@ class Sender:
                 drops.sent()
                 return
         else:
-            if mover.pending:
+            if now >= mover.used_until:
+                mover.used(now)
+            if mover.seen != self._followers.reading:
                 mover.catch_up()
             if self._writing is not None or (self.backlog and self.backlog.waits_for(addr)):
                 self._queue(data, addr, now)

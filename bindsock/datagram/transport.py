@@ -185,7 +185,9 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def readable(self, sock: socket.socket) -> None:
         """Read some."""
-        self._mover.used = self._runtime.time()
+        now = self._runtime.time()
+        if now >= self._mover.used_until:
+            self._mover.used(now)
         if self._singles:
             self._singles -= 1
             self._read(sock, 1)
