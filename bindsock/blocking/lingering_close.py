@@ -15,15 +15,17 @@ from bindsock.dial.lingering_close import DEADLINE, WAIT_AT_END, LingerQueue
 if TYPE_CHECKING:
     import socket
 
+    from bindsock.kernel import Kernel
+
 # Blocking sockets belong to threads without an event loop, so times are those of the system's clock.
 _queue = LingerQueue()
 _lock = threading.Lock()
 
 
-def close_lingering(sock: socket.socket) -> None:
+def close_lingering(sock: socket.socket, kernel: Kernel) -> None:
     """Finish a connection that the program has closed, by a duplicate of its socket."""
     with _lock:
-        _queue.add(sock, time.monotonic() + DEADLINE)
+        _queue.add(sock, kernel, time.monotonic() + DEADLINE)
         _close_ended()
 
 

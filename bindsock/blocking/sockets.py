@@ -124,14 +124,15 @@ class BlockingSocket(socket.socket):
         return super().detach()
 
     def close(self) -> None:
-        left = duplicate_if_needed(self._kernel, self) if self._kernel is not None and self.fileno() != -1 else None
+        kernel = self._kernel
+        left = duplicate_if_needed(kernel, self) if kernel is not None and self.fileno() != -1 else None
         super().close()
         if self.fileno() != -1:  # a file of makefile() is open
             if left is not None:
                 left.close()
             return
-        if left is not None:
-            close_lingering(left)
+        if kernel is not None and left is not None:
+            close_lingering(left, kernel)
         if self._unfollow is not None:
             unfollow, self._unfollow = self._unfollow, None
             unfollow()

@@ -10,6 +10,9 @@ So a duplicate of the descriptor outlives the program's ``close()``. The duplica
 ends the connection, and closed then (Apache and nginx call this a lingering close). The program notices nothing. If the peer does
 not end the connection within :data:`DEADLINE`, or goes on sending, the connection is reset, as the kernel resets orphaned
 sockets. The reset of an open socket leaves by its device, too.
+
+The stream of a multipath connection ends before its subflows do, and no event tells when they have ended, so they are checked now
+and then.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ import termios
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
+
+from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,11 +49,13 @@ MAX_SOCKETS = 1024
 MAX_UNREAD = 1 << 18
 """Bytes that a peer may still send after the program has closed the connection."""
 
-_RESET = struct.pack("=ii", 1, 0)
+_FIRST_CHECK, _LAST_CHECK = 0.005, 1.0
+"""Seconds between two checks of the subflows."""
 
 
 class _Lingering(NamedTuple):
     sock: socket.socket
+    kernel: Kernel
     due: float
 
 
@@ -58,6 +65,7 @@ class LingerQueue:
     def __init__(self) -> None:
         self._sockets: OrderedDict[int, _Lingering] = OrderedDict()
         self._unread: dict[int, int] = {}
+        self._at_eof: set[int] = set()
         self._limit = min(MAX_SOCKETS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
     def __len__(self) -> int:
@@ -75,10 +83,16 @@ class LingerQueue:
         """The deadline of the oldest connection, in seconds of the caller's clock."""
         return next(iter(self._sockets.values())).due if self._sockets else None
 
-    def add(self, sock: socket.socket, due: float) -> int | None:
+    @property
+    def at_eof(self) -> list[int]:
+        """Multipath connections whose stream has ended before their subflows. They stay readable."""
+        return list(self._at_eof)
+
+    def add(self, sock: socket.socket, kernel: Kernel, due: float) -> int | None:
         """Shut a connection down for sending, and keep it.
 
         :param sock: a duplicate that the queue owns; the other descriptors of the connection are closed already
+        :param kernel: says whether the connection has ended after its stream
         :param due: its deadline, in seconds of the caller's clock
         :return: its descriptor, or ``None`` if the connection has ended meanwhile; then it is closed
         """
@@ -88,7 +102,7 @@ class LingerQueue:
         except OSError:
             sock.close()
             return None
-        self._sockets[sock.fileno()] = _Lingering(sock, due)
+        self._sockets[sock.fileno()] = _Lingering(sock, kernel, due)
         return sock.fileno()
 
     def surplus(self) -> list[int]:
@@ -104,18 +118,19 @@ class LingerQueue:
 
         :return: whether the connection has ended
         """
-        sock = self._sockets[descriptor].sock
+        lingering = self._sockets[descriptor]
         try:
-            data = sock.recv(1 << 16)
+            data = lingering.sock.recv(1 << 16)
         except BlockingIOError:
             return False
         except OSError:
             return True
         if not data:
-            return True
+            self._at_eof.add(descriptor)
+            return not lingering.kernel.needs_lingering_close(lingering.sock)
         unread = self._unread[descriptor] = self._unread.get(descriptor, 0) + len(data)
         if unread > MAX_UNREAD:
-            _reset_at_close(sock)
+            _abort(lingering)
             return True
         return False
 
@@ -124,14 +139,15 @@ class LingerQueue:
 
         In that case the kernel goes on sending the data.
         """
-        sock = self._sockets[descriptor].sock
-        if not _unacknowledged(sock):
-            _reset_at_close(sock)
+        lingering = self._sockets[descriptor]
+        if not _unacknowledged(lingering.sock):
+            _abort(lingering)
         self.close(descriptor)
 
     def close(self, descriptor: int) -> None:
         """Close a connection that has ended."""
         self._unread.pop(descriptor, None)
+        self._at_eof.discard(descriptor)
         self._sockets.pop(descriptor).sock.close()
 
     def reap(self, patience: float = 0.0) -> None:
@@ -140,15 +156,18 @@ class LingerQueue:
         :param patience: seconds to wait for the others
         """
         poll = select.poll()
-        for descriptor in self._sockets:
+        for descriptor in self._sockets.keys() - self._at_eof:
             poll.register(descriptor, select.POLLIN)
         # The system's clock, since the event loop has ended, and a test's virtual clock would stand still during poll().
         due = time.monotonic() + patience
         while self._sockets:
             left = max(0.0, due - time.monotonic())
-            for descriptor, _ in poll.poll(left * 1000):
-                if self.has_ended(descriptor):
+            readable = [descriptor for descriptor, _ in poll.poll((min(left, _FIRST_CHECK) if self._at_eof else left) * 1000)]
+            for descriptor in self._at_eof.union(readable):
+                ended = self.has_ended(descriptor)
+                if descriptor in readable and (ended or descriptor in self._at_eof):
                     poll.unregister(descriptor)
+                if ended:
                     self.close(descriptor)
             if not left:
                 return
@@ -164,20 +183,22 @@ class LingeringSockets:
         self._runtime = runtime
         self._queue = LingerQueue()
         self._timer: Timer | None = None
+        self._checking = Retry(runtime, self._check, _FIRST_CHECK, _LAST_CHECK, jitter=0.0)
         runtime.at_end(self.end)
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, sock: socket.socket) -> None:
+    def add(self, sock: socket.socket, kernel: Kernel) -> None:
         """Take a duplicate of a connection that the program has closed, wait for the peer, and close it.
 
         :param sock: a duplicate that this object owns; the other descriptors of the connection are closed already
+        :param kernel: as :meth:`LingerQueue.add` has it
         """
         if self._runtime.closed:
             sock.close()
             return
-        descriptor = self._queue.add(sock, self._runtime.time() + DEADLINE)
+        descriptor = self._queue.add(sock, kernel, self._runtime.time() + DEADLINE)
         if descriptor is None:
             return
         self._runtime.add_reader(descriptor, self._readable, descriptor)
@@ -191,6 +212,7 @@ class LingeringSockets:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._checking.cancel()
         for descriptor in self._queue:
             self._runtime.remove_reader(descriptor)
         self._queue.reap(WAIT_AT_END)
@@ -198,9 +220,22 @@ class LingeringSockets:
             self._queue.close(descriptor)
 
     def _readable(self, descriptor: int) -> None:
-        if descriptor in self._queue and self._queue.has_ended(descriptor):
+        if descriptor not in self._queue:
+            return
+        if self._queue.has_ended(descriptor):
             self._runtime.remove_reader(descriptor)
             self._queue.close(descriptor)
+        elif descriptor in self._queue.at_eof:
+            self._runtime.remove_reader(descriptor)
+            self._checking.reset()
+            self._checking.schedule()
+
+    def _check(self) -> None:
+        for descriptor in self._queue.at_eof:
+            if self._queue.has_ended(descriptor):
+                self._queue.close(descriptor)
+        if self._queue.at_eof:
+            self._checking.schedule()
 
     def _cut(self, descriptor: int) -> None:
         self._runtime.remove_reader(descriptor)
@@ -234,7 +269,7 @@ class LingeringClose:
     def finish(self, duplicate: socket.socket) -> None:
         """Close the connection by the duplicate, after the socket itself has been closed."""
         if self._kernel.needs_lingering_close(duplicate):
-            self._lingering_sockets.add(duplicate)
+            self._lingering_sockets.add(duplicate, self._kernel)
         else:
             duplicate.close()
 
@@ -262,8 +297,8 @@ def _unacknowledged(sock: socket.socket) -> bool:
     return int(struct.unpack("=i", answer)[0]) > 1
 
 
-def _reset_at_close(sock: socket.socket) -> None:
+def _abort(lingering: _Lingering) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        lingering.kernel.abort(lingering.sock)
     except OSError as error:
-        _logger.debug("cannot reset a connection that the peer does not end: %s", error)
+        _logger.debug("a connection that its peer does not end cannot be reset: %s", error)

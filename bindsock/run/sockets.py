@@ -156,10 +156,11 @@ class SocketBinder:
         if not blocks or sock.family != socket.AF_INET6 or isinstance(sock, FollowedSocket | BlockingSocket):
             close()
             return
-        left = duplicate_if_needed(kernels.current(), sock)
+        kernel = kernels.current()
+        left = duplicate_if_needed(kernel, sock)
         close()
         if left is not None:
-            close_lingering(left)
+            close_lingering(left, kernel)
 
     def _target(self, sock: socket.socket, address: Any) -> SockAddr | None:
         """The numeric address that the socket is to go to; ``None`` if it is not to be bound for that."""

@@ -24,6 +24,7 @@ import uvloop
 import bindsock
 import bindsock.anyio
 from bindsock.dial import lingering_close
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.netmon.runtime import runtime_of
 from bindsock.testing.lab import Lab, VpnMode
 from bindsock.testing.lab._tap import parse
@@ -41,10 +42,13 @@ KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
 
 
 @contextlib.asynccontextmanager
-async def slow_to_end(lab: Lab, delay: float = FIN_DELAY) -> AsyncIterator[None]:
+async def slow_to_end(lab: Lab, delay: float = FIN_DELAY, protocol: int = 0) -> AsyncIterator[None]:
     """A server in the laboratory that answers the end of a connection a while later."""
     with lab.inside("server"):
-        listener = socket.create_server(("::", PORT), family=socket.AF_INET6, backlog=1024)
+        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("::", PORT))
+        listener.listen(1024)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -129,6 +133,45 @@ async def test_no_packet_of_a_closed_connection_enters_the_tunnel(
         with lab.tap(interface="tun0", port=PORT) as tap:
             await asyncio.gather(*(close(lab) for _ in range(5)))
             await until_all_have_ended(lab)
+            assert tap.packets == []
+
+
+async def multipath_by_writer(lab: Lab) -> None:
+    _, writer = await bindsock.open_connection(lab.server.ipv6, PORT, multipath=True)
+    assert bindsock.multipath_of(writer)
+    writer.write(b"the last words")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def multipath_by_socket(lab: Lab) -> None:
+    sock = await bindsock.connect(lab.server.ipv6, PORT, multipath=True)
+    sock.close()
+
+
+async def multipath_after_the_peer(lab: Lab) -> None:
+    reader, writer = await bindsock.open_connection(lab.server.ipv6, PORT, multipath=True)
+    writer.write_eof()
+    assert await reader.read() == b""
+    writer.close()
+
+
+@pytest.mark.skipif(mptcp.protocol() is None, reason="this kernel has no multipath TCP")
+@pytest.mark.parametrize("delay", [0.0, FIN_DELAY])
+@pytest.mark.parametrize("close", [multipath_by_writer, multipath_by_socket, multipath_after_the_peer])
+async def test_no_packet_of_a_closed_multipath_connection_enters_the_tunnel(
+    lab: Lab, close: Callable[[Lab], Awaitable[None]], delay: float
+) -> None:
+    """Its subflows end after its stream has."""
+    lab.vpn_up("metric")
+    async with slow_to_end(lab, delay, mptcp.IPPROTO_MPTCP):
+        with lab.tap(interface="tun0", port=PORT) as tap:
+            await asyncio.gather(*(close(lab) for _ in range(5)))
+            await until_all_have_ended(lab)
+            waiting = runtime_of(asyncio.get_running_loop()).shared(lingering_close.LingeringSockets)
+            async with asyncio.timeout(20):
+                while len(waiting):
+                    await asyncio.sleep(0.02)
             assert tap.packets == []
 
 

@@ -269,16 +269,27 @@ def needs_lingering_close(sock: socket.socket) -> bool:
 
     IPv6 does this in TIME_WAIT, the state of the side that closes first (``net/ipv6/tcp_ipv6.c``, tcp_v6_send_response). With
     unread data ``close()`` sends a reset instead, by the socket's own device (``net/ipv4/tcp.c``, __tcp_close).
+    Both sides end the subflows of a multipath connection when its stream has ended, whichever side ended that first.
     """
-    if sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM or sock.proto not in (0, socket.IPPROTO_TCP):
+    if sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM:
         return False
     try:
+        if sock.proto == mptcp.IPPROTO_MPTCP and (alive := mptcp.subflows_not_ended(sock)) is not None:
+            return any(address.version == 6 for address in alive) and bound(sock) is not None and not _has_unread(sock)
         if sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] not in _CLOSES_FIRST:
             return False
         if bound(sock) is None or sock.getpeername()[0].startswith("::ffff:"):
             return False
         return not any(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
     except OSError:
+        return False
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    """Whether data waits to be read. FIONREAD counts the end of a multipath connection, too (``net/mptcp/protocol.c``)."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
         return False
 
 

@@ -39,6 +39,8 @@ _TCP_INFO = struct.Struct("=B51xII")
 _ESTABLISHED = 1
 _ALIVE = (1, 2, 3)
 """ESTABLISHED, SYN_SENT and SYN_RECV."""
+_NOT_ENDED = (1, 4, 5)
+"""ESTABLISHED, FIN_WAIT1 and FIN_WAIT2: the peer's FIN has not arrived."""
 
 
 class State(NamedTuple):
@@ -66,6 +68,33 @@ def states(sock: socket.socket) -> list[State] | None:
 
     :return: ``None`` if the socket is no multipath socket, is not connected or has fallen back to TCP
     """
+    entries = _entries(sock)
+    if entries is None:
+        return None
+    found = []
+    for entry, info in entries:
+        state, data, acknowledgement = _TCP_INFO.unpack(info)
+        # The first subflow stays in the list after its end, and while the peer does not answer its end (net/mptcp/protocol.c,
+        # __mptcp_close_ssk).
+        if state in _ALIVE:
+            subflow = Subflow(*_address(entry, 0), *_address(entry, _ADDRESS_SIZE))
+            found.append(State(subflow, state == _ESTABLISHED, min(data, acknowledgement) / 1000))
+    return found
+
+
+def subflows_not_ended(sock: socket.socket) -> list[IPAddress] | None:
+    """The remote addresses of the subflows whose peer has not sent its FIN, also after the end of the stream.
+
+    :return: ``None`` as :func:`states` has it
+    """
+    entries = _entries(sock)
+    if entries is None:
+        return None
+    return [_address(entry, _ADDRESS_SIZE)[0] for entry, info in entries if _TCP_INFO.unpack(info)[0] in _NOT_ENDED]
+
+
+def _entries(sock: socket.socket) -> list[tuple[bytes, bytes]] | None:
+    """Addresses and ``tcp_info`` of each subflow."""
     if not _is_multipath(sock):
         return None
     try:
@@ -75,15 +104,7 @@ def states(sock: socket.socket) -> list[State] | None:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOTCONN, errno.EINVAL):
             raise
         return None
-    found = []
-    for entry, info in zip(addresses, infos, strict=False):
-        state, data, acknowledgement = _TCP_INFO.unpack(info)
-        # The first subflow stays in the list after its end, and while the peer does not answer its end (net/mptcp/protocol.c,
-        # __mptcp_close_ssk).
-        if state in _ALIVE:
-            subflow = Subflow(*_address(entry, 0), *_address(entry, _ADDRESS_SIZE))
-            found.append(State(subflow, state == _ESTABLISHED, min(data, acknowledgement) / 1000))
-    return found
+    return list(zip(addresses, infos, strict=False))
 
 
 def token(sock: socket.socket) -> int:
