@@ -30,6 +30,7 @@ from bindsock.routing.usable import Refusal, Stage, is_tunnel, unfit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from bindsock.model.network import IPAddress
     from bindsock.model.preferences import Preferences
 
 _KIND_RANK = {InterfaceKind.WIRED: 0, InterfaceKind.WIFI: 1, InterfaceKind.CELLULAR: 3}
@@ -143,6 +144,10 @@ class Defaults:
             index,
         )
 
+    def _source(self, index: int) -> IPAddress | None:
+        """The address that a socket has to be bound to before it connects by the interface."""
+        return source_of(self.lookups[index], self.interfaces[index], self.family, self.interfaces)
+
     def _doubt(self, index: int) -> str:
         """What speaks against the interface, though the system confirms it."""
         interface, best = self.interfaces[index], self._best.get(index)
@@ -189,7 +194,7 @@ class Defaults:
             tunnels=self._tunnels(above),
             gateway=None if best is None else best.gateway,
             notes=(*self._notes, *self._note_dummies(index)),
-            source=None if index is None else source_of(self.lookups[index], self.interfaces[index], self.family),
+            source=None if index is None else self._source(index),
         )
 
     def _first_default(self) -> tuple[int | None, list[int]]:
@@ -268,7 +273,7 @@ class Defaults:
         what = f"{scoped}default route" if best.is_default else f"route to {best.destination} as its default route"
         via = f"via {best.gateway}" if best.gateway is not None else "without a gateway"
         metric = f", metric {best.metric}" if best.metric else ""
-        source = source_of(self.lookups[index], self.interfaces[index], self.family)
+        source = self._source(index)
         given = self.lookups[index].source
         if source is None and given is not None and not self.interfaces[index].has(given):
             return f"{what} {via}{metric}{in_table(best)}, from {given}"

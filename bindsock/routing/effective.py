@@ -247,7 +247,7 @@ class Decider:
             candidates=(candidate,),
             gateway=lookup.route.gateway if lookup is not None else None,
             notes=notes,
-            source=source_of(lookup, interface, family) if lookup is not None else None,
+            source=source_of(lookup, interface, family, self.network.interfaces) if lookup is not None else None,
         )
 
     def _scope(self, scope: str) -> Interface | None:
@@ -399,7 +399,8 @@ class Decider:
         defaults: Defaults,
         notes: list[str],
     ) -> Decision:
-        gateway, source = lookup.route.gateway, source_of(lookup, interface, defaults.family)
+        gateway = lookup.route.gateway
+        source = source_of(lookup, interface, defaults.family, self.network.interfaces)
         via = f" via {gateway}" if gateway is not None else " on its own link"
         via += f", from {source}" if source is not None else ""
         candidates = [

@@ -341,11 +341,13 @@ def test_ipv6_routes_for_certain_sources_are_found_by_each_uplink(world: World, 
     assert sent(world, kernel, SERVER6) in (("wifi0", "fd10:1::2"), ("eth0", "fd10:2::2"))
 
 
+@pytest.mark.parametrize("uplink", ["wifi0", "eth0"])
 @pytest.mark.parametrize("address", [SERVER4, SERVER6], ids=str)
-def test_policy_ipsecs_virtual_address_is_not_used(world: World, kernel: LinuxKernel, address: IPAddress) -> None:
-    ip("addr add 10.66.0.2/32 dev wifi0", "rule add pref 220 table 220")
+def test_policy_ipsecs_virtual_address_is_not_used(world: World, kernel: LinuxKernel, address: IPAddress, uplink: str) -> None:
+    """Whether it is on the uplink, or on another where the client has just been."""
+    ip(f"addr add 10.66.0.2/32 dev {uplink}", "rule add pref 220 table 220")
     ip("route add default via 10.1.0.1 dev wifi0 proto static src 10.66.0.2 table 220")
-    ip("-6 addr add fd10:66::2/128 dev wifi0 nodad", "-6 rule add pref 220 table 220")
+    ip(f"-6 addr add fd10:66::2/128 dev {uplink} nodad", "-6 rule add pref 220 table 220")
     ip("-6 route add default via fd10:1::1 dev wifi0 proto static src fd10:66::2 table 220")
     virtual = "10.66.0.2" if address.version == 4 else "fd10:66::2"
     own = "10.1.0.2" if address.version == 4 else "fd10:1::2"

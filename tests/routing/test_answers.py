@@ -134,7 +134,9 @@ def test_an_uplink_without_an_address_is_bound_to_the_one_that_the_kernel_gives(
     assert decide(replace(made, defaults={(ETH, V4): by(ETH)}), V4).interface is None
 
 
-WITH_VIRTUAL = network("wifi0 wifi 10.66.0.2/32 10.1.0.2/24").interfaces[1]
+WITH_VIRTUAL = network(
+    "lo loopback 10.77.0.1/32\nwifi0 wifi 10.66.0.2/32 10.1.0.2/24\neth0 wired 10.66.0.3/32 10.2.0.2/24"
+).interfaces
 
 
 @pytest.mark.parametrize(
@@ -144,11 +146,21 @@ WITH_VIRTUAL = network("wifi0 wifi 10.66.0.2/32 10.1.0.2/24").interfaces[1]
         (by(WIFI, table=254, source=ipaddress.ip_address("10.66.0.2")), None),
         (by(WIFI, table=220, source=ipaddress.ip_address("10.1.0.2")), None),
         (by(WIFI, table=220), None),
+        (by(WIFI, table=220, source=ipaddress.ip_address("10.66.0.3")), "10.1.0.2"),
+        (by(WIFI, table=220, source=ipaddress.ip_address("10.77.0.1")), None),
     ],
-    ids=["a virtual address in a table of its own", "main's own choice", "the uplink's own address", "no address named"],
+    ids=[
+        "a virtual address in a table of its own",
+        "main's own choice",
+        "the uplink's own address",
+        "no address named",
+        "a virtual address that is still on another uplink",
+        "an address of the whole host",
+    ],
 )
 def test_policy_ipsecs_virtual_address_is_told_by_table_and_prefix(lookup: Lookup, expected: str | None) -> None:
-    found = source_of(lookup, WITH_VIRTUAL, V4)
+    wifi0 = next(i for i in WITH_VIRTUAL.values() if i.name == "wifi0")
+    found = source_of(lookup, wifi0, V4, WITH_VIRTUAL)
     assert (None if found is None else str(found)) == expected
 
 
