@@ -35,7 +35,11 @@ _BY_DEVICE = (
     ("cscotun*", "Cisco AnyConnect"),
     ("outline-tun*", "Outline"),
     ("ipsec[0-9]*", "strongSwan (kernel-libipsec)"),
+    ("fastd*", "fastd"),
+    ("dns[0-9]*", "iodine"),
 )
+_UNNAMED = ("tun[0-9]*", "tap[0-9]*", "vpn[0-9]*")
+"""The devices of programs that do not give them names of their own."""
 _BY_MARK = {
     (0x6D6F6C65, 0xFFFFFFFF): "Mullvad",
     (0x80000, 0xFF0000): "Tailscale",
@@ -116,7 +120,7 @@ def _by_shape(network: Network, routes: Sequence[Route]) -> Iterator[Guess]:
             yield Guess("OpenVPN (redirect-gateway def1)", f"{route.destination} by {route.gateway} on {name}")
         elif route.is_default and route.metric == _NM_METRIC:
             yield Guess("NetworkManager", f"a default route with its VPN metric {_NM_METRIC} on {name}")
-        elif route.is_default and route.family == socket.AF_INET:
+        elif route.is_default and route.family == socket.AF_INET and any(fnmatch.fnmatchcase(name, p) for p in _UNNAMED):
             how = "OpenVPN (redirect-gateway)" if route.gateway is not None else "openconnect or vpnc"
             yield Guess(how, f"a default route {'by a gateway ' if route.gateway else ''}on {name}")
 

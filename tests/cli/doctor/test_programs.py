@@ -66,10 +66,18 @@ def test_a_marked_rule_that_no_program_is_known_by_is_some_wireguard() -> None:
         ("pvpnksintrf0", InterfaceKind.DUMMY, "Proton VPN"),
         ("nordlynx", InterfaceKind.TUNNEL, "NordVPN"),
         ("ztabcdef12", InterfaceKind.TUNNEL, "ZeroTier"),
+        ("fastd0", InterfaceKind.TUNNEL, "fastd"),
+        ("dns0", InterfaceKind.TUNNEL, "iodine"),
     ],
 )
 def test_a_program_is_told_by_its_device(name: str, kind: InterfaceKind, program: str) -> None:
     assert programs(network(ETH0, tunnel(name, kind), BESIDE)) == [program]
+
+
+@pytest.mark.parametrize("route", ["default dev 3 metric 5", "default via 10.66.0.1 dev 3"])
+def test_a_device_with_a_name_of_its_own_is_of_no_program_that_leaves_its_devices_unnamed(route: str) -> None:
+    assert programs(network(ETH0, tunnel("mesh0"), BESIDE, route)) == []
+    assert programs(network(ETH0, tunnel("tun0"), BESIDE, route)) != []
 
 
 def test_an_uplink_that_is_called_like_one_is_none() -> None:
