@@ -61,9 +61,8 @@ class Vpn:
 
 
 _SERVER4, _SERVER6 = "10.8.0.10", "fd10:8::10"
-_BY_WIFI = f"ip route replace {_SERVER4} via 10.1.0.1 dev wifi0"
-_OR_NOT_AT_ALL = f"ip route replace blackhole {_SERVER4} metric 9999"
-"""Once that route has gone with its uplink, else what wireguard-go sends would be taken by its own tunnel, without end."""
+_BY_WIFI = f"ip route replace {_SERVER4} via 10.1.0.1 dev wifi0; ip route replace blackhole {_SERVER4} metric 9999"
+"""The black hole is for when the first goes with its uplink: else the program's packets go into its own tunnel, without end."""
 _AUTHORITY = """
 openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=throw-away -keyout ca.key -out ca.pem
 for end in server client; do
@@ -171,7 +170,7 @@ def _openvpn_static(name: str, *options: str, proto: tuple[str, str] = ("udp", "
     )
 
 
-def _openvpn_tls(name: str, push: str, *options: str, device: str = "tun0") -> Vpn:
+def _openvpn_tls(name: str, push: str, *options: str, device: str = "tun0", prepare: str = "") -> Vpn:
     return _openvpn(
         name,
         "--server 10.66.0.0 255.255.255.0 --server-ipv6 fd66::/64 --topology subnet --dh none --keepalive 1 10"
@@ -179,9 +178,64 @@ def _openvpn_tls(name: str, push: str, *options: str, device: str = "tun0") -> V
         "--client --nobind --ca ca.pem --cert client.pem --key client.key",
         *options,
         device=device,
-        prepare=_AUTHORITY,
+        prepare=f"{_AUTHORITY}{prepare}",
     )
 
+
+_ROUTES_BY_RULES = f"""
+cat >routes <<'END'
+#!/bin/sh
+for family in -4 -6; do
+    ip $family route replace default dev $dev table 100
+    ip $family rule delete pref 100 2>/dev/null
+    ip $family rule add pref 100 lookup 100
+done
+ip rule delete pref 99 2>/dev/null
+ip rule add pref 99 to {_SERVER4} lookup main
+END
+chmod +x routes
+"""
+_OPENVPN_RULES = _openvpn_tls(
+    "openvpn-tls-rules",
+    "redirect-gateway def1 ipv6",
+    "--route-noexec --script-security 2 --route-up $PWD/routes",
+    prepare=_ROUTES_BY_RULES,
+)
+"""It leaves the routes to a script, which exempts the server by a rule for its address: no mark."""
+
+_FASTD = Vpn(
+    "fastd",
+    ("fastd",),
+    "fastd0",
+    serve=f"""
+    for end in server client; do
+        echo "secret \\"$(fastd --machine-readable --generate-key)\\";" >$end.conf
+        echo 'interface "fastd0"; mode tun; method "null";' >>$end.conf
+        fastd --machine-readable --show-key --config $end.conf >$end.key
+    done
+    echo "bind any:10000; peer \\"client\\" {{ key \\"$(cat client.key)\\"; }}" >>server.conf
+    echo "peer \\"server\\" {{ key \\"$(cat server.key)\\"; remote {_SERVER4}:10000; }}" >>client.conf
+    for end in server client; do echo "on up \\"sh $PWD/$end.up\\";" >>$end.conf; done
+    cat >server.up <<'END'
+    ip link set fastd0 up
+    ip address add 10.66.0.1/24 dev fastd0
+    ip address add fd66::1/64 dev fastd0
+    END
+    cat >client.up <<'END'
+    ip link set fastd0 up
+    ip address add 10.66.0.2/24 dev fastd0
+    ip address add fd66::2/64 dev fastd0
+    {_BY_WIFI}
+    ip route add default dev fastd0 metric 50
+    ip -6 route add default dev fastd0 metric 50
+    END
+    fastd --config server.conf >server.log 2>&1 &
+    """,
+    up="fastd --config client.conf --daemon --pid-file $PWD/fastd.pid --log-level info",
+    down=end("fastd.pid"),
+    crash=signal("fastd.pid", "KILL"),
+    restarts={"SIGHUP": signal("fastd.pid", "HUP"), "SIGUSR2": signal("fastd.pid", "USR2")},
+)
 
 _OPENCONNECT = Vpn(
     "openconnect",
@@ -357,7 +411,7 @@ def _sshuttle(method: str) -> Vpn:
 VPNS = (
     _wireguard("wg-quick"),
     _wireguard("wg-quick-ipv6-endpoint", endpoint=_SERVER6),
-    _wireguard("wg-quick-halves", f"PostUp = {_BY_WIFI}; {_OR_NOT_AT_ALL}", allowed="0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"),
+    _wireguard("wg-quick-halves", f"PostUp = {_BY_WIFI}", allowed="0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"),
     _wireguard(
         "wg-quick-table-off",
         "Table = off",
@@ -372,9 +426,11 @@ VPNS = (
     _openvpn_tls("openvpn-tls-persist", "redirect-gateway def1 ipv6", "--persist-tun --persist-key"),
     _openvpn_tls("openvpn-tls-block-local", "redirect-gateway def1 ipv6 block-local"),
     _openvpn_tls("openvpn-tls-tap", "redirect-gateway def1 ipv6", device="tap0"),
+    _OPENVPN_RULES,
     _OPENCONNECT,
     _TINC,
     _N2N,
+    _FASTD,
     _charon("charon-policy", "", libipsec=False),
     _charon("charon-libipsec", "ipsec0", libipsec=True),
 )
