@@ -27,13 +27,16 @@ from tests.vpn.managers import (
     advertise,
     lease,
 )
-from tests.vpn.programs import VPNS
+from tests.vpn.programs import VPNS, Vpn, cases
 from tests.vpn.traffic import Echoes, fresh
 
 # A journey is a dozen events, each waited for: two minutes are not enough on a busy machine.
 pytestmark = [pytest.mark.lab, pytest.mark.vpn, pytest.mark.timeout(600)]
 VPN = VPNS[0]
 VPN_TABLE = 51820
+BENEATH_DHCLIENT = ("openvpn-static-def1", "openvpn-tls-persist", "tinc", "charon-libipsec")
+"""Its default route has no metric: there is no room beside it for n2n's, and openconnect's script replaces it."""
+OTHERS = tuple(vpn for vpn in VPNS if vpn.device and not vpn.name.startswith("wg-quick"))
 FIRST, SECOND = "10.1.0.50", "10.1.0.51"
 
 
@@ -45,25 +48,25 @@ def obtains(host: Machine, script: str, address: str) -> None:
 
 
 @contextlib.contextmanager
-def machines(lab: Lab, directory: Path, *needs: str) -> Iterator[tuple[Machine, Machine]]:
+def machines(lab: Lab, directory: Path, *needs: str, vpn: Vpn = VPN) -> Iterator[tuple[Machine, Machine]]:
     """The host, which has everything to start the VPN, and the router."""
-    if (reason := available(vpn=True) or missing(*needs, *VPN.needs)) is not None:
+    if (reason := available(vpn=True) or missing(*needs, *vpn.needs)) is not None:
         pytest.skip(reason)
     with contextlib.ExitStack() as stack:
         host, gate, router = (stack.enter_context(Machine(lab, name, directory)) for name in ("host", "vpn", "router"))
-        gate.run(VPN.serve)
+        gate.run(vpn.serve)
         yield host, router
 
 
 @contextlib.contextmanager
-def beneath_a_vpn(lab: Lab, host: Machine, *interfaces: str) -> Iterator[Journey]:
+def beneath_a_vpn(lab: Lab, host: Machine, *interfaces: str, vpn: Vpn = VPN) -> Iterator[Journey]:
     """Connections that are open when the VPN starts."""
     with Journey(lab) as journey:
         journey.settled(*interfaces)
-        with nothing_through_the_tunnel(lab, VPN.device):
-            journey.undisturbed("start of the VPN", lambda: VPN.start(host), *interfaces)
-            has_the_default(lab, VPN)
-            decided_right(lab, VPN, *interfaces)
+        with nothing_through_the_tunnel(lab, vpn.device):
+            journey.undisturbed("start of the VPN", lambda: vpn.start(host), *interfaces)
+            has_the_default(lab, vpn)
+            decided_right(lab, vpn, *interfaces)
             left_by(lab, journey.fresh(), *interfaces)
             yield journey
             journey.finish()
@@ -84,6 +87,48 @@ def test_connections_stay_through_renewed_leases_and_move_to_other_addresses(lab
             journey.through("another lease", anew, "wifi0", may_lose_replies=manager.takes, gap=True)
             decided_right(lab, VPN, "wifi0")
             left_by(lab, journey.fresh(), "wifi0")
+
+
+@pytest.mark.parametrize("vpn", cases(OTHERS))
+def test_connections_move_to_another_lease_beneath_every_kind_of_vpn(lab: Lab, tmp_path: Path, vpn: Vpn) -> None:
+    manager = MANAGERS[0 if vpn.name in BENEATH_DHCLIENT else 1]
+    with machines(lab, tmp_path, "dnsmasq", *manager.needs, vpn=vpn) as (host, router):
+        obtain = functools.partial(obtains, host)
+        lab.ip("address", "delete", f"{lab.address('wifi0')}/24", "dev", "wifi0")
+        router.run(lease(FIRST))
+        obtain(manager.start, FIRST)
+        with beneath_a_vpn(lab, host, "wifi0", vpn=vpn) as journey:
+            journey.undisturbed("renewal", lambda: obtain(manager.renew, FIRST), "wifi0")
+            for address in (SECOND, FIRST):
+                router.run(lease(address))
+                anew = functools.partial(obtain, manager.ask_anew, address)
+                journey.through(f"lease of {address}", anew, "wifi0", may_lose_replies=(4,), gap=True)
+                decided_right(lab, vpn, "wifi0")
+            left_by(lab, journey.fresh(), "wifi0")
+
+
+def test_connections_leave_an_uplink_whose_leased_default_a_vpn_replaces(lab: Lab, tmp_path: Path) -> None:
+    manager = MANAGERS[0]
+    (vpn,) = (vpn for vpn in VPNS if vpn.name == "openconnect")
+    with machines(lab, tmp_path, "dnsmasq", *manager.needs, vpn=vpn) as (host, router), contextlib.ExitStack() as stack:
+        lab.ip("address", "delete", f"{lab.address('wifi0')}/24", "dev", "wifi0")
+        router.run(lease(FIRST))
+        obtains(host, manager.start, FIRST)
+        journey = stack.enter_context(Journey(lab))
+        journey.settled("wifi0")
+        stack.enter_context(nothing_through_the_tunnel(lab, vpn.device))
+        journey.moves("start of the VPN", lambda: vpn.start(host), "eth0", "wifi0", families=(4,), gone="wifi0", gap=True)
+        has_the_default(lab, vpn)
+        decided_right(lab, vpn, "eth0", "wifi0")
+        router.run(lease(SECOND))
+
+        def ask_anew() -> None:
+            host.run(manager.ask_anew)
+            host.until(f"ip -4 address show dev wifi0 | grep -q 'inet {SECOND}/'")
+
+        journey.undisturbed("another lease", ask_anew, "eth0", "wifi0")
+        left_by(lab, journey.fresh(), "eth0", "wifi0")
+        journey.finish()
 
 
 def test_connections_stay_when_networkd_takes_the_default_from_the_vpn(lab: Lab, tmp_path: Path) -> None:
