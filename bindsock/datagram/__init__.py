@@ -1,1 +1,1 @@
-"""Datagram endpoints that stay on the effective interface."""
+"""Datagram endpoints that move with the effective interface."""

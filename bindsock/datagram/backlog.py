@@ -1,7 +1,7 @@
-"""Datagrams that wait: until the socket takes more, until there is a path again, or until it is their turn.
+"""A queue of datagrams that wait until the socket takes more, until there is a path again, or until it is their turn.
 
-In order for each destination. A destination that is refused does not hold up the others: to a server with a thousand peers, one
-that has become unreachable is no reason to be silent.
+The datagrams to each destination stay in order. A refused destination does not hold up the others: a server with a thousand
+peers must go on if one of them has become unreachable.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 MAX_HELD = 4096
-"""Datagrams that are held while there is no path; then the oldest are dropped."""
+"""How many datagrams are held while there is no path. If there are more, the oldest are dropped."""
 MAX_HELD_BYTES = 1 << 20
 
 
 class Outcome(enum.Enum):
-    """What became of an attempt to send."""
+    """The result of an attempt to send."""
 
     SENT = enum.auto()
     FULL = enum.auto()
@@ -25,7 +25,7 @@ class Outcome(enum.Enum):
     NO_PATH = enum.auto()
     """There is no path for now."""
     REFUSED = enum.auto()
-    """The system refuses it as if there were no path, though there should be one."""
+    """The system refuses it as if there were no path, although there should be one."""
     LATER = enum.auto()
     """It is not its turn yet."""
     FAILED = enum.auto()
@@ -39,19 +39,19 @@ class Waiting:
     data: bytes
     address: Hashable
     since: float
-    """Monotonic seconds since when it has been held, or has waited for room."""
+    """The time since which it is held, or waits for room, in monotonic seconds."""
     held: bool
-    """There was no path for it, rather than no room."""
+    """Whether it waits for a path; if false, it waits for room in the socket's buffer."""
     refused_since: float | None = None
-    """Monotonic seconds since when the system refuses it."""
+    """The time since which the system refuses it, in monotonic seconds."""
 
 
 _NOTHING: deque[Waiting] = deque(maxlen=0)
-"""The queue of every backlog in which nothing has waited yet: an empty deque of its own takes 600 bytes."""
+"""The queue of every backlog that has not been used yet. An empty deque of its own takes 600 bytes."""
 
 
 class Backlog:
-    """The datagrams of one transport that wait."""
+    """The waiting datagrams of one transport."""
 
     __slots__ = ("_counts", "_queue", "_unheld", "size")
 
@@ -59,26 +59,26 @@ class Backlog:
         self._queue = _NOTHING
         self._counts: dict[Hashable, int] = {}
         self._unheld = 0
-        """How many wait for room, and not for a path."""
+        """How many of them wait for room, not for a path."""
         self.size: int = 0
-        """Bytes of payload."""
+        """The bytes of their payload."""
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def waits_for(self, address: Hashable) -> bool:
-        """Whether a datagram to that destination waits, so that the next one must, too."""
+        """Whether a datagram to that destination waits. If so, the next one must wait, too."""
         return address in self._counts
 
     @property
     def holds(self) -> bool:
-        """Whether any waits for a path."""
+        """Whether any datagram waits for a path."""
         return len(self._queue) > self._unheld
 
     def add(self, waiting: Waiting) -> int:
-        """Let a datagram wait.
+        """Add a datagram.
 
-        :return: how many others were dropped to make room; only held ones are limited, the rest is for flow control
+        :return: how many others were dropped to make room. Only held datagrams are limited; flow control limits the others
         """
         self._put(waiting)
         dropped = 0
@@ -88,10 +88,11 @@ class Backlog:
         return dropped
 
     def send(self, attempt: Callable[[Waiting], Outcome], now: float) -> Outcome:
-        """Try to send all, the oldest first.
+        """Try to send all datagrams, the oldest first.
 
-        :param attempt: sends one; it must not call back into the backlog
-        :return: why it stopped before the end (``FULL`` or ``LATER``), else ``SENT``
+        :param attempt: sends one datagram; it must not call back into the backlog
+        :param now: the time in monotonic seconds
+        :return: ``FULL`` or ``LATER`` if it stopped before the end, otherwise ``SENT``
         """
         stays: deque[Waiting] = deque()
         blocked: dict[Hashable, Outcome] = {}
@@ -121,11 +122,11 @@ class Backlog:
         return ended
 
     def expire(self, held_before: float, refused_before: float) -> tuple[list[Waiting], list[Waiting]]:
-        """Give up those that have waited for too long.
+        """Remove the datagrams that have waited for too long.
 
-        :param held_before: monotonic seconds: what has been held since before is too old
-        :param refused_before: monotonic seconds: what the system has refused since before never will be sent
-        :return: the ones and the others
+        :param held_before: remove datagrams that have been held since before this time, in monotonic seconds
+        :param refused_before: remove datagrams that the system has refused since before this time, in monotonic seconds
+        :return: the removed datagrams: those that were held, and those that were refused
         """
         kept: list[Waiting] = []
         old: list[Waiting] = []
@@ -143,7 +144,7 @@ class Backlog:
         return old, refused
 
     def clear(self) -> int:
-        """Drop all.
+        """Drop all datagrams.
 
         :return: how many there were
         """
@@ -154,7 +155,7 @@ class Backlog:
         return count
 
     def _hold_all(self, now: float) -> None:
-        """There is no path for any of those that are left, so that none of them has to be tried."""
+        """Hold all remaining datagrams, without trying to send them: there is no path for any of them."""
         if self._unheld:
             for waiting in self._queue:
                 if not waiting.held:

@@ -1,22 +1,21 @@
 """Counts the datagrams that a device accepted and then dropped.
 
-When the carrier goes, ``send()`` still succeeds until the kernel has noticed, up to a second later
-(``linux net/core/link_watch.c``), and what it took meanwhile is dropped without a word to anybody. A device only counts what it
-drops, for all who send by it. What waits for the link-layer address of a gateway that does not answer is thrown away uncounted.
-So, while a socket sends:
+After the carrier is lost, ``send()`` still succeeds until the kernel notices, up to a second later
+(``linux net/core/link_watch.c``). The datagrams of that time are dropped silently. A device has one drop counter for all
+senders. Datagrams that wait for the link-layer address of a silent gateway are dropped without being counted. So, while a socket
+sends:
 
-* The device's counter is noted twice a second, once for all sockets on the device. When the device turns out to be dead, what it
-  has dropped since the note of two seconds ago is what the carrier cost; a socket accounts for as much of that as it has itself
-  sent in that time, and no two sockets account for the same drop.
-* What the socket has handed over and the device has not sent is looked at fifty times a second. If there was anything the last
-  time, it is lost, and what was sent since.
+* The drop counter of the device is recorded twice a second, once for all sockets on the device. When the device turns out to be
+  dead, its drops since the record of two seconds ago count as lost. Each socket accounts for at most as many of them as it has
+  sent in that time, and no drop is counted for two sockets.
+* The socket's unsent datagrams, which it has passed to the device, are counted fifty times a second. If there were any in the
+  last sample, they are lost, and so are the datagrams sent since.
+* If the device works but the route is gone, IPv4 treats the destination as a neighbour and sends ARP requests
+  (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu). The datagrams that wait for the answer are lost.
+* If the device itself is gone, and its counter with it, the datagrams sent since the last but one sample count as lost.
 
-* When the device works and the route is gone, IPv4 takes the destination for a neighbour and asks the link for it
-  (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu). What waits for the answer is lost.
-* When the device itself is gone, and its counter with it, what was sent since the look before the last one is taken for lost.
-
-That is exact where nobody else sends by the device and the gateway answers, and otherwise an upper bound: what is counted may
-have been another's, or may leave all the same if the carrier comes back within seconds.
+The result is exact if nobody else sends by the device and the gateway answers. Otherwise it is an upper bound: a counted drop may
+have been another program's, and a datagram may still be sent if the carrier returns within seconds.
 """
 
 from __future__ import annotations
@@ -33,25 +32,24 @@ if TYPE_CHECKING:
     from bindsock.netmon.loop import Clock
     from bindsock.netmon.runtime import Runtime
 
-LOOK = 0.02
-"""Seconds between two looks at what has not been sent yet."""
-INTERVAL = 0.5
-"""Seconds between two notes of the device's counter."""
+SAMPLE_INTERVAL = 0.02
+"""Seconds between two samples of the unsent datagrams."""
+RECORD_INTERVAL = 0.5
+"""Seconds between two records of the device's drop counter."""
 LOOKBACK = 2.0
-"""Seconds before the end that may have been lost: the kernel's second, and one for what it takes to act."""
-
+"""Datagrams of so many seconds before the move may be lost: one second until the kernel notices, and one until bindsock acts."""
 
 _NEVER = math.inf
 
 
-class _Note(NamedTuple):
+class _Record(NamedTuple):
     time: float
     sent: int
     dropped: int
 
 
 class DeviceDrops:
-    """What the devices have dropped and nobody has accounted for, shared by all sockets on one event loop."""
+    """The drops of the devices that no socket has accounted for yet, shared by all sockets on one event loop."""
 
     __slots__ = ("_claimed", "_latest", "time")
 
@@ -61,7 +59,10 @@ class DeviceDrops:
         self._latest: dict[int, tuple[float, int]] = {}
 
     def dropped(self, kernel: Kernel, interface: Interface, not_before: float) -> int | None:
-        """The count, as it was no earlier than a time (infinity: asks at all events); ``None`` where it is unknown."""
+        """The drops that no socket has accounted for; ``None`` if they are unknown.
+
+        :param not_before: the oldest acceptable time of the count, in monotonic seconds; infinity to ask the kernel now
+        """
         latest = self._latest.get(interface.index)
         if latest is None or latest[0] < not_before:
             count = kernel.dropped(interface)
@@ -71,16 +72,16 @@ class DeviceDrops:
         return latest[1] - self._claimed.get(interface.index, 0)
 
     def claim(self, interface: Interface, count: int) -> None:
-        """Account for drops."""
+        """Account for so many drops."""
         self._claimed[interface.index] = self._claimed.get(interface.index, 0) + count
 
 
 class DropCounter:
-    """What one socket has lately sent by its device.
+    """Counts what one socket has sent by its device lately, and how much of it was lost.
 
-    :param kernel: what to ask
-    :param devices: what all sockets share
-    :param tally: how many datagrams were sent, by the name of the interface
+    :param kernel: the kernel to ask
+    :param devices: the drops of the devices, shared by all sockets
+    :param tally: the number of datagrams sent, by the name of the interface; updated here
     """
 
     __slots__ = (
@@ -88,8 +89,8 @@ class DropCounter:
         "_interface",
         "_kernel",
         "_name",
-        "_note_due",
-        "_notes",
+        "_record_due",
+        "_records",
         "_sent",
         "_sent_before",
         "_sent_then",
@@ -105,60 +106,60 @@ class DropCounter:
         self._name = UNBOUND
         tally.setdefault(UNBOUND, 0)
         self._interface: Interface | None = None
-        self._notes: list[_Note] = []
+        self._records: list[_Record] = []
         self._sent = 0
-        self._note_due = _NEVER
+        self._record_due = _NEVER
         self._unsent = 0
         self._sent_then = 0
         self.due: float = 0.0
-        """When :meth:`look` is due, before the next datagram is sent."""
+        """When the next :meth:`sample` is due, in monotonic seconds. It must precede the next send."""
 
     def start(self, interface: Interface | None) -> None:
-        """From now on the socket sends by that interface, or is bound to none."""
+        """Count for that interface from now on; ``None`` if the socket is unbound."""
         self._interface = interface
         self._name = UNBOUND if interface is None else interface.name
         self._tally.setdefault(self._name, 0)
         self._reset()
         if interface is not None:
-            # The first note is made when something is sent: an idle socket asks for nothing.
-            self._note_due = 0.0
+            # The first record is made with the first send, so that an idle socket costs nothing.
+            self._record_due = 0.0
 
     def _stop(self) -> None:
-        """The path is dead, and what that cost is counted."""
+        """Stop counting: the path is dead, and its losses have been counted."""
         self._interface = None
         self._reset()
 
     def _reset(self) -> None:
-        self._notes.clear()
+        self._records.clear()
         self._sent = self._unsent = self._sent_before = self._sent_then = 0
-        self.due, self._note_due = 0.0, _NEVER
+        self.due, self._record_due = 0.0, _NEVER
 
     def sent(self) -> None:
-        """The system has taken a datagram."""
+        """Count a datagram that the system has accepted."""
         self._sent += 1
         self._tally[self._name] += 1
 
-    def look(self, now: float, sock: socket.socket) -> None:
-        """Write down how things stand."""
-        self.due = now + LOOK
+    def sample(self, now: float, sock: socket.socket) -> None:
+        """Count the unsent datagrams of the socket, and record the drop counter of the device if that is due."""
+        self.due = now + SAMPLE_INTERVAL
         if self._interface is None:
             return
         self._sent_before = self._sent_then
         self._unsent, self._sent_then = self._kernel.unsent(sock), self._sent
-        if now >= self._note_due:
-            self._note(now)
+        if now >= self._record_due:
+            self._record(now)
 
-    def lost(self, sock: socket.socket) -> int:
-        """The device is dead: how many of the socket's datagrams it had taken and not sent. They are not counted again."""
+    def lost_on_dead_device(self, sock: socket.socket) -> int:
+        """How many datagrams of the socket a dead device accepted and did not send. They are counted only once."""
         interface = self._interface
-        if interface is None or not self._notes:
+        if interface is None or not self._records:
             return 0
         self._forget(self._devices.time())
-        before = self._notes[0]
+        before = self._records[0]
         sent = self._sent - before.sent
         count = self._devices.dropped(self._kernel, interface, math.inf) if sent else before.dropped
         if count is None:
-            # The device is gone, and its counter with it.
+            # The device is gone, and so is its counter.
             dropped = min(sent, self._sent - self._sent_before)
         else:
             dropped = max(0, min(sent, count - before.dropped))
@@ -167,26 +168,23 @@ class DropCounter:
         self._stop()
         return min(sent, dropped + waiting)
 
-    def stranded(self, sock: socket.socket) -> int:
-        """The device works and the route is gone: how many of the socket's datagrams wait for an answer that never comes.
-
-        They are not counted again.
-        """
+    def lost_without_route(self, sock: socket.socket) -> int:
+        """How many datagrams of the socket were lost on a working device after its route was gone. They are counted only once."""
         if self._interface is None:
             return 0
         count = min(self._kernel.unsent(sock), self._unsent + self._sent - self._sent_then)
         self._stop()
         return count
 
-    def _note(self, now: float) -> None:
+    def _record(self, now: float) -> None:
         assert self._interface is not None
-        dropped = self._devices.dropped(self._kernel, self._interface, now - INTERVAL / 2)
+        dropped = self._devices.dropped(self._kernel, self._interface, now - RECORD_INTERVAL / 2)
         if dropped is None:
             return
-        self.due, self._note_due = now + LOOK, now + INTERVAL
-        self._notes.append(_Note(now, self._sent, dropped))
+        self.due, self._record_due = now + SAMPLE_INTERVAL, now + RECORD_INTERVAL
+        self._records.append(_Record(now, self._sent, dropped))
         self._forget(now)
 
     def _forget(self, now: float) -> None:
-        while len(self._notes) > 1 and self._notes[1].time <= now - LOOKBACK:
-            del self._notes[0]
+        while len(self._records) > 1 and self._records[1].time <= now - LOOKBACK:
+            del self._records[0]

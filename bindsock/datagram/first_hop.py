@@ -1,9 +1,9 @@
 """Waits until the first hop of a path answers.
 
-A path may be the better one and pass nothing yet: a switch port that blocks for some seconds after carrier (spanning tree,
-802.1X), a Wi-Fi that still authenticates, or just a router whose link-layer address has to be found first. What is sent by it
-meanwhile waits in the kernel, some hundred datagrams at the most and for three seconds, and what does not fit is dropped
-uncounted (``linux net/core/neighbour.c``, __neigh_event_send and neigh_invalidate).
+A better path may not forward anything yet: a switch port blocks for some seconds after carrier (spanning tree, 802.1X), a Wi-Fi
+still authenticates, or the link-layer address of the router is not known yet. Datagrams that are sent by it meanwhile wait in the
+kernel, about a hundred at most and for up to three seconds. The kernel drops all others without counting them
+(``linux net/core/neighbour.c``, __neigh_event_send and neigh_invalidate).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from bindsock.netmon.runtime import Runtime
 
 PATIENCE = 30.0
-"""Seconds after which a first hop that does not answer is no reason to wait any longer; a spanning tree takes that long."""
-_FIRST_LOOK = 0.001
-_LAST_LOOK = 0.05
-"""Seconds between two looks, doubling."""
+"""Seconds to wait for a silent first hop; a spanning tree takes that long."""
+_FIRST_CHECK = 0.001
+_LAST_CHECK = 0.05
+"""Seconds between two checks, doubling."""
 _FRESH = 0.005
-"""Seconds for which an answer is not asked for again: thousands of endpoints move at the same time."""
-_ASK_AGAIN = 1.0
-"""Seconds between two requests to look for it."""
+"""Seconds for which a positive result is reused, because thousands of endpoints move at the same time."""
+_PROBE_INTERVAL = 1.0
+"""Seconds between two probes."""
 
 
 class FirstHops:
-    """The first hops that are waited for on one event loop, by whoever it is."""
+    """The silent first hops that sockets on one event loop wait for."""
 
     __slots__ = ("_answered", "_runtime", "_silent")
 
@@ -38,12 +38,12 @@ class FirstHops:
         self._runtime = runtime
         self._silent: dict[tuple[int, IPAddress], _SilentHop] = {}
         self._answered: dict[tuple[int, IPAddress], float] = {}
-        """When each was known to answer last."""
+        """When each of them last answered, in monotonic seconds."""
 
     def is_silent(self, kernel: Kernel, interface: Interface, gateway: IPAddress | None) -> bool:
-        """Whether a first hop does not answer, and may do so yet. It is asked to.
+        """Whether a first hop does not answer yet, but may do so soon. If so, it is probed.
 
-        :param gateway: ``None`` where there is none: then nothing is known
+        :param gateway: ``None`` if there is none; the result is false then
         """
         if gateway is None:
             return False
@@ -67,14 +67,14 @@ class FirstHops:
         return now < hop.until
 
     def when_answered(self, interface: Interface, gateway: IPAddress, method: Callable[[], object]) -> None:
-        """Call a bound method once a silent first hop answers, or is waited for no longer; its object is not kept alive by it."""
+        """Call a bound method once a silent first hop answers, or after :data:`PATIENCE`. Its object is held weakly."""
         self._silent[interface.index, gateway].wait(method)
 
 
 class _SilentHop:
-    """A first hop that is looked at again and again."""
+    """A silent first hop, checked and probed until it answers."""
 
-    __slots__ = ("_ask_at", "_delay", "_gateway", "_interface", "_kernel", "_looking", "_runtime", "_waiters", "until")
+    __slots__ = ("_checking", "_delay", "_gateway", "_interface", "_kernel", "_probe_due", "_runtime", "_waiters", "until")
 
     def __init__(self, runtime: Runtime, kernel: Kernel, interface: Interface, gateway: IPAddress) -> None:
         self.until = runtime.time() + PATIENCE
@@ -83,35 +83,35 @@ class _SilentHop:
         self._interface = interface
         self._gateway = gateway
         self._waiters: dict[weakref.WeakMethod[Callable[[], object]], None] = {}
-        self._delay = _FIRST_LOOK
-        self._ask_at = 0.0
-        self._looking = False
-        self._ask()
+        self._delay = _FIRST_CHECK
+        self._probe_due = 0.0
+        self._checking = False
+        self._probe()
 
     def wait(self, method: Callable[[], object]) -> None:
         self._waiters.setdefault(weakref.WeakMethod(method))
-        self._look_later()
+        self._check_later()
 
-    def _ask(self) -> None:
-        if self._runtime.time() >= self._ask_at:
-            self._ask_at = self._runtime.time() + _ASK_AGAIN
+    def _probe(self) -> None:
+        if self._runtime.time() >= self._probe_due:
+            self._probe_due = self._runtime.time() + _PROBE_INTERVAL
             self._kernel.ask_first_hop(self._interface, self._gateway)
 
-    def _look_later(self) -> None:
-        if not self._looking and self._waiters:
-            self._looking = True
-            self._runtime.call_later(self._delay, self._look)
-            self._delay = min(2 * self._delay, _LAST_LOOK)
+    def _check_later(self) -> None:
+        if not self._checking and self._waiters:
+            self._checking = True
+            self._runtime.call_later(self._delay, self._check)
+            self._delay = min(2 * self._delay, _LAST_CHECK)
 
-    def _look(self) -> None:
-        self._looking = False
+    def _check(self) -> None:
+        self._checking = False
         self._waiters = {waiter: None for waiter in self._waiters if waiter() is not None}
         answers = self._kernel.first_hop_answers(self._interface, self._gateway) is not False
         if not answers and self._runtime.time() < self.until:
-            self._ask()
-            self._look_later()
+            self._probe()
+            self._check_later()
             return
-        self._delay = _FIRST_LOOK
+        self._delay = _FIRST_CHECK
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             method = waiter()

@@ -1,10 +1,11 @@
-"""The datagram sockets that follow one watcher: thousands are moved in turns of the event loop, those that were used last first.
+"""The datagram sockets that follow one watcher. The recently used ones move first, thousands of others in small batches.
 
-The watcher knows this one follower. What it is shown is the newest reading; a socket that has not been moved by it yet is
-moved at once if it is sent by. A second change in the middle starts over, from the newest reading.
+The watcher sees all of them as one follower, and passes it the newest reading of the network. A socket that has not seen this
+reading yet moves at once when the program sends by it. If the network changes again meanwhile, all of them start over with the
+newest reading.
 
-Nothing that happens before the first sockets move takes longer with more of them: they are kept in the order in which they were
-used, and what each has seen is a number that is compared when it matters.
+The time until the first sockets move does not depend on their number: the sockets are kept in the order in which they were used,
+and each stores the number of the reading that it has seen.
 """
 
 from __future__ import annotations
@@ -25,45 +26,45 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 _AT_ONCE = 2
-"""Sockets that are moved before anything else runs."""
-_PIECE = 4
-"""Sockets that are moved between two looks at the clock."""
+"""So many sockets are moved at once, before anything else runs."""
+_BATCH = 4
+"""How many sockets are moved before the time budget is checked again."""
 
 
 class Member(Protocol):
-    """What follows one socket."""
+    """The follower of one datagram socket."""
 
     seen: int
-    """The number of the newest reading that it has been shown; -1 if it is to look again."""
+    """The number of the newest reading that it has seen; -1 if it must see the newest one again."""
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Go where the socket belongs now."""
+        """Move the socket to where it belongs now."""
 
 
 class DatagramFollowers:
-    """Those who follow one watcher with a datagram socket.
+    """The followers of all datagram sockets, as one follower of the watcher.
 
-    :param watcher: the watcher, which is held weakly
+    :param watcher: the watcher, held weakly
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self.reading: int = 0
-        """The number of the newest reading. A member that has seen another one is shown it before it is used."""
+        """The number of the newest reading. A member that has not seen it gets it before it sends."""
         self._watcher = weakref.ref(watcher)
         self._budget = watcher.runtime.shared(CallbackBudget)
         self._members: dict[int, Member] = {}
-        """The one that was used last at the end."""
+        """The members, the most recently used one last."""
         self._order: list[Member] | None = []
-        """Those that are left to move, the one that was used last at the end; ``None`` if they are to be listed, which takes
-        thousands some tenths of a millisecond."""
-        self._called: deque[Member] = deque()
-        """Those that are to look again, and do so before the others move."""
+        """The members that have not moved yet, the most recently used one last; ``None`` if they must be listed first, which
+        takes some tenths of a millisecond for thousands of them."""
+        self._rechecks: deque[Member] = deque()
+        """The members that have called :meth:`recheck`; they come before the others."""
         self._moving = False
         self._cause = Cause.EVENTS
         self._begun = 0.0
 
     def follow(self, member: Member) -> None:
-        """Show each new reading to the member from now on."""
+        """Pass each new reading to the member from now on."""
         watcher = self._watcher()
         assert watcher is not None
         if not watcher.follows(self):
@@ -75,7 +76,7 @@ class DatagramFollowers:
         member.seen = self.reading
 
     def unfollow(self, member: Member) -> None:
-        """Leave the member alone. Harmless if it is not followed."""
+        """Pass no more readings to the member. Does nothing if it does not follow."""
         watcher = self._watcher()
         if self._members.pop(id(member), None) is None or watcher is None or not watcher.follows(self):
             return
@@ -85,54 +86,54 @@ class DatagramFollowers:
             watcher.unfollow(self)
 
     def follows(self, member: Member) -> bool:
-        """Whether the member is shown new readings. A timer of its own checks that before it acts."""
+        """Whether the member gets new readings. The timers of a member check this before they act."""
         watcher = self._watcher()
         return id(member) in self._members and watcher is not None and watcher.follows(self)
 
     def used(self, member: Member) -> None:
-        """Something was sent or received by the member: from now on it moves before the others. Need not be told each time."""
+        """Record that the member has sent or received, so that it moves before the others. It need not call this each time."""
         key = id(member)
         if self._members.pop(key, None) is not None:
             self._members[key] = member
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Move those that were used last at once, and the others in turns."""
+        """Move the most recently used sockets at once, and the others in batches."""
         self._cause = cause
         reading = self.reading = self.reading + 1
         for member in list(itertools.islice(reversed(self._members.values()), _AT_ONCE)):
-            self._show(member, decider)
+            self._notify(member, decider)
             if self.reading != reading:
-                return  # it has caused another reading, which is shown to all
+                return  # the member has caused another reading, which all members get
         if len(self._members) > _AT_ONCE:
             self._order = None
             self._start(later=True)
 
-    def look_again(self, member: Member) -> None:
-        """Something that the member waits for has come; many may wait for the same."""
+    def recheck(self, member: Member) -> None:
+        """Pass the newest reading to the member again, soon. Many members may ask for this at the same time."""
         if member.seen == self.reading and self.follows(member):
             member.seen = -1
-            self._called.append(member)
+            self._rechecks.append(member)
             self._start()
 
     def catch_up(self, member: Member) -> None:
-        """The member is about to be used: show it the newest reading now."""
+        """Pass the newest reading to the member now, because its socket is about to send."""
         watcher = self._watcher()
         if watcher is not None and self.follows(member):
-            self._show(member, watcher.latest)
+            self._notify(member, watcher.latest)
         else:
             member.seen = self.reading
 
-    def _show(self, member: Member, decider: Decider) -> None:
+    def _notify(self, member: Member, decider: Decider) -> None:
         member.seen = self.reading
         try:
             member.network_changed(decider, self._cause)
         except Exception:
-            _logger.exception("a datagram socket failed to move; the others go on")
+            _logger.exception("a datagram socket failed to move; the other sockets are not affected")
 
     def _start(self, *, later: bool = False) -> None:
-        """Move those that have not seen the newest reading.
+        """Start to move the sockets that have not seen the newest reading.
 
-        :param later: not in this turn of the loop, so that a program that sends by those moved already need not wait
+        :param later: not in this iteration of the loop, so that the program can use the sockets that have already moved
         """
         if not self._moving:
             watcher = self._watcher()
@@ -142,22 +143,22 @@ class DatagramFollowers:
             (self._budget.do_later if later else self._budget.do)(self._move_some)
 
     def _move_some(self) -> None:
-        """Move some, and have the rest moved when there is time again."""
+        """Move a batch, and schedule the rest."""
         watcher = self._watcher()
         if watcher is None or not watcher.follows(self):
             self._moving = False
             self._order = []
-            self._called.clear()
+            self._rechecks.clear()
             return
         members, moved = self._members, 0
         if self._order is None:
             self._order = list(members.values())
-        while moved < _PIECE and (self._called or self._order):
-            member = self._called.popleft() if self._called else self._order.pop()
+        while moved < _BATCH and (self._rechecks or self._order):
+            member = self._rechecks.popleft() if self._rechecks else self._order.pop()
             if member.seen != self.reading and id(member) in members:
-                self._show(member, watcher.latest)
+                self._notify(member, watcher.latest)
                 moved += 1
-        if self._called or self._order or self._order is None:
+        if self._rechecks or self._order or self._order is None:
             self._budget.do(self._move_some)
             return
         self._moving = False
@@ -168,5 +169,5 @@ class DatagramFollowers:
 
 
 def followers_of(watcher: Watcher) -> DatagramFollowers:
-    """Those who follow a watcher with a datagram socket."""
+    """The followers of all datagram sockets of a watcher."""
     return watcher.group(DatagramFollowers)

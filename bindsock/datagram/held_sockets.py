@@ -1,7 +1,8 @@
 """The sockets of an endpoint besides the current one.
 
-Some were left for a better path, and still receive. Others are *ways*: an endpoint without a peer has one for each interface by
-which one of its destinations leaves while the rest leaves by another (see :mod:`bindsock.datagram.ways`).
+There are two kinds. Old sockets, which were replaced when a better path appeared, still receive for a while. *Ways* are the
+sockets of an endpoint without a peer for those destinations that leave by another interface than the current socket (see
+:mod:`bindsock.datagram.ways`).
 """
 
 from __future__ import annotations
@@ -23,40 +24,40 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 MAX_HELD_SOCKETS = 4
-"""Sockets that were left and still receive."""
+"""How many old sockets still receive. If there are more, the oldest is closed."""
 MAX_WAYS = 16
 
 Way: TypeAlias = int | IPAddress | None
-"""The index of an interface; an address of this host; ``None`` for a socket that is bound to nothing."""
+"""What a way is bound to: the index of an interface, an address of this host, or ``None`` for nothing."""
 
 
 @dataclass(slots=True, eq=False)
 class HeldSocket:
-    """A socket beside the current one."""
+    """A socket besides the current one."""
 
     sock: socket.socket
     way: Way
     path: Path | None
     source: IPAddress | None
     timer: Timer | None = None
-    """When it is closed, if it was left."""
+    """Closes an old socket when it fires; ``None`` for a way."""
     drops: DropCounter | None = None
-    """What its device has dropped, if it is sent by."""
+    """Counts the drops of its device, if the endpoint sends by this socket."""
 
     def works(self, decider: Decider) -> bool:
-        """Whether anything can still come by it."""
+        """Whether it can still receive."""
         if self.path is not None:
             return alive(decider.network, self.path, self.source)
         return self.way is None or isinstance(self.way, int) or decider.is_local(self.way)
 
 
 class HeldSockets:
-    """Keeps the sockets that were left for ``overlap`` seconds, and the ways, or until their interface is gone.
+    """Keeps old sockets for ``overlap`` seconds, and ways, until their interface is gone.
 
     :param runtime: the event loop
-    :param overlap: seconds
-    :param discard: closes a socket, after it has been read to the last if the second argument is true
-    :param lost: is told how many datagrams a dead device has dropped
+    :param overlap: seconds for which an old socket still receives
+    :param discard: closes a socket; if its second argument is true, it reads the remaining datagrams first
+    :param lost: called with the number of datagrams that a dead device has dropped
     """
 
     __slots__ = ("_discard", "_held", "_lost", "_overlap", "_runtime")
@@ -76,35 +77,35 @@ class HeldSockets:
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """All of them, the oldest first."""
+        """All sockets, the oldest first."""
         return [held.sock for held in self._held]
 
     @property
     def indices(self) -> frozenset[int]:
-        """The indices of the interfaces that they are on."""
+        """The indices of the interfaces that the sockets are bound to."""
         return frozenset(held.path.index for held in self._held if held.path is not None)
 
     def keep(self, sock: socket.socket, path: Path, source: IPAddress | None) -> None:
-        """Let a socket that was left receive for a while."""
+        """Let an old socket receive for a while."""
         if self._runtime.closed:
             self._discard(sock, True)
             return
         held = HeldSocket(sock, path.index, path, source)
         held.timer = self._runtime.call_later(self._overlap, self._end, held)
         self._held.append(held)
-        left = [held for held in self._held if held.timer is not None]
-        if len(left) > MAX_HELD_SOCKETS:
-            self._end(left[0])
+        old = [held for held in self._held if held.timer is not None]
+        if len(old) > MAX_HELD_SOCKETS:
+            self._end(old[0])
 
     def add_way(self, held: HeldSocket) -> None:
-        """Keep a socket that is sent by."""
+        """Keep a socket that the endpoint sends by."""
         self._held.append(held)
         ways = [held for held in self._held if held.timer is None]
         if len(ways) > MAX_WAYS:
             self._end(ways[0])
 
     def way(self, way: Way) -> HeldSocket | None:
-        """The socket of a way, which is kept from now on even if it was left; ``None`` if there is none."""
+        """The socket of a way; ``None`` if there is none. If it was an old socket, it becomes a way and is kept."""
         held = next((held for held in self._held if held.way == way), None)
         if held is not None and held.timer is not None:
             held.timer.cancel()
@@ -112,25 +113,25 @@ class HeldSockets:
         return held
 
     def take_back(self, index: int) -> socket.socket:
-        """The socket on an interface, which is kept no longer."""
+        """Remove the socket on an interface, to become the current one again."""
         held = next(held for held in self._held if held.path is not None and held.path.index == index)
         self._forget(held)
         return held.sock
 
     def end_at(self, index: int) -> None:
-        """Close the socket on an interface, if there is one: another one takes its place there."""
+        """Close the socket on an interface, if there is one, because another one takes its place."""
         for held in [held for held in self._held if held.path is not None and held.path.index == index]:
             self._end(held)
 
     def end_dead(self, decider: Decider) -> None:
-        """Close those by which nothing can come any more."""
+        """Close the sockets that cannot receive any more."""
         for held in [held for held in self._held if not held.works(decider)]:
             if held.drops is not None and held.path is not None and not device_alive(decider.network, held.path):
-                self._lost(held.drops.lost(held.sock))
+                self._lost(held.drops.lost_on_dead_device(held.sock))
             self._end(held)
 
     def end_all(self) -> None:
-        """Close all without reading what is left."""
+        """Close all sockets, without reading the remaining datagrams."""
         for held in list(self._held):
             self._forget(held)
             self._discard(held.sock, False)

@@ -1,8 +1,8 @@
-"""The one in-place move of a datagram socket: same descriptor, same port, same registration with the event loop.
+"""Moves a datagram socket to another interface in place: same descriptor, same port, same registration with the event loop.
 
-:class:`InPlace` makes the move, for whoever follows the socket: :class:`bindsock.datagram.mover.DatagramMover` beneath a
-transport, and :class:`InPlaceMover` beneath a program that uses the socket itself. What an in-place move cannot do is to receive
-by the old interface and send by the new one for a while.
+:class:`InPlace` makes the move. It has two users: :class:`bindsock.datagram.mover.DatagramMover` for the sockets of a transport,
+and :class:`InPlaceMover` for a socket that the program uses itself. :mod:`bindsock.datagram.plan` decides when to move. A socket
+that has moved in place receives no more by the old interface.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _logger = logging.getLogger("bindsock")
 
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
-"""Seconds between two attempts to move a socket, doubling, with jitter."""
+"""Seconds between two attempts to move a socket; the delay doubles each time, with jitter."""
 
 
 class InPlace:
-    """Where one datagram socket is, and the moves that it makes in place.
+    """The placement of one datagram socket, and its moves in place.
 
-    :param watcher: whose event loop, kernel and statistics count
-    :param requirement: what decides the placement of the socket
-    :param placement: where it is
-    :param local: its local address
+    :param watcher: provides the event loop, the kernel and the statistics
+    :param requirement: decides the placement of the socket
+    :param placement: the present placement
+    :param local: the local address of the socket
     """
 
     __slots__ = (
@@ -77,31 +77,31 @@ class InPlace:
         self.requirement: Requirement | None = requirement
         self.placement: Placement = placement
         self.broken: bool = False
-        """A move failed half-way: the socket must be bound anew before it sends."""
+        """A move failed half-way: the socket must be bound again before it can send."""
         self.handed_out: bool = False
-        """Somebody was given the socket, and may have set options on it."""
+        """The program has got the socket object, and may have set options on it."""
         self.drops: DropCounter = DropCounter(watcher.kernel, runtime.shared(DeviceDrops), watcher.statistics.sent)
-        """What the device by which the socket sends has dropped of it."""
+        """Counts the socket's datagrams that its device has dropped."""
 
     def begin(self, network: Network) -> None:
-        """From now on the socket sends by the device of its placement."""
+        """Count drops for the device of the present placement from now on."""
         path = self.placement.path
         self.drops.start(network.interfaces.get(path.index) if path is not None else None)
 
     def local_address(self, sock: socket.socket) -> SockAddr:
-        """The local address as it is now, or was last."""
+        """The local address; the last one if the socket is closed."""
         with contextlib.suppress(OSError):
             self._local = sock.getsockname()
         return self._local
 
     def port(self, sock: socket.socket) -> int:
-        """The local port; 0 if there has been none yet. A socket that failed to move may have lost its own."""
+        """The local port; 0 if there is none yet. It is remembered, because a failed move may leave the socket without it."""
         if not self._port:
             self._port = self.local_address(sock)[1]
         return self._port
 
     def source(self, sock: socket.socket, peer: SockAddr | None) -> IPAddress | None:
-        """The address that everything the socket sends has as its source, if it has one."""
+        """The fixed source address of the socket's datagrams; ``None`` if the system chooses one for each datagram."""
         if self.requirement is not None and self.requirement.address is not None:
             return self.requirement.address
         if peer is None:
@@ -112,7 +112,7 @@ class InPlace:
         return self._source
 
     def check_route(self, placement: Placement, network: Network) -> None:
-        """Make sure that a socket in that placement can reach its one destination, if it has one.
+        """Check that the socket can reach its destination from a placement, if it has a single destination.
 
         :raises NoRoute: no route to the destination leaves by the interface
         """
@@ -120,9 +120,9 @@ class InPlace:
             check_route(self._watcher.kernel, network.interfaces[placement.path.index], self.requirement.destination)
 
     def unrouted(self, network: Network) -> bool:
-        """Whether no route leads by the path where the socket is: what is sent all the same is lost (see :meth:`check_route`).
+        """Whether the present path has no route any more, so that datagrams sent by it are lost (see :meth:`check_route`).
 
-        False where it cannot be told.
+        False if the kernel cannot tell.
         """
         path = self.placement.path
         interface = network.interfaces.get(path.index) if path is not None else None
@@ -137,12 +137,12 @@ class InPlace:
             return False
 
     def move(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:
-        """Bind the socket to the interface of another placement, or to none.
+        """Bind the socket to the interface of another placement, or unbind it.
 
-        The kernel goes through it so that there is no moment at which the socket could send unbound (see ``Kernel.rebind``).
+        There is no moment at which the socket could send unbound (see ``Kernel.rebind``).
 
-        :param peer: what the socket is connected to
-        :raises NoRoute: no route to the destination leaves by the interface; nothing has been done
+        :param peer: the address that the socket is connected to
+        :raises NoRoute: no route to the destination leaves by the interface; the socket has not been changed
         :raises BindFailed: the system refused
         """
         self.check_route(placement, network)
@@ -154,16 +154,16 @@ class InPlace:
         self.moved(placement, network)
 
     def moved(self, placement: Placement, network: Network) -> None:
-        """The socket, or the one that has taken over from it, is where it belongs."""
+        """Record that the socket, or its successor, is in a new placement."""
         self.broken = self._source_known = False
         self.placement = placement
         self._watcher.statistics.rebinds += 1
         self.begin(network)
 
     def hop_silent(self, wanted: Placement, network: Network, *, holding: bool) -> bool:
-        """Whether the first hop of another path has not answered yet, and may do so.
+        """Whether the first hop of another path does not answer yet, but may do so soon.
 
-        :param holding: ask for the present path as well
+        :param holding: whether to check the present path, too
         """
         if wanted.path is None or (wanted.path == self.placement.path and not holding):
             return False
@@ -171,17 +171,17 @@ class InPlace:
         return self._hops.is_silent(self._watcher.kernel, interface, wanted.path.gateway)
 
     def when_hop_answers(self, wanted: Placement, network: Network, method: Callable[[], object]) -> None:
-        """Call a method when the first hop that is silent answers, or is waited for no longer."""
+        """Call a method when the silent first hop answers, or when there is no more reason to wait for it."""
         assert wanted.path is not None
         assert wanted.path.gateway is not None
         self._hops.when_answered(network.interfaces[wanted.path.index], wanted.path.gateway, method)
 
     def count_drops(self, sock: socket.socket) -> None:
-        """The device is dead: count what it had taken and not sent."""
-        self._watcher.statistics.lost_on_device += self.drops.lost(sock)
+        """Count the datagrams that a dead device accepted and did not send."""
+        self._watcher.statistics.lost_on_device += self.drops.lost_on_dead_device(sock)
 
     def count_unrouted(self, sock: socket.socket, wanted: Placement, network: Network) -> None:
-        """The socket is to leave its device, which works: count what was sent by it after the route had gone."""
+        """Before the socket leaves a working device: count the datagrams that were sent after the route was gone."""
         path = self.placement.path
         if (
             path is not None
@@ -189,20 +189,20 @@ class InPlace:
             and self._watcher.kernel.unsent(sock)
             and self.unrouted(network)
         ):
-            self._watcher.statistics.lost_on_device += self.drops.stranded(sock)
+            self._watcher.statistics.lost_on_device += self.drops.lost_without_route(sock)
 
     def count_unsent(self, sock: socket.socket) -> None:
-        """The device is dead, and the program has not told what it sent: what has not left yet never will."""
+        """Count the unsent datagrams on a dead device, for a program that does not report what it sends."""
         self._watcher.statistics.lost_on_device += self._watcher.kernel.unsent(sock)
 
     def failed(self, error: OSError, placement: Placement, delay: float) -> None:
-        """A move failed.
+        """Count and log a failed move.
 
-        :param delay: the seconds until it is tried again
+        :param delay: seconds until the next attempt
         """
         self._watcher.statistics.rebinds_failed += 1
         name = placement.interface or "no interface"
-        _logger.info("a datagram socket is not moved to %s yet, again in %.2f s: %s", name, delay, error)
+        _logger.info("cannot move a datagram socket to %s yet, trying again in %.2f s: %s", name, delay, error)
 
 
 def follow_datagrams(
@@ -212,20 +212,18 @@ def follow_datagrams(
     target: Target | None = None,
     interface: str | None = None,
 ) -> InPlaceMover | None:
-    """Bind a datagram socket to the effective interface, and move it along until it is closed or forgotten.
+    """Bind a datagram socket to the effective interface, and move it with the network until it is closed or freed.
 
-    If the system refuses, the socket is closed: it never sends unbound.
+    If the system refuses, the socket is closed, so that it cannot send unbound. A socket is left alone if the program has chosen
+    its interface (see :mod:`bindsock.dial.chosen`), or if its peer is this host.
 
-    A socket whose way the program has chosen is left alone (see :mod:`bindsock.dial.chosen`), and so is one whose peer is this
-    host.
-
-    :param target: what it is for, where it is not connected; its family's default unless given
-    :param interface: the name of the one interface to use instead of the watcher's
-    :return: what follows it, ``None`` if it is left alone
+    :param target: the destination of a socket without a peer; the default route of its family unless given
+    :param interface: the name of the only interface to use; the watcher's unless given
+    :return: its follower; ``None`` if the socket is left alone
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
-    :raises ValueError: a socket for both families, whose effective interfaces differ, and no target
+    :raises ValueError: the families of a dual-stack socket have different effective interfaces, and there is no target
     """
     try:
         return _bound(watcher, sock, target, interface)
@@ -253,10 +251,11 @@ def _bound(watcher: Watcher, sock: socket.socket, target: Target | None, pin: st
 def watch_datagrams(
     watcher: Watcher, sock: socket.socket, target: Target, path: Path | None, *, interface: str | None = None
 ) -> InPlaceMover | None:
-    """Move a datagram socket along that has just been bound and connected.
+    """Follow a datagram socket that has just been bound and connected.
 
-    :param path: on which that was done; ``None`` where it is bound to nothing: then it is not followed
-    :param interface: the name of the one interface that it may use
+    :param path: the path on which it was connected; ``None`` if it is unbound, then it is not followed
+    :param interface: the name of the only interface that it may use
+    :return: its follower; ``None`` if it is not followed
     :raises OSError: the socket is closed
     """
     if path is None:
@@ -267,9 +266,10 @@ def watch_datagrams(
 
 
 class InPlaceMover:
-    """Follows a datagram socket that its program uses itself. The watcher holds it; it holds the socket weakly.
+    """Follows a datagram socket that the program uses itself. The watcher holds it; it holds the socket weakly.
 
-    There is nobody to hold what is sent while there is no path: the socket then stays where it is, and the system refuses.
+    bindsock cannot hold datagrams for such a socket. While there is no path, the socket stays where it is, and the system refuses
+    to send.
     """
 
     def __init__(
@@ -281,14 +281,14 @@ class InPlaceMover:
         pin: str | None,
     ) -> None:
         self.seen: int = 0
-        self._sends = False
-        """The program says what it sends."""
+        self._reports_sends = False
+        """The program calls :meth:`sent`."""
         self._watcher = watcher
         self._followers = followers_of(watcher)
         self._peer = peer_of(sock)
         self._in_place = InPlace(watcher, requirement, placement, sock.getsockname())
         self._pin = pin
-        self._retry = Retry(watcher.runtime, self._look, FIRST_RETRY, LAST_RETRY)
+        self._retry = Retry(watcher.runtime, self._try_again, FIRST_RETRY, LAST_RETRY)
         self._sock: weakref.ref[socket.socket] | None = watch_end(sock, self.close)
 
     @property
@@ -297,9 +297,9 @@ class InPlaceMover:
         return self._in_place.placement.interface
 
     def bind(self, sock: socket.socket) -> bool:
-        """Bind the socket and begin to follow it.
+        """Bind the socket and start to follow it.
 
-        :return: false if it is to be left alone
+        :return: false if the socket is left alone
         :raises OSError: it cannot be bound
         """
         decider = self._watcher.refresh().with_pin(self._pin)
@@ -309,7 +309,7 @@ class InPlaceMover:
             assert requirement is not None
             decisions = requirement.decisions(decider)
             if len({d.interface.index for d in decisions if d.interface is not None}) > 1:
-                raise ValueError("the socket is for both families, whose effective interfaces differ: give family=")
+                raise ValueError("the families of a dual-stack socket have different effective interfaces: give family=")
             placement = requirement.placement(decider)
             if placement.path is None:
                 if not placement.unbound:
@@ -327,7 +327,7 @@ class InPlaceMover:
         return True
 
     def start(self, sock: socket.socket) -> None:
-        """Begin to follow a socket that is bound and connected already.
+        """Start to follow a socket that is already bound and connected.
 
         :raises OSError: the socket is closed
         """
@@ -335,19 +335,19 @@ class InPlaceMover:
         try:
             decider = self._watcher.refresh()
             self._in_place.begin(decider.network)
-            # What happened since it was bound raises no further event.
+            # The events since it was bound have passed already.
             self.network_changed(decider, Cause.STARTED)
         except BaseException:
             self.close()
             raise
 
     def retarget(self, sock: socket.socket, target: IPAddress) -> None:
-        """The program is about to send to another destination by a socket without a peer: go where that leaves.
+        """Move a socket without a peer to the interface for another destination, because the program is about to send there.
 
-        What comes for it by the interface that is left is not received: one socket cannot be on two.
+        The socket then receives no more by the interface that it leaves: one socket cannot be on two interfaces. If the move
+        fails, the next datagram to this destination tries again.
 
-        If that fails, it fails again for the next datagram to that destination, until it can be done.
-
+        :param target: the new destination
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the destination leaves by the interface
         :raises BindFailed: the system refused
@@ -371,21 +371,21 @@ class InPlaceMover:
         try:
             in_place.move(sock, None, placement, decider.network)
         except BaseException:
-            # The next datagram to the same destination must not leave by the interface of the last one.
+            # The next datagram to this destination must not leave by the interface of the previous destination.
             in_place.requirement = requirement
             raise
 
     def sent(self, sock: socket.socket) -> None:
-        """The program has sent a datagram by the socket. It may say so, so that what is sent and lost is counted."""
+        """Count a datagram that the program has sent. Programs may call this to get exact counts of lost datagrams."""
         drops, now = self._in_place.drops, self._watcher.runtime.time()
-        self._sends = True
+        self._reports_sends = True
         if now >= drops.due:
-            drops.look(now, sock)
+            drops.sample(now, sock)
             self._followers.used(self)
         drops.sent()
 
     def close(self) -> None:
-        """Stop following. The socket stays open, and bound where it is."""
+        """Stop following. The socket stays open and bound."""
         self._followers.unfollow(self)
         self._sock = None
         self._retry.cancel()
@@ -416,7 +416,7 @@ class InPlaceMover:
         )
         if not orders.count_drops:
             in_place.count_unrouted(sock, wanted, decider.network)
-        elif self._sends:
+        elif self._reports_sends:
             in_place.count_drops(sock)
         else:
             in_place.count_unsent(sock)
@@ -433,9 +433,9 @@ class InPlaceMover:
         else:
             self._retry.reset()
 
-    def _look(self) -> None:
+    def _try_again(self) -> None:
         if self._followers.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
     def _hop_answers(self) -> None:
-        self._followers.look_again(self)
+        self._followers.recheck(self)

@@ -1,12 +1,12 @@
-"""Moves the sockets beneath a datagram transport: carries out the orders of :mod:`bindsock.datagram.plan`.
+"""Moves the sockets of a datagram transport: carries out the orders of :mod:`bindsock.datagram.plan`.
 
-Where the old interface is dead, the socket is bound anew in place: same descriptor, same port. Where it still works and another
-is better, a second socket takes over: what is sent goes by the new one at once, and the old one receives for ``overlap`` seconds
-more, or until its interface is gone, so that replies in flight are not lost either. An endpoint that comes back to an interface
-meanwhile does not bind another socket: the old one takes over.
+If the old interface is dead, the socket is bound again in place: same descriptor, same port. If it still works and another one is
+better, a second socket takes over. The endpoint sends by the new socket at once, and the old socket receives for ``overlap``
+seconds more, or until its interface is gone, so that replies in flight are not lost. If the endpoint returns to that interface
+meanwhile, the old socket takes over again.
 
-Everything is level-triggered: each reading of the network is compared with where the socket is. What fails is tried again, ever
-more rarely; until it succeeds what is sent is held, unless the old path still works.
+Moves are level-triggered: each reading of the network is compared with the placement of the socket. A failed move is tried again
+after growing delays. Until it succeeds, datagrams are held, unless the old path still works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from bindsock.datagram.drop_counter import LOOK
+from bindsock.datagram.drop_counter import SAMPLE_INTERVAL
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.held_sockets import HeldSocket, HeldSockets
@@ -44,59 +44,59 @@ _NONE: frozenset[int] = frozenset()
 
 
 class MoverUser(Protocol):
-    """Who sends and receives by the sockets."""
+    """The transport that sends and receives by the sockets."""
 
     def readable(self, sock: socket.socket) -> None:
-        """A socket has something to read."""
+        """Read from a socket that has become readable."""
 
     def drain(self, sock: socket.socket) -> None:
-        """A socket is about to be closed: read what is left."""
+        """Read the remaining datagrams of a socket that is about to be closed."""
 
     def path_found(self) -> None:
-        """The current socket may be another one, and can send."""
+        """Send waiting datagrams. The current socket may be another one than before."""
 
     def fail(self, error: OSError) -> None:
-        """There will never be a path again."""
+        """End with an error: there will never be a path again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What an endpoint is, from its beginning to its end."""
+    """The unchanging properties of an endpoint."""
 
     requirement: Requirement | None
-    """What decides the placement of its socket; ``None`` if the socket is left alone."""
+    """Decides the placement of its socket; ``None`` if the socket is left alone."""
     spec: SocketSpec | None
     """How to make another socket like the first; ``None`` if none is needed."""
     own_socket: bool = False
-    """The program made the socket: it stays the current one, and is only moved in place."""
+    """The program made the socket. It stays the current one, and only moves in place."""
     pin: str | None = None
-    """The name of the one interface to use instead of the watcher's."""
+    """The name of the only interface to use; the watcher's if ``None``."""
     overlap: float = 0.0
-    """Seconds for which a socket that was left for a better path still receives."""
+    """Seconds for which an old socket still receives after a better path was taken."""
 
     @property
     def replaceable(self) -> SocketSpec | None:
-        """How to make another socket that may take over from the current one; ``None`` if none may."""
+        """How to make a socket that may replace the current one; ``None`` if it cannot be replaced."""
         return None if self.own_socket else self.spec
 
 
 class _State(enum.IntEnum):
-    """What a mover still does, in the order in which it stops doing it."""
+    """The states of a mover, in order."""
 
     NEW = 0
     READING = 1
-    DEAF = 2
+    WRITE_ONLY = 2
     """It sends and follows, but receives no more."""
     STOPPED = 3
     CLOSED = 4
 
 
 class DatagramMover:
-    """Follows the network with one socket, and for a while with its predecessors.
+    """Follows the network with one current socket, and for a while with its predecessors.
 
-    :param endpoint: what the sockets are for
-    :param sock: the socket, bound and connected as it is to be in ``placement``
-    :param placement: where it is
+    :param endpoint: the properties of the endpoint
+    :param sock: the socket, already bound and connected for ``placement``
+    :param placement: where the socket is
     """
 
     __slots__ = (
@@ -128,16 +128,16 @@ class DatagramMover:
         self.sock: socket.socket = sock
         self.peer: SockAddr | None = peer_of(sock)
         self.no_path: bool = False
-        """There is no path: nothing must be sent."""
+        """There is no path: the transport must not send."""
         self.decider: Decider | None = None
-        """The one by which the socket was placed last."""
+        """The decider that placed the socket last."""
         self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
         self.ways: Ways | None = None
-        """How to find the socket for a destination; ``None`` if the current one is for all."""
+        """Finds the socket for each destination; ``None`` if the current socket is for all."""
         self.followers: DatagramFollowers = followers_of(watcher)
         self.seen: int = self.followers.reading
         self.used_until: float = 0.0
-        """When it is to be said again that something is sent or received by it."""
+        """When :meth:`used` must be called again, in monotonic seconds."""
         self._watcher = watcher
         self._endpoint = endpoint
         self._held: HeldSockets | None = None
@@ -152,14 +152,14 @@ class DatagramMover:
 
     @property
     def held(self) -> HeldSockets:
-        """The sockets besides the current one."""
+        """The other sockets of the endpoint."""
         if self._held is None:
             self._held = HeldSockets(self._watcher.runtime, self._endpoint.overlap, self._discard, self._lost_on_device)
         return self._held
 
     @property
     def requirement(self) -> Requirement | None:
-        """What decides the placement of the current socket."""
+        """Decides the placement of the current socket."""
         return self._endpoint.requirement
 
     @property
@@ -169,16 +169,16 @@ class DatagramMover:
 
     @property
     def interface(self) -> str | None:
-        """The name of the interface in use, ``None`` if the socket is not bound."""
+        """The name of the interface in use; ``None`` if the socket is not bound."""
         return self.in_place.placement.interface
 
     @property
     def sockname(self) -> SockAddr:
-        """The local address as it is now, or was last."""
+        """The local address; the last one if the socket is closed."""
         return self.in_place.local_address(self.sock)
 
     def start(self, user: MoverUser, decider: Decider) -> None:
-        """Begin to follow."""
+        """Start to follow."""
         self._user = user
         self.decider = decider.with_pin(self._endpoint.pin)
         requirement, spec = self._endpoint.requirement, self._endpoint.spec
@@ -190,28 +190,31 @@ class DatagramMover:
             self.followers.follow(self)
 
     def start_reading(self) -> None:
-        """Begin to receive."""
+        """Start to receive."""
         if self._state is _State.NEW:
             self._state = _State.READING
             for sock in (*(self._held.sockets if self._held is not None else ()), self.sock):
                 self._add_reader(sock)
 
     def read_on(self, sock: socket.socket) -> None:
-        """Go on receiving after an error, or after nothing: libuv stops watching a descriptor for which the system reports an
-        error, such as a peer's ICMP, whoever picks that up (src/unix/poll.c, uv__poll_io)."""
+        """Register the socket again after an error, or after an empty read.
+
+        libuv stops watching a descriptor for which the system reports an error, such as a peer's ICMP message
+        (src/unix/poll.c, uv__poll_io).
+        """
         if self._state is _State.READING:
             self._watcher.runtime.remove_reader(sock)
             self._add_reader(sock)
 
     def stop_reading(self) -> None:
-        """Receive no more, for good. Sending goes on."""
-        self._state = max(self._state, _State.DEAF)
+        """Stop receiving. Sending goes on."""
+        self._state = max(self._state, _State.WRITE_ONLY)
         if self._held is not None:
             self._held.end_all()
         self._watcher.runtime.remove_reader(self.sock)
 
     def stop(self) -> None:
-        """Follow and receive no more. The socket stays open."""
+        """Stop following and receiving. The socket stays open."""
         if self._state < _State.STOPPED:
             self._state = _State.STOPPED
             self.followers.unfollow(self)
@@ -219,7 +222,7 @@ class DatagramMover:
             self.stop_reading()
 
     def close(self) -> None:
-        """Stop, and close the socket."""
+        """Stop and close the socket."""
         self.stop()
         self._state = _State.CLOSED
         self._user = None
@@ -227,15 +230,15 @@ class DatagramMover:
         self.sock.close()
 
     def recheck(self) -> None:
-        """A send was refused: the network may have changed without a word."""
+        """Read the network again after a refused send. It may have changed without an event."""
         if self._state >= _State.STOPPED:
             return
         self._watcher.recheck()
         if self.no_path and not self._watcher.running:
-            self._look()
+            self._update()
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Go where the socket belongs now."""
+        """Move the socket to where it belongs now."""
         if self._state >= _State.STOPPED:
             return
         self._cancel_retry()
@@ -244,13 +247,13 @@ class DatagramMover:
             self._held.end_dead(decider)
         self._forget_ways()
         if self._endpoint.requirement is not None:
-            self._go_where_it_belongs(self._endpoint.requirement, decider)
+            self._update_placement(self._endpoint.requirement, decider)
         if self.ways is not None:
-            # Other destinations may have a path now, whatever has become of the current socket.
+            # Other destinations may have a path now, even if the current socket has none.
             self._forget_ways()
             self.path_found()
 
-    def _go_where_it_belongs(self, requirement: Requirement, decider: Decider) -> None:
+    def _update_placement(self, requirement: Requirement, decider: Decider) -> None:
         in_place, network = self.in_place, decider.network
         wanted = requirement.placement(decider)
         hop_silent = in_place.hop_silent(wanted, network, holding=self.no_path)
@@ -280,26 +283,26 @@ class DatagramMover:
         elif orders.step is Step.STAY:
             in_place.placement = orders.placement
             if self.no_path and not orders.hold:
-                self._go_on(network)
+                self._send_again(network)
         elif orders.step is Step.AWAIT:
             if self.no_path:
-                self._go_on_where_it_is(network)
+                self._send_again_meanwhile(network)
         else:
             self._move(orders, network)
 
     def path_found(self) -> None:
-        """A datagram that waits may have a path now."""
+        """Try to send the waiting datagrams: they may have a path now."""
         if self._user is not None and self._state < _State.STOPPED:
             self._user.path_found()
 
     def add_way(self, way: HeldSocket) -> None:
-        """Keep another socket, and receive by it."""
+        """Keep another socket, and receive from it."""
         self.held.add_way(way)
         if self._state is _State.READING:
             self._add_reader(way.sock)
 
     def hop_silent(self, interface: Interface, gateway: IPAddress | None) -> bool:
-        """Whether the first hop of a way has not answered yet. If so, what waits is tried again when it does."""
+        """Whether the first hop of a way does not answer yet. If so, the waiting datagrams are tried again when it does."""
         hops = self._watcher.runtime.shared(FirstHops)
         silent = hops.is_silent(self._watcher.kernel, interface, gateway)
         if silent and gateway is not None:
@@ -307,16 +310,16 @@ class DatagramMover:
         return silent
 
     def used(self, now: float) -> None:
-        """Something is sent or received."""
-        self.used_until = now + LOOK
+        """Record that the endpoint sends or receives, so that it moves before others."""
+        self.used_until = now + SAMPLE_INTERVAL
         self.followers.used(self)
 
     def catch_up(self) -> None:
-        """The newest reading has not been shown yet, and something is to be sent: go where the socket belongs first."""
+        """Process the newest reading now, before the endpoint sends."""
         self.followers.catch_up(self)
 
     def _hop_answers(self) -> None:
-        self.followers.look_again(self)
+        self.followers.recheck(self)
 
     def _way_answers(self) -> None:
         self._forget_ways()
@@ -337,7 +340,7 @@ class DatagramMover:
             self._failed(error, orders)
             return
         if _logger.isEnabledFor(logging.DEBUG):
-            _logger.debug("a datagram endpoint moved from %s to %s", before.interface, self.interface)
+            _logger.debug("moved a datagram endpoint from %s to %s", before.interface, self.interface)
         if orders.hold:
             self.no_path = True
             self._reset_retry()
@@ -345,7 +348,7 @@ class DatagramMover:
             self._resume()
 
     def _carry_out(self, orders: Orders, network: Network) -> None:
-        """Take a step that leads to another placement.
+        """Take the step to another placement.
 
         :raises OSError: it failed; the old socket is still the current one
         """
@@ -355,7 +358,7 @@ class DatagramMover:
             in_place.check_route(placement, network)
             self._swap(self.held.take_back(placement.path.index), placement, network)
         elif orders.step is Step.IN_PLACE and self._has_another_source(placement):
-            # A socket keeps the address that it was bound to.
+            # A socket cannot change the address that it was bound to.
             in_place.check_route(placement, network)
             self._swap(self._duplicate(placement, network), placement, network)
         elif orders.step is Step.OVERLAP:
@@ -363,7 +366,7 @@ class DatagramMover:
             try:
                 fresh = self._duplicate(placement, network)
             except OSError as error:
-                # The port that was asked for is somebody else's on the new interface: better a gap than another port.
+                # Another socket has the requested port on the new interface. An in-place move with a gap keeps the port.
                 if error.errno != errno.EADDRINUSE:
                     raise
                 in_place.move(self.sock, self.peer, placement, network)
@@ -371,32 +374,32 @@ class DatagramMover:
                 self._swap(fresh, placement, network)
         else:
             if placement.path is not None and self._held is not None:
-                # It may have the port there.
+                # The old socket there may have the port.
                 self._held.end_at(placement.path.index)
             try:
                 in_place.move(self.sock, self.peer, placement, network)
             except OSError as error:
                 if not in_place.broken or placement.path is None or self._endpoint.replaceable is None:
                     raise
-                # A socket that lost its device half-way may be beyond repair (see the kernel's rebind); a fresh one is not.
+                # A socket that lost its device half-way cannot always be bound again (see ``Kernel.rebind``); a new one can.
                 try:
                     fresh = self._duplicate(placement, network)
                 except OSError as again:
-                    _logger.debug("nor can a new datagram socket be made on %s: %s", placement.path.interface, again)
+                    _logger.debug("cannot make a new datagram socket on %s, either: %s", placement.path.interface, again)
                     raise error from None
-                _logger.debug("a datagram socket could not be moved in place, a new one takes over: %s", error)
+                _logger.debug("cannot move a datagram socket in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
 
-    def _go_on_where_it_is(self, network: Network) -> None:
-        """The path in use is to be left when a better one's first hop answers; its own may answer sooner."""
+    def _send_again_meanwhile(self, network: Network) -> None:
+        """Send by the present path until the first hop of a better one answers, once its own first hop answers."""
         in_place = self.in_place
         if in_place.hop_silent(in_place.placement, network, holding=True):
             in_place.when_hop_answers(in_place.placement, network, self._hop_answers)
         else:
-            self._go_on(network)
+            self._send_again(network)
 
-    def _go_on(self, network: Network) -> None:
-        """Send again by the path in use."""
+    def _send_again(self, network: Network) -> None:
+        """Send by the present path again."""
         self.in_place.begin(network)
         self._resume()
 
@@ -408,20 +411,24 @@ class DatagramMover:
         self.path_found()
 
     def _may_overlap(self) -> bool:
-        """Without a peer, and where binding does not filter what comes in, the one socket receives by all interfaces anyway."""
+        """Whether a second socket may take over while the first still receives.
+
+        There is no need if the socket has no peer and binding does not filter incoming datagrams (Darwin): then the one socket
+        receives by all interfaces.
+        """
         if self._endpoint.replaceable is None:
             return False
         return self.peer is not None or self._watcher.kernel.binding_filters_ingress
 
     def _has_another_source(self, placement: Placement) -> bool:
-        """Whether the socket has to be bound to another local address than now, or to none."""
+        """Whether the placement needs another local address than the socket is bound to now."""
         if self._endpoint.replaceable is None or placement.path is None:
             return False
         now = self.in_place.placement.path
         return placement.path.source != (now.source if now is not None else None)
 
     def _duplicate(self, placement: Placement, network: Network) -> socket.socket:
-        """Another socket like the current one.
+        """Make another socket like the current one.
 
         :raises OSError: it cannot be made
         """
@@ -459,13 +466,13 @@ class DatagramMover:
         in_place = self.in_place
         self.no_path = orders.gap or in_place.broken
         if in_place.broken and self._state is _State.READING:
-            # A silenced socket is for ever readable, with nothing to read.
+            # A socket that was silenced by shutdown() stays readable, with nothing to read.
             self._watcher.runtime.remove_reader(self.sock)
         in_place.failed(error, orders.placement, self._schedule_retry())
 
     def _schedule_retry(self) -> float:
         if self._retry is None:
-            self._retry = Retry(self._watcher.runtime, self._look, FIRST_RETRY, LAST_RETRY)
+            self._retry = Retry(self._watcher.runtime, self._update, FIRST_RETRY, LAST_RETRY)
         return self._retry.schedule()
 
     def _cancel_retry(self) -> None:
@@ -476,8 +483,8 @@ class DatagramMover:
         if self._retry is not None:
             self._retry.reset()
 
-    def _look(self) -> None:
-        """Compare again, though nothing has been announced."""
+    def _update(self) -> None:
+        """Read the network and move the socket, without waiting for an event."""
         if self._state >= _State.STOPPED:
             return
         self._cancel_retry()

@@ -1,7 +1,7 @@
-"""Opening a datagram endpoint over the effective interface: ``loop.create_datagram_endpoint``, and where it belongs.
+"""Opens a datagram endpoint over the effective interface, with the parameters of ``loop.create_datagram_endpoint``.
 
-The order of the calls matters: a socket is bound to its interface before it has an address or a peer, so that the system chooses
-the source address and the route of that interface, and not one datagram leaves by another.
+The order of the calls matters. A socket is bound to its interface before it has a local address or a peer. So the system chooses
+the source address and the route of that interface, and no datagram leaves by another one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _logger = logging.getLogger("bindsock")
 D = TypeVar("D", bound="asyncio.DatagramProtocol")
 
 OVERLAP = 2.0
-"""Seconds for which a socket that was left for a better path still receives."""
+"""Seconds for which an old socket still receives after a better path was taken."""
 
 
 async def open_datagram(
@@ -59,18 +59,18 @@ async def open_datagram(
     resolve: Resolve = resolve,
     find_nat64: FindPrefixes | None = None,
 ) -> tuple[DatagramTransport, D]:
-    """``loop.create_datagram_endpoint``, on the effective interface and staying there.
+    """``loop.create_datagram_endpoint``, over the effective interface.
 
-    An endpoint whose destination or local address is a loopback one is a plain endpoint. A ``sock=`` whose way the program has
-    chosen stays there (see :mod:`bindsock.dial.chosen`); any other is bound now, and only ever moved in place.
+    An endpoint with a loopback destination or local address is not bound. A ``sock=`` is left alone if the program has chosen its
+    interface (see :mod:`bindsock.dial.chosen`); otherwise it is bound now and later only moved in place.
 
-    :param interface: the name of the one interface to use instead of the watcher's
-    :param overlap: seconds for which a socket that was left for a better path still receives
-    :param resolve: names to addresses
-    :param find_nat64: finds out how a network without IPv4 reaches IPv4 addresses
+    :param interface: the name of the only interface to use; the watcher's unless given
+    :param overlap: seconds for which an old socket still receives after a better path was taken
+    :param resolve: resolves names to addresses
+    :param find_nat64: asks for the NAT64 prefixes of a network without IPv4
     :raises NoEffectiveInterface: no interface may be used
     :raises NoRoute: no route to the remote address leaves by the interface
-    :raises BindFailed: the system refused to bind, or the local address is no uplink's
+    :raises BindFailed: the system refused to bind, or the local address does not belong to an uplink
     :raises ValueError: the arguments contradict each other
     """
     runtime = watcher.runtime
@@ -96,7 +96,7 @@ async def open_datagram(
             ]
 
             async def translated(decider: Decider) -> list[SocketSpec]:
-                """The same by a translator's addresses, if that is the network's only way to the peer."""
+                """The specs for the peer's addresses behind a translator, if the network has no other way to reach it."""
                 if remote_addr is None or local_addr is not None:
                     return []
                 infos = [(spec.family, socket.SOCK_DGRAM, spec.proto, "", spec.remote) for spec in specs if spec.remote]
@@ -127,7 +127,7 @@ def _check_given(sock: socket.socket, modifiers: dict[str, object]) -> None:
     if sock.type != socket.SOCK_DGRAM:
         raise ValueError(f"A UDP Socket was expected, got {sock!r}")
     if sock.family not in FAMILIES:
-        raise ValueError(f"only IPv4 and IPv6 sockets leave by an interface, got {sock!r}")
+        raise ValueError(f"only IPv4 and IPv6 sockets can be bound to an interface, got {sock!r}")
     problems = ", ".join(f"{name}={value}" for name, value in modifiers.items() if value)
     if problems:
         raise ValueError(f"socket modifier keyword arguments can not be used when sock is specified. ({problems})")
@@ -144,9 +144,9 @@ async def _address_pairs(
     flags: int,
     resolve: Resolve,
 ) -> list[_Pair]:
-    """The (family, protocol) pairs that have both addresses, as asyncio joins them."""
+    """The (family, protocol) pairs for which both addresses are known, as in asyncio."""
     if family not in (socket.AF_UNSPEC, *FAMILIES):
-        raise ValueError(f"only AF_INET and AF_INET6 endpoints leave by an interface, not {family!r}")
+        raise ValueError(f"only AF_INET and AF_INET6 endpoints can be bound to an interface, not {family!r}")
     if not (local_addr or remote_addr):
         if family == socket.AF_UNSPEC:
             raise ValueError("unexpected address family")
@@ -174,7 +174,7 @@ async def _resolved(
         raise OSError("getaddrinfo() returned empty list")
     resolved: dict[tuple[int, int], SockAddr] = {}
     for info in infos:
-        # A later address of the same kind replaces an earlier one in asyncio; the first is the resolver's preference.
+        # asyncio takes the last address of each kind; this takes the first, which the resolver prefers.
         resolved.setdefault((info[0], info[2]), info[4])
     return resolved
 
@@ -183,7 +183,7 @@ _Opened = tuple[DatagramMover, "Decider", SockAddr | None]
 
 
 class _Opening:
-    """Finds the placement of a new endpoint, and waits for one if that is preferred."""
+    """Finds the placement of a new endpoint, and waits for one if the preferences say so."""
 
     def __init__(self, watcher: Watcher, pin: str | None, overlap: float) -> None:
         self._watcher = watcher
@@ -192,9 +192,9 @@ class _Opening:
         self._overlap = overlap
 
     async def open(self, specs: list[SocketSpec], otherwise: Callable[[Decider], Awaitable[list[SocketSpec]]]) -> _Opened:
-        """Make the first of the endpoints that can be made.
+        """Open the first possible endpoint.
 
-        :param otherwise: what to try if none has an interface
+        :param otherwise: returns other specs to try if there is no interface for any of the first
         """
         candidates = specs
         while True:
@@ -217,7 +217,7 @@ class _Opening:
             raise next((e for e in errors if e not in nowhere), errors[0])
 
     async def adopt(self, sock: socket.socket) -> _Opened:
-        """Take over a socket that somebody else made."""
+        """Take over a socket that the program made."""
         try:
             sock.setblocking(False)
             while True:
@@ -255,7 +255,7 @@ class _Opening:
         return self._mover(sock, requirement, placement, spec)
 
     def _requirement(self, sock: socket.socket, spec: SocketSpec) -> Requirement | None:
-        """What decides the placement of the endpoint, ``None`` if it never leaves this host."""
+        """The requirement that decides the placement of the endpoint; ``None`` if its datagrams never leave this host."""
         local = spec.address
         if local is not None and local.is_loopback:
             return None
@@ -292,7 +292,7 @@ class _Opening:
         return DatagramMover(self._watcher, endpoint, sock, placement)
 
     def _adopted(self, sock: socket.socket, decider: Decider) -> DatagramMover:
-        """Bind a socket that somebody else made, unless it is to be left alone."""
+        """Bind a socket that the program made, unless it must be left alone."""
         index = self._kernel.bound(sock)
         if index is not None:
             return self._mover(sock, None, _bound_placement(index, sock, decider.network), None)
@@ -302,7 +302,7 @@ class _Opening:
         peer = peer_of(sock)
         if peer is None:
             if local.is_unspecified and has_chosen_multicast(self._kernel, sock):
-                # The socket is for multicasts, which leave as the program has chosen; all else has ways.
+                # Multicasts leave as the program has chosen; other datagrams are sent by ways.
                 return self._mover(
                     sock, None, UNBOUND, SocketSpec(socket.AddressFamily(sock.family), sock.proto), own_socket=True
                 )
@@ -323,10 +323,10 @@ class _Opening:
         self._kernel.rebind(sock, interface, peer=peer)
         local = unmapped(address_of(sock.getsockname()))
         if peer is not None and not interface.has(local):
-            # It was bound to that address before it was connected: only now, disconnected for a moment, it tells.
+            # The program had bound it to that address before it connected it. This shows only now, after rebind() reconnected it.
             uplink = uplink_of(decider, local)
             if uplink is None:
-                _logger.info("a socket that was bound to %s by somebody else is left alone", local)
+                _logger.info("leaving a socket alone that the program has bound to %s", local)
                 self._kernel.unbind(sock)
                 return self._mover(sock, None, UNBOUND, None)
             requirement = Requirement(requirement.targets, local)
@@ -335,7 +335,7 @@ class _Opening:
         return self._mover(sock, requirement, placement, spec, own_socket=True)
 
     def _with_address(self, sock: socket.socket, decider: Decider) -> Requirement | None:
-        """What decides the placement of a socket without a peer, ``None`` if its own address is no uplink's."""
+        """The requirement of a socket without a peer; ``None`` if its local address does not belong to an uplink."""
         own = own_address(sock)
         if own is None:
             return Requirement(families_of(sock))
@@ -343,6 +343,6 @@ class _Opening:
 
 
 def _bound_placement(index: int, sock: socket.socket, network: Network) -> Placement:
-    """The placement of a socket that is bound already."""
+    """The placement of a socket that the program has bound to an interface."""
     interface = network.interfaces.get(index)
     return UNBOUND if interface is None else Placement(path_on(interface, socket.AddressFamily(sock.family)))

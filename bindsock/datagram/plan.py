@@ -1,9 +1,9 @@
-"""Where a datagram socket belongs, and what leads there: values and pure functions.
+"""Decides where a datagram socket belongs and whether it is moved in place: values and pure functions.
 
-A socket has a :class:`Placement`: on a path, deliberately unbound, or nowhere (no interface may be used, so what is sent is
-held). A :class:`Requirement` gives the placement that it should have in a reading of the network, and :func:`plan` turns the
-difference into :class:`Orders`, which :mod:`bindsock.datagram.mover` and :mod:`bindsock.datagram.in_place` carry out. Only a
-different *path* counts; even then a socket whose own source address is still there need not be touched.
+A socket has a :class:`Placement`: on a path, deliberately unbound, or nowhere (no interface may be used, so its datagrams are
+held). A :class:`Requirement` gives the placement that the socket should have in a reading of the network. :func:`plan` compares
+the two and returns :class:`Orders`, which :mod:`bindsock.datagram.mover` and :mod:`bindsock.datagram.in_place` carry out. Only a
+different *path* is a reason to move, and even then a socket can stay if its source address is still usable.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Placement(NamedTuple):
 
     path: Path | None
     unbound: bool = False
-    """It must not be bound: its destination is this host, or a split tunnel's own, or the preferences say so."""
+    """It must not be bound: its destination is this host, or belongs to a split tunnel, or the preferences say so."""
     gone: bool = False
-    """The local address that was asked for is no longer there."""
+    """No interface has the requested local address any more."""
 
     @property
     def interface(self) -> str | None:
@@ -47,25 +47,25 @@ GONE = Placement(None, gone=True)
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What decides the placement of a socket."""
+    """Decides the placement of a socket."""
 
     targets: tuple[Target, ...]
-    """The destination; or the families, the one that counts first."""
+    """The destination, or the families. The first target with a path decides."""
     address: IPAddress | None = None
-    """The local address that was asked for explicitly: the socket stays with it."""
+    """The local address that the program requested. The socket stays on the interface that has it."""
 
     @property
     def destination(self) -> IPAddress | None:
-        """The one destination, if there is one."""
+        """The destination, if the socket has a single one."""
         target = self.targets[0]
         return None if isinstance(target, socket.AddressFamily) else target
 
     def decisions(self, decider: Decider) -> tuple[Decision, ...]:
-        """The decisions for the targets, the one that counts first."""
+        """The decisions for the targets, in order."""
         return tuple(decider.decide(target) for target in self.targets)
 
     def first_placement(self, decider: Decider) -> Placement:
-        """Where a new socket belongs, whatever address it was asked to have."""
+        """Where a new socket belongs, regardless of the requested local address."""
         for target in self.targets:
             path = decider.path(target)
             if path is not None:
@@ -88,7 +88,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a plan is made from."""
+    """The input of :func:`plan`."""
 
     network: Network
     placement: Placement
@@ -96,56 +96,57 @@ class Facts:
     wanted: Placement
     """Where it belongs in this network."""
     source: IPAddress | None = None
-    """The local address of the socket, if it has one of its own."""
+    """The fixed local address of the socket, if it has one."""
     broken: bool = False
-    """An earlier move failed half-way: the socket must be bound anew whatever else is true."""
+    """An earlier move failed half-way: the socket must be bound again in any case."""
     may_overlap: bool = False
     """A second socket may take over while the first still receives."""
     held: frozenset[int] = frozenset()
-    """Indices of the interfaces on which the endpoint has other sockets that work."""
+    """The indices of the interfaces on which the endpoint has other working sockets."""
     hop_silent: bool = False
-    """The first hop of the path where it belongs has not answered yet."""
+    """The first hop of the wanted path does not answer yet."""
     unrouted: bool = False
-    """No route leads by the path where it is any more, though its device and its addresses are there."""
+    """The present path has no route any more, although its device and its addresses are still there."""
 
 
 class Step(enum.Enum):
     """What to do with the socket."""
 
     STAY = enum.auto()
-    """Nothing but to remember the new placement."""
+    """Only record the new placement."""
     HOLD = enum.auto()
-    """Leave it, and hold what is sent."""
+    """Leave the socket where it is, and hold its datagrams."""
     IN_PLACE = enum.auto()
-    """Bind the same socket anew."""
+    """Bind the same socket to another interface."""
     OVERLAP = enum.auto()
-    """Let a second socket take over; the first still receives."""
+    """Let a second socket take over while the first still receives."""
     TAKE_BACK = enum.auto()
-    """Let a socket take over that is on the interface already."""
+    """Let an old socket take over that is already on the interface."""
     AWAIT = enum.auto()
-    """Go on by the old path, which works, until the first hop of the new one answers."""
+    """Stay on the old path, which works, until the first hop of the new one answers."""
     UNBIND = enum.auto()
+    """Unbind the socket."""
     END = enum.auto()
-    """There will never be a path again."""
+    """Fail: there will never be a path again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What to do, in this order: count what the dead device dropped, take the step."""
+    """What to do: count the drops of a dead device, then take the step."""
 
     step: Step
     placement: Placement
-    """Where the socket is once the step is taken."""
+    """The placement of the socket after the step."""
     count_drops: bool = False
-    """The device by which the socket sent is dead."""
+    """The old device is dead: count what it dropped."""
     gap: bool = False
-    """The old path is dead, so what is sent is held until the step succeeds."""
+    """The old path is dead: hold datagrams until the step succeeds."""
     hold: bool = False
-    """Hold what is sent after the step, too, until the first hop answers."""
+    """Hold datagrams after the step, too, until the first hop answers."""
 
 
 def plan(facts: Facts) -> Orders:
-    """How a socket gets to where it belongs."""
+    """Decide how to move a socket to where it belongs."""
     path, wanted = facts.placement.path, facts.wanted
     count_drops = path is not None and not device_alive(facts.network, path)
     works = path is not None and alive(facts.network, path, facts.source)
@@ -159,7 +160,7 @@ def plan(facts: Facts) -> Orders:
 
 def _step(facts: Facts, works: bool) -> Step:
     """
-    :param works: the path where the socket is
+    :param works: whether the present path still works
     """
     path, wanted = facts.placement.path, facts.wanted
     if wanted.gone:
@@ -183,7 +184,7 @@ def _step(facts: Facts, works: bool) -> Step:
 
 
 def alive(network: Network, path: Path, source: IPAddress | None) -> bool:
-    """Whether what was sent by the path can still be answered by it."""
+    """Whether answers can still arrive by the path."""
     interface = network.interfaces.get(path.index)
     if interface is None or not (interface.up and interface.running):
         return False
@@ -195,6 +196,6 @@ def alive(network: Network, path: Path, source: IPAddress | None) -> bool:
 
 
 def device_alive(network: Network, path: Path) -> bool:
-    """Whether the path's device sends what it is given."""
+    """Whether the device of the path can send."""
     interface = network.interfaces.get(path.index)
     return interface is not None and interface.up and interface.running

@@ -1,12 +1,12 @@
-"""Sends by the socket that is current, and knows what to do when it is refused.
+"""Sends datagrams by the current socket, and holds them while there is no path.
 
-A send that is refused because the path is gone is held, the network is looked at again, and what is held goes out by the new
-interface: the oldest first, :data:`RATE` a second, since a burst of several seconds' datagrams would overflow the next queue on
-its way. A refusal that has another reason (a peer's ICMP, a destination that is unreachable while the path is not) is an error to
-be told to the protocol, as asyncio does.
+If a send is refused because the path is gone, the datagram is held and the network is read again. Held datagrams leave by the new
+interface, the oldest first and at most :data:`RATE` a second, because a burst of several seconds' datagrams would overflow the
+next queue on the path. A refusal for another reason (an ICMP message of the peer, or an unreachable destination on an intact
+path) is reported to the protocol, as in asyncio.
 
-Every datagram that is accepted is counted once (see :class:`bindsock.model.statistics.Statistics`): when the system takes it, or
-when it is given up; until then it waits.
+Every datagram is counted once (see :class:`bindsock.model.statistics.Statistics`): when the system accepts it, or when it is
+given up. Until then it counts as waiting.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 HELD_FOR = 5.0
 """Seconds for which a datagram waits for a path."""
 DOUBTED_FOR = 0.5
-"""Seconds after which a refusal is the destination's fault, if the path still looks intact: the network has been read by then."""
+"""Seconds after which a refusal counts as the fault of the destination, if the path is still intact. By then the network has been
+read again."""
 RATE = 1000.0
-"""Held datagrams that are sent in a second, and one more for each that the program adds meanwhile."""
+"""How many held datagrams are sent per second, plus one for each that the program adds meanwhile."""
 TURN = 0.01
-"""Seconds between two turns of sending held datagrams."""
+"""Seconds between two batches of held datagrams."""
 LONGEST_TURN = 0.1
-"""Seconds that a turn counts for, however late it comes."""
+"""Seconds that count at most for the size of a batch, however late it is."""
 _FIRST_TICK = 0.05
 _LAST_TICK = 0.5
 
@@ -47,68 +48,69 @@ _PATH_GONE = frozenset(
     for name in ("ENETUNREACH", "ENETDOWN", "ENODEV", "ENXIO", "EADDRNOTAVAIL", "EHOSTUNREACH", "ENONET", "EPIPE")
     if hasattr(errno, name)
 )
-"""What send() says when the interface, its address or its route is gone; EPIPE of a socket that was silenced."""
+"""The errors of send() when the interface, its address or its route is gone; EPIPE after shutdown() has silenced the socket."""
 _PENDING = _PATH_GONE | {errno.ECONNREFUSED}
-"""What send() says, too, on account of an earlier datagram: an ICMP error is reported once, by whatever call comes next."""
+"""The errors of send() that may belong to an earlier datagram: the next call on the socket reports an ICMP error once."""
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
 
-class Owner(Protocol):
-    """Whose datagrams are sent."""
+class SenderUser(Protocol):
+    """The transport whose datagrams are sent."""
 
     def settled(self) -> None:
-        """The backlog has changed, or there are errors to be told."""
+        """Check flow control and report errors: the backlog has changed, or there are errors for the protocol."""
 
     def broken(self, exc: BaseException) -> None:
-        """The socket raised what no socket should."""
+        """Fail: the socket raised an error that is no :class:`OSError`."""
 
 
-class _Trouble:
-    """What is known of refusals since there was a path last."""
+class _Refusals:
+    """The refused sends since there was a path last."""
 
-    __slots__ = ("complained", "recheck_due", "refusal", "unreachable")
+    __slots__ = ("latest", "recheck_due", "reported", "unreachable")
 
     def __init__(self) -> None:
-        self.refusal: OSError | None = None
-        """The latest one."""
-        self.complained = False
+        self.latest: OSError | None = None
+        """The latest error."""
+        self.reported = False
         """The protocol has been told that there is no path."""
         self.unreachable: set[object] = set()
-        """Destinations whose refusals are told at once, until something changes."""
+        """Destinations whose refusals are reported at once, until something changes."""
         self.recheck_due = False
 
     def clear(self) -> None:
-        self.refusal = None
-        self.complained = False
+        self.latest = None
+        self.reported = False
         self.unreachable.clear()
 
 
 class _Pace:
-    """How what was held is sent, in turns."""
+    """The batches in which held datagrams are sent."""
 
     __slots__ = ("allowance", "began", "timer")
 
     def __init__(self) -> None:
         self.timer: Timer | None = None
-        """The next turn, if one is to come."""
+        """The next batch, if one is scheduled."""
         self.began = 0.0
         self.allowance = 0
-        """How many held datagrams may be sent before the next turn."""
+        """How many held datagrams may be sent before the next batch."""
 
     def allow(self, seconds: float = TURN) -> None:
-        """Let a turn's datagrams be sent."""
+        """Allow as many datagrams as :data:`RATE` permits in so many seconds."""
         self.allowance = int(RATE * min(max(seconds, TURN), LONGEST_TURN))
 
 
 _NO_PACE = _Pace()
-"""The pace of a sender that has held nothing yet."""
+"""The pace of a sender that has not held a datagram yet."""
 
 
 class Sender:
     """The sending half of a datagram transport.
 
-    :param remote: the destination of what is sent without one
+    :param user: the transport
+    :param remote: the default destination
     """
 
     __slots__ = (
@@ -116,15 +118,15 @@ class Sender:
         "_drops",
         "_followers",
         "_mover",
-        "_owner",
         "_pace",
+        "_refusals",
         "_remote",
         "_runtime",
         "_statistics",
         "_stopped",
         "_ticks",
         "_time",
-        "_trouble",
+        "_user",
         "_writing",
         "backlog",
         "errors",
@@ -135,34 +137,34 @@ class Sender:
         runtime: Runtime,
         mover: DatagramMover,
         statistics: Statistics,
-        owner: Owner,
+        user: SenderUser,
         remote: SockAddr | None,
     ) -> None:
         self.backlog: Backlog = Backlog()
         self.errors: list[OSError] = []
-        """What the protocol is still to be told."""
+        """Errors that have not been reported to the protocol yet."""
         self._runtime = runtime
         self._mover = mover
-        # Looked up for each datagram.
+        # Cached, because every datagram needs them.
         self._time = runtime.time
         self._drops = mover.in_place.drops
         self._followers = mover.followers
         self._statistics = statistics
-        self._owner = owner
+        self._user = user
         self._remote = remote
         self._writing: socket.socket | None = None
-        """The socket that takes no more for now."""
+        """The socket whose buffer is full."""
         self._ticks: Retry | None = None
         self._pace = _NO_PACE
-        self._trouble: _Trouble | None = None
+        self._refusals: _Refusals | None = None
         self._counted = 0
-        """How many of the statistics' waiting datagrams are this one's."""
+        """How many of the waiting datagrams in the statistics belong to this sender."""
         self._stopped = False
 
     def send(self, data: Data, addr: Any) -> None:
-        """Send now, or when it is possible.
+        """Send a datagram now, or as soon as possible.
 
-        :param addr: ``None`` for the only destination there is
+        :param addr: the destination; ``None`` for the default one
         """
         mover, drops = self._mover, self._drops
         now = self._time()
@@ -172,10 +174,10 @@ class Sender:
             and mover.seen == self._followers.reading
             and not (self._counted or mover.no_path or mover.peer is None)
         ):
-            # The usual case, without a call that can be saved.
+            # The usual case, with as few calls as possible.
             try:
                 mover.sock.send(data)
-            except Exception as exc:  # noqa: BLE001 - every kind is told apart
+            except Exception as exc:  # noqa: BLE001 - _failed() distinguishes them
                 outcome = self._failed(exc, mover.sock, drops, data, addr)
             else:
                 drops.sent()
@@ -191,7 +193,7 @@ class Sender:
             outcome = self._attempt(data, addr, now)
         if outcome is Outcome.SENT or outcome is Outcome.FAILED:
             if self.errors:
-                self._owner.settled()
+                self._user.settled()
         elif outcome is Outcome.FULL:
             self._wait(Waiting(bytes(data), addr, now, held=False))
         elif outcome is Outcome.NO_PATH:
@@ -201,12 +203,12 @@ class Sender:
             self._recheck_soon()
 
     def path_found(self) -> None:
-        """The current socket may be another one, and can send."""
+        """Send waiting datagrams. The current socket may be another one than before."""
         mover = self._mover
         if self._writing is not mover.sock and (mover.ways is None or (self._writing and self._writing.fileno() == -1)):
             self._remove_writer()
-        if self._trouble is not None:
-            self._trouble.clear()
+        if self._refusals is not None:
+            self._refusals.clear()
         if self._ticks is not None:
             self._ticks.reset()
         if self._pace.timer is None and self.backlog:
@@ -214,7 +216,7 @@ class Sender:
             self._flush()
 
     def stop(self) -> None:
-        """Send no more. What waits is lost."""
+        """Stop sending. Waiting datagrams are lost."""
         self._stopped = True
         self._remove_writer()
         if self._ticks is not None:
@@ -226,7 +228,7 @@ class Sender:
         self._count_waiting()
 
     def refuse(self) -> None:
-        """A datagram was accepted after the end."""
+        """Count a datagram that was sent after the end as lost."""
         self._statistics.lose(1, Loss.CLOSED)
 
     def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
@@ -239,35 +241,35 @@ class Sender:
             try:
                 way = mover.ways.to(addr)
             except OSError as exc:
-                return self._no_way(exc)
+                return self._way_failed(exc)
             if way is None:
                 return Outcome.NO_PATH
             sock, drops = way
         if now >= drops.due:
-            drops.look(now, sock)
+            drops.sample(now, sock)
         try:
             self._transmit(sock, data, addr)
-        except Exception as exc:  # noqa: BLE001 - every kind is told apart
+        except Exception as exc:  # noqa: BLE001 - _failed() distinguishes them
             return self._failed(exc, sock, drops, data, addr)
         drops.sent()
         return Outcome.SENT
 
     def _queue(self, data: Data, addr: Any, now: float) -> None:
-        """Send it after those that wait already."""
+        """Send a datagram after those that are already waiting."""
         self._wait(Waiting(bytes(data), addr, now, held=self._writing is None))
         if self._pace.timer is not None:
             self._pace.allowance += 1
             self._flush()
 
     def _failed(self, exc: Exception, sock: socket.socket, drops: DropCounter, data: Data, addr: Any) -> Outcome:
-        """What becomes of a datagram that the socket did not take."""
+        """The outcome for a datagram that the socket did not accept."""
         if isinstance(exc, BlockingIOError | InterruptedError):
             return self._full(sock)
         if isinstance(exc, OSError):
             return self._refused(exc, sock, drops, data, addr)
-        # As asyncio: whatever it is, it ends the transport.
+        # As in asyncio, any other exception ends the transport.
         self._statistics.lose(1, Loss.REFUSED)
-        self._owner.broken(exc)
+        self._user.broken(exc)
         return Outcome.FAILED
 
     def _transmit(self, sock: socket.socket, data: Data, addr: Any) -> None:
@@ -277,10 +279,10 @@ class Sender:
             destination: Any = addr if addr is not None else self._remote
             sock.sendto(data, destination)
 
-    def _no_way(self, exc: OSError) -> Outcome:
-        """No socket could be made for the destination."""
+    def _way_failed(self, exc: OSError) -> Outcome:
+        """The outcome if no socket could be made for the destination."""
         if exc.errno in _PATH_GONE:
-            self._troubled().refusal = exc
+            self._own_refusals().latest = exc
             return Outcome.REFUSED
         self.errors.append(exc)
         self._statistics.lose(1, Loss.REFUSED)
@@ -295,7 +297,7 @@ class Sender:
                 return self._full(sock)
             except OSError as again:
                 if again.errno in _PATH_GONE and self._mover.followed and not self._is_unreachable(addr):
-                    self._troubled().refusal = again
+                    self._own_refusals().latest = again
                     return Outcome.REFUSED
                 exc = again
             else:
@@ -307,19 +309,19 @@ class Sender:
         return Outcome.FAILED
 
     def _is_unreachable(self, addr: object) -> bool:
-        return self._trouble is not None and addr in self._trouble.unreachable
+        return self._refusals is not None and addr in self._refusals.unreachable
 
-    def _troubled(self) -> _Trouble:
-        if self._trouble is None:
-            self._trouble = _Trouble()
-        return self._trouble
+    def _own_refusals(self) -> _Refusals:
+        if self._refusals is None:
+            self._refusals = _Refusals()
+        return self._refusals
 
     def _wait(self, waiting: Waiting) -> None:
         self._statistics.lose(self.backlog.add(waiting), Loss.TOO_MANY)
         self._count_waiting()
         if waiting.held:
             self._tick_later()
-        self._owner.settled()
+        self._user.settled()
 
     def _count_waiting(self) -> None:
         self._statistics.waiting += len(self.backlog) - self._counted
@@ -357,7 +359,7 @@ class Sender:
 
     def _next_turn(self) -> None:
         self._pace.timer = None
-        # On a busy loop the turn comes late.
+        # On a busy loop this timer fires late.
         self._pace.allow(self._runtime.time() - self._pace.began)
         self._expire()
         self._flush()
@@ -368,17 +370,17 @@ class Sender:
         self._count_waiting()
         if self.backlog.holds:
             self._tick_later()
-        self._owner.settled()
+        self._user.settled()
 
     def _recheck_soon(self) -> None:
-        """Have the network read, but not inside the program's call of sendto()."""
-        trouble = self._troubled()
-        if not trouble.recheck_due:
-            trouble.recheck_due = True
+        """Read the network again, but not inside the program's call of sendto()."""
+        refusals = self._own_refusals()
+        if not refusals.recheck_due:
+            refusals.recheck_due = True
             self._runtime.call_soon(self._recheck)
 
     def _recheck(self) -> None:
-        self._troubled().recheck_due = False
+        self._own_refusals().recheck_due = False
         if not self._stopped:
             self._mover.recheck()
 
@@ -398,22 +400,22 @@ class Sender:
         self._settle()
 
     def _expire(self) -> None:
-        """Give up what has waited for too long."""
+        """Give up datagrams that have waited for too long."""
         now, no_path = self._runtime.time(), self._mover.no_path
-        # If the path is intact, it is the destinations of those that are refused.
+        # If the path is intact, the destinations of the refused datagrams are unreachable.
         old, refused = self.backlog.expire(now - HELD_FOR, now - (HELD_FOR if no_path else DOUBTED_FOR))
         self._statistics.lose(len(old), Loss.TOO_OLD)
         self._statistics.lose(len(refused), Loss.UNREACHABLE)
-        trouble = self._troubled()
+        refusals = self._own_refusals()
         if refused and not no_path:
-            trouble.unreachable.update(waiting.address for waiting in refused)
-        elif no_path and not trouble.complained and (old or refused):
-            trouble.complained = True
+            refusals.unreachable.update(waiting.address for waiting in refused)
+        elif no_path and not refusals.reported and (old or refused):
+            refusals.reported = True
         else:
             return
         interface, lost = self._mover.interface, len(old) + len(refused)
-        text = f"no interface has taken over from {interface}" if interface is not None else "no interface may be used"
-        self.errors.append(trouble.refusal or InterfaceChanged(f"{text}, {lost} datagrams are lost", interface=interface))
+        text = f"no interface has replaced {interface}" if interface is not None else "no interface may be used"
+        self.errors.append(refusals.latest or InterfaceChanged(f"{text}, {lost} datagrams are lost", interface=interface))
 
     def _full(self, sock: socket.socket) -> Outcome:
         if self._writing is None:
@@ -422,7 +424,7 @@ class Sender:
         return Outcome.FULL
 
     def _writable(self) -> None:
-        # Begun anew each time: where there is an error to be read, libuv stops watching (src/unix/poll.c, uv__poll_io).
+        # Registered again each time: libuv stops watching a descriptor with a pending error (src/unix/poll.c, uv__poll_io).
         self._remove_writer()
         self._flush()
 

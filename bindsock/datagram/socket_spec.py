@@ -1,4 +1,4 @@
-"""What a datagram endpoint was asked to be, so that a second socket can be made that is the same on another interface."""
+"""The parameters of a datagram endpoint, from which an equal socket can be made on another interface."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ class SocketSpec:
     remote: SockAddr | None = None
     reuse_port: bool = False
     allow_broadcast: bool = False
-    """Set ``SO_BROADCAST``, and, as asyncio has it, send to the remote address without being connected to it."""
+    """Set ``SO_BROADCAST``, and, as in asyncio, send to the remote address without connecting the socket."""
 
     @property
     def peer(self) -> SockAddr | None:
-        """What the socket is connected to."""
+        """The address that the socket is connected to."""
         return None if self.allow_broadcast else self.remote
 
     @property
     def port(self) -> int:
-        """The local port that was asked for, 0 if any will do."""
+        """The requested local port; 0 for any."""
         return int(self.local[1]) if self.local is not None else 0
 
     @property
     def address(self) -> IPAddress | None:
-        """The local address that was asked for, if a certain one was."""
+        """The requested local address; ``None`` for any."""
         if self.local is None:
             return None
         address = unmapped(address_of(self.local))
         return None if address.is_unspecified else address
 
     def make(self) -> socket.socket:
-        """A socket with the options that were asked for, neither bound nor connected."""
+        """Make a socket with the requested options, neither bound nor connected."""
         sock = socket.socket(self.family, socket.SOCK_DGRAM | NONBLOCKING, self.proto)
         try:
             if not NONBLOCKING:
@@ -77,18 +77,18 @@ class SocketSpec:
         port: int | None = None,
         own: IPAddress | None = None,
     ) -> None:
-        """Bind a fresh socket to the interface, then to its local address and port, and connect it.
+        """Bind a new socket to the interface, then to its local address and port, and connect it.
 
-        :param port: instead of the one that was asked for
-        :param own: an address of this host, instead of the local address that was asked for
-        :raises BindFailed: the system refused, or the local address is not the interface's
-        :raises OSError: the address or the port cannot be had, or there is no route to the remote address
+        :param port: the local port, if it is another one than the requested one
+        :param own: the local address, if it is another one than the requested one
+        :raises BindFailed: the system refused, or the local address does not belong to the interface
+        :raises OSError: the address or the port is not available, or there is no route to the remote address
         """
         if interface is not None:
             address = self.address
             if address is not None and not interface.has(address):
                 raise BindFailed(
-                    f"the local address {address} is not one of {interface.name}'s, by which the endpoint is to leave",
+                    f"the local address {address} does not belong to {interface.name}, the interface of the endpoint",
                     errno=errno.EADDRNOTAVAIL,
                     interface=interface.name,
                     call="bind",
@@ -115,14 +115,14 @@ class SocketSpec:
         own: IPAddress | None = None,
         sharing: Sequence[socket.socket] = (),
     ) -> socket.socket:
-        """A second socket on another interface.
+        """Make a second socket on another interface.
 
-        :param like: the first one, if it may have got options besides; they are read and set one by one
-        :param interface: ``None`` to bind it to none
-        :param ports: local ports, the most welcome first; 0 for any
-        :param own: an address of this host to bind it to, instead of the local address that was asked for
-        :param sharing: sockets with which it may share its port although one of them is bound to no interface
-        :raises OSError: as :meth:`bind_and_connect`, of the last port
+        :param like: the first socket, if the program may have set options on it; they are copied one by one
+        :param interface: ``None`` to leave the socket unbound
+        :param ports: the local ports to try, in order; 0 for any
+        :param own: the local address, if it is another one than the requested one
+        :param sharing: sockets with which it may share its port although one of them is unbound
+        :raises OSError: as :meth:`bind_and_connect`, for the last port
         """
         refusal: OSError | None = None
         for port in dict.fromkeys(ports):
@@ -145,8 +145,10 @@ class SocketSpec:
 
 @contextlib.contextmanager
 def _sharing_ports(fresh: socket.socket, others: Sequence[socket.socket]) -> Iterator[None]:
-    """Let a socket be bound to the port of others, which takes SO_REUSEADDR on all of them at that moment
-    (linux net/ipv4/udp.c, udp_lib_lport_inuse), and afterwards on none."""
+    """Let a new socket be bound to the port of others.
+
+    All of them need SO_REUSEADDR at that moment (linux net/ipv4/udp.c, udp_lib_lport_inuse), and none of them afterwards.
+    """
     socks = (fresh, *others)
     before = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks]
     for sock in socks:
@@ -183,12 +185,13 @@ _COPIED = (
     ("IPPROTO_IPV6", "IPV6_RECVTCLASS"),
     ("IPPROTO_IPV6", "IPV6_RECVERR"),
 )
-"""What a program may have set by ``get_extra_info("socket")``. Multicast memberships cannot be read back: they are an
-interface's, and to join again is the program's."""
+"""The options that a program may have set by ``get_extra_info("socket")``.
+
+Multicast memberships belong to an interface and cannot be read back; the program must join the groups again."""
 
 
 def copy_options(source: socket.socket, target: socket.socket) -> None:
-    """Set on a fresh socket those options in which another one differs from it, as far as the system lets it."""
+    """Copy the options that differ to a new socket, as far as the system allows it."""
     for level_name, name in _COPIED:
         level, option = getattr(socket, level_name, None), getattr(socket, name, None)
         if level is None or option is None or (level_name == "IPPROTO_IPV6" and source.family != socket.AF_INET6):
@@ -199,5 +202,5 @@ def copy_options(source: socket.socket, target: socket.socket) -> None:
                 continue
             target.setsockopt(level, option, wanted)
             if target.getsockopt(level, option) != wanted:
-                # Linux doubles the size of a buffer for its own needs (net/core/sock.c, __sock_set_rcvbuf).
+                # Linux doubles a buffer size for its own overhead (net/core/sock.c, __sock_set_rcvbuf).
                 target.setsockopt(level, option, wanted // 2)

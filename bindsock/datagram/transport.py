@@ -1,8 +1,7 @@
-"""One stable datagram transport over whatever sockets the network makes necessary.
+"""One stable datagram transport, whose sockets change with the network.
 
-To its protocol it is asyncio's own datagram transport, on any event loop: it needs ``add_reader``, ``add_writer``, ``call_soon``
-and ``call_later`` and nothing else. Which sockets there are is the business of :mod:`bindsock.datagram.mover`, what becomes of
-a send that is refused that of :mod:`bindsock.datagram.sender`.
+To its protocol it behaves like asyncio's own datagram transport, on any event loop. :mod:`bindsock.datagram.mover` manages its
+sockets, and :mod:`bindsock.datagram.sender` handles refused sends.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 _BATCH = 16
-"""Datagrams read from one socket before others have their turn."""
+"""How many datagrams are read from one socket before other callbacks run."""
 _SINGLES = 8
-"""So many datagrams are read one at a time after one that came alone: to look for a second that is not there takes 2 µs."""
+"""After a datagram that came alone, so many are read one at a time: a read without a result takes 2 µs."""
 _MAX_DATAGRAM = 1 << 16
 _LAST_BATCHES = 64
 _WARN_AFTER = 5
-"""Sends after the end that are not worth a word."""
+"""Sends on a closed transport before a warning is logged."""
 
 
 class DatagramTransport(asyncio.DatagramTransport):
-    """A datagram transport that stays on the effective interface. Made by ``create_datagram_endpoint()``."""
+    """A datagram transport that moves with the effective interface. ``create_datagram_endpoint()`` returns it."""
 
     __slots__ = (
         "__weakref__",
@@ -67,9 +66,9 @@ class DatagramTransport(asyncio.DatagramTransport):
         waiter: Future | None = None,
     ) -> None:
         """
-        :param remote: the only destination there is
-        :param strict: whether naming another one is an error, rather than ignored
-        :param waiter: gets a result when the protocol knows its transport
+        :param remote: the only destination, if there is a single one
+        :param strict: whether another destination is an error; otherwise it is ignored
+        :param waiter: a future that completes when ``connection_made()`` has been called
         """
         super().__init__()
         self._runtime = runtime
@@ -88,7 +87,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         runtime.call_soon(self._begin, protocol, waiter)
 
     def _begin(self, protocol: asyncio.DatagramProtocol, waiter: Future | None) -> None:
-        """Tell the protocol, then read, then let go on who waits. One call of the loop costs less than three."""
+        """Call ``connection_made()``, start to read, and complete the waiter, all in one callback to save time."""
         try:
             protocol.connection_made(self)
         finally:
@@ -107,9 +106,9 @@ class DatagramTransport(asyncio.DatagramTransport):
             mover.close()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """``"socket"``, ``"sockname"`` and ``"peername"`` as they are now, and ``"interface"``, the name of the one in use.
+        """The present ``"socket"``, ``"sockname"`` and ``"peername"``, and ``"interface"``, the name of the interface in use.
 
-        A socket that was asked for may be closed after the interface has changed: ask again.
+        The returned socket may be closed after the interface has changed; then ask for it again.
         """
         mover = self._mover
         if name == "socket":
@@ -133,7 +132,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         return self._protocol  # type: ignore[return-value]
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait for the socket or for a path."""
+        """The bytes that wait for the socket or for a path."""
         return self._sender.backlog.size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -150,7 +149,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._pause_or_resume()
 
     def close(self) -> None:
-        """Receive no more, send what waits, then close. What waits for a path does so for 5 seconds at the most."""
+        """Stop receiving, send the waiting datagrams, then close. Datagrams wait for a path for at most 5 seconds."""
         if self._closing:
             return
         self._closing = True
@@ -159,7 +158,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._end(None)
 
     def abort(self) -> None:
-        """Close at once. What waits is lost."""
+        """Close at once. Waiting datagrams are lost."""
         self._end(None)
 
     def sendto(self, data: Data, addr: Any = None) -> None:
@@ -174,17 +173,17 @@ class DatagramTransport(asyncio.DatagramTransport):
                 raise ValueError(f"Invalid address: must be None or {self._remote}")
             addr = None
         elif addr is None:
-            raise ValueError("the endpoint has no remote address: the destination must be given")
+            raise ValueError("the endpoint has no remote address: give a destination")
         if self._lost:
             if self._lost >= _WARN_AFTER:
-                _logger.warning("a datagram was sent by a closed transport")
+                _logger.warning("a program sends datagrams on a closed transport")
             self._lost += 1
             self._sender.refuse()
             return
         self._sender.send(data, addr)
 
     def readable(self, sock: socket.socket) -> None:
-        """Read some."""
+        """Read a batch of datagrams."""
         now = self._runtime.time()
         if now >= self._mover.used_until:
             self._mover.used(now)
@@ -195,16 +194,16 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._read(sock, _BATCH)
 
     def drain(self, sock: socket.socket) -> None:
-        """Read the last."""
+        """Read the remaining datagrams of a socket that is about to be closed."""
         for _ in range(_LAST_BATCHES):
             try:
                 if not self._read(sock, _BATCH):
                     return
-            except Exception as exc:  # noqa: BLE001 - the program's own, reported as the loop would
+            except Exception as exc:  # noqa: BLE001 - an error of the program's protocol, reported as the loop would
                 self._call_exception_handler(exc, "protocol.datagram_received() failed")
 
     def path_found(self) -> None:
-        """Send what waits."""
+        """Send the waiting datagrams."""
         self._sender.path_found()
 
     def fail(self, error: OSError) -> None:
@@ -212,7 +211,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._end(error)
 
     def settled(self) -> None:
-        """See to flow control, to what the protocol is to be told, and to an end that was waited for."""
+        """Check flow control, report errors to the protocol, and finish a close that waited for the backlog."""
         if self._lost:
             return
         self._pause_or_resume()
@@ -221,13 +220,14 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._end(None)
 
     def broken(self, exc: BaseException) -> None:
-        """End, as asyncio does whatever it was."""
+        """End with an unexpected exception, as asyncio does."""
         self._call_exception_handler(exc, "Fatal write error on datagram transport")
         self._end(exc)
 
     def _read(self, sock: socket.socket, most: int) -> bool:
-        """Read so many, or as many as there are.
+        """Read datagrams until there are no more.
 
+        :param most: how many to read at most
         :return: whether there may be more
         """
         mover = self._mover
@@ -244,12 +244,12 @@ class DatagramTransport(asyncio.DatagramTransport):
                 return False
             except OSError as exc:
                 mover.read_on(sock)
-                # Of a socket that is on its way out nobody wants to hear.
+                # Errors of old sockets are of no interest to the protocol.
                 if sock is mover.sock:
                     self._call("error_received", exc)
                 return False
             if mover.peer is not None and addr[:2] != mover.peer[:2] and _is_stranger(addr, mover.peer):
-                # Between bind() and connect() of a socket that is moved in place, everybody can send to it.
+                # During an in-place move the socket is not connected for a moment, so anybody can send to it.
                 self._statistics.foreign += 1
             elif self._protocol is not None:
                 self._protocol.datagram_received(data, addr)
@@ -278,7 +278,7 @@ class DatagramTransport(asyncio.DatagramTransport):
     def _connection_lost(self, exc: BaseException | None) -> None:
         try:
             if self._protocol is not None:
-                self._protocol.connection_lost(exc)  # type: ignore[arg-type]  # as asyncio: whatever it was
+                self._protocol.connection_lost(exc)  # type: ignore[arg-type]  # any exception, as in asyncio
         finally:
             self._mover.close()
             self._protocol = None
@@ -291,7 +291,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         try:
             if self._protocol is not None:
                 getattr(self._protocol, name)(*arguments)
-        except Exception as exc:  # noqa: BLE001 - the program's own, reported as the loop would
+        except Exception as exc:  # noqa: BLE001 - an error of the program's protocol, reported as the loop would
             self._call_exception_handler(exc, f"protocol.{name}() failed")
 
     def _call_exception_handler(self, exc: BaseException, message: str) -> None:
@@ -300,5 +300,5 @@ class DatagramTransport(asyncio.DatagramTransport):
 
 
 def _is_stranger(addr: Any, peer: SockAddr) -> bool:
-    """Whether a datagram is not the peer's; a scope may be written or not."""
+    """Whether a datagram comes from another address than the peer's. Scopes are ignored, because not all addresses have one."""
     return (addr[0].partition("%")[0], addr[1]) != (peer[0].partition("%")[0], peer[1])

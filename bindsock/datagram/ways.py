@@ -1,11 +1,12 @@
-"""The ways of an endpoint without a peer: each destination leaves by its own interface, whatever the others do.
+"""The ways of an endpoint without a peer: the socket for each destination, so that it leaves by its own interface.
 
-The current socket is for the default route. A destination that leaves by another interface (a second card's network, the other
-address family's uplink), one on this host itself, and a split tunnel's own, each have a socket on their way, with the same local
-port if the system allows it. The program has one transport, and receives by all of them.
+The current socket is for the default route. A *way* is another socket of the endpoint, with the same local port if the system
+allows it. There are ways for destinations that leave by another interface (the network of a second card, the uplink of the other
+family), for addresses of this host, and for the destinations of a split tunnel. The program sees one transport, which receives
+from all of them.
 
-No way leads out of this host unless it is decided so: a socket for a loopback address is bound to the loopback interface, and a
-socket for another address of this host is bound to that very address, so that it can send nothing any more once that is gone
+A way for an address of this host must never send to the outside. For a loopback address, it is bound to the loopback interface.
+For another address of this host, it is bound to this address, so that it cannot send any more once the address is gone
 (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu).
 """
 
@@ -33,16 +34,16 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 _MAX_REMEMBERED = 1024
-"""Destinations whose way is remembered."""
+"""How many destinations' ways are cached."""
 _CURRENT = object()
-"""Stands for the mover's current socket, whichever that is."""
+"""Stands for the mover's current socket, which may change."""
 
 
 class Ways:
     """Finds the socket for each destination of an endpoint.
 
-    :param mover: whose sockets they are
-    :param spec: how to make another one
+    :param mover: the owner of the sockets
+    :param spec: how to make another socket
     """
 
     __slots__ = ("_before", "_by_address", "_mover", "_spec", "_watcher")
@@ -55,7 +56,7 @@ class Ways:
         self._before: dict[Hashable, Any] = {}
 
     def forget(self) -> None:
-        """Something has changed: decide for each destination anew. How it was before counts only until the new way works."""
+        """Decide again for each destination, because the network has changed. An old way is used until the new one works."""
         if len(self._before) > _MAX_REMEMBERED:
             self._before.clear()
         self._before.update(self._by_address)
@@ -112,7 +113,7 @@ class Ways:
             usable = before is _CURRENT or (before is not None and before[0].fileno() != -1)
             if not usable:
                 return None
-            # Go on as before, and look again at the next datagram.
+            # Use the old way, and check again for the next datagram.
             return before if before is not _CURRENT or not mover.no_path else None
         return self._way(interface.index, interface, path)
 
@@ -142,14 +143,14 @@ class Ways:
         return held.sock, held.drops
 
     def _open(self, interface: Interface | None, own: IPAddress | None) -> socket.socket:
-        """Another socket with the same port if possible, else with any.
+        """Make another socket, with the same port if possible.
 
-        :param own: the address that it is bound to
+        :param own: the local address to bind it to
         """
         mover, kernel = self._mover, self._watcher.kernel
         port = mover.in_place.port(mover.sock)
         if not port:
-            # So that both have one and the same.
+            # Bind the current socket to a port first, so that both can have the same.
             with suppress(OSError):
                 mover.sock.bind(("", 0))
             port = mover.in_place.port(mover.sock)
@@ -168,7 +169,7 @@ class Ways:
 
 
 def _target(address: Any, family: int) -> IPAddress | None:
-    """The address that a destination is, ``None`` if it is a name or a broadcast."""
+    """The address of a destination; ``None`` if it is a name or the limited broadcast address."""
     try:
         target = unmapped(address_of(address))
     except ValueError:

@@ -164,7 +164,7 @@ async def test_one_that_has_gone_meanwhile_is_not_moved(scene: Scene) -> None:
 async def test_those_who_wait_for_the_same_are_moved_in_turns_too(scene: Scene) -> None:
     members = scene.members(200)
     for member in members:
-        scene.followers.look_again(member)
+        scene.followers.recheck(member)
     assert len(scene.log) < 50
     await scene.until(lambda: len(scene.log) == 200)
 

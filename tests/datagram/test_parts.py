@@ -324,7 +324,7 @@ def counter(counting: Counting, devices: DeviceDrops) -> DropCounter:
 def send(drops: DropCounter, counting: Counting, times: int) -> None:
     for _ in range(times):
         if counting.now >= drops.due:
-            drops.look(counting.now, SOCK)
+            drops.sample(counting.now, SOCK)
         drops.sent()
 
 
@@ -339,7 +339,7 @@ def test_only_drops_of_the_last_seconds_count(counting: Counting, devices: Devic
     counting.count += 5
     send(drops, counting, 9)
     # The ten that were sent since two seconds ago are at most seven: the two drops in that time, and the five at the end.
-    assert drops.lost(SOCK) == 7
+    assert drops.lost_on_dead_device(SOCK) == 7
 
 
 def test_a_drop_is_accounted_for_once(counting: Counting, devices: DeviceDrops) -> None:
@@ -349,8 +349,8 @@ def test_a_drop_is_accounted_for_once(counting: Counting, devices: DeviceDrops) 
         send(drops, counting, 4)
     counting.now += 0.4
     counting.count = 6
-    assert [drops.lost(SOCK) for drops in several] == [4, 2, 0]
-    assert [drops.lost(SOCK) for drops in several] == [0, 0, 0]
+    assert [drops.lost_on_dead_device(SOCK) for drops in several] == [4, 2, 0]
+    assert [drops.lost_on_dead_device(SOCK) for drops in several] == [0, 0, 0]
 
 
 def test_the_device_is_asked_twice_a_second_for_all_sockets_together(counting: Counting, devices: DeviceDrops) -> None:
@@ -373,7 +373,7 @@ def test_what_waited_for_the_gateway_is_lost_with_the_device_uncounted_by_it(cou
     counting.now += 0.03
     send(drops, counting, 4)
     counting.queued = 0
-    assert drops.lost(SOCK) == 3 + 4
+    assert drops.lost_on_dead_device(SOCK) == 3 + 4
 
 
 def test_what_left_in_time_is_not_lost(counting: Counting, devices: DeviceDrops) -> None:
@@ -386,7 +386,7 @@ def test_what_left_in_time_is_not_lost(counting: Counting, devices: DeviceDrops)
     counting.now += 0.03
     send(drops, counting, 1)
     counting.queued = 1
-    assert drops.lost(SOCK) == 1
+    assert drops.lost_on_dead_device(SOCK) == 1
 
 
 def test_of_a_device_that_is_gone_what_was_sent_in_the_last_moment_is_lost(counting: Counting, devices: DeviceDrops) -> None:
@@ -396,7 +396,7 @@ def test_of_a_device_that_is_gone_what_was_sent_in_the_last_moment_is_lost(count
         counting.now += 0.03
         send(drops, counting, 10)
     counting.count = None
-    assert drops.lost(SOCK) == 20
+    assert drops.lost_on_dead_device(SOCK) == 20
 
 
 def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, devices: DeviceDrops) -> None:
@@ -404,4 +404,4 @@ def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, d
     drops = counter(counting, devices)
     drops.start(WIFI)
     send(drops, counting, 3)
-    assert drops.lost(SOCK) == 0
+    assert drops.lost_on_dead_device(SOCK) == 0

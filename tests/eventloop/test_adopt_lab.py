@@ -95,7 +95,7 @@ def test_a_loop_whose_class_cannot_change_is_an_error_that_says_what_to_do() -> 
             super().__setattr__(name, value)
 
     loop = Fixed()
-    with pytest.raises(TypeError, match="use bindsock's functions"):
+    with pytest.raises(TypeError, match="use the functions of bindsock"):
         bindsock.adopt(loop)
     assert type(loop) is Fixed
     loop.close()
