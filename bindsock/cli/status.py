@@ -88,7 +88,7 @@ def show(printer: Printer, network: Network, decisions: list[Decision], preferen
 
 def _summary(decision: Decision) -> tuple[str, str, str, str]:
     family = family_name(decision.family)
-    through = f"beneath {', '.join(decision.tunnels)}" if decision.tunnels else ""
+    through = f"bypassing {', '.join(decision.tunnels)}" if decision.tunnels else ""
     if decision.interface is None:
         return family, "none", "", through
     via = f"via {decision.gateway} " if decision.gateway is not None else ""

@@ -121,8 +121,8 @@ class TextReporter:
             self._printer.line(f"\r{_clock(_now())}  ended after {changes}", DIM)  # over the ^C that the terminal shows
 
     def _family(self, text: str, decision: Decision) -> None:
-        beneath = f", beneath {', '.join(decision.tunnels)}" if decision.tunnels and decision.interface is not None else ""
-        self._printer.entry(f"  {text}{beneath}", f"bold {GOOD if decision.interface is not None else BAD}")
+        bypassed = f", bypassing {', '.join(decision.tunnels)}" if decision.tunnels and decision.interface is not None else ""
+        self._printer.entry(f"  {text}{bypassed}", f"bold {GOOD if decision.interface is not None else BAD}")
         width = max((len(c.interface) for c in decision.candidates), default=0)
         for candidate in decision.candidates:
             sign, style = ("+", GOOD) if candidate.taken else ("-", DIM)

@@ -1,1 +1,1 @@
-"""The values: what a reading of the network, a decision and a change are."""
+"""Immutable values: readings of the network, decisions, paths and changes."""

@@ -1,4 +1,4 @@
-"""What changed, and why it was noticed."""
+"""Path changes, as they are announced to programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bindsock.model.decision import Decision, Path
 
 
 class Cause(enum.StrEnum):
-    """What made the watcher look."""
+    """The reason for which the watcher read the network."""
 
     STARTED = "started"
     EVENTS = "events"
@@ -21,7 +21,7 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FamilyChange:
-    """The old and the new of one address family."""
+    """The old and the new decision and path of one address family."""
 
     old_decision: Decision
     new_decision: Decision
@@ -36,12 +36,12 @@ class FamilyChange:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The path of at least one family differs from what was announced last."""
+    """A path change: the path of at least one family differs from the one that was announced last."""
 
     number: int
-    """Counts from 1 for each watcher. A merged change has the number of its last part."""
+    """A number that each watcher counts from 1. A merged change has the number of its last part."""
     time: float
-    """Monotonic seconds at which it was seen."""
+    """When it was noticed, in monotonic seconds."""
     cause: Cause
     ipv4: FamilyChange
     ipv6: FamilyChange

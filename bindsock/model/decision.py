@@ -1,4 +1,4 @@
-"""What was decided, on what basis, and what a socket depends on."""
+"""Decisions with their reasons, and paths, which are what a socket depends on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bindsock.model.network import Interface, IPAddress, Target, family_name
 
 
 class Basis(enum.StrEnum):
-    """On what a decision rests."""
+    """The kind of reason for a decision."""
 
     DEFAULT_ROUTE = "default route"
     DELEGATE = "delegate"
@@ -25,7 +25,7 @@ class Basis(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An interface that was looked at, and why it was taken or refused."""
+    """An interface that was considered, and why it was taken or refused."""
 
     interface: str
     index: int
@@ -35,25 +35,25 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Which interface, and why. ``str()`` of it is what ``bindsock explain`` prints."""
+    """The interface for a target, and the reasons. ``str()`` returns the text that ``bindsock explain`` prints."""
 
     target: Target
     family: socket.AddressFamily
     interface: Interface | None
-    """``None``: either nothing is to be bound (see :attr:`unbound`) or there is no interface that may be used."""
+    """``None`` if the socket must stay unbound (see :attr:`unbound`) or if no interface may be used."""
     basis: Basis
     unbound: bool = False
-    """The destination must not be bound to any interface: it is local, or a split tunnel's own."""
+    """The socket must stay unbound: the destination is on this host, or it belongs to a split tunnel."""
     candidates: tuple[Candidate, ...] = ()
     """Every interface that was considered, best first."""
     tunnels: tuple[str, ...] = ()
-    """The tunnels that were looked through: the one that catches unbound traffic first, then the chain of delegates."""
+    """The names of the bypassed tunnels: first the one that unbound traffic would enter, then the chain of delegates."""
     gateway: IPAddress | None = None
-    """The next hop of the route that was taken, ``None`` for an on-link one."""
+    """The next hop of the chosen route; ``None`` if the route is on-link."""
     notes: tuple[str, ...] = ()
-    """What else a person should know: a tie and how it was broken, a delegate that was not believed."""
+    """Further explanations: a tie and how it was broken, a delegate that was not believed."""
     source: IPAddress | None = None
-    """The local address that a socket has to be bound to before it connects; ``None`` if the system chooses the right one."""
+    """The local address to bind a socket to before it connects; ``None`` if the system chooses the right one by itself."""
 
     def __str__(self) -> str:
         subject = family_name(self.family) if isinstance(self.target, socket.AddressFamily) else str(self.target)
@@ -66,7 +66,7 @@ class Decision:
             via += f" from {self.source}" if self.source is not None else ""
             answer = f"leaves by {self.interface.name}{via} ({self.basis})"
         if self.tunnels:
-            answer += f", beneath {', '.join(self.tunnels)}"
+            answer += f", bypassing {', '.join(self.tunnels)}"
         width = max((len(c.interface) for c in self.candidates), default=0)
         lines = [f"{subject} {answer}"]
         lines += [f"  {'+' if c.taken else '-'} {c.interface:<{width}}  {c.reason}" for c in self.candidates]
@@ -76,7 +76,8 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """What a socket depends on. Paths are compared, not names: Wi-Fi A and Wi-Fi B are both ``en0``."""
+    """The properties of an interface that a socket depends on. Two Wi-Fi networks have different paths, though both are
+    ``en0``."""
 
     family: socket.AddressFamily
     interface: str
@@ -85,16 +86,16 @@ class Path:
     """The usable addresses of the family."""
     gateway: IPAddress | None
     source: IPAddress | None = None
-    """The local address that the socket has to be bound to, where there is one."""
+    """The local address that the socket must be bound to, if there is one."""
 
 
 def pinned_to(decision: Decision) -> str | None:
-    """The name of the one interface that was allowed, if that is what the decision rests on."""
+    """The name of the interface to which the decision was pinned, if it was."""
     return decision.interface.name if decision.basis is Basis.PINNED and decision.interface is not None else None
 
 
 def path_of(decision: Decision) -> Path | None:
-    """The path that a decision leads to, ``None`` where nothing is bound."""
+    """The path of a decision; ``None`` if the socket stays unbound or has no interface."""
     interface = decision.interface
     return path_on(interface, decision.family, decision.gateway, decision.source) if interface is not None else None
 
@@ -104,7 +105,7 @@ def path_on(
 ) -> Path:
     """The path by an interface.
 
-    :param gateway: the first hop, ``None`` if there is none or it is not known
-    :param source: the local address that the socket has to be bound to, where there is one
+    :param gateway: the first hop; ``None`` if there is none or it is unknown
+    :param source: the local address that the socket must be bound to, if there is one
     """
     return Path(family, interface.name, interface.index, frozenset(interface.usable_addresses(family)), gateway, source)

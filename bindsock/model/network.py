@@ -1,7 +1,7 @@
-"""The vocabulary: one immutable reading of the machine's network, and what is decided from it.
+"""One immutable reading of the host's network: interfaces, addresses, routes, and the answers of the kernel.
 
-Nothing here does I/O, asks the platform or reads a clock. A kernel backend makes a :class:`Network`,
-:mod:`bindsock.routing.effective` makes a :class:`Decision` from it, and everything above compares those values.
+Nothing here does I/O, asks for the platform or reads a clock. A kernel backend makes a :class:`Network`,
+:mod:`bindsock.routing.effective` makes a :class:`Decision` from it, and the other layers compare these values.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
 Target: TypeAlias = socket.AddressFamily | IPv4Address | IPv6Address
-"""What a decision is asked for: a family (its default route) or one destination."""
+"""The subject of a decision: a family, which means its default route, or a single destination."""
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 LIMITED_BROADCAST = IPv4Address("255.255.255.255")
-"""Everybody on the link (RFC 919)."""
+"""The broadcast address of the local link (RFC 919)."""
 ADDRESS_BITS = {4: 32, 6: 128}
-"""The length of an address by its version."""
+"""The length of an address in bits, by IP version."""
 DEFAULT_TABLE, MAIN_TABLE, LOCAL_TABLE = 253, 254, 255
-"""Routing tables of Linux. What is this host, and what all on a link are, is in ``local``."""
+"""Routing tables of Linux. The ``local`` table has the addresses of this host and the broadcast addresses."""
 
 
 def family_of(address: IPAddress | IPNetwork) -> socket.AddressFamily:
@@ -41,9 +41,10 @@ def family_name(family: socket.AddressFamily) -> str:
 
 
 class InterfaceKind(enum.StrEnum):
-    """What an interface is to a program that wants to leave by it.
+    """The kind of an interface.
 
-    The one question that matters is *tunnel or not*; the rest only ranks. A container's ``eth0`` is a veth and is ``OTHER``.
+    What matters most is whether it is a tunnel; the other kinds are only used for ranking. The ``eth0`` of a container is a veth,
+    and its kind is ``OTHER``.
     """
 
     WIRED = "wired"
@@ -53,7 +54,7 @@ class InterfaceKind(enum.StrEnum):
     TUNNEL = "tunnel"
     BRIDGE = "bridge"
     DUMMY = "dummy"
-    """What it is given goes nowhere: kill switches and leak protection are made of such."""
+    """It drops all packets. Kill switches and leak protection use such interfaces."""
     OTHER = "other"
 
 
@@ -74,16 +75,16 @@ class InterfaceAddress:
     address: IPAddress
     prefix_length: int
     tentative: bool = False
-    """Duplicate address detection has not finished, or has failed: the kernel will not use it."""
+    """Duplicate address detection has not finished, or has failed: the kernel does not use the address."""
     deprecated: bool = False
     temporary: bool = False
-    """An IPv6 privacy address: it will rotate away."""
+    """It is an IPv6 privacy address, which will be replaced."""
     family: socket.AddressFamily = field(init=False, repr=False, compare=False)
     usable: bool = field(init=False, repr=False, compare=False)
-    """Whether a connection beyond the link can have it as its source."""
+    """Whether it can be the source address of a connection beyond the link."""
 
     def __post_init__(self) -> None:
-        # Asked for again and again, and ipaddress works it out anew each time.
+        # Computed once, because these are read often and ipaddress computes them each time.
         object.__setattr__(self, "family", family_of(self.address))
         usable = not (self.tentative or self.address.is_link_local or self.address.is_unspecified)
         object.__setattr__(self, "usable", usable)
@@ -97,32 +98,32 @@ class Interface:
     index: int
     kind: InterfaceKind = InterfaceKind.OTHER
     up: bool = True
-    """Administratively up (IFF_UP)."""
+    """It is administratively up (IFF_UP)."""
     running: bool = True
     """It has carrier (IFF_RUNNING, operstate up or unknown)."""
     addresses: tuple[InterfaceAddress, ...] = ()
     mtu: int = 1500
     delegate: int | None = None
-    """Index of the interface that this one is delegated to (Darwin SIOCGIFDELEGATE), a hint that goes stale."""
+    """The index of the interface that carries this tunnel's traffic (Darwin SIOCGIFDELEGATE). It may be out of date."""
     expensive: bool = False
     constrained: bool = False
     last_resort: bool = False
-    """An uplink only where there is no other: ``ppp`` may be PPPoE or a VPN, nothing tells which."""
+    """It is only used if there is no other uplink: ``ppp`` may be PPPoE or a VPN, and the system does not tell which."""
     dormant: bool = False
-    """It has carrier, but its operational state is not up: Wi-Fi before its key exchange, a port that still authenticates."""
+    """It has carrier, but its operational state is not up: a Wi-Fi before the key exchange, a port that still authenticates."""
     alternative_names: tuple[str, ...] = ()
-    """Other names by which the system knows it (Linux ``altname``)."""
+    """Its other names (Linux ``altname``)."""
 
     def usable_addresses(self, family: socket.AddressFamily) -> tuple[IPAddress, ...]:
-        """The addresses of the family that a connection beyond the link can have as its source."""
+        """The addresses of the family that can be the source address of a connection beyond the link."""
         return tuple(a.address for a in self.addresses if a.family == family and a.usable)
 
     def called(self, name: str) -> bool:
-        """Whether that is its name, or one of its alternative names."""
+        """Whether this is its name or one of its alternative names."""
         return name == self.name or name in self.alternative_names
 
     def has(self, address: IPAddress) -> bool:
-        """Whether it has the address, without regard to a scope id."""
+        """Whether it has the address. Scope ids are ignored."""
         plain = without_scope(address)
         return plain in [own.address for own in self.addresses]
 
@@ -132,20 +133,20 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route; one of several next hops is a route of its own."""
+    """A route. A multipath route is represented by one route for each next hop."""
 
     destination: IPNetwork
     interface: int | None
-    """Index of the interface, ``None`` where the kind has none."""
+    """The index of the interface; ``None`` if the kind has none."""
     gateway: IPAddress | None = None
     metric: int = 0
     table: int = MAIN_TABLE
-    """Linux routing table; 254 is ``main``."""
+    """The Linux routing table; 254 is ``main``."""
     scoped: bool = False
-    """Darwin ``RTF_IFSCOPE``: only sockets bound to the interface see it."""
+    """Darwin ``RTF_IFSCOPE``: only sockets that are bound to the interface use it."""
     kind: RouteKind = RouteKind.UNICAST
     preference: int = 0
-    """A router's preference (RFC 4191): 1 high, 0 medium, -1 low."""
+    """The router preference (RFC 4191): 1 high, 0 medium, -1 low."""
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -158,57 +159,59 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The system's answer to one question for a route."""
+    """The kernel's answer to one route lookup."""
 
     route: Route
-    """The entry of the routing tables that decides, by the next hop that it leads to."""
+    """The matching entry of the routing tables, with the next hop that the kernel chose."""
     source: IPAddress | None = None
-    """The source address that the route names; of an interface without an address of its own the one that the system chooses."""
+    """The source address that the route names. If the interface has no address, the one that the system chooses."""
     needs_source: IPAddress | None = None
-    """The address that the question had to carry: without it there is no route, so that a socket has to be bound to it first."""
+    """The source address with which the kernel had to be asked, if it finds no route without one. A socket must be bound to
+    it."""
 
     @property
     def usable(self) -> bool:
-        """Whether it leads somewhere: a route that refuses what it matches is an answer, too."""
+        """Whether packets leave by the route. The kernel also answers with routes that refuse packets."""
         return self.route.kind is RouteKind.UNICAST
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the system says about one destination. Equality compares everything."""
+    """The kernel's answers about one destination. Equality compares everything."""
 
     unbound: Lookup | None = None
-    """The way of a socket that is bound to nothing; ``None`` if there is no route."""
+    """The route of an unbound socket; ``None`` if there is none."""
     by_interface: Mapping[int, Lookup] = field(default_factory=dict)
-    """The way of a socket that is bound to the interface, by index; an interface by which there is no route is not in it."""
+    """The route of a socket that is bound to an interface, by the index of the interface. Interfaces without a route are left
+    out."""
     refusal: Lookup | None = None
-    """A route that refuses what goes there, if one is in the way."""
+    """The route that refuses packets to the destination, if there is one."""
 
 
 Lookups: TypeAlias = "Callable[[IPAddress], Answers]"
-"""Answers the question for one destination."""
+"""Returns the kernel's answers about one destination."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One reading of the machine's network. Equality compares everything."""
+    """One reading of the host's network. Equality compares everything."""
 
     interfaces: Mapping[int, Interface] = field(default_factory=dict)
-    """By index."""
+    """The interfaces by index."""
     routes: tuple[Route, ...] = ()
-    """The routing tables where a reading has them, in the system's order, without cloned and neighbour host routes.
-    Linux is asked instead."""
+    """The routing tables in the system's order, without cloned routes and host routes of neighbours. Empty on Linux, where the
+    kernel is asked instead."""
     defaults: Mapping[tuple[int, socket.AddressFamily], Lookup] = field(default_factory=dict)
-    """The default route, or what stands for it, of a socket that is bound to the interface, by index and family; tunnels have
-    one, too."""
+    """The default route, or routes that act as one, of a socket that is bound to the interface, by index and family. Tunnels are
+    included."""
     unbound: Mapping[socket.AddressFamily, Lookup] = field(default_factory=dict)
-    """The default route of a socket that is bound to nothing."""
+    """The default route of an unbound socket."""
     tables: Mapping[tuple[socket.AddressFamily, int], int] = field(default_factory=dict)
-    """The order in which policy rules lead to the routing tables, the first one least; empty where there are no rules."""
+    """The rank of each routing table by the policy rules that lead to it; the lowest is used first. Empty without rules."""
 
     @property
     def reachable(self) -> frozenset[tuple[int, socket.AddressFamily]]:
-        """The (index, family) pairs by which the system confirms a default route, tunnels aside."""
+        """The (index, family) pairs with a default route that the system confirms, without tunnels."""
         return frozenset(
             key
             for key, lookup in self.defaults.items()
@@ -216,25 +219,24 @@ class Network:
         )
 
     def named(self, name: str) -> Interface | None:
-        """The interface of that name, if there is one now; an alternative name counts where it is nobody's own."""
+        """The interface of that name, if there is one. Names take precedence over alternative names."""
         found = next((i for i in self.interfaces.values() if i.name == name), None)
         return found or next((i for i in self.interfaces.values() if name in i.alternative_names), None)
 
     def unbound_interface(self, family: socket.AddressFamily) -> Interface | None:
-        """The interface of the default route of a socket that is bound to nothing, if it has one."""
+        """The interface of the default route of an unbound socket, if there is one."""
         lookup = self.unbound.get(family)
         return None if lookup is None or lookup.route.interface is None else self.interfaces.get(lookup.route.interface)
 
     def owner_of(self, address: IPAddress) -> Interface | None:
-        """The interface that has the address (without regard to a scope id), if one has."""
+        """The interface that has the address, if there is one. Scope ids are ignored."""
         return next((interface for interface in self.interfaces.values() if interface.has(address)), None)
 
 
 def taken_down(network: Network, down: frozenset[int]) -> Network:
-    """The network once these interfaces have gone down; the same object if nothing goes with them.
+    """The network after these interfaces have gone down; the same object if nothing changes.
 
-    That is without what Linux takes away with an interface: its routes, and its IPv6 addresses unless
-    ``net.ipv6.conf.*.keep_addr_on_down`` is set.
+    Linux then removes the routes of an interface, and its IPv6 addresses unless ``net.ipv6.conf.*.keep_addr_on_down`` is set.
     """
     without = Network(
         {index: _down(interface) if index in down else interface for index, interface in network.interfaces.items()},
@@ -247,7 +249,7 @@ def taken_down(network: Network, down: frozenset[int]) -> Network:
 
 
 def answers_without(answers: Answers, down: frozenset[int]) -> Answers:
-    """The answers once these interfaces have gone down, as far as that can be known without asking."""
+    """The answers after these interfaces have gone down, as far as they are known without asking the kernel."""
     unbound = answers.unbound
     if unbound is not None and unbound.route.interface in down:
         unbound = None
@@ -271,18 +273,18 @@ def without_scope(address: IPAddress) -> IPAddress:
 
 
 def is_loopback(address: IPAddress) -> bool:
-    """As ``address.is_loopback``, which takes ten times as long and is asked of each endpoint's address."""
+    """The same as ``address.is_loopback``, but ten times as fast. It is called for every endpoint."""
     number = int(address)
     return number >> 24 == 127 if address.version == 4 else number == 1
 
 
 def is_multicast(target: Target) -> bool:
-    """Whether a target is a multicast address, and not a family or another address."""
+    """Whether a target is a multicast address."""
     return not isinstance(target, socket.AddressFamily) and unmapped(target).is_multicast
 
 
 def unmapped(address: IPAddress) -> IPAddress:
-    """The IPv4 address inside an IPv4-mapped IPv6 one (``::ffff:192.0.2.1``), any other address as it is."""
+    """The IPv4 address inside an IPv4-mapped IPv6 address (``::ffff:192.0.2.1``); any other address unchanged."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address

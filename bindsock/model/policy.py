@@ -1,4 +1,4 @@
-"""A policy rule, as an administrator sees it: what leads packets to a routing table, and which."""
+"""Policy rules, as ``ip rule`` shows them, and repairs: a rule and a table with a default route for bound sockets."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _NAMES = {DEFAULT_TABLE: "default", MAIN_TABLE: "main", LOCAL_TABLE: "local"}
 
 
 def table_name(table: int) -> str:
-    """A routing table as ``ip rule`` names it."""
+    """The name of a routing table, as ``ip rule`` prints it."""
     return _NAMES.get(table, str(table))
 
 
 def via_gateway(gateway: IPAddress, family: socket.AddressFamily) -> str:
-    """The gateway as ``ip route`` takes it, with a space after it: that of an IPv4 route may be an IPv6 neighbour (RFC 5549)."""
+    """The arguments for ``ip route`` with a space at the end. The gateway of an IPv4 route may be an IPv6 address (RFC 5549)."""
     return f"via {'inet6 ' if family_of(gateway) != family else ''}{gateway} "
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
-    """A policy rule. ``str()`` of it reads like a line of ``ip rule``."""
+    """A policy rule. ``str()`` returns a line like those of ``ip rule``."""
 
     family: socket.AddressFamily
     preference: int
     action: str
-    """``lookup``, or what becomes of the packet: ``unreachable``, ``prohibit``, ``blackhole``, ``goto``, ``nop``."""
+    """``lookup``, or another action: ``unreachable``, ``prohibit``, ``blackhole``, ``goto``, ``nop``."""
     table: int = 0
     inverted: bool = False
     source: IPNetwork | None = None
@@ -38,15 +38,15 @@ class PolicyRule:
     mark: int | None = None
     mask: int = 0xFFFFFFFF
     suppressed_length: int | None = None
-    """Routes whose prefix is not longer do not count."""
+    """The rule ignores routes with a prefix of this length or shorter (``suppress_prefixlength``)."""
     users: tuple[int, int] | None = None
     selective: bool = False
-    """It has conditions beyond these: a protocol, ports, a type of service, a VRF."""
+    """It has further conditions: a protocol, ports, a type of service, a VRF."""
     protocol: int = 0
-    """Who made it (``linux include/uapi/linux/rtnetlink.h``, RTPROT)."""
+    """The origin of the rule (``linux include/uapi/linux/rtnetlink.h``, RTPROT)."""
 
     def exempts(self, mark: int) -> bool:
-        """Whether packets with the mark pass the rule by, which packets without any do not."""
+        """Whether the rule applies to packets without a mark, but not to packets with this mark."""
         return self.inverted and self.mark is not None and mark & self.mask == self.mark != 0
 
     def __str__(self) -> str:
@@ -68,16 +68,16 @@ class PolicyRule:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway, and what names it."""
+    """A gateway, and the source of this information."""
 
     address: IPAddress
     named_by: str
 
 
 _REPAIR_TABLES = range(0xB5000000, 0xB6000000)
-"""Routing tables for repairs: the first one, and the interface's index. Nobody else's, as far as is known."""
+"""The routing tables for repairs, numbered by the index of the interface. No other program is known to use them."""
 REPAIR_PREFERENCES = (98, 99)
-"""Of the two rules of a repair: what main knows better than by its default, then the table."""
+"""The preferences of the two rules of a repair: the first uses the specific routes of ``main``, the second the repair's table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Repair:
         return _REPAIR_TABLES[self.index % len(_REPAIR_TABLES)]
 
     def commands(self) -> list[str]:
-        """The ``ip`` commands that make it."""
+        """The ``ip`` commands that add the route and its rules."""
         ip = "ip" if self.family == socket.AF_INET else "ip -6"
         name = shlex.quote(self.interface)
         via = via_gateway(self.gateway.address, self.family)
@@ -108,5 +108,5 @@ class Repair:
 
 
 def is_repair_table(table: int) -> bool:
-    """Whether the routing table is that of a repair."""
+    """Whether the routing table belongs to a repair."""
     return table in _REPAIR_TABLES

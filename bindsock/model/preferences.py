@@ -1,4 +1,4 @@
-"""What the user wants of a decision: which interfaces may be used, what they cost, what becomes of tunnels."""
+"""The user's preferences for decisions: which interfaces may be used, what they cost, how to treat tunnels."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ OnNoInterface: TypeAlias = Literal["error", "wait", "unbound"]
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What may be chosen, and what is to happen when nothing can be.
+    """Which interfaces may be used, and what to do if there is none.
 
-    Patterns are those of :mod:`fnmatch`, matched against the interface's name and its alternative names with regard to case.
+    Patterns are those of :mod:`fnmatch`. They are matched against the interface's name and its alternative names; case matters.
 
-    :raises TypeError: patterns are a bare string, or not strings
-    :raises ValueError: a choice is none of its valid values
+    :raises TypeError: patterns are a bare string, or not strings, or the mark is not a number
+    :raises ValueError: a value is not one of the choices, or the mark has more than 32 bits
     """
 
     include: Sequence[str] = ()
-    """If there are any, only interfaces that match one of these patterns are candidates."""
+    """If given, only interfaces that match one of these patterns are candidates."""
     exclude: Sequence[str] = ()
-    """Interfaces that match one of these patterns are no candidates."""
+    """Interfaces that match one of these patterns are not candidates."""
     expensive: Sequence[str] = ()
-    """Interfaces that cost money besides those of which the system says so. Linux never says so."""
+    """Interfaces that cost money, in addition to those that the system reports as expensive. Linux reports none."""
     cost: Cost = "avoid"
-    """What the expensive ones (cellular always is) are for.
+    """How to treat expensive interfaces. Cellular interfaces are always expensive.
 
-    ``"avoid"``: they are taken where nothing cheaper is usable, where the system's own default route leaves by one, or where a
-    tunnel says that it runs over one (its delegate). ``"cheapest"``: the same, but the tunnel's word is not taken while something
-    cheaper is usable: it may be old, since some VPNs set their delegate once and never again. ``"ignore"``: they are like any
-    other. ``"never"``: they are not candidates.
+    ``"avoid"``: use them if nothing cheaper is usable, if the system's own default route leaves by one, or if one is the delegate
+    of a tunnel. ``"cheapest"``: the same, but ignore the delegate while something cheaper is usable. The delegate may be out of
+    date, because some VPNs set it only once. ``"ignore"``: treat them like the others. ``"never"``: do not use them.
     """
     tunnels: Tunnels = "bypass"
-    """``"bypass"``: nothing goes into a tunnel. ``"split"``: a destination for which a tunnel has the most specific route is left
-    unbound, so that it goes into the tunnel; what would only follow the tunnel's default route still bypasses it."""
+    """``"bypass"``: use no tunnel. ``"split"``: leave a socket unbound if a tunnel has the most specific route to its
+    destination, so that it enters the tunnel; destinations of the tunnel's default route still bypass it."""
     on_no_interface: OnNoInterface = "error"
-    """When there is no interface: fail, wait for one, or let the routing table decide (which may mean the tunnel)."""
+    """What to do if no interface may be used: ``"error"`` fails, ``"wait"`` waits for one, ``"unbound"`` lets the routing table
+    decide, which may choose the tunnel."""
 
     mark: int = 0
-    """The firewall mark of every socket besides its binding, for VPNs that let marked packets pass by (Linux ``SO_MARK``, with
-    CAP_NET_ADMIN or CAP_NET_RAW); none if 0. A socket that cannot be marked is not made."""
+    """A firewall mark for every socket, for VPNs that let marked packets bypass the tunnel (Linux ``SO_MARK``, with CAP_NET_ADMIN
+    or CAP_NET_RAW); 0 for none. If the mark cannot be set, the socket is not made."""
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "expensive"):
@@ -62,12 +62,12 @@ Preferences.__init__ = known_keywords_only(Preferences.__init__)  # type: ignore
 
 
 def is_expensive(interface: Interface, preferences: Preferences) -> bool:
-    """Whether using the interface costs money: the system says so, it is cellular, or the preferences name it."""
+    """Whether using the interface costs money: the system reports it, it is cellular, or the preferences name it."""
     return interface.expensive or interface.kind is InterfaceKind.CELLULAR or _match(interface, preferences.expensive) is not None
 
 
 def exclusion(interface: Interface, preferences: Preferences) -> str | None:
-    """Why the preferences keep the interface out, ``None`` where they do not."""
+    """Why the preferences exclude the interface; ``None`` if they do not."""
     pattern = _match(interface, preferences.exclude)
     if pattern is not None:
         return f"excluded by {pattern!r}"
@@ -93,7 +93,7 @@ def _check_mark(value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"mark must be a number, not {value!r}")
     if not 0 <= value <= 0xFFFFFFFF:
-        raise ValueError(f"mark must be a number of 32 bits, not {value!r}")
+        raise ValueError(f"mark must be a 32-bit number, not {value!r}")
 
 
 def _choice(name: str, value: object, valid: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Destinations as sets of prefixes: the longest one that matches, and whether many together are a default in disguise."""
+"""Prefixes: finding the longest match, and recognising prefixes that together act as a default route."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PRIVATE_IPV6 = tuple(map(IPv6Network, ("fc00::/7", "fe80::/10")))
 
 
 class PrefixTable(Generic[V]):
-    """Values by prefix, of one address family.
+    """Maps prefixes of one address family to values.
 
-    One dictionary for each prefix length that occurs. A look-up costs one probe for each of those, which are few, no matter how
-    many prefixes there are.
+    There is one dictionary for each prefix length that occurs. A lookup probes each of them once, so its cost does not depend on
+    the number of prefixes.
     """
 
     def __init__(self, version: int) -> None:
@@ -32,7 +32,7 @@ class PrefixTable(Generic[V]):
         self._order: list[int] | None = None
 
     def add(self, prefix: IPNetwork, value: V) -> None:
-        """Add a value. A prefix may have many."""
+        """Add a value. A prefix may have several."""
         length = prefix.prefixlen
         self._lengths.setdefault(length, {}).setdefault(int(prefix.network_address) >> (self._bits - length), []).append(value)
         self._order = None
@@ -49,9 +49,10 @@ class PrefixTable(Generic[V]):
 
 
 def is_default_in_disguise(prefixes: Iterable[IPNetwork], version: int) -> bool:
-    """Whether the prefixes together cover half of the family's addresses or more, or half of IPv6's global unicast ones.
+    """Whether the prefixes together cover at least half of all addresses, or half of the global unicast addresses of IPv6.
 
-    So VPNs take all traffic without replacing the default route: ``0/1`` and ``128/1``, ``1/8`` to ``128/1``, ``2000::/3``.
+    With such routes VPNs take all traffic without replacing the default route: ``0/1`` and ``128/1``, ``1/8`` to ``128/1``,
+    ``2000::/3``.
     """
     bits = ADDRESS_BITS[version]
     multicast, multicast_length = (0xE, 4) if version == 4 else (0xFF, 8)
@@ -69,7 +70,7 @@ def is_default_in_disguise(prefixes: Iterable[IPNetwork], version: int) -> bool:
     if version == 6:
         low = int(_GLOBAL_UNICAST.network_address)
         high = low + _GLOBAL_UNICAST.num_addresses
-    # Overlaps only make the sum too large: where even that is too small, which is where there are many, nothing is sorted.
+    # Overlaps make this sum too large. If even this is too small, there is no need to sort the prefixes.
     if 2 * total < high - low:
         return False
     whole = inside = reached = 0
@@ -83,12 +84,12 @@ def is_default_in_disguise(prefixes: Iterable[IPNetwork], version: int) -> bool:
 
 
 def specific_in(prefix: IPNetwork) -> str:
-    """The prefix as a person writes it: a host without its length."""
+    """The prefix as text; a host address without its length."""
     return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
 
 
 def is_private(prefix: IPNetwork) -> bool:
-    """Whether the prefix lies within the addresses that organisations use inside: RFC 1918, 6598, 3927, 4193."""
+    """Whether the prefix lies within the private or link-local addresses (RFC 1918, 6598, 3927, 4193, 4291)."""
     if isinstance(prefix, IPv4Network):
         return any(prefix.subnet_of(private) for private in _PRIVATE_IPV4)
     return any(prefix.subnet_of(private) for private in _PRIVATE_IPV6)

@@ -1,4 +1,4 @@
-"""What the network said of a connect that failed."""
+"""What is known about a failed connect: the ICMP message that ended it, and whether this host itself dropped its packets."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class Rejection:
     """The ICMP message that ended a connect."""
 
     source: IPAddress
-    """Who sent it: a router, the destination, or this host."""
+    """The sender: a router, the destination, or this host."""
     prohibited: bool
-    """It says that a rule forbids the connection ("administratively prohibited")."""
+    """The message is "administratively prohibited": a firewall rule forbids the connection."""
 
 
 class Departure(enum.Enum):
-    """What becomes of an attempt to connect before it leaves this host."""
+    """Whether the packets of a connect leave this host."""
 
     UNKNOWN = enum.auto()
     LEFT = enum.auto()
-    """It leaves."""
+    """They leave."""
     DROPPED = enum.auto()
-    """It is dropped: by the firewall, by a policy (a BPF program's), or since the queue of the device is full."""
+    """This host drops them: by its firewall, by a BPF program, or because the queue of the device is full."""
     RESET = enum.auto()
-    """It is dropped, and answered with a reset: by the firewall."""
+    """The firewall of this host drops them and answers with a reset."""

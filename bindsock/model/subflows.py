@@ -1,4 +1,4 @@
-"""What is told of multipath connections."""
+"""Multipath connections and their subflows."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from bindsock.model.network import IPAddress
 
 @dataclass(frozen=True, slots=True)
 class Subflow:
-    """One of the TCP connections of which a multipath connection consists."""
+    """One of the TCP connections that make up a multipath connection."""
 
     local: IPAddress
     local_port: int
     remote: IPAddress
     remote_port: int
     interface: str | None = None
-    """The name of the interface that has the local address now, if one has."""
+    """The name of the interface that has the local address now, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Multipath:
-    """Whether a connection that asked for multipath has got it."""
+    """Whether multipath was negotiated for a connection, and its subflows."""
 
     real: bool
-    """``False`` where it is plain TCP: it never asked, or this system, the peer or something in between does not speak it."""
+    """``False`` for plain TCP: multipath was not requested, or the system, the peer or a middlebox does not support it."""
     subflows: tuple[Subflow, ...] = ()
-    """Those that are established."""
+    """The established subflows."""
 
     def __bool__(self) -> bool:
         return self.real
@@ -34,11 +34,11 @@ class Multipath:
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """By which the system adds subflows to every multipath connection, whatever that is bound to."""
+    """The endpoints by which the system adds subflows to every multipath connection, regardless of its binding."""
 
     addresses: tuple[IPAddress, ...] = ()
-    """Local addresses, each of an interface."""
+    """The local addresses of the endpoints."""
     unbound: tuple[IPAddress, ...] = ()
-    """Those of them whose subflows are bound to no interface, and so follow the routes."""
+    """Those of the addresses whose subflows are not bound to an interface, and so follow the routes."""
     follows_peer: bool = False
-    """Whether it connects to addresses that the peer announces, by whatever route leads there."""
+    """Whether the system connects to addresses that the peer announces, by any route."""

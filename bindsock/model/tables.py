@@ -1,7 +1,7 @@
-"""What routing tables answer: the same questions that Linux is asked, for systems that give their tables whole.
+"""Answers route lookups from dumped routing tables, for systems without lookups in the kernel (Darwin, simulated kernels).
 
-Pure. Of tables other than ``main`` and ``default`` nobody knows here whether traffic is sent to them: a tunnel's routes in them
-count, and an uplink's default; its specific routes do not.
+Pure. It is unknown here whether policy rules lead to tables other than ``main`` and ``default``. In such tables, the routes of
+tunnels and the default routes of uplinks count; the specific routes of uplinks do not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bindsock.model.network import IPAddress
 
 _HALF = {4: 1, 6: 3}
-"""The longest prefix of an uplink that may stand for a default route: ``0/1``, ``2000::/3``."""
+"""The longest prefix of an uplink's route that may act as a default route, by IP version: ``0/1``, ``2000::/3``."""
 
 
 def tabulated(
@@ -40,27 +40,29 @@ def tabulated(
     *,
     refused: Iterable[tuple[int, socket.AddressFamily]] = (),
 ) -> Network:
-    """The reading that has these routing tables.
+    """Make a reading of the network from routing tables.
 
-    :param refused: the (index, family) pairs whose default route the system does not confirm for a bound socket
+    :param interfaces: the interfaces by index
+    :param routes: the routing tables
+    :param refused: the (index, family) pairs for which the system does not confirm the default route of a bound socket
     """
     found = tuple(routes)
     defaults: dict[tuple[int, socket.AddressFamily], Lookup] = {}
     unbound: dict[socket.AddressFamily, Lookup] = {}
     for family in FAMILIES:
-        ways = _Ways(interfaces, [route for route in found if route.family == family])
-        defaults |= {(index, family): Lookup(route) for index, route in ways.best.items()}
-        first = ways.unbound()
+        family_defaults = _Defaults(interfaces, [route for route in found if route.family == family])
+        defaults |= {(index, family): Lookup(route) for index, route in family_defaults.best.items()}
+        first = family_defaults.unbound()
         if first is not None:
             unbound[family] = Lookup(first)
         for key in refused:
-            if key[1] == family and defaults.pop(key, None) is not None and ways.errors:
-                defaults[key] = Lookup(ways.errors[0])
+            if key[1] == family and defaults.pop(key, None) is not None and family_defaults.errors:
+                defaults[key] = Lookup(family_defaults.errors[0])
     return Network(interfaces, found, defaults, unbound)
 
 
-class _Ways:
-    """The default routes of one family, and what stands for them."""
+class _Defaults:
+    """The default routes of one family, and the routes that act as one."""
 
     def __init__(self, interfaces: Mapping[int, Interface], routes: Sequence[Route]) -> None:
         self._interfaces = interfaces
@@ -82,7 +84,7 @@ class _Ways:
 
     @staticmethod
     def _disguised(interface: Interface, own: Sequence[Route]) -> Route | None:
-        """The largest of an interface's specific routes if together they are a default route in disguise."""
+        """The largest of an interface's specific routes, if together they act as a default route."""
         version = own[0].destination.version
         if not _looked_through(interface):
             own = [route for route in own if route.destination.prefixlen <= _HALF[version]]
@@ -91,15 +93,15 @@ class _Ways:
         return min(own, key=lambda route: route.destination.prefixlen)
 
     def unbound(self) -> Route | None:
-        """The way of what is bound to nothing."""
+        """The default route of an unbound socket."""
         up = [r for r in (*self.disguised, *self.unscoped) if r.interface is not None and self._interfaces[r.interface].up]
         return min(up, key=lambda r: (order_of(r, self._interfaces)[0], r.is_default, r.metric), default=None)
 
 
 class TableAnswers:
-    """What routing tables answer about a destination. Two are equal if they have the same routes.
+    """Answers route lookups from routing tables. Two of these are equal if they have the same routes.
 
-    :param network: the reading that has the tables
+    :param network: a reading with routing tables
     """
 
     def __init__(self, network: Network) -> None:
@@ -148,17 +150,22 @@ class TableAnswers:
 
 
 def routes_of(network: Network, family: socket.AddressFamily | None, table: int | None) -> tuple[Route, ...]:
-    """The network's routes of one family and of one table, or of all."""
+    """The routes of a network.
+
+    :param family: the address family; ``None`` for both
+    :param table: the routing table; ``None`` for all
+    """
     return tuple(route for route in network.routes if family in (None, route.family) and table in (None, route.table))
 
 
 def order_of(route: Route, interfaces: Mapping[int, Interface]) -> tuple[int, int]:
-    """What a system with these tables orders its routes to one destination by; equal ones stay in the order of its list."""
+    """The sort key for routes to the same destination. Equal routes stay in the order of the system's list."""
     return table_order(route, interfaces), route.metric
 
 
 def table_order(route: Route, interfaces: Mapping[int, Interface]) -> int:
-    """``main``, then ``default``, then other tables; but a tunnel in a table of its own has a rule that leads there first."""
+    """The rank of the route's table: ``main``, then ``default``, then the others. A tunnel's own table comes before all of them,
+    because the VPN adds a policy rule for it."""
     if route.table == MAIN_TABLE:
         return 0
     if route.table == DEFAULT_TABLE:
@@ -168,7 +175,7 @@ def table_order(route: Route, interfaces: Mapping[int, Interface]) -> int:
 
 
 def _counts(route: Route, interfaces: Mapping[int, Interface]) -> bool:
-    """Whether a specific route says anything; a tunnel's scoped ones are seen by sockets that are bound to it alone."""
+    """Whether a specific route counts. Only sockets that are bound to a tunnel use the scoped routes of the tunnel."""
     interface = interfaces.get(route.interface) if route.interface is not None else None
     if interface is not None and interface.kind is InterfaceKind.TUNNEL:
         return not route.scoped

@@ -17,7 +17,7 @@ def test_each_family_is_told_apart_with_its_basis_and_the_tunnel_above(kernel: S
     _, out, _ = run("status")
     ipv4, ipv6 = (line.split() for line in out.splitlines()[2:4])
     assert ipv4[:4] == ["IPv4", "en0", "via", "192.0.2.1"]
-    assert ipv4[-2:] == ["beneath", "utun4"]
+    assert ipv4[-2:] == ["bypassing", "utun4"]
     assert ipv6[:4] == ["IPv6", "en0", "via", "2001:db8:2::1"]
 
 

@@ -91,13 +91,13 @@ def test_it_shows_the_state_then_changes_in_the_present_width_and_ends_cleanly(l
     lab.vpn_up("metric")
     terminal = start("watch", "-4", columns=60)
     state = terminal.until("- lo     is the loopback")
-    assert "IPv4: wifi0, beneath tun0\n    + wifi0  default route via 10.1.0.1, metric 600\n" in state
+    assert "IPv4: wifi0, bypassing tun0\n    + wifi0  default route via 10.1.0.1, metric 600\n" in state
     assert "    - eth0   usable (default route via 10.2.0.1, metric\n             700), but wifi0 has metric 600\n" in state
     assert "- tun0   is a tunnel" in state
     terminal.resize(40)
     lab.down("wifi0")
     change = terminal.until("- lo     is the loopback")
-    assert "IPv4: wifi0 → eth0, beneath tun0" in change
+    assert "IPv4: wifi0 → eth0, bypassing tun0" in change
     assert "    + eth0   default route via 10.2.0.1,\n             metric 700\n" in change
     assert "- wifi0  is down" in change
     last = terminal.end()

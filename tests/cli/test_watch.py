@@ -73,7 +73,7 @@ def test_a_change_tells_what_was_taken_and_refused_and_why(play: Any, run: Run) 
     play(wired_only(), beneath_vpn())
     _, out, _ = run("watch", "--count", "2", "-4")
     last = out[out.rindex("change 2") :]
-    assert "IPv4: en1 → en0, beneath utun4" in last
+    assert "IPv4: en1 → en0, bypassing utun4" in last
     assert "+ en0    utun4 is delegated to it, default route via 192.0.2.1" in last
     assert "- utun4  is a tunnel" in last
 

@@ -143,7 +143,7 @@ def test_the_synchronous_functions_work_on_a_mac_under_a_vpn() -> None:
     machine.vpn_up("utun3", "en5")
     kernel = machine.kernel()
     assert bindsock.effective_interface(kernel=kernel).name == "en5"
-    assert "beneath utun3" in str(bindsock.explain("192.0.2.1", kernel=kernel))
+    assert "bypassing utun3" in str(bindsock.explain("192.0.2.1", kernel=kernel))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         bindsock.bind(sock, "192.0.2.1", kernel=kernel)
         assert kernel.bound(sock) == machine.state.named("en5").index

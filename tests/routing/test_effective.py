@@ -1296,7 +1296,7 @@ def test_a_network_at_odds_with_itself_gives_a_decision() -> None:
 def test_a_decision_reads_as_a_sentence_and_its_reasons() -> None:
     made = network(TWO_UPLINKS, "default dev tun0 metric 50\ndefault via 10.1.0.1 dev wifi0 metric 600\n10.2.0.0/24 dev eth0")
     assert str(decide(made, address(ANYWHERE))) == (
-        "203.0.113.9 leaves by wifi0 via 10.1.0.1 (default route), beneath tun0\n"
+        "203.0.113.9 leaves by wifi0 via 10.1.0.1 (default route), bypassing tun0\n"
         "  + wifi0  default route via 10.1.0.1, metric 600\n"
         "  - eth0   has no default route\n"
         "  - tun0   is a tunnel (default route)\n"

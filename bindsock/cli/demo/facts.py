@@ -44,9 +44,9 @@ def of_routes(plain: str, bound: str, decision: Decision, uplink: str) -> list[F
     return [
         Fact("the VPN owns the default route", plain == TUNNEL, f"an unbound datagram left by {plain}", {"interface": plain}),
         Fact(
-            "bindsock looks beneath the VPN",
+            "bindsock bypasses the VPN",
             chosen == bound == uplink and TUNNEL in decision.tunnels,
-            f"{chosen}, beneath {', '.join(decision.tunnels) or 'nothing'}; a datagram bound to it left by {bound}",
+            f"{chosen}, bypassing {', '.join(decision.tunnels) or 'nothing'}; a datagram bound to it left by {bound}",
             {"interface": chosen, "tunnels": list(decision.tunnels), "left_by": bound},
         ),
     ]
