@@ -1,1 +1,1 @@
-"""Watches the network: kernel events become readings, readings become decisions, decisions reach the followers."""
+"""Watches the network: turns kernel events into readings, readings into decisions, and passes these to the followers."""

@@ -1,4 +1,4 @@
-"""One timer whose time changes often."""
+"""A timer whose time changes often."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Alarm:
-    """Calls something once, at a time that may be changed until then.
+    """Calls back once, at a time that can be changed until then.
 
-    A timer of the event loop that is too early is left as it is and set again when it comes. That is cheaper than a new one for
-    each event.
+    If the time moves back, the timer of the event loop stays as it is, and is set again when it fires. That is cheaper than a new
+    timer for each event.
 
     :param runtime: the event loop and its clock
-    :param callback: what to call
+    :param callback: the function to call
     """
 
     __slots__ = ("_callback", "_due", "_runtime", "_timer", "_wanted")
@@ -30,26 +30,26 @@ class Alarm:
         self._wanted = 0.0
 
     def set(self, when: float) -> None:
-        """Call it at that time of the runtime's clock, instead of when it was to be called so far."""
+        """Call back at this time of the runtime's clock, instead of the time set before."""
         self._wanted = when
         if self._timer is None or when < self._due:
             if self._timer is not None:
                 self._timer.cancel()
             self._due = when
-            self._timer = self._runtime.call_at(when, self._ring)
+            self._timer = self._runtime.call_at(when, self._fire)
 
     def bring_forward(self, when: float) -> None:
-        """Call it no later than that."""
+        """Call back no later than this."""
         if self._timer is None or when < self._wanted:
             self.set(when)
 
     def cancel(self) -> None:
-        """Do not call it."""
+        """Do not call back."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._timer = None
         if self._runtime.time() < self._wanted:
             self.set(self._wanted)

@@ -1,6 +1,6 @@
-"""When a change is announced: a gain at once, a loss after a grace. And to whom.
+"""Announces path changes to listeners: a new path at once, a lost path after a grace period.
 
-:class:`Announcer` is pure and fed with times.
+:class:`Announcer` is pure; the caller passes the time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 GRACE = 5.0
+"""Seconds after which a lost path is announced."""
 
 
 class Announcer:
-    """Turns readings into changes: gains at once, losses after a grace."""
+    """Turns readings into path changes: new paths at once, lost paths after :data:`GRACE`."""
 
     def __init__(self, decisions: Mapping[socket.AddressFamily, Decision]) -> None:
         self._decisions = dict(decisions)
@@ -31,9 +32,12 @@ class Announcer:
         self._number = 0
 
     def update(self, now: float, cause: Cause, decisions: Mapping[socket.AddressFamily, Decision]) -> Change | None:
-        """What is to be announced of a new reading.
+        """Process a new reading.
 
+        :param now: the time in monotonic seconds
+        :param cause: why the network was read
         :param decisions: one for each family
+        :return: the change to announce, if there is one
         """
         changes: dict[socket.AddressFamily, FamilyChange] = {}
         for family, decision in decisions.items():
@@ -52,12 +56,12 @@ class Announcer:
         return Change(self._number, now, cause, changes[socket.AF_INET], changes[socket.AF_INET6])
 
     def deadline(self) -> float | None:
-        """When a loss that is being held must be announced."""
+        """When the next lost path must be announced, in monotonic seconds."""
         return min(self._lost_since.values()) + GRACE if self._lost_since else None
 
 
 class Announcements:
-    """The changes of one watcher, and those who listen to them."""
+    """The path changes of one watcher, and the listeners."""
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
@@ -66,41 +70,41 @@ class Announcements:
         self._postponed: Cause | None = None
 
     def __bool__(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a listener."""
         return bool(self._listeners)
 
     def start(self, decider: Decider) -> None:
-        """Announce what differs from this from now on."""
+        """Start from this reading: announce what differs from it."""
         self._announcer = Announcer(_decisions(decider))
         self._postponed = None
 
     def add(self, listener: ChangeListener) -> None:
-        """Announce to a listener from now on, but nothing that has happened already. :meth:`catch_up` comes first."""
+        """Add a listener for future changes. Call :meth:`catch_up` first, so that it gets no earlier change."""
         self._listeners.append(listener)
 
     def remove(self, listener: ChangeListener) -> None:
-        """Announce nothing more to it. Harmless if it does not listen."""
+        """Remove a listener. Does nothing if it was not added."""
         if listener in self._listeners:
             self._listeners.remove(listener)
 
     def end(self) -> None:
-        """Tell all listeners that nothing more comes."""
+        """Tell all listeners that there are no more changes."""
         for listener in list(self._listeners):
             listener.end()
 
     def postpone(self, cause: Cause) -> None:
-        """There is something to announce, but whatever sends comes first. :meth:`catch_up` announces it."""
+        """Announce later, by :meth:`catch_up`, so that the program can send first."""
         self._postponed = cause
 
     def catch_up(self, now: float, decider: Decider) -> None:
-        """Announce what was postponed."""
+        """Announce the postponed changes."""
         if self._postponed is not None:
             self.announce(now, self._postponed, decider)
 
     def announce(self, now: float, cause: Cause, decider: Decider) -> None:
-        """Announce what a reading has changed, unless it is a loss that may be made good yet.
+        """Announce what a reading has changed. Lost paths are announced only after the grace period.
 
-        :param decider: the reading's
+        :param decider: the decider of the reading
         """
         self._postponed = None
         assert self._announcer is not None
@@ -111,11 +115,11 @@ class Announcements:
                 listener.put(change)
 
     def held_until(self) -> float | None:
-        """When a loss that is being held must be announced."""
+        """When the next lost path must be announced, in monotonic seconds."""
         return self._announcer.deadline() if self._announcer is not None else None
 
     def deadline(self, now: float) -> float | None:
-        """When there is something to announce."""
+        """When the next announcement is due, in monotonic seconds."""
         return now if self._postponed is not None and self._listeners else self.held_until()
 
 
@@ -124,7 +128,7 @@ def _decisions(decider: Decider) -> dict[socket.AddressFamily, Decision]:
 
 
 def merged(first: Change, second: Change) -> Change | None:
-    """Two changes in a row as one, ``None`` if they cancel out."""
+    """Merge two consecutive changes into one; ``None`` if they cancel out."""
 
     def family(a: FamilyChange, b: FamilyChange) -> FamilyChange:
         return FamilyChange(a.old_decision, b.new_decision, a.old_path, b.new_path)

@@ -1,4 +1,4 @@
-"""Delays before something is tried again, each longer than the one before."""
+"""Exponential back-off: growing delays between attempts. All retries of bindsock use it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Backoff:
-    """Delays that grow by a factor, shortened at random so that many who wait do not all come back at once.
+    """Delays that grow by a factor, with jitter so that many waiters do not all try again at the same time.
 
     :param first: the first delay, in seconds
-    :param last: the longest one
-    :param factor: by how much each is longer than the one before
-    :param jitter: how much of a delay is left to chance, between 0 and 1
-    :param random: a number between 0 and 1
+    :param last: the longest delay, in seconds
+    :param factor: the ratio of a delay to the one before
+    :param jitter: the random part of a delay, between 0 and 1
+    :param random: returns a random number between 0 and 1
     """
 
     __slots__ = ("_delay", "_factor", "_first", "_jitter", "_last", "_random")
@@ -46,15 +46,17 @@ class Backoff:
         return delay * (1.0 - self._jitter * self._random())
 
     def reset(self) -> None:
-        """Begin with the first delay again: an attempt has succeeded."""
+        """Start with the first delay again, after an attempt has succeeded."""
         self._delay = self._first
 
 
 class Retry:
-    """Calls something after the next delay of a back-off.
+    """Calls back after the next delay of a back-off.
 
     :param runtime: the event loop and its clock
-    :param callback: what to try; it calls :meth:`schedule` if it must be tried again
+    :param callback: makes the attempt; it calls :meth:`schedule` if another attempt is needed
+    :param first: the first delay, in seconds
+    :param last: the longest delay, in seconds
     """
 
     __slots__ = ("_backoff", "_callback", "_runtime", "_timer")
@@ -76,11 +78,11 @@ class Retry:
 
     @property
     def scheduled(self) -> bool:
-        """Whether the call is still to come."""
+        """Whether an attempt is scheduled."""
         return self._timer is not None
 
     def schedule(self) -> float:
-        """Make the call after the next delay, instead of when it was to be made so far.
+        """Schedule the attempt after the next delay, instead of an attempt scheduled before.
 
         :return: the delay, in seconds
         """
@@ -90,13 +92,13 @@ class Retry:
         return delay
 
     def cancel(self) -> None:
-        """Do not make the call. The delays go on where they were."""
+        """Cancel the scheduled attempt. The next delay stays as it is."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
 
     def reset(self) -> None:
-        """Begin with the first delay again, and do not make the call: an attempt has succeeded."""
+        """Cancel the scheduled attempt and start with the first delay again, after an attempt has succeeded."""
         self.cancel()
         self._backoff.reset()
 

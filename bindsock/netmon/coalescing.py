@@ -1,21 +1,18 @@
-"""When to read the network again, and which differences to announce: two pure state machines.
+"""Decides when to read the network again: a pure state machine.
 
-Theory of operation. The kernel's events only say that something changed; reading says what. One change of network is a burst
-of events (a link, its addresses, their routes), and some systems never stop sending them (containers come and go, neighbours
-resolve). So:
+Theory of operation. A kernel event only says that something changed; a reading says what. One network change causes a burst of
+events (a link, its addresses, their routes), and some systems send events all the time (containers come and go, neighbours are
+resolved). So:
 
-1. The first event is acted on at once. So are the next ones, while there are tokens: a sustained flood gets one reading for
-   each ``QUIET`` seconds at the most, and fewer where a reading is slow.
-2. When it has been quiet for ``QUIET`` seconds, or after ``LONGEST`` seconds of unrest, the network is read again: the last
-   word of a burst is always heard.
-3. ``VERIFY`` seconds after the last event it is read once more: some addresses and routes come late, or without an event.
-4. Whatever happens, it is read every ``RECONCILE`` seconds: some changes are silent (xnu announces no IPv6 default that the
-   kernel itself made; Linux no IPv4 route that a link took along).
+1. The first event causes a reading at once. So do the next ones, as long as there are tokens. A sustained flood of events gets
+   at most one reading per ``QUIET`` seconds, and fewer if a reading is slow.
+2. When there was no event for ``QUIET`` seconds, or after ``LONGEST`` seconds of events, the network is read again. So the last
+   event of a burst is never missed.
+3. ``VERIFY`` seconds after the last event, it is read once more, because some addresses and routes come late or without an event.
+4. It is read at least every ``RECONCILE`` seconds, because some changes cause no event (xnu does not announce an IPv6 default
+   route that the kernel itself has made; Linux does not announce the IPv4 routes that it removes with a link).
 
-What was *gained* is announced at once. What was *lost* is held for ``GRACE`` seconds: between one Wi-Fi and the next there is
-nothing, and nobody wants to hear of it.
-
-Time comes in as an argument, in monotonic seconds, so that all this is tested without waiting.
+The caller passes the time, in monotonic seconds, so that tests need not wait.
 """
 
 from __future__ import annotations
@@ -28,11 +25,11 @@ VERIFY = 5.0
 RECONCILE = 60.0
 BURST = 8
 _LOAD = 50
-"""A reading that took t seconds costs a pause of 50 t."""
+"""After a reading that took t seconds, the next token comes after 50 t."""
 
 
 class Coalescer:
-    """Says when the network must be read again."""
+    """Decides when to read the network again."""
 
     def __init__(self, now: float) -> None:
         self._tokens = float(BURST)
@@ -47,10 +44,12 @@ class Coalescer:
         self._cause = Cause.EVENTS
 
     def event(self, now: float, cause: Cause = Cause.EVENTS, *, urgent: bool = True) -> bool:
-        """Something may have changed.
+        """Process an event.
 
-        :param urgent: whether a partial reading could show it
-        :return: whether to read at once; if not, :meth:`deadline` says when
+        :param now: the time in monotonic seconds
+        :param cause: the cause of the reading that follows
+        :param urgent: whether a partial reading could show the change
+        :return: whether to read at once; if not, :meth:`deadline` returns when to call :meth:`due`
         """
         self._refill(now)
         self._last_event = now
@@ -65,14 +64,14 @@ class Coalescer:
         return True
 
     def read(self, now: float, cost: float) -> None:
-        """The network has just been read, which took ``cost`` seconds."""
+        """Record that the network has just been read, which took ``cost`` seconds."""
         self._last_read = now
         self._unread_since = None
         self._urgent = False
         self._refill_interval = max(QUIET, _LOAD * cost)
 
     def deadline(self) -> float:
-        """When :meth:`due` will have something to say, unless an event comes first."""
+        """When to call :meth:`due`, in monotonic seconds, unless an event comes first."""
         times = [self._last_read + RECONCILE]
         if self._last_event is not None:
             if not self._settled:
@@ -84,7 +83,7 @@ class Coalescer:
         return min(times)
 
     def due(self, now: float) -> Cause | None:
-        """Why the network must be read now, ``None`` if it need not be."""
+        """The cause for which the network must be read now; ``None`` if it need not be read."""
         if self._last_event is not None:
             if not self._settled and now >= self._last_event + QUIET:
                 self._settled = True

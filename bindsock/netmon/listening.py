@@ -1,4 +1,4 @@
-"""Whoever waits for changes: an iterator, a hold, a follower."""
+"""Holds, which keep a watcher running, and listeners, which receive path changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """A block during which a watcher watches, whoever follows."""
+    """A context manager during which a watcher runs, even without followers."""
 
     __slots__ = ("_watcher",)
 
@@ -28,7 +28,10 @@ class Hold:
 
 
 class ChangeListener:
-    """One merged change, for one reader that may be slow."""
+    """Holds one change, merged from several if the reader is slow.
+
+    :param wake: called when there is something to take
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -36,14 +39,17 @@ class ChangeListener:
         self.ended: bool = False
 
     def put(self, change: Change) -> None:
+        """Add a change, merged with the one that has not been taken yet."""
         self._change = change if self._change is None else merged(self._change, change)
         if self._change is not None:
             self._wake()
 
     def take(self) -> Change | None:
+        """Take the change; ``None`` if there is none."""
         change, self._change = self._change, None
         return change
 
     def end(self) -> None:
+        """There are no more changes: wake the reader."""
         self.ended = True
         self._wake()

@@ -1,7 +1,7 @@
-"""What bindsock needs of an event loop.
+"""The protocol of an event loop: the methods that bindsock needs.
 
-The methods are asyncio's, so asyncio's loops and uvloop's have them already. For trio, :class:`bindsock.anyio._trio.TrioLoop` has
-them.
+They are asyncio's, so the loops of asyncio and uvloop implement them already. :class:`bindsock.anyio._trio.TrioLoop` implements
+them for trio.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol, TypeAlias
 
 Clock: TypeAlias = Callable[[], float]
-"""Monotonic seconds."""
+"""Returns the time in monotonic seconds."""
 
 
 class Timer(Protocol):
-    """A call that is scheduled."""
+    """A scheduled call."""
 
     def cancel(self) -> object:
-        """Do not make the call. Harmless if it has been made."""
+        """Cancel the call. Does nothing if it has been made."""
 
 
 class Future(Protocol):
-    """Something that one coroutine waits for."""
+    """A result that one coroutine awaits."""
 
     def __await__(self) -> Generator[Any, None, Any]: ...
 
     def done(self) -> bool:
-        """Whether it has a result, or nobody waits for it any more."""
+        """Whether it has a result or was cancelled."""
 
     def set_result(self, result: None, /) -> object:
-        """Wake the coroutine that waits."""
+        """Wake the waiting coroutine."""
 
 
 class Loop(Protocol):
-    """An event loop. Each method does what asyncio's method of that name does."""
+    """An event loop. Each method does the same as asyncio's method of that name."""
 
     def time(self) -> float: ...
 
@@ -60,11 +60,11 @@ class Loop(Protocol):
 
 
 def clock_of(loop: Loop) -> Clock:
-    """The clock of a loop's timers, as a function that does not keep the loop alive.
+    """The clock of a loop's timers, as a function that holds the loop weakly.
 
-    asyncio's clock is the system's monotonic one. So is uvloop's, but its ``time()`` is that of the beginning of the turn, in
-    whole milliseconds (libuv's ``uv_now()``). Other loops, such as a test's with a clock of its own, are asked. ``time`` may be
-    a function put there, as Home Assistant puts ``time.monotonic``.
+    asyncio uses the system's monotonic clock. So does uvloop, but its ``time()`` returns the time at which the iteration of the
+    loop started, in whole milliseconds (libuv's ``uv_now()``). Other loops, such as a test's loop with a virtual clock, are asked
+    for the time. ``loop.time`` may also be a plain function: Home Assistant sets it to ``time.monotonic``.
     """
     if isinstance(loop, asyncio.BaseEventLoop):
         if getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time:

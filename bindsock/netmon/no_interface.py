@@ -1,4 +1,4 @@
-"""When a decision has no interface: the error that says why and what would cure it, and waiting until it has one."""
+"""What to do if a decision has no interface: an error with the reasons and a hint, or waiting for a change."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ ANYWHERE: dict[socket.AddressFamily, IPAddress] = {
     socket.AF_INET: IPv4Address("8.8.8.8"),
     socket.AF_INET6: IPv6Address("2001:4860:4860::8888"),
 }
-"""A destination on the far side of a default route. Nothing is ever sent to it: the kernel is asked for the route."""
+"""Destinations beyond the default route. Nothing is ever sent to them; the kernel is only asked for the route."""
 
 
 def no_effective_interface(what: str, decisions: tuple[Decision, ...], kernel: Kernel, network: Network) -> NoEffectiveInterface:
-    """The error for decisions that all came to nothing, with the reasons, and what would cure it, in its message."""
+    """The error for decisions without an interface. Its message has the reasons, and hints for missing routes.
+
+    :param what: the host or the purpose, for the message
+    """
     reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates)
     detail = "; ".join(reasons) if reasons else "there is no candidate"
-    cures = dict.fromkeys(filter(None, (cure(kernel, network, d) for d in decisions)))
-    return NoEffectiveInterface("; ".join((f"no interface may be used for {what}: {detail}", *cures)), decisions=decisions)
+    hints = dict.fromkeys(filter(None, (route_hint(kernel, network, d) for d in decisions)))
+    return NoEffectiveInterface("; ".join((f"no interface may be used for {what}: {detail}", *hints)), decisions=decisions)
 
 
-def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
-    """What would give the decision an interface: for one that lacks nothing but a route."""
+def route_hint(kernel: Kernel, network: Network, decision: Decision) -> str | None:
+    """How to add the missing route, if there is an interface that lacks nothing else."""
     destination = ANYWHERE[decision.family] if isinstance(decision.target, socket.AddressFamily) else decision.target
     for candidate in decision.candidates:
         interface = network.interfaces.get(candidate.index)
@@ -51,7 +54,7 @@ def cure(kernel: Kernel, network: Network, decision: Decision) -> str | None:
 
 
 async def until_changed(watcher: Watcher) -> None:
-    """Wait until a reading differs from the one before. The caller holds the watcher."""
+    """Wait until a reading differs from the previous one. The caller must hold the watcher."""
     waiter = _Waiter(watcher.runtime.create_future())
     watcher.follow(waiter)
     try:

@@ -1,4 +1,4 @@
-"""What would be decided if one of the uplinks went down, worked out ahead: it is then known sooner by tenths of a millisecond."""
+"""Prefetched decisions: decides ahead for the case that an uplink goes down, which makes the move faster."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from bindsock.model.network import Answers, IPAddress, Lookups
 
 _MAX_TARGETS = 64
-"""Not for more destinations: each is decided once for each uplink."""
+"""How many destinations are prefetched, each once for each uplink."""
 
 
-class DecisionsAhead:
-    """Deciders for the networks that may come next. They are found by equality: any kernel may make the network anew.
+class PrefetchedDecisions:
+    """Deciders for the networks that may come next. They are found by equality, so they work for every kernel.
 
-    :ivar due: when to prepare the next ones, ``None`` if nothing has changed since
+    :ivar due: when to prepare the next ones, in monotonic seconds; ``None`` if nothing has changed since
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class DecisionsAhead:
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks for which something was decided ahead."""
+        """The networks for which decisions were prefetched."""
         return tuple(decider.network for decider in self._deciders)
 
     def prepare(self, decider: Decider) -> None:
-        """Decide for each uplink what holds once it has gone down, for what the decider has decided so far.
+        """For each uplink, decide for the network without it, for all targets that the decider has decided so far.
 
         :param decider: the decider of the present network
         """
@@ -46,11 +46,11 @@ class DecisionsAhead:
             self._deciders.append(ahead)
 
     def find(self, network: Network) -> Decider | None:
-        """The decider for a network that is equal to this one, if it was foreseen."""
+        """The prefetched decider for an equal network, if there is one."""
         return next((decider for decider in self._deciders if decider.network == network), None)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all prefetched decisions."""
         self.due = None
         self._deciders.clear()
 

@@ -1,4 +1,4 @@
-"""Reads the network for a watcher, and notices when the machine has slept."""
+"""Reads the network for a watcher, and notices when the host was suspended."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 _SLEPT = 1.0
-"""Seconds by which the two clocks must have drifted apart to call it a sleep."""
+"""Seconds by which the two clocks must differ more than before to count as a suspend."""
 
 
 class NetworkReader:
-    """Asks a kernel for readings of the network."""
+    """Reads the network by a kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -24,7 +24,7 @@ class NetworkReader:
         self._complained = False
 
     def start(self) -> Network:
-        """The first reading. From now on :meth:`woke` tells of a sleep.
+        """Make the first reading. From now on :meth:`woke` notices a suspend.
 
         :raises OSError: the kernel does not answer
         """
@@ -32,7 +32,7 @@ class NetworkReader:
         return self._kernel.network()
 
     def read(self, *, partial: bool = False) -> Network | None:
-        """One reading, ``None`` if the kernel does not answer; that is logged, the first time.
+        """Read the network; ``None`` if the kernel does not answer. The first failure in a row is logged.
 
         :param partial: see :meth:`bindsock.kernel.Kernel.network`
         """
@@ -40,14 +40,14 @@ class NetworkReader:
             network = self._kernel.network(partial=True) if partial else self._kernel.network()
         except OSError as error:
             if not self._complained:
-                _logger.warning("the network could not be read, the last reading stands: %s", error)
+                _logger.warning("cannot read the network, the last reading stays in use: %s", error)
                 self._complained = True
             return None
         self._complained = False
         return network
 
     def woke(self) -> bool:
-        """Whether the machine has slept since this was last asked."""
+        """Whether the host was suspended since the last call."""
         suspended = self._kernel.suspended()
         woke = suspended - self._suspended > _SLEPT
         self._suspended = suspended

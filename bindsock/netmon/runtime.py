@@ -1,7 +1,7 @@
-"""What there is once for each event loop, in one place.
+"""The one owner of everything that exists once for each event loop.
 
-Whatever needs the loop, the clock or a timer takes the :class:`Runtime`. It does not keep the loop alive. Once the loop is
-closed or gone, its methods do nothing, so that callers need not check.
+Code that needs the loop, the clock or a timer takes the :class:`Runtime`. It holds the loop weakly. Once the loop is closed or
+freed, the methods of the runtime do nothing, so that callers need not check.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 class Runtime:
-    """One event loop's clock, timers and descriptors, and the objects that everything on that loop shares.
+    """The clock, the timers and the descriptors of one event loop, and the objects that are shared on it.
 
-    :param loop: returns the loop, or ``None`` when there is none any more
-    :param clock: monotonic seconds, of the loop's timers
-    :param until_end: calls what it is given when the loop ends, and returns what must be kept until then
-    :param random: a number between 0 and 1, for delays that are not to coincide
+    :param loop: returns the loop, or ``None`` once it is freed
+    :param clock: the clock of the loop's timers, in monotonic seconds
+    :param until_end: takes a function to call when the loop ends, and returns an object that must be kept until then
+    :param random: returns a random number between 0 and 1, for jitter
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Runtime:
         random: Callable[[], float] = random.random,
     ) -> None:
         self.time = clock
-        """The loop's clock, in seconds. It only ever goes forward."""
+        """The loop's clock, in monotonic seconds."""
         self.random = random
         self._loop = loop
         self._until_end = until_end
@@ -47,19 +47,19 @@ class Runtime:
 
     @property
     def loop(self) -> Loop | None:
-        """The loop, ``None`` once it is closed or gone."""
+        """The loop; ``None`` once it is closed or freed."""
         loop = self._loop()
         return loop if loop is not None and not loop.is_closed() else None
 
     @property
     def closed(self) -> bool:
-        """Whether the loop is closed or gone, so that nothing will be called any more."""
+        """Whether the loop is closed or freed, so that it makes no more calls."""
         return self.loop is None
 
     def shared(self, kind: Callable[[Runtime], T]) -> T:
-        """The one object of a kind on this loop, made when it is first asked for.
+        """The object of a class that is shared on this loop. It is made on first use.
 
-        :param kind: its class, which is called with the runtime
+        :param kind: the class, which is called with the runtime
         """
         found: T | None = self._shared.get(kind)
         if found is None:
@@ -67,9 +67,9 @@ class Runtime:
         return found
 
     def at_end(self, method: Callable[[], object]) -> None:
-        """Call a method once when the loop ends. It is held weakly, as its object is.
+        """Call a bound method once when the loop ends. Its object is held weakly.
 
-        ``asyncio.run`` ends a loop, a trio run ends by itself, and a loop that is closed by hand ends when it is freed.
+        A loop ends at the end of ``asyncio.run`` or of a trio run. A loop that is closed by hand ends when it is freed.
         """
         if self._sentinel is None and self._until_end is not None:
             self._sentinel = self._until_end(self._end)
@@ -84,28 +84,28 @@ class Runtime:
         self._sentinel = None
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call it in the next turn of the loop."""
+        """Call back in the next iteration of the loop."""
         loop = self.loop
         if loop is not None:
             loop.call_soon(callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call it after some seconds.
+        """Call back after so many seconds.
 
-        :return: what cancels it
+        :return: the timer, which can be cancelled
         """
         loop = self.loop
         return _TimerReference(loop.call_later(delay, callback, *args)) if loop is not None else _NEVER
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call it at a time of :attr:`time`.
+        """Call back at a time of :attr:`time`.
 
-        :return: what cancels it
+        :return: the timer, which can be cancelled
         """
         return self.call_later(max(0.0, when - self.time()), callback, *args)
 
     def create_future(self) -> Future:
-        """Something that a coroutine on this loop can wait for.
+        """Make a future that a coroutine on this loop can await.
 
         :raises RuntimeError: the loop is closed
         """
@@ -115,38 +115,38 @@ class Runtime:
         return loop.create_future()
 
     def add_reader(self, sock: int | socket.socket, callback: Callable[..., object], *args: Any) -> None:
-        """Call it whenever the descriptor has something to read."""
+        """Call back whenever the descriptor is readable."""
         loop = self.loop
         if loop is not None:
             loop.add_reader(_descriptor(sock), callback, *args)
 
     def remove_reader(self, sock: int | socket.socket) -> None:
-        """Stop that. Harmless if the descriptor is closed or was not registered."""
+        """Remove the reader. Does nothing if the descriptor is closed or was not registered."""
         loop, descriptor = self.loop, _descriptor(sock)
         if loop is not None and descriptor != -1:
             loop.remove_reader(descriptor)
 
     def add_writer(self, sock: int | socket.socket, callback: Callable[..., object], *args: Any) -> None:
-        """Call it whenever the descriptor takes something."""
+        """Call back whenever the descriptor is writable."""
         loop = self.loop
         if loop is not None:
             loop.add_writer(_descriptor(sock), callback, *args)
 
     def remove_writer(self, sock: int | socket.socket) -> None:
-        """Stop that. Harmless if the descriptor is closed or was not registered."""
+        """Remove the writer. Does nothing if the descriptor is closed or was not registered."""
         loop, descriptor = self.loop, _descriptor(sock)
         if loop is not None and descriptor != -1:
             loop.remove_writer(descriptor)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Report an error that nobody can be told of otherwise."""
+        """Report an error that cannot be raised to any caller."""
         loop = self.loop
         if loop is not None:
             loop.call_exception_handler(context)
 
 
 class _TimerReference(weakref.ref[Timer]):
-    """A timer of a loop, which holds it until it is due. asyncio's timers hold their loop, so they are held weakly."""
+    """A weak reference to a timer of the loop. asyncio's timers hold their loop, and the loop holds them until they are due."""
 
     __slots__ = ()
 
@@ -157,7 +157,7 @@ class _TimerReference(weakref.ref[Timer]):
 
 
 class _Never:
-    """The timer of a loop that is closed."""
+    """A timer for a closed loop, which never fires."""
 
     def cancel(self) -> None:
         pass
@@ -171,11 +171,11 @@ def _descriptor(sock: int | socket.socket) -> int:
 
 
 _runtimes: weakref.WeakKeyDictionary[object, Runtime] = weakref.WeakKeyDictionary()
-"""The only registry at module level: each loop's runtime, for as long as the loop lives."""
+"""The runtime of each loop, for as long as the loop lives. This is bindsock's only registry at module level."""
 
 
 def runtime_of(loop: Loop) -> Runtime:
-    """The runtime of an event loop, made when it is first asked for."""
+    """The runtime of an event loop. It is made on first use."""
     runtime = _runtimes.get(loop)
     if runtime is not None:
         return runtime
@@ -188,16 +188,16 @@ def runtime_of(loop: Loop) -> Runtime:
 
 
 def runtimes() -> list[tuple[object, Runtime]]:
-    """Each event loop that has a runtime, with it. Can be called from any thread."""
+    """All event loops that have a runtime, with their runtimes. Can be called from any thread."""
     pairs = ((run, _runtimes.get(run)) for reference in _runtimes.keyrefs() if (run := reference()) is not None)
     return [(run, runtime) for run, runtime in pairs if runtime is not None]
 
 
 def find_runtime(run: object, make: Callable[[], Runtime]) -> Runtime:
-    """The runtime of whatever stands for an event loop that runs.
+    """The runtime of an event loop, or of the object that identifies a trio run.
 
-    :param run: held weakly; the runtime must not hold it
-    :param make: called when there is no runtime yet
+    :param run: the loop or the object, held weakly; the runtime must not hold it
+    :param make: makes the runtime if there is none yet
     """
     runtime = _runtimes.get(run)
     if runtime is None:

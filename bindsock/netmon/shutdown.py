@@ -1,4 +1,4 @@
-"""How to know that an asyncio event loop ends, without a task that a program would have to wait for."""
+"""Calls back when an asyncio event loop ends, without a task that the program would have to wait for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 
 def call_at_end(loop: Callable[[], object], callback: Callable[[], None]) -> AsyncGenerator[None, None]:
-    """Call something when the running loop is shut down, and again when it is freed.
+    """Call back when the running loop is shut down, and again when it is freed.
 
-    ``asyncio.run`` closes all asynchronous generators of its loop before the loop itself, so one of them does it. A loop that is
-    closed by hand is known to have ended when it is freed.
+    ``asyncio.run`` closes the asynchronous generators of its loop before the loop, so a generator can call back then. A loop that
+    is closed by hand does not close them; it calls back when it is freed.
 
-    :param loop: returns the loop, which runs
+    :param loop: returns the running loop
+    :param callback: the function to call
     :return: the generator, which must be kept until then
     """
     owner = loop()
@@ -24,7 +25,7 @@ def call_at_end(loop: Callable[[], object], callback: Callable[[], None]) -> Asy
         finalizer.atexit = False
     sentinel = _until_shutdown(callback)
     hooks = sys.get_asyncgen_hooks()
-    # The generator would hold the loop by its finalizer, which is a method of the loop, and so the loop would never be freed.
+    # Without this, the generator would hold the loop by its finalizer, a method of the loop, and the loop would never be freed.
     sys.set_asyncgen_hooks(firstiter=hooks.firstiter, finalizer=None)
     try:
         _step(sentinel.asend(None))

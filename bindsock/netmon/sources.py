@@ -1,4 +1,4 @@
-"""A kernel's event sources: open for as long as there is a watcher, registered with the event loop while it watches."""
+"""Opens, registers and closes the kernel's event sources, such as the netlink socket for events."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _logger = logging.getLogger("bindsock")
 
 
 class EventSources:
-    """The event sources of one watcher. They are closed when they are forgotten.
+    """The event sources of one watcher. They are closed when this object is freed.
 
     :param runtime: the event loop
-    :param readable: called with each source that has something to read, while they are registered
+    :param readable: called with each readable source, while the sources are registered
     """
 
     def __init__(self, runtime: Runtime, readable: Callable[[EventSource], object]) -> None:
         self.opened: bool = False
-        """Whether they are open, as far as the kernel has any."""
+        """Whether the sources have been opened. A kernel may have none."""
         self.registered: bool = False
-        """Whether the event loop watches them."""
+        """Whether the sources are registered with the event loop."""
         self._runtime = runtime
         self._readable = readable
         self._sources: list[EventSource] = []
@@ -44,40 +44,40 @@ class EventSources:
         return bool(self._sources)
 
     def open(self, kernel: Kernel) -> None:
-        """Open them. Without any, changes are seen only when the network is read again."""
+        """Open the sources. Without any, changes are noticed only when the network is read again."""
         self.opened = True
         try:
             self._sources.extend(kernel.events())
         except OSError as error:
-            _logger.warning("no event source can be opened; changes are seen every minute only: %s", error)
+            _logger.warning("cannot open an event source, changes are noticed only once a minute: %s", error)
         for source in self._sources:
             self._poll.register(source.fileno(), select.POLLIN)
 
     def register(self) -> None:
-        """Have the event loop watch them."""
+        """Register the sources with the event loop."""
         self.registered = True
         for source in self._sources:
             self._runtime.add_reader(source.fileno(), self._readable, source)
 
     def unregister(self) -> None:
-        """Have the event loop leave them alone. They stay open."""
+        """Remove the sources from the event loop. They stay open."""
         self.registered = False
         for source in self._sources:
             self._runtime.remove_reader(source.fileno())
 
     def pending(self) -> bool:
-        """Whether events are pending. It is checked at each dial, so it must not raise, which is slow."""
+        """Whether events are pending; checked on every dial, so it must be fast."""
         return bool(self._poll.poll(0))
 
     def drop(self, source: EventSource) -> None:
-        """Close one that has failed."""
+        """Close a source that has failed."""
         self._runtime.remove_reader(source.fileno())
         self._poll.unregister(source.fileno())
         self._sources.remove(source)
         source.close()
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all sources."""
         self.unregister()
         for source in self._sources:
             self._poll.unregister(source.fileno())

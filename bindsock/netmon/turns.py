@@ -1,4 +1,4 @@
-"""Many small pieces of work without holding up the event loop."""
+"""Spreads many small callbacks over several iterations of the event loop, so that they do not block it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 BUDGET = 0.005
-"""Seconds that the work of one turn of the loop may take together."""
+"""How many seconds the callbacks may take in one iteration of the loop, all together."""
 
 
 class CallbackBudget:
-    """Does work at once, or, when much of it comes in one turn of the loop, in the turns after, in order.
+    """Makes callbacks at once until the budget is spent, and the others in later iterations of the loop, in order.
 
     :param runtime: the event loop
-    :param clock: seconds
+    :param clock: returns seconds
     """
 
     def __init__(self, runtime: Runtime, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -32,24 +32,24 @@ class CallbackBudget:
         self._scheduled = False
 
     def do(self, work: Callable[[], object]) -> None:
-        """Do it now or soon. If it raises, that is logged."""
+        """Do it now or soon. An exception is logged."""
         self._queue.append(work)
         if len(self._queue) == 1:
-            self._go_on()
+            self._work()
         self._schedule()
 
     def do_later(self, work: Callable[[], object]) -> None:
-        """Do it in a later turn, so that what the program does in this one comes first. If it raises, that is logged."""
+        """Do it in a later iteration, so that the program goes first in this one. An exception is logged."""
         self._queue.append(work)
         self._schedule()
 
-    def _go_on(self) -> None:
+    def _work(self) -> None:
         while self._queue and self._spent < BUDGET:
             begun = self._clock()
             try:
                 self._queue[0]()
             except Exception:
-                _logger.exception("a connection could not follow; the others go on")
+                _logger.exception("a connection could not follow the network; the others are not affected")
             self._queue.popleft()
             self._spent += self._clock() - begun
 
@@ -62,5 +62,5 @@ class CallbackBudget:
         self._scheduled = False
         self._spent = 0.0
         if self._queue:
-            self._go_on()
+            self._work()
             self._schedule()

@@ -1,8 +1,9 @@
-"""Watches the network: events become readings, readings become decisions, followers are moved.
+"""Watches the network: turns events into readings, readings into decisions, and moves the followers.
 
-While somebody follows, listens or holds it, a watcher *runs*: the event loop watches the kernel's event sources. ``LINGER``
-seconds after that it *rests*: the sources stay open, but the loop leaves them alone, and there is no timer. The next dial asks
-them with one ``poll()`` whether anything has happened, and takes the last reading if not. It ends with the loop.
+While there are followers, listeners or holds, a watcher *runs*: the kernel's event sources are registered with the event loop.
+``LINGER`` seconds after the last of them is gone, it *rests*: the sources stay open, but they are not registered, and there is no
+timer. The next dial checks by one ``poll()`` whether there are events, and uses the last reading if there are none. The watcher
+closes the sources when the loop ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bindsock.netmon.alarm import Alarm
 from bindsock.netmon.announcing import Announcements
 from bindsock.netmon.coalescing import QUIET, Coalescer
 from bindsock.netmon.listening import ChangeListener, Hold
-from bindsock.netmon.prefetch import DecisionsAhead
+from bindsock.netmon.prefetch import PrefetchedDecisions
 from bindsock.netmon.reading import NetworkReader
 from bindsock.netmon.sources import EventSources
 from bindsock.routing.effective import Decider, Preferences
@@ -32,23 +33,23 @@ _logger = logging.getLogger("bindsock")
 T = TypeVar("T")
 
 LINGER = 1.0
-"""Seconds after which a watcher that nobody needs any more rests. A program that dials again and again never lets it rest."""
+"""Seconds after which a watcher that is not needed any more rests, so that it does not stop and start for every dial."""
 
 
 class Follower(Protocol):
-    """Something that stays on the effective interface: it is shown each new reading and moves itself."""
+    """A follower moves a socket with the effective interface. The watcher passes it each new reading."""
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Compare the path in use with what the decider says now, and move if they differ. Must not raise."""
+        """Compare the present path with the new decision, and move if they differ. Must not raise."""
 
 
 class Watcher:
-    """Keeps one reading of the network current while somebody needs it, and moves the followers.
+    """Keeps one reading of the network up to date while it is needed, and moves the followers.
 
-    :param kernel: what to ask
+    :param kernel: the kernel to ask
     :param preferences: how to decide
     :param runtime: the event loop and its clock
-    :param interface: the name of the interface that is pinned, if one is
+    :param interface: the name of the only interface to use; ``None`` to detect it
     """
 
     def __init__(self, kernel: Kernel, preferences: Preferences, *, runtime: Runtime, interface: str | None = None) -> None:
@@ -62,26 +63,24 @@ class Watcher:
         self._coalescer = Coalescer(runtime.time())
         self._alarm = Alarm(runtime, self._on_alarm)
         self._announcements = Announcements(self.statistics)
-        self._ahead = DecisionsAhead()
+        self._prefetched = PrefetchedDecisions()
         self._followers = Followers(self.statistics)
         self._rest_at = 0.0
         self._decider: Decider | None = None
 
-    # Queries
-
     @property
     def running(self) -> bool:
-        """Whether somebody needs it: there is a follower, a listener or a hold, and it was not stopped."""
+        """Whether it is needed: there is a follower, a listener or a hold, and it was not stopped."""
         return self._sources.registered and self._needed
 
     @property
     def resting(self) -> bool:
-        """Whether the last reading and the event sources are kept, although nobody needs them at the moment."""
+        """Whether the event sources are open, although the watcher is not needed now."""
         return self._sources.opened and not self.running
 
     @property
     def latest(self) -> Decider:
-        """The newest decider there is, whatever has happened since.
+        """The newest decider. Pending events are not processed; see :meth:`refresh`.
 
         :raises RuntimeError: nothing has been read yet
         """
@@ -90,9 +89,9 @@ class Watcher:
         return self._decider
 
     def group(self, kind: Callable[[Watcher], T]) -> T:
-        """The one follower that stands for all of a kind, made when it is first asked for.
+        """The follower of a class that represents many others. It is made on first use.
 
-        :param kind: its class, which is called with the watcher, and must not hold it
+        :param kind: the class, which is called with the watcher; it must hold the watcher weakly
         """
         groups = self._followers.groups
         found: T | None = groups.get(kind)
@@ -101,13 +100,11 @@ class Watcher:
         return found
 
     def follows(self, follower: Follower) -> bool:
-        """Whether the follower is shown new readings. A timer of its own checks that before it acts."""
+        """Whether the follower gets new readings. The timers of a follower check this before they act."""
         return follower in self._followers
 
-    # Commands
-
     def refresh(self) -> Decider:
-        """Act on what the kernel has announced but the event loop has not delivered yet; read the network if nothing was read.
+        """Process the pending events of the kernel now, and read the network if it has not been read yet.
 
         :return: the newest decider
         :raises OSError: the network could not be read
@@ -123,7 +120,7 @@ class Watcher:
         return self.latest
 
     def recheck(self) -> None:
-        """A send was refused, so the network may have changed without an event. Throttled as events are."""
+        """Read the network again after a refused send, because it may have changed without an event. Throttled like events."""
         readings = self.statistics.readings
         self.refresh()
         if self.statistics.readings != readings:
@@ -134,33 +131,33 @@ class Watcher:
         self._set_alarm()
 
     def follow(self, follower: Follower) -> None:
-        """Show each new reading to the follower from now on."""
+        """Pass each new reading to the follower from now on."""
         self._run()
         self._followers.add(follower)
 
     def unfollow(self, follower: Follower) -> None:
-        """Leave the follower alone. Harmless if it is not followed."""
+        """Pass no more readings to the follower. Does nothing if it does not follow."""
         if self._followers.remove(follower):
             self._rest_if_idle()
 
     def forget_followers(self) -> None:
-        """Leave all followers alone: what they follow stays open, and bound where it is."""
+        """Remove all followers. Their sockets stay open and bound."""
         self._followers.clear()
         self._rest_if_idle()
 
     def listen(self, listener: ChangeListener) -> None:
-        """Tell the listener of each change from now on."""
+        """Pass each path change to the listener from now on."""
         self._run()
         self._announcements.catch_up(self.runtime.time(), self.latest)
         self._announcements.add(listener)
 
     def unlisten(self, listener: ChangeListener) -> None:
-        """Tell it of nothing more. Harmless if it does not listen."""
+        """Pass no more path changes to the listener. Does nothing if it does not listen."""
         self._announcements.remove(listener)
         self._rest_if_idle()
 
     def hold(self) -> Hold:
-        """Run during the block."""
+        """A context manager during which the watcher runs."""
         return Hold(self)
 
     def begin_hold(self) -> None:
@@ -174,20 +171,18 @@ class Watcher:
         self._rest_if_idle()
 
     def stop(self) -> None:
-        """Close the event sources, whoever still follows. What comes next opens others."""
+        """Close the event sources and the kernel's socket for questions, even if there are followers. The next use opens them."""
         if not self._sources.opened:
             return
         self._alarm.cancel()
         self._sources.close()
         self.kernel.close()
-        self._ahead.clear()
+        self._prefetched.clear()
         self._announcements.end()
-
-    # Running and resting
 
     def _open(self) -> None:
         self.runtime.at_end(self.stop)
-        # The events are open before the reading, so that no change falls between them.
+        # The sources are opened before the first reading, so that no change is missed in between.
         self._sources.open(self.kernel)
         now = self.runtime.time()
         try:
@@ -197,7 +192,7 @@ class Watcher:
             raise
         self.statistics.readings += 1
         self._coalescer = Coalescer(now)
-        self._decide_by(network, self.kernel.lookups(network))
+        self._set_decider(network, self.kernel.lookups(network))
         self._announcements.start(self.latest)
 
     @property
@@ -222,7 +217,7 @@ class Watcher:
         self._alarm.cancel()
 
     def _catch_up(self) -> None:
-        """Do at once what events and timers would have done meanwhile."""
+        """Process at once what events and timers would have processed while the watcher rested."""
         now = self.runtime.time()
         dirty = not self._sources
         if self._sources.pending():
@@ -238,10 +233,8 @@ class Watcher:
         if self._sources.registered:
             now = self.runtime.time()
             rest_at = self._rest_at if not self._needed else None
-            times = (self._coalescer.deadline(), self._announcements.deadline(now), self._ahead.due, rest_at)
+            times = (self._coalescer.deadline(), self._announcements.deadline(now), self._prefetched.due, rest_at)
             self._alarm.set(min(due for due in times if due is not None))
-
-    # Events and timers
 
     def _readable(self, source: EventSource) -> None:
         if source not in self._sources or not self._drain(source):
@@ -256,12 +249,15 @@ class Watcher:
         self._set_alarm()
 
     def _drain(self, source: EventSource) -> bool:
-        """Take what an event source has, and say whether any of it matters."""
+        """Read the events of a source.
+
+        :return: whether any of them is relevant
+        """
         before = source.overruns
         try:
             dirty = source.drain()
         except OSError as error:
-            _logger.warning("an event source failed and is closed; changes are seen every minute only: %s", error)
+            _logger.warning("closing an event source that failed, changes are noticed only once a minute: %s", error)
             self._sources.drop(source)
             dirty = source.urgent = True
         self.statistics.overruns += source.overruns - before
@@ -279,12 +275,10 @@ class Watcher:
         if cause is not None or (held is not None and now >= held):
             self._read(cause or Cause.EVENTS)
         try:
-            if self._ahead.due is not None and now >= self._ahead.due:
-                self._ahead.prepare(self.latest)
+            if self._prefetched.due is not None and now >= self._prefetched.due:
+                self._prefetched.prepare(self.latest)
         finally:
             self._set_alarm()
-
-    # Readings
 
     def _read(self, cause: Cause, *, partial: bool = False, event_time: float | None = None) -> None:
         begun = self.runtime.time()
@@ -300,45 +294,45 @@ class Watcher:
         lookups = self.kernel.lookups(network)
         other_answers = lookups != self.latest.lookups
         if other_answers or (network is not old and network != old):
-            self._decide_by(network, lookups, foreseen=partial)
+            self._set_decider(network, lookups, use_prefetched=partial)
             # Move followers first, announce afterwards.
             if other_answers or _differ(network, old):
-                self._show(self.latest, cause, event_time)
+                self._move_followers(self.latest, cause, event_time)
         if partial:
-            # Within the same turn of the loop, but after whatever the program sends in it.
+            # In the same iteration of the loop, but after the program's own callbacks.
             self._announcements.postpone(cause)
         else:
             self._announcements.announce(self.runtime.time(), cause, self.latest)
 
-    def _decide_by(self, network: Network, lookups: Lookups, *, foreseen: bool = False) -> None:
+    def _set_decider(self, network: Network, lookups: Lookups, *, use_prefetched: bool = False) -> None:
         """
-        :param foreseen: what was decided ahead will do; it is a guess, which a complete reading corrects
+        :param use_prefetched: whether prefetched decisions may be used; the next complete reading corrects them
         """
-        ahead = self._ahead.find(network) if foreseen else None
-        if ahead is not None:
-            ahead.lookups = lookups
-        self._decider = ahead or Decider(network, self.preferences, interface=self.interface, lookups=lookups)
-        self._ahead.due = self.runtime.time() + QUIET
+        prefetched = self._prefetched.find(network) if use_prefetched else None
+        if prefetched is not None:
+            prefetched.lookups = lookups
+        self._decider = prefetched or Decider(network, self.preferences, interface=self.interface, lookups=lookups)
+        self._prefetched.due = self.runtime.time() + QUIET
 
-    def _show(self, decider: Decider, cause: Cause, event_time: float | None) -> None:
+    def _move_followers(self, decider: Decider, cause: Cause, event_time: float | None) -> None:
         moved = self.statistics.rebinds
         for follower in self._followers:
             if self._decider is not decider:
-                break  # one of them has caused another reading, which all have been shown
+                break  # a follower has caused another reading, which all followers have seen
             try:
                 follower.network_changed(decider, cause)
             except Exception:
-                _logger.exception("a follower failed to move; the others go on")
+                _logger.exception("a follower failed to move; the others are not affected")
         if event_time is not None and self.statistics.rebinds != moved:
             self.statistics.recovery = self.runtime.time() - event_time
             self.statistics.longest_recovery = max(self.statistics.longest_recovery or 0.0, self.statistics.recovery)
 
 
 class Followers:
-    """Those who are shown new readings, in the order in which they began to follow.
+    """The followers of a watcher, in the order in which they started to follow.
 
-    :ivar holds: how many need the watcher without being shown anything
-    :ivar groups: those that stand for many, by their kind
+    :ivar holds: how many holds there are
+    :ivar groups: the followers that represent many others, by class
     """
 
     def __init__(self, statistics: Statistics) -> None:
@@ -357,27 +351,27 @@ class Followers:
         return bool(self._followers) or self.holds > 0
 
     def add(self, follower: Follower) -> None:
-        """Follow."""
+        """Add a follower."""
         self._statistics.tracked += id(follower) not in self._followers
         self._followers[id(follower)] = follower
 
     def remove(self, follower: Follower) -> bool:
-        """Leave it alone.
+        """Remove a follower.
 
-        :return: whether it was followed
+        :return: whether it followed
         """
         found = self._followers.pop(id(follower), None) is not None
         self._statistics.tracked -= found
         return found
 
     def clear(self) -> None:
-        """Leave all alone."""
+        """Remove all followers."""
         self._followers.clear()
         self._statistics.tracked = 0
 
 
 def _differ(new: Network, old: Network) -> bool:
-    """Whether two networks can lead to different decisions: an interface without a usable address cannot make the difference."""
+    """Whether two networks may lead to different decisions. Interfaces without a usable address are ignored."""
     if (new.defaults, new.unbound, new.tables, new.routes) != (old.defaults, old.unbound, old.tables, old.routes):
         return True
     for index in new.interfaces.keys() | old.interfaces.keys():

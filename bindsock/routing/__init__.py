@@ -1,1 +1,1 @@
-"""Which interface: pure functions over values."""
+"""Decides which interface to use: pure functions over values."""

@@ -1,18 +1,18 @@
-"""The default of one address family: which interface carries what goes anywhere, beneath the tunnels.
+"""Decides which interface carries the default route of one address family, bypassing VPN tunnels.
 
-Theory of operation. The system's own word comes first: what it would use for a socket that is bound to nothing. If that is a
-usable uplink, it is the answer: policy rules, metrics, router preferences and the choice among equal routes are the system's
-affair. If it is a tunnel's, the tunnel may say over which interface it runs (its *delegate*, Darwin and a few devices of Linux),
-and is believed if that interface is usable: NetworkExtension sets the delegate once, when the tunnel is made, and nobody corrects
-it when the network moves. Otherwise all usable interfaces are ranked, by the default route that the system confirms for a socket
-that is bound to each: in the order of their tables as the policy rules give it (without rules ``main`` before others), then by
-metric and router preference.
+Theory of operation. First comes the interface that the system would use for an unbound socket. If it is a usable uplink, it is
+taken. So policy rules, metrics, router preferences and the choice among equal routes are left to the system. If it is a tunnel,
+the tunnel may name the interface that carries its traffic (its *delegate*, on Darwin and for a few devices on Linux). That
+interface is taken if it is usable. It may be out of date: NetworkExtension sets the delegate once, when the tunnel is made, and
+does not correct it when the network changes. Otherwise all usable interfaces are ranked by the default route that the system
+confirms for a socket bound to each of them: by the order in which the policy rules use their tables (without rules, ``main``
+first), then by metric and router preference.
 
-An interface is usable if it is up and has carrier, is neither tunnel nor loopback, is not kept out by the preferences, and if the
-system itself has confirmed that a socket bound to it finds a default route and an address to send from. Policy rules and error
-routes (``unreachable default`` of a VPN's kill switch matches without a look at the device: linux net/ipv4/fib_trie.c) can take a
-default away that the tables show. What else speaks against an interface (it is dormant, its default names no gateway, its address
-is link-local) only puts it behind others.
+An interface is usable if it is up and has carrier, is neither a tunnel nor the loopback, is not excluded by the preferences, and
+if the system confirms that a bound socket finds a default route and a source address. Policy rules and error routes can override
+a default route of the tables (``unreachable default`` of a VPN's kill switch matches whatever the device: linux
+net/ipv4/fib_trie.c). Other doubts about an interface (it is dormant, its default route has no gateway, its address is link-local)
+only lower its rank.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ _UNRULED = 1 << 20
 
 
 class _Key(NamedTuple):
-    """What a usable interface is ranked by, least first."""
+    """The sort key of a usable interface; the lowest ranks first."""
 
     last_resort: bool
     doubtful: bool
     expensive: bool
     scope: int
-    """0 if it has a default route for every socket, 1 if it has one for bound sockets alone, 2 if it has none."""
+    """0 if it has a default route for every socket, 1 if it has one only for bound sockets, 2 if it has none."""
     position: int
-    """In the order in which the system itself would use the interfaces."""
+    """Its position in the order in which the system itself would use the interfaces."""
     kind: int
     number: int
-    """The interface's index."""
+    """The index of the interface."""
 
 
 def rank_of(network: Network, route: Route) -> int:
-    """How early the system looks into the route's table."""
+    """The rank of the route's table; the system uses the table with the lowest rank first."""
     if network.tables:
         return network.tables.get((route.family, route.table), _UNRULED)
     return table_order(route, network.interfaces)
 
 
 def in_table(route: Route) -> str:
-    """`` in table 52``, nothing for the main table."""
+    """The text `` in table 52``; empty for the main table."""
     return "" if route.table == MAIN_TABLE else f" in table {route.table}"
 
 
 class Defaults:
-    """The default routes of one family of a network, and what they decide.
+    """The default routes of one family of a network, and the decision that follows from them.
 
-    :param first: the interface that an unbound socket would leave by, if the system says so
+    :param first: the index of the interface that an unbound socket would use, if there is one
     """
 
     def __init__(self, network: Network, family: socket.AddressFamily, preferences: Preferences, first: int | None) -> None:
@@ -80,16 +80,16 @@ class Defaults:
         self.preferences = preferences
         self.first = first
         self.lookups: dict[int, Lookup] = {index: lookup for (index, of), lookup in network.defaults.items() if of == family}
-        """The system's answer for a socket that is bound to the interface."""
+        """The kernel's answer for a socket that is bound to the interface, by index."""
         self._best = {index: lookup.route for index, lookup in self.lookups.items() if lookup.usable and index in self.interfaces}
         self._order = self._ordered(first)
-        """The interfaces with an unscoped default route, in the order in which the system itself would use them."""
+        """The indices of the interfaces with an unscoped default route, in the order in which the system would use them."""
         self._position = {index: position for position, index in enumerate(self._order)}
         self._notes: list[str] = []
         self._refusals = {index: self._refusal(index, interface) for index, interface in self.interfaces.items()}
         self._keys = {index: self._key(index) for index, refusal in self._refusals.items() if refusal is None}
         self.index: int | None = None
-        """The interface that was taken."""
+        """The index of the interface that was taken."""
         self.decision: Decision = self._decide()
 
     def _ordered(self, first: int | None) -> list[int]:
@@ -100,16 +100,16 @@ class Defaults:
         return sorted((index for index, route in self._best.items() if not route.scoped), key=key)
 
     def unusable(self, index: int) -> bool:
-        """Whether the interface is no uplink of the family."""
+        """Whether the interface is not a usable uplink of the family."""
         return self._refusals.get(index) is not None
 
     def stands_for_default(self, index: int) -> bool:
-        """Whether the tunnel takes what goes anywhere by specific routes: a default in disguise."""
+        """Whether specific routes of the tunnel together act as a default route."""
         best = self._best.get(index)
         return best is not None and not best.is_default
 
     def _refusal(self, index: int, interface: Interface) -> Refusal | None:
-        """Why the interface is no uplink of the family, whether or not its default has a gateway."""
+        """Why the interface is not a usable uplink of the family; ``None`` if it is."""
         lookup = self.lookups.get(index)
         refusal = unfit(interface, self.family, self.preferences, lookup)
         if refusal is not None and refusal.stage in (Stage.TUNNEL, Stage.DUMMY):
@@ -123,7 +123,7 @@ class Defaults:
         return Refusal(Stage.NO_DEFAULT, f"has no default route{asked}")
 
     def _catches(self, index: int) -> str:
-        """By which routes unbound traffic goes into the tunnel."""
+        """The route by which unbound traffic enters the tunnel, as text; empty if there is none."""
         best = self._best.get(index)
         if best is None or best.scoped:
             return ""
@@ -149,13 +149,14 @@ class Defaults:
         return source_of(self.lookups[index], self.interfaces[index], self.family, self.interfaces)
 
     def _doubt(self, index: int) -> str:
-        """What speaks against the interface, though the system confirms it."""
+        """The doubt about an interface that the system confirms; empty if there is none."""
         interface, best = self.interfaces[index], self._best.get(index)
         if interface.dormant:
             return "it is dormant"
         if self._is_link_local(index):
             return "its address is link-local"
-        # The default of a modem or of ppp has no gateway; neither has that of a bridge to virtual machines, which is no uplink.
+        # The default route of a modem or of ppp has no gateway. That of a bridge to virtual machines has none, either, but such a
+        # bridge is not an uplink.
         without = best is not None and best.gateway is None
         if without and interface.kind is not InterfaceKind.CELLULAR and not interface.last_resort:
             return "its default route has no gateway"
@@ -198,10 +199,9 @@ class Defaults:
         )
 
     def _first_default(self) -> tuple[int | None, list[int]]:
-        """The interface of the system's own default route, or the tunnels (and last resorts) that hide it.
+        """The interface of the system's own default route, or the tunnels (and last resorts) that precede it.
 
-        What is no tunnel and not usable is passed over as if it were not there: the answer must not depend on whether a dead
-        interface has been taken away already.
+        Unusable interfaces are ignored, so that the result does not depend on whether a dead interface has already been removed.
         """
         above = []
         for index in self._order:
@@ -210,13 +210,13 @@ class Defaults:
                 if interface.up:
                     above.append(index)
             elif self._refusals[index] is None:
-                # The system's own word needs no gateway; a dormant interface is left for one that is not.
+                # The system's own choice needs no gateway. A dormant interface is only used if there is no other.
                 hidden = above or interface.dormant or self._is_link_local(index)
                 return (None if hidden else index), above
         return None, above
 
     def _first_delegate(self, above: list[int], ranked: list[int]) -> tuple[int | None, str]:
-        """The interface over which one of the tunnels runs, if that can be believed, and the tunnel's name."""
+        """The first believable delegate of one of the tunnels, and the name of that tunnel."""
         for tunnel in above:
             index = self._delegate_of(tunnel, ranked)
             if index is not None:
@@ -224,7 +224,7 @@ class Defaults:
         return None, ""
 
     def _delegate_of(self, tunnel: int, ranked: list[int]) -> int | None:
-        """The interface to which the tunnel is delegated, if that can be believed."""
+        """The interface to which the tunnel is delegated, if it is believable."""
         *_, last = self._chain(tunnel)
         name, index = self.interfaces[tunnel].name, self.interfaces[last].delegate
         if not index:
@@ -234,7 +234,7 @@ class Defaults:
             self._notes.append(f"{name} is delegated to index {index}, which no longer exists")
             return None
         if is_tunnel(delegate):
-            self._notes.append(f"the delegates of {name} go round in a circle")
+            self._notes.append(f"the delegates of {name} form a circle")
             return None
         refusal = self._refusals[index]
         if refusal is not None:
@@ -244,9 +244,9 @@ class Defaults:
             better = self.interfaces[ranked[0]].name
             said = f"{name} is delegated to {delegate.name}, which is {'a last resort' if delegate.last_resort else 'expensive'}"
             if delegate.last_resort or self.preferences.cost == "cheapest":
-                self._notes.append(f"{said}; not believed, since {better} is usable")
+                self._notes.append(f"{said}; ignored, because {better} is usable")
                 return None
-            self._notes.append(f"{said}, while {better} is usable: cost='cheapest' would take that")
+            self._notes.append(f"{said}, while {better} is usable: cost='cheapest' would take {better}")
         return index
 
     def _cost(self, index: int) -> tuple[bool, bool]:
@@ -254,7 +254,7 @@ class Defaults:
         return key.last_resort, key.expensive
 
     def _chain(self, tunnel: int) -> Iterator[int]:
-        """The tunnel and those to which it is delegated, each once."""
+        """The tunnel and the tunnels to which it is delegated, each once."""
         seen: set[int] = set()
         index: int | None = tunnel
         while index and index not in seen and index in self.interfaces and (not seen or is_tunnel(self.interfaces[index])):
@@ -263,7 +263,7 @@ class Defaults:
             index = self.interfaces[index].delegate
 
     def _tunnels(self, above: list[int]) -> tuple[str, ...]:
-        """The tunnels between an unbound socket and the interface that was taken, the one that catches first ahead."""
+        """The tunnels between an unbound socket and the interface that was taken, the outermost first."""
         found = (link for i in above if i != self.index for link in self._chain(i))
         return tuple(self.interfaces[i].name for i in dict.fromkeys(found))
 
@@ -342,9 +342,9 @@ class Defaults:
             if mine.scope == 0 and self._equal(self._best[i], self._best[index]):
                 metric = self._best[index].metric
                 why = "the system uses" if index == self.first else "has the lower index"
-                self._notes.append(f"{name} and {other} both have metric {metric}: the one was taken that {why}")
+                self._notes.append(f"{name} and {other} both have metric {metric}: took the one that {why}")
             elif mine.scope != 0 and key.kind == mine.kind:
-                self._notes.append(f"{name} and {other} rank alike: the one with the lower index was taken")
+                self._notes.append(f"{name} and {other} have equal rank: took the one with the lower index")
 
     def _equal(self, one: Route, other: Route) -> bool:
         def rank(route: Route) -> tuple[int, int, int]:
@@ -356,7 +356,7 @@ class Defaults:
         refusals = [lookup.route for lookup in self.lookups.values() if not lookup.usable]
         for kind, table in dict.fromkeys((route.kind, route.table) for route in refusals):
             where = f"table {table} has" if table else "some table has"
-            self._notes.append(f"{where} the default route `{kind} default`, which refuses what it matches")
+            self._notes.append(f"{where} the default route `{kind} default`, which rejects all packets")
 
     def _note_dummies(self, taken: int | None) -> Iterator[str]:
         for index in self._order:

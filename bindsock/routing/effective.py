@@ -1,17 +1,16 @@
-"""Which interface: the pure decision.
+"""Decides which interface is the effective one for a target.
 
-Nothing here does I/O. Every :class:`~bindsock.model.network.Network`, empty or inconsistent as it may be, gives a
-:class:`~bindsock.model.network.Decision`, always the same one. In this order:
+This is pure: nothing here does I/O. Every :class:`~bindsock.model.network.Network`, even an empty or inconsistent one, leads to
+one :class:`~bindsock.model.decision.Decision`, and always to the same one. The rules, in order:
 
 1. A pin is obeyed: that interface, or none.
-2. Loopback and the host's own addresses are left unbound (a TCP socket that is bound to ``en0`` cannot reach 127.0.0.1 on xnu,
-   and loses what it sends to another interface's address on Linux); a scope id names its interface.
-3. What the system would use unbound counts if that is no tunnel; else, among the interfaces that are none, the longest prefix: a
-   LAN, a bridge to containers, a second card.
-4. What is left goes by the family's default: :mod:`bindsock.routing.default_route`.
+2. Sockets for loopback and the host's own addresses stay unbound (on xnu, a TCP socket that is bound to ``en0`` cannot reach
+   127.0.0.1; on Linux, a bound socket cannot reach the address of another interface). A scope id names its interface.
+3. If an unbound socket would use an interface that is not a tunnel, that one is taken. Otherwise, among the interfaces that are
+   not tunnels, the one with the longest matching prefix: a LAN, a bridge to containers, a second card.
+4. Other destinations use the default route of the family: :mod:`bindsock.routing.default_route`.
 
-What the system says of a destination are its :class:`~bindsock.model.network.Answers`, which are asked for here, of whatever
-answers them: the kernel, or routing tables.
+For a destination, the decider asks for :class:`~bindsock.model.network.Answers`: from the kernel, or from routing tables.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ __all__ = ["Decider", "Preferences", "decide", "is_expensive"]
 
 _DEFAULT = Preferences()
 _REMEMBERED = 1 << 16
-"""Decisions that are kept: a crawler must not fill the memory while the network stands still."""
+"""How many decisions are cached, so that a crawler does not fill the memory while the network does not change."""
 
 
 def decide(
@@ -61,22 +60,22 @@ def decide(
     interface: str | None = None,
     lookups: Lookups | None = None,
 ) -> Decision:
-    """Which interface a socket for the target is to be bound to, and why.
+    """Decide to which interface a socket for the target should be bound, and why.
 
-    :param target: a family, for what has no destination yet, or a destination
-    :param interface: the name of the one interface that may be used
-    :param lookups: what the system answers about a destination; the network's routing tables by default
+    :param target: a destination, or a family if there is no destination yet
+    :param interface: the name of the only interface that may be used
+    :param lookups: returns the answers about a destination; from the network's routing tables unless given
     """
     return Decider(network, preferences, interface=interface, lookups=lookups).decide(target)
 
 
 class Decider:
-    """The decisions about one reading of the network, each made once.
+    """Makes and caches the decisions for one reading of the network.
 
     :param network: the reading
-    :param preferences: what may be chosen
-    :param interface: the name of the one interface that may be used, of a tunnel even
-    :param lookups: what the system answers about a destination; the network's routing tables by default
+    :param preferences: which interfaces may be used
+    :param interface: the name of the only interface that may be used, which may be a tunnel
+    :param lookups: returns the answers about a destination; from the network's routing tables unless given
     """
 
     def __init__(
@@ -113,9 +112,9 @@ class Decider:
         return decision
 
     def with_pin(self, interface: str | None) -> Decider:
-        """The decider for the same network with a connection's own pin; the same one for each connection that has it.
+        """The decider for the same network with another pin. Connections with the same pin share it.
 
-        :param interface: the name of the one interface that may be used; ``None`` for no other pin than this decider's
+        :param interface: the name of the only interface that may be used; ``None`` to keep this decider's pin
         """
         if interface is None or interface == self.pin:
             return self
@@ -127,11 +126,11 @@ class Decider:
         return decider
 
     def targets(self) -> tuple[Target, ...]:
-        """What has been decided so far."""
+        """The targets that have been decided so far."""
         return tuple(self._decisions)
 
     def path(self, target: Target) -> Path | None:
-        """What a socket for the target depends on, ``None`` where nothing is bound; equal ones are one object."""
+        """The path for the target; ``None`` if a socket for it is not bound. Equal paths are the same object."""
         try:
             return self._path_to[target]
         except KeyError:
@@ -148,7 +147,7 @@ class Decider:
         return path
 
     def is_local(self, address: IPAddress) -> bool:
-        """Whether the address is this host: a loopback address, one of its own, or the unspecified one."""
+        """Whether the address belongs to this host: a loopback address, an address of an interface, or the unspecified one."""
         address = unmapped(address)
         number = int(address)
         if number == 0 or is_loopback(address):
@@ -162,7 +161,7 @@ class Decider:
         return (address.version, number) in self._own
 
     def _is_own_link_local(self, address: IPv6Address) -> bool:
-        # fe80::1 is lo0's on Darwin and the router's on many a link: without the link it says nothing.
+        # fe80::1 belongs to lo0 on Darwin and to the router on many links, so the address alone is not enough.
         if address.scope_id is not None:
             scope = self._scope(address.scope_id)
             owners: Iterable[Interface] = () if scope is None else (scope,)
@@ -182,17 +181,17 @@ class Decider:
             return Decision(target, family, None, Basis.LOCAL, unbound=True, notes=tuple(notes))
         on_link = _is_link_local(address)
         if self.pin is not None:
-            return _aimed(self._by_pin(family, address, on_link=on_link), target)
+            return _with_target(self._by_pin(family, address, on_link=on_link), target)
         if isinstance(address, IPv6Address) and address.scope_id is not None and (on_link or _is_multicast(address)):
             return self._by_scope(target, address.scope_id)
         if _is_multicast(address) or (on_link and family == socket.AF_INET6):
-            return _aimed(self._default(family).decision, target)
-        return _aimed(self._by_prefix(address, on_link), target)
+            return _with_target(self._default(family).decision, target)
+        return _with_target(self._by_prefix(address, on_link), target)
 
     def _default(self, family: socket.AddressFamily, first: int | None = None) -> Defaults:
-        """What the default routes decide.
+        """The default routes of a family, with their decision.
 
-        :param first: the uplink that the system would use unbound for the destination in question
+        :param first: the index of the uplink that an unbound socket would use for the destination
         """
         if first is None:
             unbound = self.network.unbound.get(family)
@@ -286,7 +285,7 @@ class Decider:
             *((i, lookup) for i, lookup in answers.by_interface.items() if lookup != self.network.defaults.get((i, family))),
             answers.refusal,
         )
-        # Of a tunnel that is a default in disguise it depends on the destination which of its routes are its own.
+        # With split tunnels, the decision depends on the destination, not only on the answers.
         shared = self.preferences.tunnels != "split"
         decision = self._by_answer.get(key) if shared else None
         if decision is None:
@@ -296,12 +295,12 @@ class Decider:
         return decision
 
     def _is_delivered_here(self, unbound: Lookup) -> bool:
-        """Whether a route of type local leads to the loopback, as ``ip route add local 192.0.2.0/24 dev lo`` makes it."""
+        """Whether a route of type ``local`` delivers to this host, as ``ip route add local 192.0.2.0/24 dev lo`` does."""
         interface = self.network.interfaces.get(unbound.route.interface or 0)
         return interface is not None and interface.kind is InterfaceKind.LOOPBACK and unbound.route.table == LOCAL_TABLE
 
     def _ordered(self, answers: Answers) -> list[Lookup]:
-        """The ways to a destination, in the order in which the system would use them without those before."""
+        """The routes to a destination, in the order in which the system would use them."""
         first = answers.unbound.route.interface if answers.unbound is not None else None
         ruled = bool(self.network.tables)
 
@@ -310,7 +309,7 @@ class Decider:
             rank, length = rank_of(self.network, route), route.destination.prefixlen
             if ruled:
                 return (False, route.interface != first, 0, rank, -length, route.metric)
-            # A scoped route (Darwin) is seen only by sockets that are bound already: it counts where no other route is specific.
+            # Only bound sockets use a scoped route (Darwin). It counts if no unscoped route is specific.
             return (length == 0, route.interface != first, int(route.scoped), -length, rank, route.metric)
 
         known = (lookup for index, lookup in answers.by_interface.items() if lookup.usable and index in self.network.interfaces)
@@ -332,7 +331,7 @@ class Decider:
             if route.destination.prefixlen == 0:
                 if is_tunnel(interface) or defaults.unusable(index):
                     continue
-                break  # what is more specific comes after the default that the system itself would use
+                break  # the routes after the system's own default are not used, even if they are more specific
             prefix = f"{specific_in(route.destination)}{in_table(route)}"
             tunnel = is_tunnel(interface) or (interface.last_resort and index != defaults.index)
             if tunnel and interface.up and self._goes_into(lookup, answers, defaults, address):
@@ -346,7 +345,7 @@ class Decider:
                     candidates=(own, *passed.values()),
                     notes=(f"the unbound socket goes into {interface.name}", *notes),
                 )
-            # A link-local address is good enough for what the system sends anywhere, not for a network beyond the link.
+            # A link-local address is enough for a default route, but not for a specific route to a network beyond the link.
             given = lookup if lookup.source is not None or lookup.needs_source is not None else None
             refusal = unfit(interface, family, self.preferences, given, on_link=on_link)
             if tunnel or refusal is not None:
@@ -357,29 +356,35 @@ class Decider:
         return self._left_to_default(passed, self._default(family, self._first_uplink(answers, defaults)), notes)
 
     def _first_uplink(self, answers: Answers, defaults: Defaults) -> int | None:
-        """The uplink that the system would use for the destination, where that is a matter of the destination: one of several
-        equal next hops, a rule for certain destinations."""
+        """The index of the uplink that the system would use unbound for this destination, if there is one.
+
+        It can differ from that of other destinations: with equal next hops, or with a policy rule for certain destinations.
+        """
         index = answers.unbound.route.interface if answers.unbound is not None else None
         if index is None or index not in defaults.lookups or index not in self.network.interfaces:
             return None
         return None if is_tunnel(self.network.interfaces[index]) or defaults.unusable(index) else index
 
     def _goes_into(self, lookup: Lookup, answers: Answers, defaults: Defaults, address: IPAddress) -> bool:
-        """Whether the tunnel's route is one of its own, and not a part of a default in disguise.
+        """Whether a split tunnel should carry the destination: the route belongs to the tunnel itself.
 
-        Of a tunnel that takes everything, what lies within another of its routes, or within private addresses, is its own.
+        If the tunnel takes all traffic by routes that together act as a default route, only those of its routes count that lie
+        within another route of the tunnel or within private addresses.
         """
         route = lookup.route
         if self.preferences.tunnels != "split" or route.interface is None:
             return False
         if answers.unbound is not None and answers.unbound.route.interface != route.interface:
-            return False  # an unbound socket goes elsewhere
+            return False  # an unbound socket would not use the tunnel
         if not defaults.stands_for_default(route.interface) or is_private(route.destination):
             return True
         return self._lies_within_another(route.interface, route.destination.prefixlen, address)
 
     def _lies_within_another(self, index: int, length: int, address: IPAddress) -> bool:
-        """Whether the interface has a route to a shorter prefix around the address: asked for addresses beside its own prefix."""
+        """Whether the interface has a route with a shorter prefix that contains the address.
+
+        To find out, ask about neighbouring addresses outside its own prefix.
+        """
         bits = address.max_prefixlen
         for shorter in range(length - 1, -1, -1):
             beside = type(address)(int(address) ^ (1 << (bits - 1 - shorter)))
@@ -453,7 +458,7 @@ def _is_link_local(address: IPAddress) -> bool:
 
 
 def _plain(address: IPAddress) -> tuple[int, int]:
-    """Version and number of an address, of an IPv4-mapped one those of the IPv4 address."""
+    """The version and the number of an address. For an IPv4-mapped address, those of the IPv4 address."""
     version, number = address.version, int(address)
     return (4, number & 0xFFFFFFFF) if version == 6 and number >> 32 == 0xFFFF else (version, number)
 
@@ -462,8 +467,8 @@ def _is_multicast(address: IPAddress) -> bool:
     return int(address) >> 28 == 0xE if address.version == 4 else int(address) >> 120 == 0xFF
 
 
-def _aimed(decision: Decision, target: Target) -> Decision:
-    """The same decision about another target."""
+def _with_target(decision: Decision, target: Target) -> Decision:
+    """The same decision for another target."""
     return Decision(
         target,
         decision.family,

@@ -1,4 +1,4 @@
-"""Which interfaces the subflows of a multipath connection may use."""
+"""Decides which interfaces the subflows of a multipath connection may use."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from bindsock.model.subflows import Endpoints
 
 
 def multipath_obstacle(endpoints: Endpoints, network: Network, chosen: Interface, version: int, pin: str | None) -> str | None:
-    """Why a multipath connection would not stay where it may be; ``None`` if it would.
+    """Why the system would add a subflow on a forbidden interface; ``None`` if it would not.
 
-    :param chosen: what it is bound to
-    :param version: of its addresses, 4 or 6
+    :param endpoints: the endpoints by which the system adds subflows
+    :param chosen: the interface that the connection is bound to
+    :param version: the IP version of its addresses, 4 or 6
     :param pin: the name of the interface to which it is pinned
     """
     if any(address.version == version for address in endpoints.unbound):
@@ -20,12 +21,13 @@ def multipath_obstacle(endpoints: Endpoints, network: Network, chosen: Interface
         if owner is not None and address.version == version and not may_carry_subflow(owner, chosen, pin):
             return f"the system would add a subflow by {owner.name}, where it has a multipath endpoint"
     if endpoints.follows_peer:
-        return "the system connects to addresses that the peer announces, by whatever route leads there (ip mptcp limits)"
+        return "the system connects to addresses that the peer announces, by any route (ip mptcp limits)"
     return None
 
 
 def may_carry_subflow(interface: Interface, chosen: Interface | None, pin: str | None) -> bool:
-    """Whether a subflow may be on an interface: where the pin says, or else wherever there is no tunnel that was not chosen."""
+    """Whether a subflow may use an interface: only the pinned one, or without a pin any that is not a tunnel, and the chosen
+    one."""
     if pin is not None:
         return interface.called(pin)
     return interface.kind is not InterfaceKind.TUNNEL or (chosen is not None and interface.index == chosen.index)

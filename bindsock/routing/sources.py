@@ -1,4 +1,4 @@
-"""Which local address a socket has to be bound to before it connects, if any."""
+"""Decides to which local address a socket must be bound before it connects, if any."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 def source_of(
     lookup: Lookup, interface: Interface, family: socket.AddressFamily, interfaces: Mapping[int, Interface]
 ) -> IPAddress | None:
-    """The address that a socket has to be bound to before it connects; ``None`` if the system chooses the right one by itself.
+    """The address to bind a socket to before it connects; ``None`` if the system chooses the right one by itself.
 
-    A route for certain sources only needs one of them. An uplink without an address of its own has another interface's. And a
-    policy IPsec client puts a virtual address on the uplink, a route in a table of its own that gives it as the source, and a
-    policy that takes what has this source into the VPN; with the uplink's own address, the one in the gateway's network, it stays
-    out. When the client goes to another uplink the address may still be on the one before, or already on the next.
+    There are three cases. A route may be for certain source addresses only. An uplink without an address uses the address of
+    another interface. And a policy IPsec client adds a virtual address to the uplink, a route in its own table that names this
+    address as the source, and a policy that takes packets with this source into the VPN. There, the uplink's own address, which
+    lies in the network of the gateway, bypasses the VPN. When the client moves to another uplink, the virtual address may still
+    be on the old one, or already on the new one.
 
-    :param interfaces: all of them, by their indices
+    :param interfaces: all interfaces, by index
     """
     if lookup.needs_source is not None:
         return lookup.needs_source
@@ -43,7 +44,7 @@ def source_of(
 
 
 def _is_virtual(address: IPAddress, interfaces: Mapping[int, Interface]) -> bool:
-    """Whether an interface has the address without a network around it. On the loopback it is an address of the whole host."""
+    """Whether an interface has the address as a single host address (/32 or /128). The loopback does not count."""
     return any(
         a.address == address and a.prefix_length == address.max_prefixlen
         for interface in interfaces.values()

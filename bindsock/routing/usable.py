@@ -1,4 +1,4 @@
-"""Whether an interface can and may carry anything of a family, whatever the routes say."""
+"""Decides whether an interface can and may carry traffic of a family, regardless of the routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bindsock.model.preferences import Preferences, exclusion, is_expensive
 
 
 class Stage(enum.IntEnum):
-    """How far an interface came: of two that were refused, the one that came farther was nearer to being taken."""
+    """The check at which an interface was refused. A later stage means that it was closer to being taken."""
 
     LOOPBACK = enum.auto()
     DUMMY = enum.auto()
@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 
 def is_tunnel(interface: Interface) -> bool:
-    """Whether what is sent by the interface goes into a tunnel."""
+    """Whether the interface is a tunnel."""
     return interface.kind is InterfaceKind.TUNNEL
 
 
@@ -45,10 +45,10 @@ def unfit(
     *,
     on_link: bool = False,
 ) -> Refusal | None:
-    """Why nothing of the family is to be sent by the interface, ``None`` if it may carry it.
+    """Why the interface must not carry traffic of the family; ``None`` if it may.
 
     :param lookup: the route that the system confirms for a socket that is bound to the interface
-    :param on_link: for a destination on the link itself, for which a link-local address is good enough
+    :param on_link: the destination is on the link itself, so a link-local address is enough
     """
     if interface.kind is InterfaceKind.LOOPBACK:
         return Refusal(Stage.LOOPBACK, "is the loopback")
@@ -68,10 +68,11 @@ def unfit(
 def dead(
     interface: Interface, family: socket.AddressFamily, lookup: Lookup | None = None, *, on_link: bool = False
 ) -> Refusal | None:
-    """Why nothing of the family can be sent by the interface, tunnel or not; ``None`` if it can.
+    """Why the interface cannot carry traffic of the family, be it a tunnel or not; ``None`` if it can.
 
-    :param lookup: the route that the system confirms for a socket that is bound to the interface, with the source address of an
-        interface that has none of its own
+    :param lookup: the route that the system confirms for a socket that is bound to the interface. It may have a source address
+        for an interface without an address
+    :param on_link: the destination is on the link itself, so a link-local address is enough
     """
     if not interface.up:
         return Refusal(Stage.DOWN, "is down")
@@ -87,8 +88,10 @@ def dead(
 
 
 def _has_source(interface: Interface, family: socket.AddressFamily, lookup: Lookup) -> bool:
-    """Whether the route gives a source address, or the interface has a link-local one: good enough for IPv4, while no router
-    forwards what comes from an IPv6 one (RFC 4291 2.5.6)."""
+    """Whether the route names a source address, or the interface has a link-local IPv4 address.
+
+    A link-local IPv6 address is not enough, because no router forwards packets from it (RFC 4291 2.5.6).
+    """
     if lookup.source is not None or lookup.needs_source is not None:
         return True
     return family == socket.AF_INET and any(a.family == family and not a.tentative for a in interface.addresses)

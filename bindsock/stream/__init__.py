@@ -1,1 +1,1 @@
-"""Streams on the event loop's own transport: ended, or moved by multipath, when the interface is lost."""
+"""Follows streams on the event loop's own transport: ends them, or moves them by multipath, when the interface is lost."""

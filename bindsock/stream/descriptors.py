@@ -1,9 +1,8 @@
-"""Streams that another thread uses: ended when their path is gone, by the event loop that follows the network.
+"""Follows blocking streams that other threads use: an event loop ends them when their path is gone.
 
-The other thread may close its socket at any moment, and the system may give the descriptor's number to another file. So nothing
-is kept open and nothing is trusted: to act on the connection its descriptor is duplicated, which pins whatever it is, and the
-addresses of the duplicate tell whether that is still the connection. TLS changes nothing about that: ``SSLContext.wrap_socket``
-takes the descriptor over and keeps its number.
+The other thread may close its socket at any time, and the system may reuse the descriptor's number for another file. So the guard
+keeps no descriptor open. To act on a connection, it duplicates the descriptor, and checks by the addresses of the duplicate that
+it is still the same connection. This works with TLS, too: ``SSLContext.wrap_socket`` takes over the descriptor with its number.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 _STILL_THERE = 60.0
-"""Seconds between two looks at whether the connection is still there, for those whose end nobody tells."""
+"""Seconds between two checks whether the connection still exists, because not every socket reports its close."""
 
 
 def follow_descriptor(
@@ -55,16 +54,16 @@ def follow_descriptor(
     better_path: BetterPath = "auto",
     interface: str | None = None,
 ) -> Callable[[], None]:
-    """Let a loop end a connection when it can no longer work and another interface can. Can be called from any thread.
+    """End a connection, by an event loop, when it cannot work any more and another interface can. Can be called from any thread.
 
-    The error is put into the socket's attribute ``error``, if it has one.
+    If the socket has an attribute ``error``, it is set to the error.
 
-    :param loop: the event loop that follows it
-    :param watcher: gives the loop's watcher; called on the loop
-    :param sock: a stream socket that has its local address
-    :param target: the peer's address
+    :param loop: the event loop that follows the connection
+    :param watcher: returns the loop's watcher; called on the loop
+    :param sock: a stream socket that already has its local address
+    :param target: the address of the peer
     :param path: the path on which it was dialled
-    :param better_path: what to do when it works but the effective interface is another one
+    :param better_path: what to do with a working connection when another interface is better
     :param interface: the name of the interface to which the connection is pinned
     :return: stops following; can be called from any thread
     :raises OSError: the socket is closed
@@ -76,7 +75,7 @@ def follow_descriptor(
 
 @dataclass(frozen=True, slots=True)
 class _Descriptor:
-    """A descriptor's number, and the addresses that tell whether it is still the connection's."""
+    """The number of a descriptor, and the addresses by which its connection is recognised."""
 
     number: int
     local: SockAddr
@@ -84,7 +83,7 @@ class _Descriptor:
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[socket.socket | None]:
-        """The connection while the block lasts; ``None`` if it has been closed."""
+        """Duplicate the descriptor for the block; ``None`` if the connection has been closed."""
         try:
             descriptor = os.dup(self.number)
         except OSError:
@@ -93,26 +92,26 @@ class _Descriptor:
         try:
             sock = socket.socket(fileno=descriptor)
         except OSError:
-            os.close(descriptor)  # the number is that of a file now
+            os.close(descriptor)  # the number belongs to a file now
             yield None
             return
         with sock:
-            yield sock if self._is_the_one(sock) else None
+            yield sock if self._is_same(sock) else None
 
-    def _is_the_one(self, sock: socket.socket) -> bool:
+    def _is_same(self, sock: socket.socket) -> bool:
         try:
             local, peer = sock.getsockname(), peer_of(sock)
         except OSError:
             return False
-        # While it connects it has no peer yet, and none any more once it has been reset.
+        # A socket has no peer while it connects, or after a reset.
         return bool(local == self.local) and (peer is None or self.peer is None or peer == self.peer)
 
 
 class DescriptorGuard:
-    """Follows one connection by its descriptor. All but :meth:`call` and :meth:`release` runs on the loop.
+    """Follows one connection by its descriptor. All methods except :meth:`call` and :meth:`release` run on the loop.
 
-    Beginning to follow takes no system call where the watcher runs already: with other busy threads each would let go of the
-    interpreter's lock, and a loop that needs it back a dozen times for every connection would fall behind.
+    If the watcher runs already, :meth:`start` makes no system call. Each one would release the interpreter's lock, and among busy
+    threads the loop would have to wait for the lock a dozen times per connection.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class DescriptorGuard:
         self._requirement = requirement
         self._path = path
         self._place: Location | None = None
-        self._patience: Timer | None = None
+        self._stall_timer: Timer | None = None
         self._waited = False
         self._sampling: Timer | None = None
         self._countdown: Countdown | None = None
@@ -139,19 +138,19 @@ class DescriptorGuard:
         self._released = False
 
     def release(self) -> None:
-        """The connection is over. Can be called from any thread."""
+        """Stop following, because the connection is closed. Can be called from any thread."""
         self._released = True
         self.call(self.close)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a method on the loop, if that still runs. Can be called from any thread."""
+        """Call a method on the loop, if it is still running. Can be called from any thread."""
         loop = self._loop()
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has been closed: nothing follows any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(function)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start to follow."""
         if self._released:
             return
         try:
@@ -160,17 +159,17 @@ class DescriptorGuard:
             local = unmapped(address_of(self._connection.local))
             decider = watcher.latest
             self._place = location_of(decider.network, self._path.interface, self._path.index, local)
-            # What was read between the dial and now raises no further event.
+            # The events since the dial have passed already.
             self.network_changed(decider, Cause.STARTED)
         except OSError as error:
-            _logger.warning("the connection to %s is not followed: %s", self._requirement.target, error)
+            _logger.warning("cannot follow the connection to %s: %s", self._requirement.target, error)
             self.close()
             return
         if watcher.follows(self):
             self._checking = watcher.runtime.call_later(_STILL_THERE, self._check)
 
     def close(self) -> None:
-        """Stop following. The connection stays as it is."""
+        """Stop following. The connection is not changed."""
         if self._watcher is not None:
             self._watcher.unfollow(self)
         self._stop_counting()
@@ -180,15 +179,15 @@ class DescriptorGuard:
             self._checking = None
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
+        """Plan what to do with the connection, and do it: end it, wait, start the countdown, or nothing."""
         if self._place is None or self._watcher is None:
-            return  # start() looks afterwards
+            return  # start() calls this again
         orders = self._plan(self._watcher, self._place, decider)
         if orders.found.viability is not Viability.STALLED:
             self._stop_waiting()
             self._waited = False
-        elif self._patience is None and not self._waited:
-            self._patience = self._watcher.runtime.call_later(viability.STALL_GRACE, self._has_waited)
+        elif self._stall_timer is None and not self._waited:
+            self._stall_timer = self._watcher.runtime.call_later(viability.STALL_GRACE, self._has_waited)
         if orders.step in (Step.END, Step.LEAVE):
             self._end(orders)
         elif orders.step is not Step.LEAVE_WHEN_IDLE:
@@ -209,16 +208,16 @@ class DescriptorGuard:
         return plan(facts)
 
     def _has_waited(self) -> None:
-        self._patience = None
+        self._stall_timer = None
         self._waited = True
-        self._look()
+        self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         if self._watcher is not None and self._watcher.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
     def _sample(self, *, first: bool = False) -> None:
-        """Look whether data moves over a connection that is to leave a path once it is idle."""
+        """Check whether data moves over a connection that ends once it is idle."""
         self._sampling = None
         watcher = self._watcher
         if watcher is None or self._place is None or not watcher.follows(self):
@@ -232,13 +231,13 @@ class DescriptorGuard:
             self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
         elif self._countdown.due(watcher.runtime.time(), activity):
             decider = watcher.refresh()
-            if self._countdown is not None:  # the newest reading may have ended it already, or made it stay
+            if self._countdown is not None:  # refresh() may have ended the connection, or stopped the countdown
                 self._end(self._plan(watcher, self._place, decider))
         else:
             self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
 
     def _check(self) -> None:
-        """Let go of a connection that has been closed without a word."""
+        """Stop following if the connection has been closed without notice."""
         self._checking = None
         with self._connection.borrowed() as sock:
             pass
@@ -263,21 +262,21 @@ class DescriptorGuard:
             if user is not None and hasattr(user, "error"):
                 user.error = error
             watcher.statistics.ended += 1
-            _logger.info("%s is ended: %s", connection, found.reason)
+            _logger.info("ending %s: %s", connection, found.reason)
             try:
                 watcher.kernel.abort(sock)
             except OSError as failure:
                 if failure.errno != errno.EBUSY:
-                    _logger.info("a socket could not be aborted: %s", failure)
+                    _logger.info("cannot abort a socket: %s", failure)
                     return
                 # Linux 6.4 to 6.6 refuse to disconnect a socket on which a thread waits (net/ipv4/tcp.c, tcp_disconnect).
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _stop_counting(self) -> None:
         self._countdown = None

@@ -1,4 +1,4 @@
-"""Follows one connected stream socket through the network: carries out the orders of :mod:`bindsock.stream.plan`."""
+"""Follows one connected stream socket: carries out the orders of :mod:`bindsock.stream.plan`."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _logger = logging.getLogger("bindsock")
 
 
 class FollowerOwner(Protocol):
-    """Whose connection is followed. It lives as long as it likes: its follower does not hold it."""
+    """The owner of a connection. Its follower holds it weakly."""
 
     def refresh(self) -> None:
-        """Something has changed that no reading tells: call :meth:`PathFollower.update` with the newest one."""
+        """Call :meth:`PathFollower.update`, because something has changed other than the network."""
 
 
 class PathFollower:
-    """Plans at each reading what to do with one connection, and does it as far as the connection itself can.
+    """Plans for each reading what to do with one connection, and does what concerns the connection itself.
 
-    It moves a socket along with its address, and orders the subflows of a multipath connection. Its owner ends or replaces the
-    connection.
+    It moves a socket along with its local address, and orders the subflows of a multipath connection. Its owner ends or replaces
+    the connection.
 
     :param path: the path on which the connection was dialled
-    :param owner: told when something has changed that no reading tells
-    :param local: the socket's own address, if that is known
+    :param owner: its ``refresh()`` is called when something has changed other than the network
+    :param local: the local address of the socket, if it is known
     :raises OSError: the socket is closed
     """
 
@@ -77,18 +77,18 @@ class PathFollower:
         self._user_timeout: UserTimeout | None = None
         paths = watcher.kernel.multipath
         if paths is not None and paths.subflows(sock) is not None:
-            self._manager = SubflowManager(watcher, paths, sock, self._ask)
+            self._manager = SubflowManager(watcher, paths, sock, self._refresh_owner)
             if requirement.dead_after is not None:
-                self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._ask)
+                self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._refresh_owner)
         if local is None:
             local = unmapped(address_of(sock.getsockname()))
         self.place: Location = location_of(watcher.latest.network, path.interface, path.index, local)
 
     def update(self, sock: socket.socket, decider: Decider) -> Orders:
-        """Plan, and carry out what concerns the connection itself.
+        """Plan, and carry out the orders that concern the connection itself.
 
-        :param decider: the newest one, without the pin
-        :return: what remains for the owner to do
+        :param decider: the newest decider, without the pin of the connection
+        :return: the orders; the owner carries out the rest
         """
         facts: Facts | None = self._facts(sock, decider.with_pin(self._requirement.pin))
         while facts is not None:
@@ -102,7 +102,7 @@ class PathFollower:
         return orders
 
     def close(self) -> None:
-        """Call nothing any more."""
+        """Stop all timers. Nothing is called any more."""
         self._stop_waiting()
         if self._manager is not None:
             self._manager.suspend()
@@ -132,9 +132,9 @@ class PathFollower:
         )
 
     def _carry_out(self, sock: socket.socket, facts: Facts, orders: Orders) -> Facts | None:
-        """Carry the orders out.
+        """Carry out the orders.
 
-        :return: other facts, if the plan has to be made again
+        :return: new facts if the plan must be made again, otherwise ``None``
         """
         if orders.step is Step.MOVE_ALONG:
             if not self._move_along(sock, orders.place, orders.found.moved):
@@ -145,17 +145,17 @@ class PathFollower:
         return None
 
     def _move_along(self, sock: socket.socket, place: Location, interface: Interface | None) -> bool:
-        """Follow the local address to the interface that has it now, such as a bridge that has taken the old one in."""
+        """Move the socket to the interface that has its local address now, such as a bridge that the old interface has joined."""
         kernel, target = self._watcher.kernel, self._requirement.target
         assert interface is not None
         try:
-            # A socket that is not bound goes where its address goes by itself.
+            # A socket that is not bound follows its address by itself.
             if kernel.bound(sock) is not None:
                 kernel.rebind(sock, interface)
         except BindFailed as error:
-            _logger.info("the connection to %s could not move to %s along with its address: %s", target, interface, error)
+            _logger.info("cannot move the connection to %s to %s along with its address: %s", target, interface, error)
             return False
-        _logger.info("the connection to %s moved to %s along with its address %s", target, interface, place.local)
+        _logger.info("moved the connection to %s to %s along with its address %s", target, interface, place.local)
         self.place = place
         self._watcher.statistics.rebinds += 1
         return True
@@ -194,7 +194,7 @@ class PathFollower:
         return self._watcher.kernel.has_route(interface, self._requirement.target)
 
     def _fall_back(self, sock: socket.socket, manager: SubflowManager) -> None:
-        """The connection is plain TCP now, so the kernel counts the silence."""
+        """Let the kernel measure the user timeout, because the connection has fallen back to plain TCP."""
         manager.suspend()
         self._manager = None
         user_timeout, self._user_timeout = self._user_timeout, None
@@ -203,7 +203,7 @@ class PathFollower:
             try:
                 self._watcher.kernel.set_user_timeout(sock, user_timeout.seconds)
             except OSError as error:
-                _logger.warning("the user timeout of %s cannot be set: %s", self._requirement.target, error)
+                _logger.warning("cannot set the user timeout of the connection to %s: %s", self._requirement.target, error)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -213,9 +213,9 @@ class PathFollower:
     def _has_waited(self) -> None:
         self._timer = None
         self._waited = True
-        self._ask()
+        self._refresh_owner()
 
-    def _ask(self) -> None:
+    def _refresh_owner(self) -> None:
         owner = self._owner()
         if owner is not None:
             owner.refresh()

@@ -1,7 +1,7 @@
-"""Ends stream connections with an error as soon as they can no longer work.
+"""Ends stream connections with an error as soon as they cannot work any more.
 
-TCP does not survive the loss of its address, and nobody tells it: on Linux a reader waits for 15 minutes, or for ever if nothing
-was unacknowledged. Until the end the program has the event loop's own transport, with nothing in between.
+TCP does not survive the loss of its local address, and does not notice it: on Linux a reader waits for 15 minutes, or for ever if
+no data was unacknowledged. The program uses the event loop's own transport, without a wrapper.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ def follow_stream(
     local: IPAddress | None = None,
     decider: Decider | None = None,
 ) -> StreamGuard:
-    """End a connected socket with :class:`InterfaceChanged` when it can no longer work and another interface can.
+    """End a connected socket with :class:`InterfaceChanged` when it cannot work any more and another interface can.
 
-    Following stops when the socket is closed or forgotten.
+    Following ends when the socket is closed or freed.
 
-    :param path: the path on which it was dialled, ``None`` where it is bound to nothing: then it is not followed
-    :param local: its own address, if that is known
-    :param decider: the one by which the path was chosen, if that is known
+    :param requirement: what the program requires of the connection
+    :param path: the path on which it was dialled; ``None`` if it is unbound, then it is not followed
+    :param local: its local address, if it is known
+    :param decider: the decider that chose the path, if it is known
     :raises OSError: the socket is closed
     """
     guard = StreamGuard(watcher, sock, requirement, path)
@@ -63,7 +64,7 @@ def follow_stream(
 
 
 class StreamGuard:
-    """Follows one stream socket. The watcher holds it; it holds socket and transport weakly."""
+    """Follows one stream socket. The watcher holds the guard, which holds the socket and the transport weakly."""
 
     __slots__ = (
         "__weakref__",
@@ -84,7 +85,7 @@ class StreamGuard:
 
     def __init__(self, watcher: Watcher, sock: socket.socket, requirement: Requirement, path: Path | None) -> None:
         self.error: InterfaceChanged | None = None
-        """Why it was ended, once it has been."""
+        """Why the connection was ended; ``None`` if it was not."""
         self._watcher = watcher
         self._requirement = requirement
         self._path = path
@@ -100,29 +101,29 @@ class StreamGuard:
 
     @property
     def interface(self) -> str | None:
-        """The name of the interface that the connection uses, ``None`` if it is bound to none."""
+        """The name of the interface that the connection uses; ``None`` if it is unbound."""
         if self._follower is not None:
             return self._follower.place.interface
         return self._path.interface if self._path is not None else None
 
     @property
     def following(self) -> bool:
-        """Whether it still does: not once the connection has ended, or the factory has let go of it."""
+        """Whether the connection is still followed."""
         return self._watcher.follows(self)
 
     @property
     def leaving(self) -> bool:
-        """Whether the connection works, but is to end: see :meth:`drain`."""
+        """Whether the connection works, but will end soon: see :meth:`drain`."""
         return self._deadline is not None
 
     def is_viable(self) -> bool:
-        """Whether the connection can still work, as far as the system has announced it; the event loop may not know yet."""
+        """Whether the connection can still work, taking into account the pending events of the kernel."""
         if self.following:
             self._watcher.refresh()
         return self.error is None
 
     def start(self, sock: socket.socket, path: Path, local: IPAddress | None = None, decider: Decider | None = None) -> None:
-        """Begin to follow. See :func:`follow_stream`.
+        """Start to follow. See :func:`follow_stream`.
 
         :raises OSError: the socket is closed
         """
@@ -131,14 +132,14 @@ class StreamGuard:
             self._follower = PathFollower(self._watcher, sock, self._requirement, path, self, local)
             self._sock = watch_end(sock, self.close)
             if decider is not self._watcher.latest:
-                # What happened between the dial and now raises no further event.
+                # The events since the dial have passed already.
                 self.refresh()
         except BaseException:
             self.close()
             raise
 
     def attach(self, transport: asyncio.WriteTransport) -> None:
-        """Say which transport has been made of the socket, so that its protocol is told the reason of an end."""
+        """Set the transport of the socket, so that its protocol gets the error when the connection is ended."""
         if self.error is not None:
             end_transport(transport, self.error)
             return
@@ -148,23 +149,23 @@ class StreamGuard:
         try:
             self._transport = weakref.ref(transport)
         except TypeError:
-            # uvloop's TLS transport. The socket lives as long as it does, and may hold it.
+            # uvloop's TLS transport has no weak references. It lives as long as the socket, so the socket may hold it.
             if isinstance(sock, FollowedSocket):
                 sock.transport = transport
             else:
                 self._kept_transport = transport
 
     def drain(self, timeout: float, on_leaving: Callable[[], object]) -> None:
-        """Let the owner receive what is in flight, before the connection ends, when it is to leave a path that works.
+        """Before a working connection is ended for a better path, let its owner receive the data in flight.
 
-        :param timeout: seconds after which it is ended all the same
-        :param on_leaving: called when it is to leave; :attr:`error` says why
+        :param timeout: seconds after which the connection is ended in any case
+        :param on_leaving: called when the time starts; :attr:`error` is the reason
         """
         self._drain_timeout = timeout
         self._on_leaving = on_leaving
 
     def close(self) -> None:
-        """Stop following. The connection stays as it is."""
+        """Stop following. The connection is not changed."""
         self._watcher.unfollow(self)
         self._stop_counting()
         if self._deadline is not None:
@@ -178,13 +179,13 @@ class StreamGuard:
         self._kept_transport = None
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """End the connection if it is dead and something else is usable; else wait, or count down, or leave it alone."""
+        """Plan what to do with the connection, and do it: end it, drain it, start the countdown, or nothing."""
         sock = self._socket()
         if sock is None:
             self.close()
             return
         if self._follower is None:
-            return  # start() refreshes the watcher before there is a follower, and updates afterwards
+            return  # start() refreshes the watcher before it makes the follower, and calls this again
         orders = self._follower.update(sock, decider)
         if self.leaving:
             if orders.step is Step.END:
@@ -200,7 +201,7 @@ class StreamGuard:
             self._sample_soon()
 
     def refresh(self) -> None:
-        """Compare with the newest reading of the network."""
+        """Process the newest reading of the network."""
         if self._watcher.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
@@ -216,7 +217,7 @@ class StreamGuard:
             self._sample_soon()
             return
         decider = self._watcher.refresh()
-        # The newest reading may have ended it already, or made it stay.
+        # refresh() may have ended the connection, or stopped the countdown.
         if self._countdown is not None and self._follower is not None:
             self._end(sock, self._follower.update(sock, decider))
 
@@ -248,9 +249,7 @@ class StreamGuard:
         successor = found.target.name if found.target is not None else None
         self.error = InterfaceChanged(f"{connection} was ended: {found.reason}", interface=interface, new_interface=successor)
         self._watcher.statistics.ended += 1
-        _logger.info(
-            "%s is ended: %s; a new one leaves by %s", connection, found.reason, successor or "no interface in particular"
-        )
+        _logger.info("ending %s: %s; a new connection leaves by %s", connection, found.reason, successor or "any interface")
 
     def _abort(self, sock: socket.socket) -> None:
         assert self.error is not None
@@ -280,13 +279,13 @@ class StreamGuards:
         self._attaching: set[socket.socket] = set()
 
     def find(self, sock: socket.socket) -> StreamGuard | None:
-        """The guard that follows a stream socket, or has ended it; ``None`` if there is none."""
+        """The guard that follows a stream socket or has ended it; ``None`` if there is none."""
         if isinstance(sock, FollowedSocket):
             return sock.guard if isinstance(sock.guard, StreamGuard) else None
         return self._guards.get(sock)
 
     def add(self, sock: socket.socket, guard: StreamGuard) -> StreamGuard:
-        """Find this guard from now on.
+        """Remember the guard of a socket.
 
         :return: the guard
         """
@@ -297,15 +296,15 @@ class StreamGuards:
         return guard
 
     def begin_attaching(self, sock: socket.socket) -> None:
-        """Begin to make a transport of the socket."""
+        """Record that a transport is being made for the socket."""
         self._attaching.add(sock)
 
     def end_attaching(self, sock: socket.socket) -> None:
-        """The transport has been made, or could not be."""
+        """Record that the transport has been made, or could not be made."""
         self._attaching.discard(sock)
 
     def is_attaching(self, sock: socket.socket) -> bool:
-        """Whether a transport is being made of the socket now. An event loop that binds sockets leaves such a one alone."""
+        """Whether a transport is being made for the socket now. :class:`bindsock.EventLoop` leaves such a socket alone."""
         return sock in self._attaching
 
 
@@ -314,20 +313,21 @@ def _end(kernel: Kernel, sock: socket.socket, transport: asyncio.WriteTransport 
         end_transport(transport, error)
     if sock.fileno() == -1:
         return
-    # Also if there is a transport: asyncio's abort() does not wake a sendfile(), and the peer must get a reset, so that it does
-    # not take half a message for a whole one.
+    # This is needed even if there is a transport: asyncio's abort() does not wake a sendfile(), and the peer must get a reset, so
+    # that it does not take half a message for a complete one.
     try:
         kernel.abort(sock)
     except OSError as failure:
-        _logger.info("a socket could not be aborted: %s", failure)
+        _logger.info("cannot abort a socket: %s", failure)
 
 
 def end_transport(transport: asyncio.WriteTransport, error: InterfaceChanged) -> None:
-    """Abort a transport so that its protocol's ``connection_lost()`` gets the error.
+    """Abort a transport so that the ``connection_lost()`` of its protocol gets the error.
 
-    ``transport.abort()`` alone looks like a clean end of file: ``connection_lost(None)``, and ``readline()`` returns ``b""``. So
-    another protocol is put in between now. On a raw transport beneath ``start_tls()`` it is in front of the TLS protocol, which
-    tells the program's. A program that is closing the transport already is not told.
+    ``transport.abort()`` alone looks like a clean end of file: it calls ``connection_lost(None)``, and ``readline()`` returns
+    ``b""``. So another protocol is put in between, which passes the error. After ``start_tls()``, it is put between the raw
+    transport and the TLS protocol, which passes the error to the program's protocol. If the program is already closing the
+    transport, it gets no error.
     """
     if not transport.is_closing():
         transport.set_protocol(_Ending(transport.get_protocol(), error))
@@ -335,7 +335,7 @@ def end_transport(transport: asyncio.WriteTransport, error: InterfaceChanged) ->
 
 
 class _Ending(asyncio.Protocol):
-    """Passes the end on with an error. Nothing but the end comes after abort()."""
+    """Calls ``connection_lost()`` of the real protocol with an error. After abort(), no other method is called."""
 
     __slots__ = ("_error", "_protocol")
 

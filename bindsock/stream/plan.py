@@ -1,8 +1,8 @@
-"""What to do with a stream connection when the network has changed: values and pure functions.
+"""Decides what to do with a stream connection when the network has changed: values and pure functions.
 
-:class:`Facts` are what is known of one connection in one reading of the network, and :func:`plan` turns them into
-:class:`Orders`. :class:`bindsock.stream.follower.PathFollower` carries them out as far as they concern the connection itself; its
-owner ends or replaces the connection. If an order fails, that is another fact, and the plan is made again.
+:class:`Facts` describe one connection in one reading of the network, and :func:`plan` turns them into :class:`Orders`.
+:class:`bindsock.stream.follower.PathFollower` carries out the orders that concern the connection itself; its owner ends or
+replaces the connection. A failed order becomes a new fact, and the plan is made again.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from bindsock.stream.viability import Assessment, Location, Viability, assess
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What the program asks of a connection."""
+    """What the program requires of a connection."""
 
     target: IPAddress
-    """The peer's address."""
+    """The address of the peer."""
     pin: str | None = None
     """The name of the interface to which the connection is pinned."""
     better_path: BetterPath = "auto"
-    """What to do when it works but the effective interface is another one."""
+    """What to do with a working connection when another interface is better."""
     dead_after: float | None = None
-    """Seconds of silence after which a multipath connection is dead. For plain TCP the kernel counts them."""
+    """Seconds without an answer after which a multipath connection is dead. For plain TCP the kernel measures them."""
     replaceable: bool = False
-    """A new connection takes the place of one that is lost, so a stalled one is kept until the new one is ready."""
+    """The connection will be replaced when it is lost. A stalled one is kept until its replacement is ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a plan is made from."""
+    """The input of :func:`plan`."""
 
     requirement: Requirement
     place: Location
@@ -50,9 +50,9 @@ class Facts:
     routed: Callable[[Interface], bool]
     """Whether a route to the peer leaves by an interface. Called only if the decision names another interface."""
     waited: bool = False
-    """The connection has been stalled for as long as it may be."""
+    """The connection has been stalled for the longest allowed time."""
     immovable: bool = False
-    """The system refused to bind the socket to the interface that has its address now."""
+    """The system refused to bind the socket to the interface that has its local address now."""
     subflows: SubflowFacts | None = None
     """``None`` for plain TCP."""
 
@@ -61,19 +61,19 @@ class Step(enum.Enum):
     """What to do with a connection."""
 
     STAY = enum.auto()
-    """Nothing: it works, and stays where it is."""
+    """Do nothing: it works."""
     MOVE_ALONG = enum.auto()
-    """Bind the socket to the interface that has its local address now. TCP survives that."""
+    """Bind the socket to the interface that has its local address now. TCP survives this."""
     WAIT = enum.auto()
-    """It is stalled: wait for the carrier or the route, and meanwhile prepare a new connection if it is replaceable."""
+    """Wait for the carrier or the route, because it is stalled. Meanwhile prepare the replacement, if it is replaceable."""
     KEEP = enum.auto()
-    """It does not work, but neither would a new one: keep it in case the path comes back."""
+    """Keep it in case the path comes back: it does not work, but a new one would not work, either."""
     END = enum.auto()
-    """It cannot work any more, and a new one could."""
+    """End it: it cannot work any more, and a new one could."""
     LEAVE = enum.auto()
-    """It works, but it is to end or to be replaced since another interface is better."""
+    """End or replace it, although it works, because another interface is better."""
     LEAVE_WHEN_IDLE = enum.auto()
-    """The same, once it is idle."""
+    """The same as :attr:`LEAVE`, but only once it is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +82,15 @@ class Orders:
 
     step: Step
     place: Location
-    """Where the connection is once the orders are carried out."""
+    """Where the connection is after the orders are carried out."""
     found: Assessment
     overdue: bool = False
-    """It has been stalled for as long as it may be."""
+    """It has been stalled for the longest allowed time."""
     subflows: SubflowOrders | None = None
 
 
 def plan(facts: Facts) -> Orders:
-    """What to do with the connection."""
+    """Decide what to do with the connection."""
     if facts.subflows is not None:
         orders = plan_subflows(
             facts.subflows,

@@ -1,7 +1,7 @@
-"""Whether a connection can still work where it is: values and pure functions, without sockets and without a clock.
+"""Assesses whether a connection can still work: values and pure functions, without sockets and without a clock.
 
-Two facts are kept apart. *Viability*: whether the connection can still work where it is. *Better path*: it can, but a new one
-would leave by another interface. What follows from them is in :mod:`bindsock.stream.plan`.
+There are two separate questions. *Viability*: can the connection still work where it is? *Better path*: it can, but would a new
+connection leave by another interface? :mod:`bindsock.stream.plan` decides what to do then.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Network, without_scope
 
 STALL_GRACE = 1.0
-"""Seconds for which an interface may be without carrier or route before a connection on it is ended."""
+"""Seconds to wait for the carrier or the route of an interface before its connections are ended."""
 ROUTE_GRACE = 0.25
-"""Seconds for which a lost route is waited for although a new connection is ready. A DHCP client that is restarted takes the
-default route away for some 90 ms (systemd-networkd)."""
+"""Seconds to wait for a lost route although a new connection is ready. A DHCP client that restarts removes the default route for
+about 90 ms (systemd-networkd)."""
 IDLE = 5.0
-"""Seconds of silence after which a connection is taken for idle."""
+"""Seconds without data after which a connection counts as idle."""
 LATEST = 30.0
-"""Seconds after which a connection leaves an expensive interface, idle or not."""
+"""Seconds after which a connection on an expensive interface is ended even if it is not idle."""
 SAMPLE = 1.0
-"""Seconds between two checks of whether data moved."""
+"""Seconds between two checks whether data has moved."""
 
 
 class Viability(enum.Enum):
@@ -31,26 +31,26 @@ class Viability(enum.Enum):
 
     WORKS = "works"
     STALLED = "stalled"
-    """There is no carrier or no route. Often it is back within a second."""
+    """There is no carrier or no route. Often it returns within a second."""
     DEAD = "dead"
-    """The interface or the local address is gone. Nothing will come through again, and TCP would notice after 15 minutes."""
+    """The interface or the local address is gone for good. TCP itself would notice after 15 minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a connection is."""
+    """The interface and the local address of a connection."""
 
     interface: str
     index: int
     local: IPAddress
     owner: int
-    """Index of the interface that had the local address when the connection was made. It differs from ``index`` where the socket
+    """The index of the interface that had the local address when the connection was made. It differs from ``index`` if the socket
     has the address of another interface (the weak host model)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What a reading of the network says about a connection."""
+    """The state of a connection in a reading of the network."""
 
     viability: Viability
     reason: str
@@ -60,17 +60,17 @@ class Assessment:
     usable: bool
     """Whether a new connection could be made at all."""
     better: Interface | None = None
-    """It works, but a new connection would leave by this other interface."""
+    """The other interface by which a new connection would leave, if the connection works."""
     moved: Interface | None = None
     """The usable interface to which the local address has moved. The connection can move there."""
     grace: float = 0.0
-    """Seconds for which the old path is waited for although a new connection is ready."""
+    """Seconds to wait for the old path although a new connection is ready."""
 
 
 def assess(network: Network, place: Location, decision: Decision, routed: Callable[[Interface], bool]) -> Assessment:
     """Compare the place of a connection with the network and the decision for its destination.
 
-    :param routed: whether a route to the destination still leaves by the interface; asked only where the decision is another
+    :param routed: whether a route to the destination leaves by an interface; called only if the decision names another one
     """
     target = decision.interface
     usable = target is not None or decision.unbound
@@ -111,7 +111,7 @@ def _moved(network: Network, place: Location) -> Interface | None:
 
 
 def location_of(network: Network, interface: str, index: int, local: IPAddress) -> Location:
-    """The place of a connection that is being made."""
+    """The place of a new connection."""
     local = without_scope(local)
     bound = network.interfaces.get(index)
     if bound is not None and bound.has(local):
@@ -121,10 +121,10 @@ def location_of(network: Network, interface: str, index: int, local: IPAddress) 
 
 
 class Countdown:
-    """When to end a connection that works, for a better path: once it is idle, at the latest after :data:`LATEST` seconds.
+    """Decides when to end a working connection for a better path: once it is idle, or after :data:`LATEST` seconds.
 
-    :param now: monotonic seconds
-    :param activity: what ``Kernel.activity`` says of its socket
+    :param now: the time in monotonic seconds
+    :param activity: the result of ``Kernel.activity`` for its socket
     """
 
     def __init__(self, now: float, activity: object) -> None:
@@ -133,7 +133,7 @@ class Countdown:
         self._activity = activity
 
     def due(self, now: float, activity: object) -> bool:
-        """Whether it is time. Call it about once every :data:`SAMPLE` seconds."""
+        """Whether to end the connection now. Call this every :data:`SAMPLE` seconds."""
         if activity is None or activity != self._activity:
             self._quiet_since = now
         self._activity = activity

@@ -20,7 +20,7 @@ from bindsock.model.network import taken_down
 from bindsock.netmon.announcing import GRACE
 from bindsock.netmon.coalescing import QUIET, RECONCILE
 from bindsock.netmon.listening import ChangeListener
-from bindsock.netmon.prefetch import DecisionsAhead
+from bindsock.netmon.prefetch import PrefetchedDecisions
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import LINGER, Watcher
 from bindsock.routing.effective import Decider, Preferences
@@ -135,7 +135,7 @@ def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
 
 
 def test_what_was_decided_ahead_is_found_by_equality() -> None:
-    ahead, present = DecisionsAhead(), Decider(BOTH, Preferences())
+    ahead, present = PrefetchedDecisions(), Decider(BOTH, Preferences())
     ahead.prepare(present)
     assert ahead.networks == (taken_down(BOTH, frozenset({2})), taken_down(BOTH, frozenset({3})))
     found = ahead.find(taken_down(BOTH, frozenset({3})))

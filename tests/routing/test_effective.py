@@ -227,7 +227,7 @@ LINUX = [
         "eth0",
         Basis.DEFAULT_ROUTE,
         reasons={"wifi0": "but the system itself uses eth0"},
-        note="eth0 and wifi0 both have metric 100: the one was taken that the system uses",
+        note="eth0 and wifi0 both have metric 100: took the one that the system uses",
     ),
     Situation(
         "a LAN without a gateway has no default route",
@@ -648,7 +648,7 @@ DARWIN = [
         "en5",
         Basis.SCOPED_DEFAULT,
         tunnels=("utun0", "utun1"),
-        note="the delegates of utun0 go round in a circle",
+        note="the delegates of utun0 form a circle",
     ),
     Situation(
         "a tunnel delegated to itself",
@@ -656,7 +656,7 @@ DARWIN = [
         "en5",
         Basis.SCOPED_DEFAULT,
         tunnels=("utun0",),
-        note="go round in a circle",
+        note="form a circle",
     ),
     Situation(
         "VPN up, no network beneath",
@@ -674,7 +674,7 @@ DARWIN = [
         tunnels=("utun0",),
         preferences=Preferences(cost="cheapest"),
         reasons={"pdp_ip0": "is expensive, en0 is not"},
-        note="utun0 is delegated to pdp_ip0, which is expensive; not believed, since en0 is usable",
+        note="utun0 is delegated to pdp_ip0, which is expensive; ignored, because en0 is usable",
     ),
     Situation(
         "the same, but the VPN's word counts",
@@ -683,7 +683,7 @@ DARWIN = [
         Basis.DELEGATE,
         tunnels=("utun0",),
         reasons={"en0": "utun0 is delegated to pdp_ip0"},
-        note="utun0 is delegated to pdp_ip0, which is expensive, while en0 is usable: cost='cheapest' would take that",
+        note="utun0 is delegated to pdp_ip0, which is expensive, while en0 is usable: cost='cheapest' would take en0",
     ),
     Situation(
         "the same, but cost is ignored",
@@ -727,7 +727,7 @@ DARWIN = [
         "en7",
         Basis.SCOPED_DEFAULT,
         reasons={"en5": "ranks like en7, which has the lower index"},
-        note="en7 and en5 rank alike: the one with the lower index was taken",
+        note="en7 and en5 have equal rank: took the one with the lower index",
     ),
     Situation(
         "a bridge to virtual machines has a default, but no gateway",

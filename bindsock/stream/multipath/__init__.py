@@ -1,1 +1,1 @@
-"""Multipath TCP: the byte stream moves from one interface to another."""
+"""Multipath TCP: moves a byte stream from one interface to another by its subflows."""

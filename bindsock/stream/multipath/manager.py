@@ -1,10 +1,10 @@
-"""Orders the subflows of a multipath connection: carries out the orders of :mod:`bindsock.stream.multipath.plan`.
+"""Adds and removes the subflows of a multipath connection: carries out the orders of :mod:`bindsock.stream.multipath.plan`.
 
-Ordering takes a privilege (CAP_NET_ADMIN on Linux). Without it the connection lives as long as one of the subflows does that the
-system has made by itself.
+This needs a privilege (CAP_NET_ADMIN on Linux). Without it, the connection lives as long as one of the subflows that the system
+has made by itself.
 
-The system adds subflows to a multipath socket whatever interface the socket is bound to, so it could add one in a tunnel.
-:func:`~bindsock.routing.multipath.multipath_obstacle` checks that before the dial, the plan at each reading.
+The system adds subflows regardless of the interface that the socket is bound to, so it could add one in a tunnel.
+:func:`~bindsock.routing.multipath.multipath_obstacle` checks this before the dial, and the plan checks it for each reading.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ _logger = logging.getLogger("bindsock")
 JOINING = 5.0
 """Seconds within which a new subflow must be established."""
 _SOONEST, _LATEST = 0.001, 0.05
-"""Seconds between two checks of whether it is: a quarter of the time that it has taken so far, within these bounds."""
+"""The bounds, in seconds, of the delay between two checks for it. The delay is a quarter of the time since the start."""
 _AGAIN = 0.1
-"""Seconds after which it is ordered again, and then after three times as many each time. A kernel, on this side or the peer's,
-that still counts a subflow that is just ending makes no other."""
+"""Seconds after which the subflow is requested again; the delay triples each time. A kernel, here or at the peer, refuses a new
+subflow while it still counts one that is just ending."""
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
-"""Seconds after which a move that failed is tried again. Linux makes no subflow before data has gone both ways
+"""Seconds after which a failed move is tried again. Linux makes no subflow before data has been sent in both directions
 (``net/mptcp/subflow.c``, __mptcp_subflow_connect)."""
 
 
 @dataclass(slots=True)
 class _Move:
-    """A move that is under way."""
+    """A move in progress."""
 
     target: Interface
     began: float
     again: float = _AGAIN
-    """Seconds since its beginning after which the subflow is ordered again."""
+    """Seconds after the start at which the subflow is requested again."""
     address: IPAddress | None = None
-    """The local address of the subflow, once it is ordered."""
+    """The local address of the subflow, once it is requested."""
     queued: bool = True
-    """The order waits for its turn among those of other connections."""
+    """The request waits for its turn among those of other connections."""
 
 
 class SubflowManager:
-    """Orders the subflows of one multipath connection.
+    """Adds and removes the subflows of one multipath connection.
 
-    :param update: called when a new subflow has been established, or will not be
+    :param update: called when a new subflow has been established, or could not be
     """
 
     def __init__(self, watcher: Watcher, paths: PathManager, sock: socket.socket, update: Callable[[], object]) -> None:
@@ -89,14 +89,14 @@ class SubflowManager:
             sock.on_close(self._release)
 
     def subflows(self) -> Iterable[Subflow] | None:
-        """Those that are established; ``None`` if the connection has fallen back to plain TCP."""
+        """The established subflows; ``None`` if the connection has fallen back to plain TCP."""
         sock = self._socket()
         return self._paths.subflows(sock) if sock is not None else ()
 
     def facts(self, subflows: Iterable[Subflow], network: Network, chosen: Interface | None, pin: str | None) -> SubflowFacts:
-        """What a plan is made from. In another network each interface may be tried again.
+        """The facts for the plan. After a change of the network, each interface may be tried again.
 
-        :param chosen: the interface that the decision names, if it names one
+        :param chosen: the interface of the decision, if it has one
         :param pin: the name of the interface to which the connection is pinned
         """
         if network is not self._network:
@@ -112,9 +112,9 @@ class SubflowManager:
         return dataclasses.replace(facts, powerless=self._powerless, refused=facts.refused | {interface.index})
 
     def move(self, interface: Interface) -> bool:
-        """Begin to move to an interface, unless that is under way.
+        """Start to move to an interface, unless that is in progress.
 
-        :return: whether it is under way
+        :return: whether the move is in progress
         """
         move = self._move
         if move is not None and move.target.index == interface.index:
@@ -135,12 +135,12 @@ class SubflowManager:
         return self._move is not None
 
     def retry(self) -> None:
-        """Try again later what was refused."""
+        """Schedule another attempt of the refused moves."""
         if not self._retry.scheduled:
             self._retry.schedule()
 
     def cancel(self) -> None:
-        """Do not go on with a move that is under way."""
+        """Cancel the move in progress."""
         move = self._move
         if move is None:
             return
@@ -150,7 +150,7 @@ class SubflowManager:
             self._unwanted.add(move.address)
 
     def suspend(self) -> None:
-        """Call nothing any more, and order nothing, until it is to move again."""
+        """Stop all timers until the next move."""
         if self._move is not None and self._move.queued:
             self._move = None
         self._retry.cancel()
@@ -159,20 +159,20 @@ class SubflowManager:
             self._timer = None
 
     def arrived(self, place: Location) -> None:
-        """The connection is where a subflow has joined lately."""
+        """Record that the connection uses a new subflow."""
         sock = self._socket()
         if sock is not None:
             try:
                 self._paths.arrived(sock, place.local)
             except OSError as error:
-                _logger.debug("a multipath connection ended as it arrived: %s", error)
+                _logger.debug("a multipath connection ended when its new subflow was established: %s", error)
         self._statistics.rebinds += 1
-        _logger.info("a multipath connection is on %s now", place.interface)
+        _logger.info("moved a multipath connection to %s", place.interface)
 
     def settle(self, place: Location) -> None:
-        """End what was ordered and is not wanted any more, now that there is a subflow by which the peer can be told.
+        """Remove the subflows that were requested in vain, now that a working subflow can tell the peer.
 
-        The peer allows a limited number of subflows, and counts one of which it hears nothing more for minutes.
+        The peer allows a limited number of subflows, and counts a silent one for minutes.
         """
         ordered = self._move.address if self._move is not None else None
         while self._unwanted:
@@ -192,7 +192,7 @@ class SubflowManager:
             ended = self._paths.remove(sock, address, why)
         except OSError as error:
             self._powerless |= isinstance(error, PermissionError)
-            _logger.info("the subflow of %s of a multipath connection could not be ended: %s", address, error)
+            _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, error)
             return False
         if not ended:
             self._left_alone.add(address)
@@ -221,7 +221,7 @@ class SubflowManager:
             move.address = self._paths.add(sock, move.target)
         except OSError as error:
             self._powerless |= isinstance(error, PermissionError)
-            _logger.info("the system makes no subflow by %s for a multipath connection: %s", move.target, error)
+            _logger.info("cannot add a subflow on %s to a multipath connection: %s", move.target, error)
             self._failed(move)
         else:
             self._left_alone.discard(move.address)
@@ -242,7 +242,7 @@ class SubflowManager:
             for subflow in self.subflows() or ()
         ):
             self._move = None
-            self._tell()
+            self._notify()
         elif elapsed < JOINING:
             if elapsed >= move.again:
                 move.again *= 3
@@ -250,19 +250,19 @@ class SubflowManager:
             else:
                 self._wait(move)
         else:
-            _logger.info("a multipath connection got no subflow by %s within %g s", move.target, JOINING)
+            _logger.info("a subflow on %s of a multipath connection was not established within %g s", move.target, JOINING)
             self._failed(move)
 
     def _failed(self, move: _Move) -> None:
         self._refused.add(move.target.index)
         self.cancel()
-        self._tell()
+        self._notify()
 
     def _try_again(self) -> None:
         self._refused.clear()
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         update = self._update()
         if update is not None and not self._asked:
             update()

@@ -1,8 +1,7 @@
-"""Which orders the subflows of a multipath connection are given: values and pure functions.
+"""Decides which subflows of a multipath connection to add and to remove: values and pure functions.
 
-The connection works if one of its subflows does. A subflow is ordered on the interface that the decision names; once it has
-joined, the subflows on interfaces that are lost or were left are ended. :mod:`bindsock.stream.multipath.manager` carries the
-orders out.
+The connection works if one of its subflows works. A subflow is added on the interface of the decision. Once it is established,
+the subflows on other interfaces are removed. :mod:`bindsock.stream.multipath.manager` carries out the orders.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Where the subflows of a connection are."""
+    """The subflows of a connection in a reading of the network."""
 
     working: tuple[Location, ...]
-    """Those that can work."""
+    """The places of the subflows that can work."""
     lost: tuple[IPAddress, ...] = ()
-    """The local addresses of those that cannot: the interface is down, without carrier, or does not have the address any more, or
-    the subflow is bound to one that was deleted."""
+    """The local addresses of the subflows that cannot work: the interface is down, without carrier, or has lost the address, or
+    the subflow is bound to a deleted interface."""
     forbidden: tuple[tuple[IPAddress, str], ...] = ()
-    """Local address and interface of those where no subflow may be."""
+    """The local address and the interface of each subflow on a forbidden interface."""
 
 
 def situation(
@@ -45,10 +44,10 @@ def situation(
 ) -> Situation:
     """Compare the subflows of a connection with a reading of the network.
 
-    An interface that is deleted and made again, with the same name and address, has another index. A subflow that is bound to the
-    old one stays established, and nothing leaves by it any more.
+    An interface that is deleted and created again, with the same name and address, has another index. A subflow that is bound to
+    the old one stays established, but cannot send any more.
 
-    :param chosen: the interface that the decision names, if it names one
+    :param chosen: the interface of the decision, if it has one
     :param pin: the name of the interface to which the connection is pinned
     :param bound: as :meth:`bindsock.kernel.PathManager.bound`
     """
@@ -69,48 +68,48 @@ def situation(
 
 @dataclass(frozen=True, slots=True)
 class SubflowFacts:
-    """What is known of the subflows."""
+    """The state of the subflows, as the input of :func:`plan_subflows`."""
 
     situation: Situation
     powerless: bool = False
-    """The privilege to order anything is missing."""
+    """The privilege to add or remove subflows is missing."""
     refused: frozenset[int] = frozenset()
-    """Indices of the interfaces by which no subflow can be had for now."""
+    """The indices of the interfaces on which no subflow can be added for now."""
     irremovable: frozenset[IPAddress] = frozenset()
-    """Local addresses of forbidden subflows that could not be ended."""
+    """The local addresses of forbidden subflows that could not be removed."""
     silent_for: float | None = None
-    """Seconds for which the peer has been silent, once they are too many."""
+    """Seconds without an answer from the peer, once they exceed the user timeout."""
 
 
 class Move(enum.Enum):
     """What to do about a move of the connection to another interface."""
 
     GO_ON = enum.auto()
-    """Leave it as it is."""
+    """Go on with the move in progress, if there is one."""
     BEGIN = enum.auto()
-    """Order a subflow on the interface that the decision names, unless that is under way."""
+    """Add a subflow on the interface of the decision, unless that is in progress."""
     RETRY = enum.auto()
-    """It was refused: try again later."""
+    """Try again later, because the subflow was refused."""
     CANCEL = enum.auto()
-    """Do not go on with the one that is under way."""
+    """Cancel the move in progress."""
     SUSPEND = enum.auto()
-    """Order nothing and check nothing until it is to begin again: nothing works, and there is nowhere to go."""
+    """Stop all timers until the next move: no subflow works, and there is no other interface."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubflowOrders:
-    """What to do with the subflows, in this order: remove, arrive at the place, move, remove what was left."""
+    """What to do with the subflows, in this order: remove some, record the place, move, remove those that are not needed."""
 
     found: Assessment
-    """Of the whole connection."""
+    """The assessment of the whole connection."""
     place: Location
-    """Where the connection is: the place of its best subflow."""
+    """The place of the connection, which is the place of its best subflow."""
     move: Move = Move.GO_ON
     remove: tuple[tuple[IPAddress, RemovalReason], ...] = ()
     leave: tuple[IPAddress, ...] = ()
-    """The subflows with these local addresses work, and are not needed any more."""
+    """The local addresses of the subflows that work, but are not needed any more."""
     settle: bool = False
-    """A subflow works, so the peer can be told of those that were ordered in vain."""
+    """Remove the subflows that were requested in vain, because a working subflow can tell the peer."""
 
 
 def plan_subflows(
@@ -122,11 +121,11 @@ def plan_subflows(
     *,
     keep: bool,
 ) -> SubflowOrders:
-    """What to do with the subflows.
+    """Decide which subflows to add and to remove.
 
     :param place: where the connection is
-    :param routed: as :func:`bindsock.stream.viability.assess` takes it
-    :param keep: a connection that works stays where it is, whatever is better
+    :param routed: as for :func:`bindsock.stream.viability.assess`
+    :param keep: do not move a working connection to a better interface
     """
     target = decision.interface
     found = assess(network, place, decision, routed)
@@ -138,13 +137,13 @@ def plan_subflows(
     remove: list[tuple[IPAddress, RemovalReason]] = [(address, "forbidden") for address, _ in facts.situation.forbidden]
     working = facts.situation.working
     if found.moved is not None and any(_is_at(subflow, place) for subflow in working):
-        # Its address is on another interface now. A subflow is bound to the old one, and cannot be bound anew.
+        # Its address is on another interface now. The subflow is bound to the old one, and cannot be bound to another.
         working = tuple(subflow for subflow in working if not _is_at(subflow, place))
         if not working:
             return SubflowOrders(found, place, remove=tuple(remove))
     here = _best(working, place, target, keep=keep)
     if here is None:
-        return _from_nowhere(facts, found, place, tuple(remove))
+        return _without_working_subflow(facts, found, place, tuple(remove))
     if here != place:
         found = assess(network, here, decision, routed)
     remove += [(address, "lost") for address in facts.situation.lost]
@@ -164,16 +163,17 @@ def plan_subflows(
     return SubflowOrders(found, here, move, tuple(remove), leave, settle=True)
 
 
-def _from_nowhere(
+def _without_working_subflow(
     facts: SubflowFacts, found: Assessment, place: Location, remove: tuple[tuple[IPAddress, RemovalReason], ...]
 ) -> SubflowOrders:
-    """What to do while no subflow works."""
+    """Decide what to do while no subflow works."""
     if found.target is None:
         return SubflowOrders(found, place, Move.SUSPEND, remove)
     if not facts.powerless and found.target.index not in facts.refused:
         return SubflowOrders(dataclasses.replace(found, viability=Viability.WORKS, better=None), place, Move.BEGIN, remove)
     if found.viability is Viability.DEAD and not facts.powerless:
-        # The order may have come too soon for the interface, or too late. The next reading tells, or the connection ends soon.
+        # The interface may not have been ready yet, or not any more. The next reading shows it; otherwise the connection ends
+        # soon.
         found = dataclasses.replace(found, viability=Viability.STALLED)
     return SubflowOrders(found, place, Move.GO_ON, remove)
 
@@ -190,5 +190,5 @@ def _is_at(subflow: Location, place: Location) -> bool:
 
 
 def _dead(found: Assessment, reason: str) -> Assessment:
-    """The connection has to end, whether a new one could be made or not."""
+    """The assessment that ends the connection, whether or not a new one could be made."""
     return dataclasses.replace(found, viability=Viability.DEAD, usable=True, reason=reason)

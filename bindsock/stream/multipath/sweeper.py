@@ -1,4 +1,4 @@
-"""Undoes what was done to the system for multipath connections that have ended."""
+"""Removes the system's endpoints that were added for multipath connections, after the connections have ended."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from bindsock.netmon.runtime import Runtime
 
 _FIRST, _LAST = 0.05, 10.0
-"""Seconds between two attempts: the kernel may take a while to send what a closed connection still has."""
+"""Seconds between two attempts, because the kernel may still be sending the remaining data of a closed connection."""
 
 
 class Sweeper:
-    """Asks the path managers of one event loop until nothing is left, once for all connections that have ended."""
+    """Lets the path managers of one event loop clean up until nothing is left, once for all ended connections."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._sweeps: dict[PathManager, Retry] = {}
 
     def sweep(self, paths: PathManager) -> None:
-        """Sweep soon, and again until nothing is left. Does nothing if that is under way."""
+        """Clean up soon, and again until nothing is left. Does nothing if that is in progress."""
         if paths in self._sweeps:
             return
 

@@ -1,4 +1,4 @@
-"""Finds out that the peer of a multipath connection is silent. For plain TCP the kernel does that."""
+"""The user timeout of multipath connections: notices a silent peer. For plain TCP the kernel does this."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class UserTimeout:
     """The user timeout (RFC 5482) of one multipath connection.
 
-    Linux has no TCP_USER_TIMEOUT for it (``net/mptcp/sockopt.c``), and only probes one that is at rest.
+    Linux has no TCP_USER_TIMEOUT for multipath sockets (``net/mptcp/sockopt.c``); it only sends keep-alive probes on idle ones.
 
-    :param seconds: of silence, with something unacknowledged, that are too many
-    :param update: called when they have passed
+    :param seconds: seconds without an answer, while data is unacknowledged, after which the timeout expires
+    :param update: called when it has expired
     """
 
     def __init__(
@@ -27,18 +27,18 @@ class UserTimeout:
     ) -> None:
         self.seconds = seconds
         self.expired: bool = False
-        """Whether the peer has been silent for so long."""
+        """Whether the timeout has expired."""
         self._paths = paths
         self._runtime = watcher.runtime
         self._sock = weakref.ref(sock)
         self._update = weakref.WeakMethod(update)
         self._answered = watcher.runtime.time()
-        """When nothing was left unanswered for the last time."""
+        """When the peer had last answered everything, in monotonic seconds."""
         self._timer: Timer | None = None
         self._wait()
 
     def close(self) -> None:
-        """Call nothing any more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -55,7 +55,7 @@ class UserTimeout:
         silence = self._paths.silence(sock)
         if not silence:
             self._answered = now
-        # After a long rest the last answer is long ago, but nothing has been left unanswered for so long.
+        # On an idle connection the last answer may be long ago, although no data has been unanswered since.
         if min(silence, now - self._answered) >= self.seconds:
             self.expired = True
             update()
