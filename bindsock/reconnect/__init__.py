@@ -1,1 +1,1 @@
-"""Streams that outlive their connection: one stable transport, and connections that are replaced beneath it."""
+"""Streams that outlive their connection: one stable transport whose connection is replaced when its path is lost."""

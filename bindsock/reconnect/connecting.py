@@ -1,4 +1,4 @@
-"""Dials the new connection of a replacement, with its handshake, until it is ready."""
+"""Dials the new connection of a replacement, including its TLS handshake."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from bindsock.reconnect.hooks import Hook
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
-"""Seconds between a dial that failed and the next."""
+"""Seconds between a failed dial and the next."""
 MAX_CONCURRENT_REDIALS = 32
-"""How many connections of one event loop are dialled anew at the same time."""
+"""How many replacements one event loop dials at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Replacing:
-    """How connections are replaced."""
+class ReconnectSettings:
+    """How to replace a connection."""
 
     dial: Dial
     attach: Attach
     hook: Hook
     options: ConnectOptions
-    """Those of the connection. With ``better_path="keep"`` one that works stays; otherwise it goes where a new one would."""
+    """The options of the connection. With ``better_path="keep"``, a working connection is not replaced."""
 
     @property
     def handshake(self) -> bool:
-        """Whether ``attach`` waits for the peer, as TLS does: then the path is watched meanwhile."""
+        """Whether ``attach`` waits for the peer, as TLS does. The path is watched meanwhile."""
         return bool(self.options.ssl)
 
     def requirement(self, address: IPAddress, *, replaceable: bool) -> Requirement:
-        """What is required of one of the connections.
+        """The requirement of one of the connections.
 
-        :param replaceable: ``False`` while it is not ready: then it is ended if its path goes away
+        :param replaceable: ``False`` until it is ready; it is then ended if its path is lost
         """
         options = self.options
         better_path = (options.better_path or "auto") if replaceable else "keep"
@@ -55,27 +55,27 @@ class Replacing:
 
 
 class ConnectingUser(ConnectionOwner, Protocol):
-    """Who wants the new connections, and owns them."""
+    """The owner of the new connections."""
 
     def connected(self, connection: Connection) -> Coroutine[Any, Any, None] | None:
-        """A new connection is ready.
+        """Take a new connection that is ready.
 
-        :return: what to go on with in the same task, without another turn of the loop in between
+        :return: a coroutine to run in the same task, without another iteration of the loop in between
         """
 
     def dial_failed(self) -> None:
-        """There is no new connection; ``last_error`` says why."""
+        """Handle a failed dial; ``last_error`` is its error."""
 
     def dial_again(self) -> None:
-        """The pause is over."""
+        """Dial again, because the pause is over."""
 
 
 class RedialSlots:
-    """Limits how many connections of one event loop are dialled anew at the same time. The one that waits longest is next.
+    """Limits how many replacements one event loop dials at the same time. The slots are given out in order.
 
-    asyncio's semaphore would hold the loop.
+    asyncio's semaphore cannot be used, because it would hold the loop.
 
-    :param runtime: the event loop, whose shared object this is
+    :param runtime: the event loop that shares this object
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -113,14 +113,16 @@ class RedialSlots:
 
 
 class Connecting:
-    """Dials in a task of its own, with a pause after each failure."""
+    """Dials in its own task, with a pause after each failure."""
 
-    def __init__(self, watcher: Watcher, loop: asyncio.AbstractEventLoop, how: Replacing, user: ConnectingUser) -> None:
+    def __init__(
+        self, watcher: Watcher, loop: asyncio.AbstractEventLoop, settings: ReconnectSettings, user: ConnectingUser
+    ) -> None:
         self.last_error: BaseException | None = None
-        """Why the last new connection could not be made, or did not last."""
+        """The last error of a new connection, or of the attempt to make one."""
         self._watcher = watcher
         self._loop = loop
-        self._how = how
+        self._settings = settings
         self._user = user
         self._task: asyncio.Task[None] | None = None
         self._timer: Timer | None = None
@@ -128,24 +130,23 @@ class Connecting:
         self._backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE, random=watcher.runtime.random)
 
     async def connect(self) -> Connection:
-        """Dial until the handshake is done. A path that goes away meanwhile does not count as a failure.
+        """Dial until the handshake is done. If the path changes meanwhile, the dial starts over.
 
         :raises OSError: the dial or the handshake failed
         """
-        return await self._how.dial(self._attach)
+        return await self._settings.dial(self._attach)
 
     async def _attach(self, dialled: Dialled) -> Connection:
         """Do the handshake.
 
-        :raises PathChanged: it failed because the path went away meanwhile
+        :raises PathChanged: it failed because the path was lost
         """
-        how = self._how
         connection = Connection(self._user, dialled)
-        guard = self._guard(connection) if how.handshake else None
+        guard = self._guard(connection) if self._settings.handshake else None
         try:
-            connection.transport = await how.attach(connection, connection.sock)
+            connection.transport = await self._settings.attach(connection, connection.sock)
             if connection.ended:
-                raise connection.error or ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made")
+                raise connection.error or ConnectionResetError(errno.ECONNRESET, "the peer closed the new connection at once")
         except OSError as error:
             if guard is None or guard.error is None:
                 raise
@@ -157,31 +158,31 @@ class Connecting:
                 guard.close()
 
     def dial(self, address: IPAddress) -> None:
-        """Begin to dial.
+        """Start to dial.
 
-        :param address: the peer's so far, for the name of the task
+        :param address: the present address of the peer, for the name of the task
         """
         self._task = start_task(self._loop, self._dial(), f"bindsock dial {address}")
 
     def failed(self, error: BaseException | None) -> None:
-        """A new connection failed, so the next dial comes after a pause.
+        """Record that a new connection failed, so that the next dial comes after a pause.
 
-        :param error: why, if that is known
+        :param error: the error, if it is known
         """
         self._failing = True
         self.last_error = error or self.last_error
 
     def pause(self) -> None:
-        """Ask for the next dial: at once if nothing has failed, else after a pause that grows with each failure."""
+        """Schedule the next dial: soon if nothing has failed, otherwise after a pause that grows with each failure."""
         self._timer = self._watcher.runtime.call_later(self._backoff.next() if self._failing else 0.0, self._again)
 
-    def hurry(self) -> None:
-        """End the pause, if there is one."""
+    def end_pause(self) -> None:
+        """End the pause, if there is one, and dial now."""
         if self._timer is not None:
             self._again()
 
     def stop(self) -> None:
-        """Forget the dial, or the pause, that is under way, and what has failed."""
+        """Cancel the dial or the pause, and reset the back-off."""
         self._stop_timer()
         self._failing = False
         self._backoff.reset()
@@ -190,7 +191,7 @@ class Connecting:
             task.cancel()
 
     def succeeded(self) -> None:
-        """The new connection is the current one now."""
+        """Record that the new connection has become the current one."""
         self.stop()
         self.last_error = None
 
@@ -209,11 +210,11 @@ class Connecting:
             async with self._watcher.runtime.shared(RedialSlots):
                 connection = await self.connect()
         except asyncio.CancelledError as error:
-            # If stop() did not cancel it, a program did that cancels all tasks.
+            # If stop() has not cancelled this task, the program has, for example by cancelling all tasks.
             failure: BaseException = error
             if self._task is not task:
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the cause that the program is told in the end
+        except Exception as error:  # noqa: BLE001 - the program gets any error in the end, as a cause
             failure = error
         else:
             if self._task is not task:
@@ -230,15 +231,15 @@ class Connecting:
             self._user.dial_failed()
 
     def _guard(self, connection: Connection) -> StreamGuard:
-        """Ends the connection, and with it the handshake, when its path goes away."""
+        """A guard that ends the connection, and so its handshake, when its path is lost."""
         dialled = connection.dialled
-        requirement = self._how.requirement(dialled.address, replaceable=False)
+        requirement = self._settings.requirement(dialled.address, replaceable=False)
         return follow_stream(self._watcher, connection.sock, requirement, dialled.path)
 
 
 def start_task(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """A task that begins in a later turn of the loop, when the caller has stored it.
+    """Make a task that starts in a later iteration of the loop, after the caller has stored it.
 
-    ``loop.create_task()`` runs the coroutine at once where the program has set ``asyncio.eager_task_factory``.
+    ``loop.create_task()`` would run the coroutine at once if the program has set ``asyncio.eager_task_factory``.
     """
     return asyncio.Task(coroutine, loop=loop, name=name)

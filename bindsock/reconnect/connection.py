@@ -1,4 +1,4 @@
-"""One real connection beneath a stable transport."""
+"""One real connection of a stable transport."""
 
 from __future__ import annotations
 
@@ -22,55 +22,55 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EARLY = 2**16
-"""Bytes that a new connection may bring before its hook begins. Then it is not read any further."""
+"""Bytes that are buffered before the hook starts. Then reading pauses."""
 _CLOSING = 1.0
-"""Seconds for which TLS may take to close."""
+"""Seconds that closing TLS may take."""
 
 
 class Dialled(Protocol):
-    """A connected socket, with its peer and its path: what a dial returns."""
+    """The result of a dial: a connected socket, with its peer and its path."""
 
     @property
     def sock(self) -> socket.socket: ...
 
     @property
     def address(self) -> IPAddress:
-        """The peer's."""
+        """The address of the peer."""
 
     @property
     def path(self) -> Path | None:
-        """``None`` where the socket is bound to no interface."""
+        """The path; ``None`` if the socket is unbound."""
 
 
 class Dial(Protocol):
-    """Dials, does the rest with what is dialled, and starts both over while the path changes. See ``Dialer.complete``."""
+    """Dials, calls ``rest`` with the result, and starts over if the path changes. See ``Dialer.complete``."""
 
     def __call__(self, rest: Callable[[Dialled], Awaitable[T]], /) -> Awaitable[T]: ...
 
 
 Attach: TypeAlias = Callable[[asyncio.BaseProtocol, socket.socket], Awaitable[asyncio.Transport]]
-"""Makes a transport of a connected socket, with TLS or without. If it fails, it closes the socket."""
+"""Makes a transport for a connected socket, with TLS or without. If it fails, it closes the socket."""
 
 
 CloseMode: TypeAlias = Literal["orderly", "abrupt", "reset"]
-"""How a connection is ended: with a ``close_notify`` where there is TLS; at once; or at once, and its peer gets a reset."""
+"""How to end a connection: with a ``close_notify`` if it uses TLS, at once, or at once with a reset for the peer."""
 
 
 class ConnectionOwner(Protocol):
-    """Who is told what happens to a connection."""
+    """The owner of a connection, which is called for its events."""
 
     def connection_finished(self, connection: Connection) -> None:
-        """The peer has sent its end of file. ``connection.keep_open`` is what ``eof_received()`` will return."""
+        """Handle the peer's end of file. Set ``connection.keep_open`` to the result for ``eof_received()``."""
 
     def connection_ended(self, connection: Connection) -> None:
-        """The connection is over; ``connection.error`` says why."""
+        """Handle the end of the connection; ``connection.error`` is the reason."""
 
     def connection_full(self, connection: Connection) -> None:
-        """``connection.full`` has changed."""
+        """Handle a change of ``connection.full``."""
 
 
 class Connection(asyncio.Protocol):
-    """The protocol of one real transport. It passes on what comes, or keeps it until somebody wants it."""
+    """The protocol of one real transport. It passes on the received data, or buffers it until there is a receiver."""
 
     def __init__(self, owner: ConnectionOwner, dialled: Dialled) -> None:
         self.dialled = dialled
@@ -79,15 +79,15 @@ class Connection(asyncio.Protocol):
         self.finished: bool = False
         """The peer has sent its end of file."""
         self.keep_open: bool | None = True
-        """Whether the transport stays open for writing when the peer has finished."""
+        """Whether the transport stays open for writing after the peer's end of file."""
         self.ended: bool = False
         self.error: Exception | None = None
         self.full: bool = False
-        """The transport's write buffer is full."""
+        """The write buffer of the transport is full."""
         self.received: int = 0
-        """How often data came."""
+        """How often data was received."""
         self.upgrading: bool = False
-        """TLS is being started over the transport, which is the TLS protocol's until then."""
+        """TLS is being started; meanwhile the TLS protocol owns the transport."""
         self._owner: ConnectionOwner | None = owner
         self._sink: Callable[[bytes], object] | None = None
         self._early = bytearray()
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def interface(self) -> str | None:
-        """The name of the interface that it uses."""
+        """The name of the interface in use."""
         if self.follower is not None:
             return self.follower.place.interface
         path = self.dialled.path
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def dropped(self) -> bool:
-        """Whether it has been forgotten, and ends."""
+        """Whether :meth:`drop` was called."""
         return self._owner is None
 
     @property
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
         if self._owner is None:
             return None
         self._owner.connection_finished(self)
-        # TLS cannot be half-closed, and asyncio warns of the attempt.
+        # TLS cannot be half-closed, and asyncio logs a warning for the attempt.
         return self.keep_open and not self.encrypted
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,8 +152,8 @@ class Connection(asyncio.Protocol):
         if self._owner is not None:
             self._owner.connection_full(self)
 
-    def pour(self, sink: Callable[[bytes], object]) -> None:
-        """Pass on what came, and from now on what comes."""
+    def deliver_to(self, sink: Callable[[bytes], object]) -> None:
+        """Pass the buffered data to a receiver, and from now on all data that is received."""
         self._sink = sink
         self.read(True)
         early = self.early()
@@ -161,13 +161,13 @@ class Connection(asyncio.Protocol):
             sink(early)
 
     def early(self) -> bytes:
-        """What came and has not been passed on."""
+        """Take the buffered data."""
         early = bytes(self._early)
         self._early.clear()
         return early
 
     def read(self, on: bool) -> None:
-        """Let the transport read, or not."""
+        """Resume or pause reading."""
         if on is not self._reading and not self.ended:
             self._reading = on
             if on:
@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
 
     def lend(self, protocol: asyncio.StreamReaderProtocol) -> None:
-        """Give the transport to another protocol."""
+        """Lend the transport to another protocol."""
         protocol.connection_made(self.transport)
         if self.ended:
             protocol.connection_lost(self.error)
@@ -190,28 +190,28 @@ class Connection(asyncio.Protocol):
             protocol.eof_received()
 
     def take_back(self, transport: asyncio.Transport) -> None:
-        """Take the transport back; it may have been wrapped in TLS meanwhile."""
+        """Take the transport back. It may use TLS now."""
         if self.ended or self._owner is None:
             return
         self.transport = transport
         transport.set_protocol(self)
         if not transport.is_closing():
-            # The other protocol may have paused it. If not, asyncio ignores this.
+            # The other protocol may have paused reading. Otherwise asyncio ignores this call.
             transport.resume_reading()
             self._reading = True
 
     async def start_tls(
         self, start_tls: Callable[..., Awaitable[asyncio.Transport | None]], sslcontext: ssl.SSLContext, **options: Any
     ) -> None:
-        """Put TLS on top of the transport.
+        """Start TLS on the transport.
 
-        :param start_tls: the event loop's own
+        :param start_tls: the method of the event loop
         """
         self.upgrading = True
         try:
             transport = await start_tls(self.transport, self, sslcontext, **options)
         except BaseException as error:
-            # asyncio does not tell the protocol of a handshake that fails.
+            # asyncio does not report a failed handshake to the protocol.
             self.connection_lost(error if isinstance(error, Exception) else None)
             raise
         finally:
@@ -220,18 +220,18 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     def half_close(self) -> bool:
-        """Send what is buffered and then an end of file.
+        """Send the buffered data and then an end of file.
 
-        :return: whether that is possible: not over TLS
+        :return: whether that is possible; it is not with TLS
         """
         if not self.transport.can_write_eof():
             return False
-        with contextlib.suppress(OSError, RuntimeError):  # the program has half-closed it, or it was just lost
+        with contextlib.suppress(OSError, RuntimeError):  # the program has half-closed it, or it has just been lost
             self.transport.write_eof()
         return True
 
-    def rest(self) -> bytes:
-        """What came and was not read since reading was paused. Over TLS the kernel's part of it cannot be had."""
+    def read_rest(self) -> bytes:
+        """Read the received data that is still unread because reading was paused. With TLS, the kernel's part is not included."""
         rest = self.early()
         if self._reading or self.ended or self.encrypted:
             return rest
@@ -241,9 +241,10 @@ class Connection(asyncio.Protocol):
         return rest
 
     def drop(self, kernel: Kernel, mode: CloseMode, runtime: Runtime, *, soon: bool = False) -> None:
-        """Forget the connection, and end it.
+        """Ignore the events of the connection from now on, and end it.
 
-        :param soon: end it in the next turn of the loop, so that what follows need not wait for that
+        :param mode: how to end it
+        :param soon: end it in the next iteration of the loop, so that more urgent work comes first
         """
         dropped = self.dropped
         self._owner = self._sink = None

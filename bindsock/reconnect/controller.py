@@ -1,4 +1,4 @@
-"""Keeps one stable transport connected: feeds :mod:`bindsock.reconnect.machine` with events, and carries out its actions."""
+"""Keeps one stable transport connected: feeds events to :mod:`bindsock.reconnect.machine` and carries out its actions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.errors import InterfaceChanged
 from bindsock.netmon.turns import CallbackBudget
-from bindsock.reconnect.connecting import Connecting, Replacing
+from bindsock.reconnect.connecting import Connecting, ReconnectSettings
 from bindsock.reconnect.connection import CloseMode, Connection
+from bindsock.reconnect.draining import Draining
 from bindsock.reconnect.machine import Action, Event, Machine, State
-from bindsock.reconnect.patience import Patience
 from bindsock.reconnect.resuming import Resuming
 from bindsock.reconnect.transport import ReplaceableTransport
 from bindsock.stream.follower import PathFollower
@@ -44,33 +44,33 @@ _PATH_ERRORS = frozenset(
         errno.ENXIO,
     }
 )
-"""A connection ends with these when its path is dead. Other errors come from the peer, and the program is told."""
+"""The errors of a connection whose path is dead. Other errors come from the peer and are passed to the program."""
 
 
 @dataclass(slots=True)
-class _Leaving:
-    """How the current connection will be left."""
+class _Removal:
+    """Why and how the current connection will be dropped."""
 
     reason: str = ""
     mode: CloseMode = "orderly"
 
 
 class Controller:
-    """Owns the connections beneath one stable transport."""
+    """Owns the connections of one stable transport."""
 
-    def __init__(self, watcher: Watcher, loop: asyncio.AbstractEventLoop, how: Replacing) -> None:
+    def __init__(self, watcher: Watcher, loop: asyncio.AbstractEventLoop, settings: ReconnectSettings) -> None:
         self.transport: ReplaceableTransport
         self._watcher = watcher
-        self._how = how
+        self._settings = settings
         self._machine = Machine()
         self._events: deque[Event] = deque()
         self._connection: Connection | None = None
         self._new: Connection | None = None
-        self._connecting = Connecting(watcher, loop, how, self)
-        self._resuming = Resuming(loop, how.hook, self)
-        self._patience = Patience(watcher.runtime, how.options.drain_timeout)
+        self._connecting = Connecting(watcher, loop, settings, self)
+        self._resuming = Resuming(loop, settings.hook, self)
+        self._draining = Draining(watcher.runtime, settings.options.drain_timeout)
         self._deadline: Timer | None = None
-        self._leaving = _Leaving()
+        self._removal = _Removal()
         self._follower = _WeakFollower(self)
         weakref.finalize(self, watcher.unfollow, self._follower).atexit = False
 
@@ -88,7 +88,7 @@ class Controller:
         except BaseException:
             self.abort()
             raise
-        connection.pour(self.transport.deliver)
+        connection.deliver_to(self.transport.deliver)
         if connection.ended or connection.finished:
             self._feed_end(connection)
         self.refresh()
@@ -99,31 +99,31 @@ class Controller:
         return self._machine.state
 
     def close(self) -> None:
-        """Close the current connection; there is nothing more to write."""
+        """Close the current connection, because all data has been written."""
         self.feed(Event.CLOSE)
 
     def abort(self) -> None:
-        """End everything at once."""
-        self._leaving.mode = "abrupt"
+        """End all connections at once."""
+        self._removal.mode = "abrupt"
         self.feed(Event.ABORT)
 
     def refresh(self) -> None:
-        """Compare with the newest reading of the network."""
+        """Process the newest reading of the network."""
         if self._watcher.follows(self._follower):
             self.update(self._watcher.refresh())
 
     def update(self, decider: Decider) -> None:
-        """Feed what a reading of the network means for the connections."""
+        """Feed the events that follow from a reading of the network."""
         state = self._machine.state
         if state is State.RECONNECTING:
-            decision = decider.with_pin(self._how.options.interface).decide(self._current.dialled.address)
+            decision = decider.with_pin(self._settings.options.interface).decide(self._current.dialled.address)
             if decision.interface is not None or decision.unbound:
                 self.feed(Event.USABLE)
             return
         if state in (State.WAITING, State.DRAINING, State.RESUMING) and self._new is not None:
             orders = _orders(self._new, decider)
             if orders is not None and (orders.step is Step.END or (orders.overdue and orders.found.usable)):
-                self._leaving.reason = orders.found.reason
+                self._removal.reason = orders.found.reason
                 self.feed(Event.NEW_LOST)
         if state not in (State.RECONNECTING, State.RESUMING, State.CLOSED):
             orders = _orders(self._current, decider)
@@ -131,25 +131,25 @@ class Controller:
                 self._feed_orders(orders)
 
     def _feed_orders(self, orders: Orders) -> None:
-        """Feed what is to be done with the current connection."""
+        """Feed the event that follows from the orders for the current connection."""
         reason = orders.found.reason
         if orders.step is Step.WAIT:
-            self._patience.stalled(orders.found.grace)
+            self._draining.stalled(orders.found.grace)
             if orders.found.usable:
-                self._leaving.reason = reason
+                self._removal.reason = reason
                 self.feed(Event.STALLED)
                 if orders.overdue:
                     self.feed(Event.OVERDUE)
             return
-        self._patience.recovered()
+        self._draining.recovered()
         if orders.step is Step.END:
-            self._leaving = _Leaving(reason, "reset")
+            self._removal = _Removal(reason, "reset")
             self.feed(Event.LOST)
         elif orders.step is Step.STAY:
-            self._leaving.reason = ""
+            self._removal.reason = ""
             self.feed(Event.STAYS)
         elif orders.step is Step.LEAVE and not self.transport.busy:
-            self._leaving.reason = reason
+            self._removal.reason = reason
             self.feed(Event.BETTER)
 
     def connection_finished(self, connection: Connection) -> None:
@@ -160,11 +160,11 @@ class Controller:
     def connection_ended(self, connection: Connection) -> None:
         """See :class:`bindsock.reconnect.connection.ConnectionOwner`."""
         if connection is self._connection:
-            self.feed(Event.BROKE if _of_the_path(connection.error) else Event.ENDED)
+            self.feed(Event.BROKE if _is_path_error(connection.error) else Event.ENDED)
         elif connection is self._new and (connection.error is not None or self._machine.state is not State.RESUMING):
             self._connecting.failed(connection.error)
             self.feed(Event.NEW_LOST)
-        # A new one that has ended in good order while the hook runs may have brought all that the hook wants.
+        # If the new connection ends without an error while the hook runs, the hook may still have all the data that it needs.
 
     def connection_full(self, connection: Connection) -> None:
         """See :class:`bindsock.reconnect.connection.ConnectionOwner`."""
@@ -179,7 +179,7 @@ class Controller:
             self.feed(Event.DIALLED)
         finally:
             go_on = self._resuming.end_hosting()
-        # What happened to the path meanwhile raises no further event. The hook, which may wait for ever, has begun by then.
+        # The events since the dial have passed already. By then the hook, which may wait for ever, has started.
         self._watcher.runtime.call_soon(self._follow_and_refresh, connection)
         return go_on
 
@@ -207,14 +207,14 @@ class Controller:
         self.feed(Event.HOOK_FAILED)
 
     def feed(self, event: Event) -> None:
-        """Take an event, and carry out the actions. Events that these cause come after them."""
+        """Process an event, and carry out its actions. Events that the actions cause are processed afterwards."""
         self._events.append(event)
         if len(self._events) > 1:
             return
         while self._events:
             try:
                 self._take(self._events[0])
-            except Exception as error:  # noqa: BLE001 - the program's protocol raised; asyncio's transports treat it likewise
+            except Exception as error:  # noqa: BLE001 - the program's protocol raised; handled as in asyncio's transports
                 self._fail(error)
             finally:
                 self._events.popleft()
@@ -242,8 +242,8 @@ class Controller:
         return self._connection
 
     def _cut(self) -> None:
-        _logger.info("%s is replaced: %s", self, self._leaving.reason or self._current.error)
-        self._leaving.mode = "orderly" if self._machine.state is State.DRAINING else "reset"
+        _logger.info("replacing %s: %s", self, self._removal.reason or self._current.error)
+        self._removal.mode = "orderly" if self._machine.state is State.DRAINING else "reset"
         self.transport.cut()
 
     def _dial(self) -> None:
@@ -252,15 +252,15 @@ class Controller:
     def _pause(self) -> None:
         self._connecting.pause()
 
-    def _hurry(self) -> None:
-        self._connecting.hurry()
+    def _end_pause(self) -> None:
+        self._connecting.end_pause()
 
     def _stop_dialling(self) -> None:
         self._connecting.stop()
 
     def _start_clock(self) -> None:
         self._stop_clock()
-        timeout = self._how.options.reconnect_timeout
+        timeout = self._settings.options.reconnect_timeout
         if timeout is not None:
             self._deadline = self._watcher.runtime.call_later(timeout, self.feed, Event.EXPIRED)
 
@@ -269,19 +269,19 @@ class Controller:
         if deadline is not None:
             deadline.cancel()
 
-    def _hold_out(self) -> None:
-        self._patience.hold_out(functools.partial(self.feed, Event.GIVEN_UP))
+    def _wait_for_path(self) -> None:
+        self._draining.wait_for_path(functools.partial(self.feed, Event.GRACE_OVER))
 
     def _drain(self) -> None:
-        self._patience.drain(self._current, functools.partial(self.feed, Event.DRAINED))
+        self._draining.drain(self._current, functools.partial(self.feed, Event.DRAINED))
 
     def _stop_waiting(self) -> None:
-        self._patience.stop()
+        self._draining.stop()
 
     def _drop(self) -> None:
-        self._resuming.unread += self._current.rest()
+        self._resuming.unread += self._current.read_rest()
         soon = self._machine.state is State.RESUMING
-        self._current.drop(self._watcher.kernel, self._leaving.mode, self._watcher.runtime, soon=soon)
+        self._current.drop(self._watcher.kernel, self._removal.mode, self._watcher.runtime, soon=soon)
 
     def _drop_new(self) -> None:
         connection, self._new = self._new, None
@@ -295,15 +295,15 @@ class Controller:
     def _stop_hook(self) -> None:
         self._resuming.stop()
 
-    def _go_on(self) -> None:
+    def _switch(self) -> None:
         assert self._new is not None
         connection = self._connection = self._new
         self._new = None
         self._connecting.succeeded()
-        self._patience.recovered()
-        self._leaving = _Leaving()
+        self._draining.recovered()
+        self._removal = _Removal()
         self._watcher.statistics.reconnected += 1
-        _logger.info("%s goes on", self)
+        _logger.info("replaced by %s", self)
         self.transport.replace(connection, self._resuming.take_first())
         self._feed_end(connection)
 
@@ -311,7 +311,7 @@ class Controller:
         connection = self._current
         connection.keep_open = self.transport.finish()
         if not connection.keep_open:
-            # If the event comes late, eof_received() has returned already.
+            # If the event is processed late, eof_received() has returned already.
             self._watcher.runtime.call_soon(connection.transport.close)
 
     def _close(self) -> None:
@@ -324,7 +324,7 @@ class Controller:
         self.transport.end(None)
 
     def _give_up(self) -> None:
-        reason = self._leaving.reason or self._current.error or "a better path"
+        reason = self._removal.reason or self._current.error or "a better path"
         error = InterfaceChanged(
             f"{self} was lost ({reason}) and could not be replaced",
             interface=self._current.interface,
@@ -336,13 +336,13 @@ class Controller:
         self.transport.end(error)
 
     def _follow(self, connection: Connection) -> None:
-        """Follow a connection through the network.
+        """Start to follow a connection.
 
         :raises OSError: it has ended
         """
         dialled = connection.dialled
         if dialled.path is not None:
-            requirement = self._how.requirement(dialled.address, replaceable=True)
+            requirement = self._settings.requirement(dialled.address, replaceable=True)
             connection.follower = PathFollower(self._watcher, connection.sock, requirement, dialled.path, self)
 
     def _follow_and_refresh(self, connection: Connection) -> None:
@@ -351,7 +351,7 @@ class Controller:
         try:
             self._follow(connection)
         except OSError as error:
-            # One that is closing will say so itself.
+            # A closing transport reports its end itself.
             if not connection.transport.is_closing():
                 self._connecting.failed(error)
                 self.feed(Event.NEW_LOST if connection is self._new else Event.BROKE)
@@ -359,7 +359,7 @@ class Controller:
             self.refresh()
 
     def _feed_end(self, connection: Connection) -> None:
-        """Feed what happened to a connection before it was the current one."""
+        """Feed the events of a connection from before it was the current one."""
         if connection.finished:
             self.connection_finished(connection)
         if connection.ended:
@@ -373,18 +373,18 @@ _ACTIONS: dict[Action, Callable[[Controller], None]] = {
     Action.CUT: Controller._cut,
     Action.DIAL: Controller._dial,
     Action.PAUSE: Controller._pause,
-    Action.HURRY: Controller._hurry,
+    Action.END_PAUSE: Controller._end_pause,
     Action.STOP_DIALLING: Controller._stop_dialling,
     Action.START_CLOCK: Controller._start_clock,
     Action.STOP_CLOCK: Controller._stop_clock,
-    Action.HOLD_OUT: Controller._hold_out,
+    Action.WAIT_FOR_PATH: Controller._wait_for_path,
     Action.DRAIN: Controller._drain,
     Action.STOP_WAITING: Controller._stop_waiting,
     Action.DROP: Controller._drop,
     Action.RUN_HOOK: Controller._run_hook,
     Action.STOP_HOOK: Controller._stop_hook,
     Action.DROP_NEW: Controller._drop_new,
-    Action.GO_ON: Controller._go_on,
+    Action.SWITCH: Controller._switch,
     Action.REFRESH: Controller.refresh,
     Action.TELL_FINISHED: Controller._tell_finished,
     Action.CLOSE: Controller._close,
@@ -395,7 +395,7 @@ _ACTIONS: dict[Action, Callable[[Controller], None]] = {
 
 
 class _WeakFollower:
-    """What the watcher holds. The controller lives only as long as its transport does."""
+    """Holds the controller weakly for the watcher. The controller lives only as long as its transport."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = weakref.ref(controller)
@@ -408,11 +408,11 @@ class _WeakFollower:
 
 
 def _orders(connection: Connection, decider: Decider) -> Orders | None:
-    """What to do with a connection, ``None`` if it is not followed or has ended."""
+    """The orders for a connection; ``None`` if it is not followed or has ended."""
     if connection.follower is None or connection.ended or connection.sock.fileno() == -1:
         return None
     return connection.follower.update(connection.sock, decider)
 
 
-def _of_the_path(error: Exception | None) -> bool:
+def _is_path_error(error: Exception | None) -> bool:
     return isinstance(error, OSError) and error.errno in _PATH_ERRORS

@@ -1,4 +1,4 @@
-"""The program's part in a replacement: what it sends on the new connection before the old conversation goes on."""
+"""Runs the program's hook on a new connection, so that it can log in again before the old conversation goes on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from bindsock.reconnect.transport import ReplaceableTransport
 
 OnReconnect: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[bytes | None]]
-"""``async def on_reconnect(reader, writer, unread)``: log in again, and send again what was not acknowledged.
+"""``async def on_reconnect(reader, writer, unread)``: logs in again, and sends again what was not acknowledged.
 
-The reader and the writer are the new connection's own, and the hook's until it returns. ``unread`` came over the old connection
-and was not read. What the hook returns is read first by the program, before anything else that the new connection brings.
+The reader and the writer belong to the new connection, and to the hook until it returns. ``unread`` has the bytes of the old
+connection that the program has not read. The program reads the bytes that the hook returns first, before the data of the new
+connection.
 """
 
 
@@ -28,16 +29,16 @@ class Hook(Protocol):
     async def run(self, connection: Connection, transport: ReplaceableTransport, unread: bytes) -> bytes:
         """Let the program send and receive.
 
-        :param unread: what came over the old connection and was not delivered
-        :return: what is delivered before anything else
+        :param unread: the data of the old connection that was not delivered
+        :return: the data to deliver first
         """
 
 
 class StreamHook:
-    """Calls an ``on_reconnect`` with streams of its own.
+    """Calls ``on_reconnect`` with another reader and writer.
 
-    They are asyncio's, on the event loop's own transport, so the hook can do whatever can be done with a fresh connection, for
-    example start TLS. Meanwhile the program's reader and writer wait.
+    They use the event loop's own transport, so the hook can do everything that is possible with a new connection, for example
+    start TLS. Meanwhile the program's reader and writer wait.
     """
 
     def __init__(self, on_reconnect: OnReconnect, reader: ReplaceableReader, limit: int) -> None:
@@ -63,7 +64,7 @@ class StreamHook:
 
 
 class _HookProtocol(asyncio.StreamReaderProtocol):
-    """Tells the connection what happens while the transport is the hook's."""
+    """Passes events to the connection while the hook uses the transport."""
 
     def __init__(self, reader: asyncio.StreamReader, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
@@ -95,14 +96,14 @@ class _HookWriter(asyncio.StreamWriter):
         self._hook_reader.set_transport(self.transport)
 
     def __del__(self) -> None:
-        """Leave the connection open when the hook lets go of the writer. asyncio's writer would close it."""
+        """Leave the connection open when the writer is freed. asyncio's writer would close it."""
 
 
 class ProtocolHook:
     """Calls a protocol's ``connection_replaced(transport, unread)``, coroutine method or not.
 
-    What the new connection brings goes to the protocol's ``data_received()``. What the protocol writes to the transport that it
-    is given is sent before what was held.
+    The data of the new connection goes to the protocol's ``data_received()``. What the protocol writes to the given transport is
+    sent before the held data.
     """
 
     async def run(self, connection: Connection, transport: ReplaceableTransport, unread: bytes) -> bytes:
@@ -112,7 +113,7 @@ class ProtocolHook:
             result = protocol.connection_replaced(handle, unread)
             if inspect.isawaitable(result):
                 # The method reaches its first await before the protocol gets the first byte.
-                asyncio.get_running_loop().call_soon(connection.pour, transport.deliver)
+                asyncio.get_running_loop().call_soon(connection.deliver_to, transport.deliver)
                 await result
         finally:
             handle.hook_is_done()
@@ -120,7 +121,7 @@ class ProtocolHook:
 
 
 class HookTransport(asyncio.Transport):
-    """The new connection for as long as the hook runs, and the stable transport from then on."""
+    """A transport for the hook: it uses the new connection while the hook runs, and the stable transport afterwards."""
 
     def __init__(self, stable: ReplaceableTransport, connection: Connection) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ class HookTransport(asyncio.Transport):
         self._connection: Connection | None = connection
 
     def hook_is_done(self) -> None:
-        """Be the stable transport from now on."""
+        """Use the stable transport from now on."""
         self._connection = None
 
     @property
@@ -177,11 +178,11 @@ class HookTransport(asyncio.Transport):
     async def start_tls(
         self, start_tls: Callable[..., Awaitable[asyncio.Transport | None]], sslcontext: ssl.SSLContext, **options: Any
     ) -> None:
-        """As :meth:`ReplaceableTransport.start_tls` does it."""
+        """See :meth:`ReplaceableTransport.start_tls`."""
         await (self._stable if self._connection is None else self._connection).start_tls(start_tls, sslcontext, **options)
 
     async def sendfile(self, sendfile: Callable[..., Awaitable[int]], file: Any, *args: Any, **options: Any) -> int:
-        """As :meth:`ReplaceableTransport.sendfile` does it."""
+        """See :meth:`ReplaceableTransport.sendfile`."""
         if self._connection is None:
             return await self._stable.sendfile(sendfile, file, *args, **options)
         return await sendfile(self._connection.transport, file, *args, **options)

@@ -1,8 +1,9 @@
-"""The life of a connection that is replaced when its path is lost: one table, without sockets, tasks or a clock.
+"""The state machine of a connection that is replaced when its path is lost: one table, without sockets, tasks or a clock.
 
-The program holds one stable transport. Beneath it is the *current* connection, and for some time the *new* one. What happens
-is an :class:`Event`; :data:`TABLE` gives the next state and the actions for
-:class:`~bindsock.reconnect.controller.Controller` to take, in order. The rules behind the table:
+The program holds one stable transport. The transport has a *current* connection, and during a replacement also a *new* one. For
+each :class:`Event`, :data:`TABLE` gives the next state and the actions, which
+:class:`~bindsock.reconnect.controller.Controller` carries out in order. For example, if the program's hook raises
+(:attr:`Event.HOOK_FAILED`), the connection is given up. The rules behind the table:
 
 1. What the program writes goes to the current connection. From the *cut* on it is held until the hook has run on the new
    connection. It never goes to both, and nothing goes to the current connection after the cut.
@@ -24,19 +25,19 @@ from types import MappingProxyType
 
 
 class State(enum.Enum):
-    """Where in its life a connection is."""
+    """The state of a connection."""
 
     LIVE = "live"
     DIALLING = "dialling"
     """The current connection works and is used; a better one is being dialled."""
     STALLED = "stalled"
-    """The current connection has no carrier or no route, and is used all the same; a new one is being dialled."""
+    """The current connection has no carrier or no route, and is still used; a new one is being dialled."""
     WAITING = "waiting"
-    """The new connection is ready; the path of the current one, which is stalled, may come back for a moment more."""
+    """The new connection is ready; the stalled path of the current one may still come back for a moment."""
     DRAINING = "draining"
-    """The new connection is ready. The current one is not written to any more; what is in flight from the peer is received."""
+    """The new connection is ready. Nothing more is written to the current one; data in flight from the peer is received."""
     RECONNECTING = "reconnecting"
-    """The current connection is dead; a new one is being dialled, or will be after a pause."""
+    """The current connection is dead; a new one is being dialled, or will be dialled after a pause."""
     RESUMING = "resuming"
     """The program's hook runs on the new connection."""
     FINISHING = "finishing"
@@ -45,10 +46,10 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What can happen to it."""
+    """An event in the life of a connection."""
 
     LOST = "lost"
-    """The current connection cannot work any more, and another could."""
+    """The current connection cannot work any more, and another could be made."""
     BETTER = "better"
     """The current connection works, and a new one would leave by another interface."""
     STAYS = "stays"
@@ -56,73 +57,74 @@ class Event(enum.Enum):
     STALLED = "stalled"
     """The current connection has no carrier or no route, and another could be made."""
     OVERDUE = "overdue"
-    """The current connection has been stalled for long."""
-    GIVEN_UP = "given up"
-    """The stalled path of the current connection is not waited for any longer, now that the new one is ready."""
+    """The current connection has been stalled for the longest allowed time."""
+    GRACE_OVER = "grace over"
+    """The stalled path has not come back in time. The new connection is ready."""
     BROKE = "broke"
-    """The current connection has ended with an error of the path: nobody answered, or nothing could be sent."""
+    """The current connection has ended with an error of its path: no answer, or nothing could be sent."""
     ENDED = "ended"
-    """The current connection has ended for another reason, or without one."""
+    """The current connection has ended for another reason."""
     FINISHED = "finished"
     """The peer has sent its end of file over the current connection."""
     USABLE = "usable"
     """The network has changed, and a connection could be made."""
     DIALLED = "dialled"
-    """The new connection is ready, with TLS if it has that."""
+    """The new connection is ready, including its TLS handshake."""
     DIAL_FAILED = "dial failed"
     RETRY = "retry"
     """The pause after a failed dial is over."""
     DRAINED = "drained"
-    """Nothing more comes from the current connection, or it has taken too long."""
+    """No more data arrives from the current connection, or draining has taken too long."""
     NEW_LOST = "new lost"
     """The new connection has ended, or cannot work any more."""
     RESUMED = "resumed"
-    """The hook is done."""
+    """The hook has returned."""
     HOOK_FAILED = "hook failed"
-    """The hook has raised."""
+    """The hook has raised an error that is not the fault of the new connection."""
     EXPIRED = "expired"
     """The time for the replacement is over."""
     CLOSE = "close"
-    """The program closes, and all that it wrote has been handed to the current connection or will never be."""
+    """The program closes. All that it wrote has been passed to the current connection, or is discarded."""
     ABORT = "abort"
     """The program aborts."""
 
 
 class Action(enum.Enum):
-    """What is to be done."""
+    """An action of the controller."""
 
     CUT = "cut"
-    """From now on, hold what the program writes."""
+    """Hold what the program writes, from now on."""
     DIAL = "dial"
     PAUSE = "pause"
-    """Dial again after a pause, longer each time."""
-    HURRY = "hurry"
-    """End the pause, if there is one."""
+    """Dial again after a pause, which grows each time."""
+    END_PAUSE = "end pause"
+    """End the pause, if there is one, and dial now."""
     STOP_DIALLING = "stop dialling"
-    """Forget the dial, or the pause, that is under way."""
+    """Cancel the dial, or the pause."""
     START_CLOCK = "start clock"
-    """Start the time for the replacement, or start it again."""
+    """Start the time limit for the replacement, or start it again."""
     STOP_CLOCK = "stop clock"
-    HOLD_OUT = "hold out"
-    """Wait for the path of the current connection to come back, if that has not been tried for long enough yet."""
+    WAIT_FOR_PATH = "wait for path"
+    """Wait for the path of the current connection to come back, until its grace is over."""
     DRAIN = "drain"
-    """Half-close the current connection, and receive what comes."""
+    """Half-close the current connection, and receive the data in flight."""
     STOP_WAITING = "stop waiting"
-    """End what HOLD_OUT or DRAIN has begun."""
+    """Cancel WAIT_FOR_PATH or DRAIN."""
     DROP = "drop"
-    """Forget the current connection."""
+    """Drop the current connection."""
     RUN_HOOK = "run hook"
     """Start the hook on the new connection."""
     STOP_HOOK = "stop hook"
     DROP_NEW = "drop new"
-    GO_ON = "go on"
-    """The new connection becomes the current one; send what was held."""
+    """Drop the new connection."""
+    SWITCH = "switch"
+    """Make the new connection the current one, and send what was held."""
     REFRESH = "refresh"
-    """Compare with the newest reading of the network: what has happened meanwhile raises no further event."""
+    """Process the newest reading of the network, because the events since then have passed already."""
     TELL_FINISHED = "tell finished"
-    """Pass the peer's end of file on."""
+    """Pass the peer's end of file to the program."""
     CLOSE = "close"
-    """Let the current connection send what it has, and close it."""
+    """Let the current connection send its buffered data, and close it."""
     TELL_ENDED = "tell ended"
     """Tell the program how the current connection ended."""
     TELL_CLOSED = "tell closed"
@@ -145,7 +147,7 @@ _CLEAN_UP = {
     _S.RESUMING: (_A.STOP_CLOCK, _A.STOP_HOOK, _A.DROP_NEW),
     _S.FINISHING: (),
 }
-"""What is under way in each state, and ends with it."""
+"""The actions that end what is in progress in each state."""
 
 
 def _closed(state: State, *actions: Action) -> Outcome:
@@ -171,7 +173,7 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
         _E.ABORT: _closed(_S.LIVE, _A.TELL_CLOSED),
     },
     _S.DIALLING: {
-        # The dial goes on; it leads to wherever a connection can be made.
+        # The dial goes on, to whatever interface is effective.
         _E.LOST: _LOSE_WHILE_DIALLING,
         _E.BROKE: _LOSE_WHILE_DIALLING,
         _E.STALLED: (_S.STALLED, ()),
@@ -181,7 +183,7 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
         _E.DIALLED: (_S.DRAINING, (_A.CUT, _A.DRAIN)),
         _E.DIAL_FAILED: (_S.DIALLING, (_A.PAUSE,)),
         _E.RETRY: (_S.DIALLING, (_A.DIAL,)),
-        # The current connection works. The next change of the network is another occasion.
+        # The current connection works. The next change of the network starts another attempt.
         _E.EXPIRED: (_S.LIVE, _CLEAN_UP[_S.DIALLING]),
         _E.CLOSE: (_S.FINISHING, (*_CLEAN_UP[_S.DIALLING], _A.CLOSE)),
         _E.ABORT: _closed(_S.DIALLING, _A.TELL_CLOSED),
@@ -193,7 +195,7 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
         _E.BETTER: (_S.DIALLING, ()),
         _E.FINISHED: (_S.FINISHING, (*_CLEAN_UP[_S.STALLED], _A.TELL_FINISHED)),
         _E.ENDED: _closed(_S.STALLED, _A.TELL_ENDED),
-        _E.DIALLED: (_S.WAITING, (_A.HOLD_OUT,)),
+        _E.DIALLED: (_S.WAITING, (_A.WAIT_FOR_PATH,)),
         _E.DIAL_FAILED: (_S.STALLED, (_A.PAUSE,)),
         _E.RETRY: (_S.STALLED, (_A.DIAL,)),
         _E.EXPIRED: _closed(_S.STALLED, _A.GIVE_UP),
@@ -203,8 +205,8 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
     _S.WAITING: {
         _E.LOST: _CUT_AND_SWITCH,
         _E.BROKE: _CUT_AND_SWITCH,
-        _E.GIVEN_UP: _CUT_AND_SWITCH,
-        _E.STALLED: (_S.WAITING, (_A.HOLD_OUT,)),
+        _E.GRACE_OVER: _CUT_AND_SWITCH,
+        _E.STALLED: (_S.WAITING, (_A.WAIT_FOR_PATH,)),
         _E.EXPIRED: _closed(_S.WAITING, _A.GIVE_UP),
         _E.STAYS: (_S.LIVE, _CLEAN_UP[_S.WAITING]),
         _E.BETTER: (_S.DRAINING, (_A.STOP_WAITING, _A.CUT, _A.DRAIN)),
@@ -220,14 +222,14 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
         _E.ENDED: _SWITCH_AFTER_DRAINING,
         _E.FINISHED: _SWITCH_AFTER_DRAINING,
         _E.DRAINED: _SWITCH_AFTER_DRAINING,
-        # The current connection is half-closed already: there is no way back to it.
+        # The current connection is half-closed already, so it cannot be used again.
         _E.NEW_LOST: (_S.RECONNECTING, (_A.STOP_WAITING, _A.DROP_NEW, _A.PAUSE)),
         _E.EXPIRED: _closed(_S.DRAINING, _A.GIVE_UP),
         _E.CLOSE: _closed(_S.DRAINING, _A.TELL_CLOSED),
         _E.ABORT: _closed(_S.DRAINING, _A.TELL_CLOSED),
     },
     _S.RECONNECTING: {
-        _E.USABLE: (_S.RECONNECTING, (_A.HURRY,)),
+        _E.USABLE: (_S.RECONNECTING, (_A.END_PAUSE,)),
         _E.DIALLED: _SWITCH,
         _E.DIAL_FAILED: (_S.RECONNECTING, (_A.PAUSE,)),
         _E.RETRY: (_S.RECONNECTING, (_A.DIAL,)),
@@ -236,7 +238,7 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
         _E.ABORT: _closed(_S.RECONNECTING, _A.TELL_CLOSED),
     },
     _S.RESUMING: {
-        _E.RESUMED: (_S.LIVE, (_A.STOP_CLOCK, _A.GO_ON, _A.REFRESH)),
+        _E.RESUMED: (_S.LIVE, (_A.STOP_CLOCK, _A.SWITCH, _A.REFRESH)),
         _E.HOOK_FAILED: _closed(_S.RESUMING, _A.GIVE_UP),
         _E.NEW_LOST: _START_OVER,
         _E.EXPIRED: _closed(_S.RESUMING, _A.GIVE_UP),
@@ -258,19 +260,20 @@ _ROWS: dict[State, dict[Event, Outcome]] = {
 TABLE: Mapping[tuple[State, Event], Outcome] = MappingProxyType(
     {(state, event): row.get(event, (state, ())) for state, row in _ROWS.items() for event in Event}
 )
-"""What comes of each event in each state. An event that is not listed above comes too late to matter, and changes nothing."""
+"""The next state and the actions for each event in each state. An event that is not listed above comes too late and is
+ignored."""
 
 
 class Machine:
-    """One connection's way through the table."""
+    """The state of one connection."""
 
     def __init__(self) -> None:
         self.state: State = State.LIVE
 
     def feed(self, event: Event) -> tuple[Action, ...]:
-        """Take an event.
+        """Process an event.
 
-        :return: what to do, in this order
+        :return: the actions, in order
         """
         self.state, actions = TABLE[self.state, event]
         return actions

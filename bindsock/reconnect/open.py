@@ -1,4 +1,4 @@
-"""Opens connections that are replaced when their path is lost, with one stable transport or one reader and writer."""
+"""Opens connections that are replaced when their path is lost, behind one stable transport or one reader and writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.options import LIMIT, ConnectOptions
-from bindsock.reconnect.connecting import Replacing
+from bindsock.reconnect.connecting import ReconnectSettings
 from bindsock.reconnect.controller import Controller
 from bindsock.reconnect.hooks import OnReconnect, ProtocolHook, StreamHook
 from bindsock.reconnect.streams import ReplaceableReader, ReplaceableWriter
@@ -28,16 +28,16 @@ async def create_replaceable(
     attach: Attach,
     options: ConnectOptions,
 ) -> tuple[ReplaceableTransport, P]:
-    """A stable transport for a protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not.
+    """Connect a stable transport for a protocol with a method ``connection_replaced(transport, unread)``, coroutine or not.
 
-    :param dial: called for each connection: connects a socket that is bound to the interface that is effective then
-    :param attach: makes a transport of it, with TLS or without
-    :param options: those of the connection; ``better_path="keep"`` leaves a connection that works where it is
+    :param dial: called for each connection: connects a socket over the interface that is effective at that time
+    :param attach: makes a transport for the socket, with TLS or without
+    :param options: the options of the connection; with ``better_path="keep"``, a working connection is not replaced
     :raises OSError: the first connection could not be made
     """
     protocol = protocol_factory()
-    how = Replacing(dial, attach, ProtocolHook(), options)
-    return await Controller(watcher, loop, how).start(protocol), protocol
+    settings = ReconnectSettings(dial, attach, ProtocolHook(), options)
+    return await Controller(watcher, loop, settings).start(protocol), protocol
 
 
 async def open_replaceable(
@@ -50,16 +50,16 @@ async def open_replaceable(
     *,
     limit: int = LIMIT,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A reader and a writer that stay when the connection is replaced.
-
-    :param on_reconnect: what the program does on each new connection: see :data:`~bindsock.reconnect.hooks.OnReconnect`
-    :param limit: the reader's buffer limit, in bytes
-    :raises OSError: the first connection could not be made
+    """Connect a reader and a writer that stay the same when the connection is replaced.
 
     The other parameters are those of :func:`create_replaceable`.
+
+    :param on_reconnect: the program's hook for each new connection: see :data:`~bindsock.reconnect.hooks.OnReconnect`
+    :param limit: the buffer limit of the reader, in bytes
+    :raises OSError: the first connection could not be made
     """
     reader = ReplaceableReader(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    how = Replacing(dial, attach, StreamHook(on_reconnect, reader, limit), options)
-    transport = await Controller(watcher, loop, how).start(protocol)
+    settings = ReconnectSettings(dial, attach, StreamHook(on_reconnect, reader, limit), options)
+    transport = await Controller(watcher, loop, settings).start(protocol)
     return reader, ReplaceableWriter(transport, protocol, reader, loop)

@@ -1,4 +1,4 @@
-"""Runs the program's hook on the new connection of a replacement."""
+"""Runs the program's hook on the new connection of a replacement, in a task."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class ResumingUser(Protocol):
-    """Who wants the hook to run."""
+    """The controller, which is called when the hook has ended."""
 
     def resumed(self) -> None:
-        """The hook is done."""
+        """Handle the return of the hook."""
 
     def connection_failed(self, error: BaseException) -> None:
-        """The hook has raised, since the connection that it was given has ended."""
+        """Handle an error of the hook that was caused by the end of its connection."""
 
     def hook_failed(self, error: BaseException) -> None:
-        """The hook has raised for a reason of its own."""
+        """Handle any other error of the hook."""
 
 
 class Resuming:
@@ -32,27 +32,27 @@ class Resuming:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, hook: Hook, user: ResumingUser) -> None:
         self.unread: bytes = b""
-        """What came over the old connection and was not delivered. The hook is told."""
+        """The data of the old connection that was not delivered. It is passed to the hook."""
         self.first: bytes = b""
-        """What the program reads first over the new connection."""
+        """The data that the program reads first over the new connection."""
         self._loop = loop
         self._hook = hook
         self._user = user
         self._attempt = 0
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        """Those that have not ended."""
+        """The tasks that have not ended yet."""
         self._host: asyncio.Task[None] | None = None
         self._hosted: Coroutine[Any, Any, None] | None = None
 
     def begin_hosting(self) -> None:
-        """The current task is ready to run a hook itself: one that starts from now on begins without another turn of the loop."""
+        """Let the current task run the next hook itself, so that the hook starts without another iteration of the loop."""
         self._host = asyncio.current_task()
 
     def end_hosting(self) -> Coroutine[Any, Any, None] | None:
-        """Start the hooks in tasks of their own again.
+        """Start hooks in separate tasks again.
 
-        :return: what the current task has to run, if a hook has started meanwhile
+        :return: the coroutine that the current task must run, if a hook has started meanwhile
         """
         self._host = None
         hosted, self._hosted = self._hosted, None
@@ -72,19 +72,19 @@ class Resuming:
         self._task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
-        """Cancel the hook; whatever comes of it is ignored."""
+        """Cancel the hook, and ignore its result."""
         self._attempt += 1
         if self._task is not None:
             self._task.cancel()
 
     def take_first(self) -> bytes:
-        """What the program reads first, now that the new connection is the current one."""
+        """Take the data that the program reads first, because the new connection is the current one now."""
         first, self.first, self.unread = self.first, b"", b""
         self._task = None
         return first
 
     async def _run(self, connection: Connection, transport: ReplaceableTransport, attempt: int) -> None:
-        # A hook that was stopped may not have ended yet, and the program must not run two at a time.
+        # A cancelled hook may not have ended yet, and two hooks must not run at the same time.
         while len(self._tasks) > 1 and (before := self._tasks - {self._task, asyncio.current_task()}):
             await asyncio.wait(before)
         if attempt != self._attempt:

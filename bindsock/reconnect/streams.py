@@ -1,4 +1,4 @@
-"""A stream reader whose connection can be replaced, and the writer beside it."""
+"""A stream reader and a stream writer whose connection can be replaced."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class ReplaceableReader(asyncio.StreamReader):
-    """An ``asyncio.StreamReader`` from which the unread bytes can be taken while somebody waits for more.
+    """An ``asyncio.StreamReader`` whose unread bytes can be taken away while a coroutine waits for more.
 
-    A ``readline()`` of the standard library's reader that waits remembers how much of the buffer it has searched. If the buffer
-    were emptied meanwhile, it would overlook the new connection's first line. So every method that reads is written anew here,
-    and a search that waits begins again when the bytes are taken.
+    A waiting ``readline()`` of the standard library's reader remembers how much of the buffer it has searched. If the buffer were
+    emptied meanwhile, it would miss the first line of the new connection. So all reading methods are implemented here again, and
+    a waiting search starts over when the bytes are taken.
     """
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,7 +37,7 @@ class ReplaceableReader(asyncio.StreamReader):
         return f"<{type(self).__name__} {len(self._unread)} bytes{' eof' if self._finished else ''}>"
 
     def take(self) -> bytes:
-        """Take all that has come and has not been read out of the buffer."""
+        """Take all unread bytes out of the buffer."""
         unread = bytes(self._unread)
         self._unread.clear()
         self._taken += 1
@@ -81,7 +81,7 @@ class ReplaceableReader(asyncio.StreamReader):
         except asyncio.IncompleteReadError as error:
             return error.partial
         except asyncio.LimitOverrunError as error:
-            # As asyncio's does: a line that is too long is thrown away as far as it has come.
+            # As in asyncio: the received part of a line that is too long is discarded.
             if self._unread.startswith(b"\n", error.consumed):
                 self._consume(error.consumed + 1)
             else:
@@ -98,7 +98,7 @@ class ReplaceableReader(asyncio.StreamReader):
                 searched, taken = 0, self._taken
             found = [(at, len(s)) for s in separators if (at := self._unread.find(s, max(0, searched - longest + 1))) != -1]
             if found:
-                # The one that ends first; of two that end together, the longer.
+                # The separator that ends first; if two end at the same position, the longer one.
                 at, length = min(found, key=lambda match: (match[0] + match[1], match[0]))
                 if at > self._most:
                     raise asyncio.LimitOverrunError("Separator is found, but chunk is longer than limit", at)
@@ -115,7 +115,8 @@ class ReplaceableReader(asyncio.StreamReader):
         if n == 0:
             return b""
         if n < 0:
-            # asyncio's collects block by block; here they stay unread to the end, so that they can be taken.
+            # asyncio's reader collects block by block. Here the bytes stay in the buffer until the end, so that they can be
+            # taken.
             self._greedy = True
             try:
                 self._let_flow()
@@ -191,7 +192,7 @@ class ReplaceableWriter(asyncio.StreamWriter):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> None:
-        """Go on over TLS. When the connection is replaced, the new one is plain: its hook starts TLS itself."""
+        """Upgrade to TLS. A replacement starts without TLS again, so that the hook must start it."""
         await self.drain()
         transport = cast("ReplaceableTransport", self.transport)
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The stable transport: what the program holds while the connections beneath it are replaced."""
+"""The stable transport that the program holds while its connection is replaced."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ _CHUNK = 2**16
 
 
 class TransportOwner(Protocol):
-    """Who replaces the connections beneath a stable transport."""
+    """The owner of the connections of a stable transport."""
 
     def close(self) -> None:
-        """The program closes, and all that it wrote has been handed to the connection."""
+        """Close the connection, because the program closes and all that it wrote has been passed to the connection."""
 
     def abort(self) -> None:
-        """The program aborts."""
+        """Abort the connection, because the program aborts."""
 
     def refresh(self) -> None:
-        """Compare with the newest reading of the network."""
+        """Process the newest reading of the network."""
 
 
 class _Phase(enum.IntEnum):
-    """How far a transport is on its way to the end."""
+    """The phase in the life of a transport."""
 
     OPEN = 0
     CLOSING = 1
     OVER = 2
-    """The protocol has been told, or will be in the next turn of the loop."""
+    """``connection_lost()`` has been called, or will be in the next iteration of the loop."""
 
 
 class _Writing(enum.Enum):
-    """Where what the program writes goes."""
+    """What happens to the data that the program writes."""
 
     THROUGH = enum.auto()
-    """To the connection."""
+    """It is passed to the connection."""
     HELD = enum.auto()
     """It is held until TLS has been started."""
     CUT = enum.auto()
@@ -57,7 +57,7 @@ class _Writing(enum.Enum):
 
 @dataclass(slots=True)
 class _Held:
-    """What the program wrote and no connection has been given yet."""
+    """Data that the program wrote and that has not been passed to a connection yet."""
 
     data: deque[bytes] = field(default_factory=deque)
     size: int = 0
@@ -67,7 +67,7 @@ class _Held:
         self.size += len(data)
 
     def take(self) -> bytes:
-        """All of it, in order."""
+        """Take all of it, in order."""
         taken = b"".join(self.data)
         self.data.clear()
         self.size = 0
@@ -81,13 +81,13 @@ class _Limits:
     high: int = _HIGH
     low: int = _HIGH // 4
     chosen: bool = False
-    """The program has set them."""
+    """Whether the program has set them."""
 
 
 class ReplaceableTransport(asyncio.Transport):
     """An asyncio transport whose connection can be replaced.
 
-    ``get_extra_info()`` tells of the connection in use at that moment, ``"interface"`` the name of its interface.
+    ``get_extra_info()`` describes the present connection; ``"interface"`` is the name of its interface.
     """
 
     def __init__(self, runtime: Runtime, protocol: asyncio.BaseProtocol, owner: TransportOwner, connection: Connection) -> None:
@@ -115,7 +115,7 @@ class ReplaceableTransport(asyncio.Transport):
             return self._connection.interface
         try:
             return self._connection.transport.get_extra_info(name, default)
-        except AttributeError:  # CPython's TLS transport, once closed (Lib/asyncio/sslproto.py)
+        except AttributeError:  # a closed TLS transport of CPython (Lib/asyncio/sslproto.py)
             return default
 
     def is_closing(self) -> bool:
@@ -146,7 +146,7 @@ class ReplaceableTransport(asyncio.Transport):
 
     @property
     def busy(self) -> bool:
-        """Whether a file is being sent or TLS being started, so that a connection that works must not be left."""
+        """Whether a file is being sent or TLS is being started, so that a working connection must not be replaced."""
         return self._busy
 
     def is_reading(self) -> bool:
@@ -162,7 +162,7 @@ class ReplaceableTransport(asyncio.Transport):
             self._connection.read(True)
 
     def deliver(self, data: bytes) -> None:
-        """Give what the current connection brings to the program's protocol."""
+        """Pass data of the current connection to the program's protocol."""
         self._deliver(data)
 
     def _fill(self, data: bytes) -> None:
@@ -219,7 +219,7 @@ class ReplaceableTransport(asyncio.Transport):
         return self._limits.low, self._limits.high
 
     def balance(self) -> None:
-        """Pause or resume the protocol, by what is held and by what the connection's own transport says."""
+        """Pause or resume the protocol, depending on the held data and the write buffer of the connection."""
         full = self._held.size > (self._limits.low if self._full else self._limits.high) or (
             not self._holds and self._connection.full
         )
@@ -255,11 +255,11 @@ class ReplaceableTransport(asyncio.Transport):
         sslcontext: ssl.SSLContext,
         **options: Any,
     ) -> None:
-        """Go on over TLS.
+        """Upgrade to TLS.
 
-        :param start_tls: the event loop's own
-        :param options: as ``loop.start_tls()`` has them
-        :raises InterfaceChanged: the connection was being replaced, or was lost during the handshake
+        :param start_tls: the method of the event loop
+        :param options: the keywords of ``loop.start_tls()``
+        :raises InterfaceChanged: the connection is being replaced, or was lost during the handshake
         """
         connection = self._connection
         self._occupy("start TLS")
@@ -269,7 +269,7 @@ class ReplaceableTransport(asyncio.Transport):
         finally:
             self._busy = False
         if self._writing is _Writing.CUT:
-            raise InterfaceChanged("the connection was lost while TLS was being started on it", interface=connection.interface)
+            raise InterfaceChanged("the connection was lost while TLS was being started", interface=connection.interface)
         if self._connection is not connection or self._over:
             return
         self.release()
@@ -286,25 +286,25 @@ class ReplaceableTransport(asyncio.Transport):
     ) -> int:
         """Send a file.
 
-        :param sendfile: the event loop's own
+        :param sendfile: the method of the event loop
         :return: how many bytes were sent
-        :raises InterfaceChanged: the connection was being replaced
-        :raises OSError: it was lost; how much arrived is not known
+        :raises InterfaceChanged: the connection is being replaced
+        :raises OSError: the connection was lost; it is unknown how much has arrived
         """
         connection = self._connection
         self._occupy("send a file")
         try:
             try:
                 return await sendfile(connection.transport, file, offset, count, fallback=fallback)
-            except NotImplementedError:  # uvloop has none
+            except NotImplementedError:  # uvloop has no sendfile()
                 if not fallback:
                     raise
-            return await self._send_by_hand(connection, file, offset, count)
+            return await self._send_in_chunks(connection, file, offset, count)
         finally:
             self._busy = False
             self._owner.refresh()
 
-    async def _send_by_hand(self, connection: Connection, file: Any, offset: int, count: int | None) -> int:
+    async def _send_in_chunks(self, connection: Connection, file: Any, offset: int, count: int | None) -> int:
         if offset:
             file.seek(offset)
         sent = 0
@@ -323,7 +323,7 @@ class ReplaceableTransport(asyncio.Transport):
         return sent
 
     def _wake_writer(self) -> None:
-        """Let the file that waits for room in the buffer go on."""
+        """Wake :meth:`_send_in_chunks`, which waits for room in the buffer."""
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
@@ -331,32 +331,32 @@ class ReplaceableTransport(asyncio.Transport):
         if self._closing:
             raise RuntimeError(f"cannot {purpose}: the transport is closing")
         if self._busy:
-            raise RuntimeError(f"cannot {purpose}: a file is being sent or TLS being started already")
+            raise RuntimeError(f"cannot {purpose}: a file is being sent or TLS is being started already")
         if self._holds:
             raise InterfaceChanged(f"cannot {purpose}: the connection is being replaced", interface=self._connection.interface)
         self._busy = True
 
     def cut(self) -> None:
-        """Hold what is written from now on."""
+        """Hold the data that the program writes from now on."""
         self._writing = _Writing.CUT
         self._wake_writer()
         self.balance()
 
     def replace(self, connection: Connection, data: bytes) -> None:
-        """Go on over another connection.
+        """Use another connection from now on.
 
-        :param data: what the program reads first
+        :param data: the data that the program reads first
         """
         self._connection = connection
         self.release()
         if data:
             self._deliver(data)
-        connection.pour(self.deliver)
+        connection.deliver_to(self.deliver)
         if not self._reading:
             connection.read(False)
 
     def release(self) -> None:
-        """Let the connection's transport have the limits that were set, and what was held, in order."""
+        """Set the buffer limits on the connection's transport, and pass it the held data in order."""
         transport = self._connection.transport
         if self._limits.chosen:
             transport.set_write_buffer_limits(self._limits.high, self._limits.low)
@@ -371,14 +371,14 @@ class ReplaceableTransport(asyncio.Transport):
             self._owner.close()
 
     def finish(self) -> bool | None:
-        """Tell the protocol of the peer's end of file.
+        """Call ``eof_received()`` of the protocol.
 
         :return: whether the transport stays open for writing
         """
         return self._protocol.eof_received()  # type: ignore[attr-defined,no-any-return]
 
     def end(self, error: Exception | None) -> None:
-        """Tell the protocol in the next turn of the loop that the connection is over."""
+        """Call ``connection_lost()`` of the protocol in the next iteration of the loop."""
         if self._over:
             return
         self._phase = _Phase.OVER

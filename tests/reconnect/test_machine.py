@@ -48,7 +48,7 @@ def test_a_better_path_that_comes_to_nothing_leaves_the_old_one_untouched(end: E
 def test_the_whole_way() -> None:
     state, done = walk(E.BETTER, E.DIALLED, E.DRAINED, E.RESUMED)
     assert state is S.LIVE
-    assert done == [A.START_CLOCK, A.DIAL, A.CUT, A.DRAIN, A.STOP_WAITING, A.DROP, A.RUN_HOOK, A.STOP_CLOCK, A.GO_ON, A.REFRESH]
+    assert done == [A.START_CLOCK, A.DIAL, A.CUT, A.DRAIN, A.STOP_WAITING, A.DROP, A.RUN_HOOK, A.STOP_CLOCK, A.SWITCH, A.REFRESH]
 
 
 def test_a_dial_that_is_under_way_when_the_old_path_dies_goes_on() -> None:
@@ -87,8 +87,8 @@ def test_off_a_stalled_path_the_new_connection_is_made_before_the_old_one_is_tou
     state, done = walk(E.STALLED)
     assert (state, done) == (S.STALLED, [A.START_CLOCK, A.DIAL])
     state, done = walk(E.STALLED, E.DIALLED)
-    assert (state, done[-1]) == (S.WAITING, A.HOLD_OUT)
-    state, done = walk(E.STALLED, E.DIALLED, E.GIVEN_UP)
+    assert (state, done[-1]) == (S.WAITING, A.WAIT_FOR_PATH)
+    state, done = walk(E.STALLED, E.DIALLED, E.GRACE_OVER)
     assert state is S.RESUMING
     assert done[-3:] == [A.CUT, A.DROP, A.RUN_HOOK], "nothing can be drained from it"
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_replaced_any_more_ends_when_it_is_stalled_for_long() -> 
 
 
 def test_a_new_network_ends_the_pause() -> None:
-    assert A.HURRY in walk(E.LOST, E.DIAL_FAILED, E.USABLE)[1]
+    assert A.END_PAUSE in walk(E.LOST, E.DIAL_FAILED, E.USABLE)[1]
 
 
 # The ends are rare, so that the walks are long.
@@ -146,7 +146,7 @@ def test_whatever_happens_nothing_is_left_running_behind(happened: list[Event]) 
                     dialling = True
                 case A.STOP_DIALLING:
                     dialling = False
-                case A.HOLD_OUT | A.DRAIN:
+                case A.WAIT_FOR_PATH | A.DRAIN:
                     waiting = True
                 case A.STOP_WAITING:
                     waiting = False
@@ -161,7 +161,7 @@ def test_whatever_happens_nothing_is_left_running_behind(happened: list[Event]) 
                 case A.CUT:
                     assert not cut
                     cut = True
-                case A.GO_ON:
+                case A.SWITCH:
                     assert cut
                     hook = new = cut = False
                 case _:

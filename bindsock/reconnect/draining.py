@@ -1,4 +1,4 @@
-"""Waits for the old connection of a replacement: for data in flight on it, or for its path to come back."""
+"""Waits for the old connection of a replacement: for its data in flight, or for its path to come back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bindsock.reconnect.connection import Connection
 
 
-class Patience:
+class Draining:
     """The timers for the old connection.
 
     :param drain_timeout: how long to wait for data in flight, in seconds
@@ -24,21 +24,21 @@ class Patience:
         self._grace_over: float | None = None
 
     def stalled(self, grace: float) -> None:
-        """The path is stalled.
+        """Record that the path is stalled.
 
-        :param grace: seconds from the first such call after which it is not waited for, once a new connection is ready
+        :param grace: how long to wait for the path, in seconds from the first such call
         """
         over = self._runtime.time() + grace
         self._grace_over = over if self._grace_over is None else min(self._grace_over, over)
 
     def recovered(self) -> None:
-        """The path is not stalled any more."""
+        """Record that the path is not stalled any more."""
         self._grace_over = None
 
-    def hold_out(self, over: Callable[[], object]) -> None:
-        """Wait for the path, as long as the grace lasts.
+    def wait_for_path(self, over: Callable[[], object]) -> None:
+        """Wait for the path until the grace is over.
 
-        :param over: called then, at once if it is over
+        :param over: called when the grace is over, which may be at once
         """
         self.stop()
         left = (self._grace_over or 0.0) - self._runtime.time()
@@ -48,13 +48,12 @@ class Patience:
             self._timer = self._runtime.call_later(left, over)
 
     def drain(self, connection: Connection, drained: Callable[[], object]) -> None:
-        """Half-close the connection, and wait until its peer has ended it too, or for the drain timeout.
+        """Half-close the connection, and wait until the peer has ended it, too, or for the drain timeout.
 
-        Over TLS the peer cannot be told that nothing more will come. There the connection counts as drained when it has been
-        quiet for a quarter of that time.
+        TLS connections cannot be half-closed. They count as drained when no data has arrived for a quarter of the drain timeout.
 
-        :param drained: called when it took too long, or when the connection is quiet; the end of the connection is its owner's
-            to notice
+        :param drained: called after the timeout, or when no more data arrives. The owner of the connection must notice its end
+            by itself
         """
         self.stop()
         if connection.half_close():
@@ -63,7 +62,7 @@ class Patience:
             self._wait_for_quiet(connection, self._runtime.time() + self._drain_timeout, drained)
 
     def stop(self) -> None:
-        """Call nothing any more."""
+        """Cancel the timer."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
