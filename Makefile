@@ -19,14 +19,15 @@ RESULTS ?= build/bench
 # How long `make chaos` begins new rounds; an hour before a release.
 MINUTES ?= 5
 
-.PHONY: help demo test test-long test-lowest test-vpn record-vpn chaos lint abi bench bench-quick svg docs dist findings clean
+.PHONY: help demo test test-long test-lowest test-vpn test-vpn-uml record-vpn chaos lint abi bench bench-quick svg docs dist findings clean
 
 help:
 	@echo 'make demo         show the main job: VPN up, uplinks come and go, connections stay'
 	@echo 'make test         run the tests, all but the soaks, in parallel (ARGS="-k watcher" to choose, ARGS=-n0 for one by one)'
-	@echo 'make test-long    run all tests, the soaks included'
+	@echo 'make test-long    run all tests, the soaks included, but the VPN programs'
 	@echo 'make test-lowest  run the tests with the lowest allowed version of each dependency'
 	@echo 'make test-vpn     run real VPN programs (on Debian, root installs what is missing; the rest is skipped)'
+	@echo 'make test-vpn-uml run those of them for which this kernel lacks IPsec or PPP, in User Mode Linux (root, Debian)'
 	@echo 'make record-vpn   write down anew what they do to the routes (NAMES="openvpn-tls" to choose)'
 	@echo 'make chaos        change the network at random under connections of every kind (MINUTES=60 before a release)'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts, completeness of the public types'
@@ -59,7 +60,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not soak and not vpn' $(ARGS)
 
 test-long: $(READY)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not vpn' $(ARGS)
 
 $(LOWEST)/.ready: pyproject.toml
 	@echo "setting up $(LOWEST) (once; about a minute)"
@@ -74,6 +75,10 @@ test-lowest: $(LOWEST)/.ready
 test-vpn: $(READY)
 	@tests/vpn/install
 	@$(BIN)/python -m pytest tests/vpn -n 4 -m vpn $(ARGS)
+
+test-vpn-uml: $(READY)
+	@tests/vpn/install
+	@tests/vpn/another-kernel "$(abspath $(BIN))/python" tests/vpn -m vpn -k "charon-policy or pppoe" $(ARGS)
 
 record-vpn: $(READY)
 	@tests/vpn/install

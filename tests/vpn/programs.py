@@ -431,10 +431,11 @@ VPNS = (
     _TINC,
     _N2N,
     _FASTD,
-    _charon("charon-policy", "", libipsec=False),
     _charon("charon-libipsec", "ipsec0", libipsec=True),
 )
 """They leave the uplinks' routes as they are."""
+WITHOUT_DEVICE = (_charon("charon-policy", "", libipsec=False),)
+"""They have a route by an uplink, and the kernel encapsulates what leaves by it with the VPN's address."""
 REPLACING = (_openvpn_static("openvpn-static-replace", "--redirect-gateway"),)
 """They delete the best uplink's default route of IPv4."""
 KILL_SWITCHES = (_kill_switch("REJECT"), _kill_switch("DROP"))

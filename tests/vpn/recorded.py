@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bindsock.testing.lab import Lab
 from tests.linux.namespaces import Device, ip
 from tests.vpn.machine import PATH, Machine
-from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, Vpn
+from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, WITHOUT_DEVICE, Vpn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -49,6 +49,12 @@ def _rules(host: Machine) -> set[str]:
     return {f"{six}rule add pref {priority} {rule.strip()}" for six, priority, _, rule in parts}
 
 
+def _policies(host: Machine) -> set[str]:
+    """What IPsec takes of what leaves. A kernel without it lists nothing."""
+    lines = (" ".join(line.replace("\\", " ").split()) for line in host.run("ip -oneline xfrm policy || true").splitlines())
+    return {f"xfrm policy add {re.sub(r' ptype main| spi 0x[0-9a-f]+', '', line)}" for line in lines if " dir out " in line}
+
+
 def _addresses(links: Iterable[dict[str, Any]]) -> set[str]:
     result = set()
     for link in links:
@@ -66,9 +72,9 @@ def _links(host: Machine) -> dict[str, dict[str, Any]]:
 
 def changes(host: Machine, event: Any) -> list[str]:
     """The lines of iproute2 that do what the event does."""
-    links, before = _links(host), [_routes(host), _rules(host)]
+    links, before = _links(host), [_routes(host), _rules(host), _policies(host)]
     event()
-    links_after, after = _links(host), [_routes(host), _rules(host)]
+    links_after, after = _links(host), [_routes(host), _rules(host), _policies(host)]
     result = []
     for name in sorted(links_after.keys() - links.keys()):
         kind = links_after[name]["linkinfo"]["info_data"]["type"]
@@ -145,7 +151,7 @@ def record(vpn: Vpn) -> None:
 
 
 def main(names: list[str]) -> None:
-    for vpn in (*VPNS, *REPLACING, *REDIRECTING, *KILL_SWITCHES):
+    for vpn in (*VPNS, *WITHOUT_DEVICE, *REPLACING, *REDIRECTING, *KILL_SWITCHES):
         if not names or vpn.name in names:
             record(vpn)
 

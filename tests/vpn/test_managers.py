@@ -36,7 +36,7 @@ VPN = VPNS[0]
 VPN_TABLE = 51820
 BENEATH_DHCLIENT = ("openvpn-static-def1", "openvpn-tls-persist", "tinc", "charon-libipsec")
 """Its default route has no metric: there is no room beside it for n2n's, and openconnect's script replaces it."""
-OTHERS = tuple(vpn for vpn in VPNS if vpn.device and not vpn.name.startswith("wg-quick"))
+OTHERS = tuple(vpn for vpn in VPNS if not vpn.name.startswith("wg-quick"))
 FIRST, SECOND = "10.1.0.50", "10.1.0.51"
 
 
@@ -197,7 +197,8 @@ def test_connections_leave_a_router_that_is_none_any_more_and_stay_when_the_pref
 
 
 def test_pppoe_is_the_uplink_when_there_is_no_other(lab: Lab, tmp_path: Path) -> None:
-    with machines(lab, tmp_path, "pppd", "pppoe", "pppoe-server") as (host, router):
+    (vpn,) = (vpn for vpn in VPNS if vpn.name == "openvpn-static-def1")
+    with machines(lab, tmp_path, "pppd", "pppoe", "pppoe-server", vpn=vpn) as (host, router):
         if not host.succeeds("test -c /dev/ppp"):
             pytest.skip("the kernel lacks PPP (CONFIG_PPP_ASYNC)")
         lab.remove_addresses("wifi0")
@@ -205,8 +206,8 @@ def test_pppoe_is_the_uplink_when_there_is_no_other(lab: Lab, tmp_path: Path) ->
         router.run(PPPOE_SERVER)
         host.run(PPPOE_CLIENT)
         host.until("ip -4 route show default dev ppp0 | grep -q default")
-        VPN.start(host)
+        vpn.start(host)
         assert bindsock("status")["effective"]["ipv4"]["interface"] == "ppp0"
-        with nothing_through_the_tunnel(lab, VPN.device):
+        with nothing_through_the_tunnel(lab, vpn.device):
             left = asyncio.run(fresh(Echoes([lab.server.ipv4], lab.server.udp_port, lab.server.tcp_port)))
         assert [(interface, source) for _, interface, source in left] == [("ppp0", PPPOE_ADDRESS)] * 2

@@ -14,7 +14,7 @@ from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.vpn.checks import decided_right, has_the_default, is_refused, left_by
 from tests.vpn.journey import Journey
 from tests.vpn.machine import Machine
-from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, Vpn, cases
+from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, WITHOUT_DEVICE, Vpn, cases
 
 # A journey is a dozen events, each waited for: two minutes are not enough on a busy machine.
 pytestmark = [pytest.mark.lab, pytest.mark.vpn, pytest.mark.timeout(600)]
@@ -38,9 +38,11 @@ def beside(lab: Lab, directory: Path, vpn: Vpn) -> Iterator[tuple[Machine, Journ
     """The same, and the connections that are open by then."""
     with ready(lab, directory, vpn) as host, Journey(lab) as journey:
         journey.settled("wifi0")
-        with nothing_through_the_tunnel(lab, vpn.device or "-"):
+        with nothing_through_the_tunnel(lab, vpn.device or "-"), lab.tap(protocol=vpn.encapsulated or "-") as tap:
             yield host, journey
             journey.finish()
+            # The one datagram is that by which the test has seen that the VPN takes what is not bound.
+            assert len(tap.packets) == bool(vpn.encapsulated)
 
 
 @pytest.mark.parametrize("vpn", cases(VPNS))
@@ -63,6 +65,27 @@ def test_connections_stay_beneath_a_vpn_whatever_it_does(lab: Lab, tmp_path: Pat
         journey.undisturbed("another start", lambda: vpn.start(host), "wifi0")
         journey.undisturbed("crash", lambda: host.run(vpn.crash), "wifi0")
         left_by(lab, journey.fresh(), "wifi0")
+
+
+@pytest.mark.parametrize("vpn", cases(WITHOUT_DEVICE))
+def test_connections_go_by_the_uplink_that_a_vpn_without_a_device_uses(lab: Lab, tmp_path: Path, vpn: Vpn) -> None:
+    with beside(lab, tmp_path, vpn) as (host, journey):
+        journey.undisturbed("start", lambda: vpn.start(host), "wifi0")
+        has_the_default(lab, vpn)
+        decided_right(lab, vpn, "wifi0")
+        left_by(lab, journey.fresh(), "wifi0")
+        for name, script in vpn.restarts.items():
+            journey.undisturbed(name, functools.partial(host.run, script), "wifi0")
+        journey.moves("a better uplink", lambda: lab.default("eth0"), "wifi0", "eth0", families=(6,))
+        decided_right(lab, vpn, "wifi0", "eth0")
+        journey.through("loss of the VPN's uplink", lambda: lab.down("wifi0"), "eth0", may_lose_replies=(4,))
+        decided_right(lab, vpn, "eth0")
+        journey.undisturbed("its return", lambda: lab.up("wifi0"), "eth0")
+        left_by(lab, journey.fresh(), "eth0")
+        journey.undisturbed("stop", lambda: host.run(vpn.down), "eth0")
+        journey.undisturbed("another start", lambda: vpn.start(host), "eth0")
+        journey.undisturbed("crash", lambda: host.run(vpn.crash), "eth0")
+        left_by(lab, journey.fresh(), "eth0")
 
 
 @pytest.mark.parametrize("vpn", cases(REPLACING))

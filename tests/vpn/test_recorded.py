@@ -10,7 +10,7 @@ from bindsock.testing.lab import Lab, available
 from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.vpn.checks import decided_right, has_the_default, is_refused, left_by
 from tests.vpn.machine import missing
-from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, Vpn, cases
+from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, WITHOUT_DEVICE, Vpn, cases
 from tests.vpn.recorded import DIRECTORY, needed, replayed
 from tests.vpn.traffic import Echoes, fresh
 
@@ -24,10 +24,10 @@ def requirements(vpn: Vpn) -> None:
 
 def test_every_recording_is_of_a_program() -> None:
     names = {path.stem for path in DIRECTORY.iterdir()}
-    assert names == {vpn.name for vpn in (*VPNS, *REPLACING, *REDIRECTING, *KILL_SWITCHES)}
+    assert names == {vpn.name for vpn in (*VPNS, *WITHOUT_DEVICE, *REPLACING, *REDIRECTING, *KILL_SWITCHES)}
 
 
-@pytest.mark.parametrize("vpn", cases(VPNS))
+@pytest.mark.parametrize("vpn", cases((*VPNS, *WITHOUT_DEVICE)))
 def test_connections_leave_beneath_what_a_program_did(lab: Lab, vpn: Vpn) -> None:
     requirements(vpn)
     with replayed(vpn.name):
