@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from bindsock.dial.binding import decide_and_bind, mark_as_preferred
+from bindsock.dial.binding import decide_and_bind, mark_as_preferred, set_dead_after
 from bindsock.dial.dialer import Dialer, PathChanged
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
@@ -192,8 +192,7 @@ class Connector:
             raise ValueError("host/port and sock can not be specified at the same time")
         tls = options.tls(host)
         if sock is not None:
-            if options.dead_after is not None:
-                self.kernel.set_user_timeout(sock, options.dead_after)
+            set_dead_after(self.kernel, sock, options.dead_after)
             sock = self._owned(sock)
             return await self._attach(self.shared, self.follow_stream(sock, options), protocol_factory, sock, tls)
         shared = self.shared

@@ -1,11 +1,11 @@
-"""anyio's networking functions, beneath the tunnels, on asyncio, uvloop and trio.
+"""anyio's networking functions, over the effective interface, on asyncio, uvloop and trio.
 
 .. code-block:: python
 
     async with await bindsock.anyio.connect_tcp("example.com", 443, tls=True) as stream:
         await stream.send(...)
 
-The functions have anyio's names, arguments and return types. What bindsock adds is keyword-only.
+The functions have the names, arguments and return types of anyio's. The arguments that bindsock adds are keyword-only.
 """
 
 from bindsock.extras import needs

@@ -1,4 +1,4 @@
-"""anyio's UDP sockets over the datagram transport that moves, on every backend."""
+"""anyio's UDP sockets, over a datagram transport that moves with the effective interface, on every backend."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bindsock.datagram.open import DatagramTransport
 
 _QUEUE = 100
-"""Datagrams that wait to be received; then the oldest are dropped, as anyio's own sockets do it."""
+"""How many received datagrams are queued. If there are more, the oldest are dropped, as in anyio's own sockets."""
 
 T = TypeVar("T")
 
@@ -33,13 +33,13 @@ class _Open(Protocol):
 
 
 async def open_queue(open_datagram: _Open, local_addr: Any, remote_addr: Any, **options: Any) -> DatagramQueue:
-    """Open a datagram transport to be received from by whoever waits."""
+    """Open a datagram transport with a queue for the received datagrams."""
     _, queue = await open_datagram(DatagramQueue, local_addr, remote_addr, **options)
     return queue
 
 
 class DatagramQueue(asyncio.DatagramProtocol):
-    """Keeps what a datagram transport receives until it is asked for. It needs no asyncio: only its base class is from there."""
+    """Queues the datagrams that a transport receives. Apart from its base class, it needs nothing of asyncio."""
 
     transport: DatagramTransport
 
@@ -53,8 +53,6 @@ class DatagramQueue(asyncio.DatagramProtocol):
         self._closed = False
         self._receiving = anyio.ResourceGuard("reading from")
         self._sending = anyio.ResourceGuard("writing to")
-
-    # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -76,8 +74,6 @@ class DatagramQueue(asyncio.DatagramProtocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    # What the sockets call
-
     async def receive(self) -> tuple[bytes, tuple[str, int]]:
         with self._receiving:
             await checkpoint()
@@ -93,7 +89,7 @@ class DatagramQueue(asyncio.DatagramProtocol):
             await self._writable.wait()
             await self._raise_if_ended()
             self.transport.sendto(data, address)
-            # What has no path for now is held, for some seconds: the sender waits, or the device's own queue would be no limit.
+            # While there is no path, datagrams are held for some seconds. Wait, so that the sender does not fill the queue.
             await self._writable.wait()
             await checkpoint()
 
@@ -104,7 +100,7 @@ class DatagramQueue(asyncio.DatagramProtocol):
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """anyio's socket attributes, as they are now."""
+        """anyio's socket attributes, with their present values."""
         transport = self.transport
 
         def raw_socket() -> Any:
@@ -182,7 +178,7 @@ class FollowedConnectedUDPSocket(ConnectedUDPSocket):
 
 
 def _plain(address: Any) -> tuple[str, int]:
-    """An address as anyio has it: host and port, the scope in the host."""
+    """An address in anyio's form: the host, with its scope, and the port."""
     if len(address) == 4 and address[3] and "%" not in address[0]:
         return f"{address[0]}%{address[3]}", address[1]
     return address[0], address[1]

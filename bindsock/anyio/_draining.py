@@ -1,4 +1,4 @@
-"""A connection whose data in flight can still be received when it is to leave a path that works."""
+"""A stream whose data in flight is received before it is ended for a better path."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from bindsock.stream.guard import StreamGuard
 
 ENDS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
-"""How a stream says that nothing more comes."""
+"""The exceptions of a stream that receives no more data."""
 
 
 class DrainableStream(ByteStream):
-    """A stream that, once it is to be replaced, sends nothing more and receives what is in flight.
+    """A stream that stops sending before it is replaced, and receives the data in flight.
 
-    It is half-closed then, so that its peer ends it, too. Over TLS the peer cannot be told that nothing more will come: there it
-    has to be quiet for a quarter of the timeout.
+    It is half-closed then, so that the peer ends it, too. TLS streams cannot be half-closed; they count as drained when no data
+    has arrived for a quarter of the timeout.
 
-    :param guard: follows it; ``None`` if nothing does
-    :param timeout: seconds after which the guard ends it all the same
+    :param guard: the guard that follows the stream; ``None`` if it is not followed
+    :param timeout: seconds after which the guard ends it in any case
     """
 
     def __init__(self, stream: ByteStream, guard: StreamGuard | None, timeout: float) -> None:
@@ -48,7 +48,7 @@ class DrainableStream(ByteStream):
                     return await self._stream.receive(max_bytes)
                 finally:
                     self._receiving.discard(scope)
-            # It is to leave: receive the rest.
+            # The guard has cancelled this: receive the rest.
         async with self._draining:
             if not self._unread:
                 return await self._receive_rest(max_bytes)
@@ -71,9 +71,9 @@ class DrainableStream(ByteStream):
         await self._stream.aclose()
 
     async def drain(self) -> bytes:
-        """Receive what is in flight, if it is to leave.
+        """Receive the data in flight, if the stream is about to be replaced.
 
-        :return: what nobody has received
+        :return: the data that the program has not received
         """
         async with self._draining:
             with contextlib.suppress(*ENDS):

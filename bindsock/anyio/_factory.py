@@ -1,4 +1,4 @@
-"""The functions of the anyio face, and the factory that they are methods of."""
+"""The functions of :mod:`bindsock.anyio`, and the factory whose methods they are."""
 
 from __future__ import annotations
 
@@ -48,13 +48,16 @@ _Family: TypeAlias = Literal[AddressFamily.AF_UNSPEC, AddressFamily.AF_INET, Add
 
 
 class TransportFactory:
-    """As :class:`bindsock.TransportFactory`, with anyio's functions, for asyncio and trio.
+    """Like :class:`bindsock.TransportFactory`, with anyio's functions, for asyncio and trio.
 
     :param preferences: how to choose among interfaces
-    :param interface: the name of the one interface to use, whatever detection says
-    :param kernel: what to ask; the running system's unless given
-    :param better_path: what happens to a stream that still works when the effective interface is another one
-    :param resolver: names to addresses; the system's resolver unless given. It must be one for the event loop in use.
+    :param interface: the name of the only interface to use; detected unless given
+    :param kernel: the kernel to ask; that of the running system unless given
+    :param better_path: what to do with a working stream when another interface is better
+    :param resolver: resolves names to addresses; the system's resolver unless given. It must support the event loop in use
+    :raises TypeError: a keyword is unknown, or a value has the wrong type
+    :raises ValueError: a value is not one of the choices
+    :raises UnsupportedSystem: there is no kernel backend for this system
     """
 
     @known_keywords_only
@@ -177,20 +180,20 @@ class TransportFactory:
         drain_timeout: float = DRAIN_TIMEOUT,
         reconnect_timeout: float = RECONNECT_TIMEOUT,
     ) -> SocketStream | TLSStream | ReconnectingStream:
-        """:func:`anyio.connect_tcp`, beneath the tunnels.
+        """:func:`anyio.connect_tcp`, over the effective interface.
 
-        When the connection can no longer work, ``receive()`` and ``send()`` raise :class:`anyio.BrokenResourceError` with an
-        :class:`~bindsock.errors.InterfaceChanged` as its cause; with ``on_reconnect`` they go on with a new connection.
+        When the connection cannot work any more, ``receive()`` and ``send()`` raise :class:`anyio.BrokenResourceError` with an
+        :class:`~bindsock.errors.InterfaceChanged` as its cause. With ``on_reconnect`` they go on over a new connection.
 
-        :param interface: the name of the one interface to use instead of the factory's
-        :param better_path: instead of the factory's
-        :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
-        :param multipath: use multipath TCP where system and peer speak it; plain TCP elsewhere
-        :param on_reconnect: called with each new connection, see :class:`ReconnectingStream`
-        :param drain_timeout: seconds to wait for data in flight on a connection that leaves a path which works, for a better one
-        :param reconnect_timeout: seconds within which there must be a new connection
+        :param interface: the name of the only interface to use; the factory's unless given
+        :param better_path: what to do with a working stream when another interface is better; the factory's unless given
+        :param dead_after: seconds without an answer from the peer after which the connection fails; no limit unless given
+        :param multipath: use multipath TCP if both the system and the peer support it; otherwise plain TCP
+        :param on_reconnect: called with each new connection: see :class:`ReconnectingStream`
+        :param drain_timeout: seconds to wait for data in flight on the old connection when it is replaced for a better path
+        :param reconnect_timeout: seconds within which a new connection must be made
         :raises NoEffectiveInterface: no address of the host has an interface that may be used
-        :raises OSError: names or connections failed
+        :raises OSError: resolving the name or connecting failed
         """
         options = ConnectOptions(
             local_addr=(str(local_host), local_port or 0) if local_host is not None else None,
@@ -211,10 +214,10 @@ class TransportFactory:
             try:
                 stream = FollowedStream(await SocketStream.from_socket(sock), guard, lingering_close)
             except ValueError as error:
-                # anyio's word for a socket that is not connected any more: it has been ended since it was dialled.
+                # anyio raises this if the socket is not connected any more: the connection has ended since the dial.
                 sock.close()
                 ended = guard.error if guard is not None else None
-                raise ended or ConnectionResetError(errno.ECONNRESET, "the connection ended as soon as it was made") from error
+                raise ended or ConnectionResetError(errno.ECONNRESET, "the peer closed the new connection at once") from error
             except BaseException:
                 sock.close()
                 raise
@@ -235,7 +238,7 @@ class TransportFactory:
 
         if on_reconnect is not None:
             reconnecting = ReconnectingStream(
-                _tried(connect), on_reconnect, timeout=reconnect_timeout, drain_timeout=drain_timeout
+                _with_os_errors(connect), on_reconnect, timeout=reconnect_timeout, drain_timeout=drain_timeout
             )
             await reconnecting.open()
             return reconnecting
@@ -252,9 +255,9 @@ class TransportFactory:
         reuse_port: bool = False,
         interface: str | None = None,
     ) -> UDPSocket:
-        """:func:`anyio.create_udp_socket`, beneath the tunnels, and moving with the effective interface.
+        """:func:`anyio.create_udp_socket`, with a socket that moves with the effective interface.
 
-        :param interface: the name of the one interface to use instead of the factory's
+        :param interface: the name of the only interface to use; the factory's unless given
         :raises NoEffectiveInterface: no interface may be used
         :raises OSError: the socket could not be bound
         """
@@ -284,9 +287,9 @@ class TransportFactory:
         reuse_port: bool = False,
         interface: str | None = None,
     ) -> ConnectedUDPSocket:
-        """:func:`anyio.create_connected_udp_socket`, beneath the tunnels, and moving with the effective interface.
+        """:func:`anyio.create_connected_udp_socket`, with a socket that moves with the effective interface.
 
-        :param interface: the name of the one interface to use instead of the factory's
+        :param interface: the name of the only interface to use; the factory's unless given
         :raises NoEffectiveInterface: no interface may be used
         :raises OSError: the socket could not be bound or connected
         """
@@ -341,10 +344,10 @@ class TransportFactory:
 
 
 class _Default(TransportFactory):
-    """The factory of the module-level functions: the event loop's own, or the trio run's."""
+    """The factory of the module's functions. It uses the factory of the event loop, or the network of the trio run."""
 
     def __init__(self) -> None:
-        """It chooses nothing itself."""
+        """It has no options."""
 
     def _asyncio_factory(self) -> AsyncioFactory:
         return running_factory()
@@ -363,11 +366,12 @@ create_connected_udp_socket: Final = _default.create_connected_udp_socket
 
 @dataclass
 class TCPConnectable(ByteStreamConnectable):
-    """As anyio's ``TCPConnectable``, beneath the tunnels: for whatever takes a ``ByteStreamConnectable``.
+    """anyio's ``TCPConnectable``, over the effective interface, for functions that take a ``ByteStreamConnectable``.
 
     :param host: host name or address
     :param port: TCP port
-    :param factory: makes the connections; the event loop's own unless given
+    :param factory: makes the connections; the event loop's factory unless given
+    :raises ValueError: the port is out of range
     """
 
     host: IPAddressType
@@ -386,7 +390,7 @@ class TCPConnectable(ByteStreamConnectable):
 
 
 def install(factory: TransportFactory) -> None:
-    """Make the module-level functions use this factory, on the running event loop or in the running trio run."""
+    """Make the functions of the module use this factory, on the running event loop or in the current trio run."""
     if on_trio():
         from bindsock.anyio._trio_network import set_network
 
@@ -396,11 +400,11 @@ def install(factory: TransportFactory) -> None:
 
 
 def install_trio_socket_factory(factory: TransportFactory | None = None) -> None:
-    """Let every socket of this trio run leave by the effective interface: trio's own streams, anyio's and httpx's on trio.
+    """Make every socket of this trio run leave by the effective interface: those of trio's streams, anyio's, and httpx's on trio.
 
-    It does for trio what :class:`bindsock.EventLoop` does for asyncio, with :func:`trio.socket.set_custom_socket_factory`.
+    This is for trio what :class:`bindsock.EventLoop` is for asyncio. It uses :func:`trio.socket.set_custom_socket_factory`.
 
-    :param factory: how to choose; by default as everywhere. The module-level functions use it from now on, too.
+    :param factory: the options; the defaults unless given. The functions of the module use it from now on, too
     """
     with needs("trio"):
         import trio
@@ -414,18 +418,18 @@ def install_trio_socket_factory(factory: TransportFactory | None = None) -> None
 
 
 def on_trio() -> bool:
-    """Whether the calling task is trio's."""
+    """Whether the caller runs on trio."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
-def _tried(connect: Callable[[], Awaitable[tuple[SocketStream | TLSStream, StreamGuard | None]]]) -> Any:
-    """A dial whose path goes away during the TLS handshake is an error like any other of a dial."""
+def _with_os_errors(connect: Callable[[], Awaitable[tuple[SocketStream | TLSStream, StreamGuard | None]]]) -> Any:
+    """Make a failed TLS handshake an :class:`OSError`, like every other error of a dial."""
 
-    async def tried() -> tuple[ByteStream, StreamGuard | None]:
+    async def attempt() -> tuple[ByteStream, StreamGuard | None]:
         try:
             return await connect()
         except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
             raise OSError(f"the connection ended during the handshake: {error}") from error
 
-    return tried
+    return attempt

@@ -1,7 +1,7 @@
 """A byte stream that is dialled again when its path is gone.
 
-Nothing runs in the background: whoever is receiving is woken by the end of the old connection, and dials; whoever sends next
-waits for that. So a stream that nobody uses is dialled again when it is used.
+There is no background task. The end of the old connection wakes the task that receives, which then dials; a task that sends
+waits for the new connection. An unused stream is dialled again only when it is used.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from bindsock.stream.guard import StreamGuard
 
 OnReconnect: TypeAlias = Callable[[ByteStream, bytes], Awaitable[bytes | None]]
-"""Called with the new connection, before anybody else sends on it, and with what of the old one had not been received: nothing
-is read ahead, but a ``send()`` that has to wait for the new connection receives what is in flight on the old one. What it returns
-is received first."""
+"""Called with the new connection, before anything else is sent on it, and with the data of the old connection that was not
+received. (The stream does not read ahead, but a ``send()`` that waits for the new connection receives the data in flight on the
+old one.) The bytes that it returns are received first."""
 
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
@@ -31,18 +31,18 @@ _LONGEST_DELAY = 5.0
 
 
 class ReconnectingStream(ByteStream):
-    """A stream whose connection is replaced when its interface is gone; ``on_reconnect`` says again what must be said.
+    """A stream whose connection is replaced when its interface is gone. ``on_reconnect`` can log in again on the new connection.
 
-    A connection that leaves a path which works, for a better one, is half-closed first, and what is in flight on it is received.
+    A connection that still works, but is replaced for a better path, is half-closed first, and its data in flight is received.
 
-    A ``receive()`` that is pending stays pending and returns what the new connection says. A ``send()`` that was under way is
-    repeated as a whole on the new connection, after the hook: a hook that repeats what was not acknowledged repeats only what
-    ``send()`` has returned for.
+    A pending ``receive()`` stays pending and returns the data of the new connection. A pending ``send()`` is repeated as a whole
+    on the new connection, after the hook. So a hook that sends unacknowledged data again should only send what completed
+    ``send()`` calls have sent.
 
     :param connect: dials, and does the TLS handshake
     :param on_reconnect: called with each new connection
-    :param timeout: seconds within which there must be a new connection
-    :param drain_timeout: seconds to wait for data in flight on a connection that leaves a path which works
+    :param timeout: seconds within which a new connection must be made
+    :param drain_timeout: seconds to wait for data in flight on the old connection when it is replaced for a better path
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ReconnectingStream(ByteStream):
     async def open(self) -> None:
         """Make the first connection.
 
-        :raises OSError: it failed
+        :raises OSError: it could not be made
         """
         self._stream = DrainableStream(*await self._connect(), self._drain_timeout)
 
@@ -112,9 +112,10 @@ class ReconnectingStream(ByteStream):
         return self._stream.extra_attributes
 
     async def _replaced(self, stream: DrainableStream) -> bool:
-        """Whether there is another connection now than the one that failed.
+        """Replace a failed connection if its path is gone.
 
-        :raises BrokenResourceError: its path is gone, and no new one came into being
+        :return: whether there is a new connection
+        :raises BrokenResourceError: no new connection could be made
         """
         async with self._lock:
             if self._closed:
@@ -153,7 +154,7 @@ class ReconnectingStream(ByteStream):
                     with anyio.CancelScope(shield=True):
                         await anyio.aclose_forcefully(stream)
                     if guard is not None and guard.error is not None and isinstance(error, Exception):
-                        cause = error  # the network has changed again meanwhile
+                        cause = error  # the network has changed again
                         continue
                     if not isinstance(error, Exception):
                         raise

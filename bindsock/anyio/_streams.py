@@ -1,4 +1,4 @@
-"""A connected stream that says why it ended."""
+"""A connected stream whose errors have the reason for its end."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class BindsockAttribute(anyio.TypedAttributeSet):
     """Extra attributes of bindsock's streams and sockets."""
 
     interface: str | None = anyio.typed_attribute()
-    """The name of the interface in use, ``None`` if it is bound to none."""
+    """The name of the interface in use; ``None`` if the socket is unbound."""
     viable: bool = anyio.typed_attribute()
-    """Whether a stream can still work, as far as the system has announced it: to be asked before a pooled one is used again."""
+    """Whether the stream can still work, including pending events of the kernel. Check it before you reuse a pooled stream."""
 
 
 class FollowedStream(SocketStream):
-    """anyio's stream over a socket that is followed: what ends it is told as the cause of the error.
+    """anyio's stream over a followed socket. If the guard ends it, its error has :class:`InterfaceChanged` as the cause.
 
-    It is anyio's own stream with nothing in between but this.
+    It wraps anyio's own stream.
 
-    :param lingering_close: how to end the connection of a socket that does not do so itself, as trio's do not
+    :param lingering_close: how to close the connection, for sockets that have no lingering close themselves, such as trio's
     """
 
     def __init__(self, stream: SocketStream, guard: StreamGuard | None, lingering_close: LingeringClose | None = None) -> None:
@@ -45,7 +45,7 @@ class FollowedStream(SocketStream):
             self._ended(error)
 
     async def send(self, item: bytes) -> None:
-        if self._closed:  # which anyio's own does not notice if there is nothing to send
+        if self._closed:  # anyio's own stream does not check this if the data is empty
             raise anyio.ClosedResourceError
         try:
             await self._stream.send(item)
@@ -63,12 +63,12 @@ class FollowedStream(SocketStream):
         if self.guard is not None:
             self.guard.close()
         lingering_close, self._lingering_close = self._lingering_close, None
-        left = lingering_close.duplicate(self._raw_socket) if lingering_close is not None else None
+        lingering = lingering_close.duplicate(self._raw_socket) if lingering_close is not None else None
         try:
             await self._stream.aclose()
         finally:
-            if lingering_close is not None and left is not None:
-                lingering_close.finish(left)
+            if lingering_close is not None and lingering is not None:
+                lingering_close.finish(lingering)
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:

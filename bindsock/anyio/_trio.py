@@ -1,6 +1,6 @@
-"""What bindsock needs of an event loop, on trio: readers, writers and timers.
+"""Implements the event loop protocol of :mod:`bindsock.netmon.loop` on trio: readers, writers and timers.
 
-All of it is done by system tasks, which are nobody's children and end with the run.
+They are system tasks, which belong to no nursery of the program and end with the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _logger = logging.getLogger("bindsock")
 
 
 class TrioLoop:
-    """The few methods of an asyncio event loop by which watchers, guards and datagram transports live, for one trio run."""
+    """Implements :class:`bindsock.netmon.loop.Loop` for one trio run."""
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self._token = weakref.ref(token)
@@ -32,7 +32,7 @@ class TrioLoop:
         self._writers: dict[int, _Registration] = {}
 
     def is_closed(self) -> bool:
-        """Whether the run is over, or another one than this."""
+        """Whether the run has ended, or another run is the current one."""
         try:
             return trio.lowlevel.current_trio_token() is not self._token()
         except RuntimeError:
@@ -87,7 +87,7 @@ class TrioLoop:
         number = fd if isinstance(fd, int) else fd.fileno()
         if registry.pop(number, None) is None:
             return False
-        # It wakes whoever waits for the descriptor, which may be closed next. A waiter that is still registered waits again.
+        # This wakes all tasks that wait for the descriptor, because it may be closed next. Registered ones wait again.
         trio.lowlevel.notify_closing(number)
         return True
 
@@ -104,7 +104,7 @@ class TrioLoop:
 
 
 def trio_runtime() -> Runtime:
-    """The runtime of the trio run that this is called in."""
+    """The runtime of the current trio run."""
     token = trio.lowlevel.current_trio_token()
 
     def make() -> Runtime:
@@ -116,13 +116,13 @@ def trio_runtime() -> Runtime:
 
 @dataclass(slots=True, eq=False)
 class _Registration:
-    """What to call when a descriptor is ready."""
+    """The callback for a descriptor that becomes ready."""
 
     call: Callable[[], object]
 
 
 class TrioTimer:
-    """What ``call_later`` returns."""
+    """The timer that ``call_later`` returns."""
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
@@ -137,7 +137,7 @@ class TrioTimer:
 
 
 class TrioFuture:
-    """What :meth:`TrioLoop.create_future` returns: it is awaited once, and never gets but ``None``."""
+    """The future that :meth:`TrioLoop.create_future` returns. It is awaited once, and its result is ``None``."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
@@ -157,14 +157,14 @@ class TrioFuture:
 
 def _spawn_until_end(callback: Callable[[], None]) -> object:
     """
-    :return: nothing that holds the run, which the runtime must not keep alive
+    :return: an object that does not hold the run, because the runtime must not keep the run alive
     """
     trio.lowlevel.spawn_system_task(_until_end, callback, name="bindsock")
     return True
 
 
 async def _until_end(callback: Callable[[], None]) -> None:
-    """System tasks are cancelled when the run ends."""
+    """Call back when the run ends, which cancels its system tasks."""
     try:
         await trio.sleep_forever()
     finally:
@@ -172,8 +172,8 @@ async def _until_end(callback: Callable[[], None]) -> None:
 
 
 def _safely(function: Callable[..., object], *args: Any) -> None:
-    """An exception in a system task would take the whole run with it."""
+    """Call a function and log its exception, which would otherwise crash the whole run."""
     try:
         function(*args)
     except Exception:
-        _logger.exception("a callback failed")
+        _logger.exception("a callback of bindsock failed")

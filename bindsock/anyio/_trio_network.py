@@ -1,4 +1,4 @@
-"""What there is once for each trio run: the watcher, and what runs it."""
+"""Makes and follows connections on trio, like :mod:`bindsock.connector` on asyncio."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NO_OPTIONS = ConnectOptions()
 
 
 class TrioNetwork:
-    """A factory's inside on one trio run."""
+    """Makes and follows the connections of one factory on one trio run."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class TrioNetwork:
         find_nat64: FindPrefixes | None,
     ) -> None:
         """
-        :param find_nat64: ``None`` where the network is not the running system's
+        :param find_nat64: asks for the NAT64 prefixes; ``None`` if the kernel is not that of the running system
         """
         self.runtime = trio_runtime()
         self._better_path = better_path
@@ -63,14 +63,17 @@ class TrioNetwork:
         self._find_nat64 = find_nat64
         self.watcher = Watcher(mark_as_preferred(kernel, preferences), preferences, interface=interface, runtime=self.runtime)
         self.lingering_close = LingeringClose(self.runtime.shared(LingeringSockets), kernel)
-        """How an IPv6 connection is ended when its socket is closed."""
+        """How IPv6 connections are closed."""
 
     async def connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
-        """A connected socket, and what follows it."""
+        """Connect a socket.
+
+        :return: the socket and its guard
+        """
         dialer = Dialer(self.watcher, self._resolve, host, port, options, find_nat64=self._find_nat64)
-        await trio.lowlevel.checkpoint()  # a dial that succeeds at once has none
+        await trio.lowlevel.checkpoint()  # a dial that succeeds at once has no checkpoint
         dialled = await dialer.dial()
-        # trio wants sockets of the standard library's own class.
+        # trio only accepts sockets of the standard library's own class.
         sock = _plain(dialled.sock)
         try:
             return sock, self.follow(sock, dialled.address, dialled.path, dialled.pinned(options))
@@ -81,7 +84,7 @@ class TrioNetwork:
     async def open_datagram(
         self, protocol_factory: Callable[[], D], local_addr: Any, remote_addr: Any, **options: Any
     ) -> tuple[DatagramTransport, D]:
-        """A datagram transport on the effective interface."""
+        """Open a datagram transport on the effective interface."""
         return await open_datagram(
             self.watcher,
             protocol_factory,
@@ -93,9 +96,9 @@ class TrioNetwork:
         )
 
     def bind(self, sock: socket.socket, destination: IPAddress) -> Decision:
-        """Bind a fresh socket to the interface for a destination.
+        """Bind a new socket to the interface for a destination.
 
-        :raises OSError: it cannot be; then it is closed
+        :raises OSError: it could not be bound; it has been closed
         """
         try:
             decider = self.watcher.refresh()
@@ -115,9 +118,9 @@ class TrioNetwork:
         return follow_stream(self.watcher, sock, requirement, path)
 
     def follow_datagrams(self, sock: socket.socket, destination: IPAddress | None) -> InPlaceMover | None:
-        """Bind a datagram socket and follow it, unless it is to be left alone.
+        """Bind a datagram socket and follow it, unless it must be left alone.
 
-        :raises OSError: it cannot be bound; then it is closed
+        :raises OSError: it could not be bound; it has been closed
         """
         return follow_datagrams(self.watcher, sock, target=destination)
 
@@ -129,14 +132,14 @@ class TrioNetwork:
 
 
 class _Default:
-    """What the module-level functions use on one trio run: a network, once it is needed."""
+    """The network that the module's functions use on one trio run; ``None`` until it is needed."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.network: TrioNetwork | None = None
 
 
 def running_network() -> TrioNetwork:
-    """The run's own, made when it is first needed.
+    """The network of the current trio run. It is made on first use.
 
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
@@ -148,7 +151,7 @@ def running_network() -> TrioNetwork:
 
 
 def nat64_finder(preferences: Preferences, interface: str | None) -> FindPrefixes:
-    """Asks the running system's network for its NAT64 prefixes, in a thread: bindsock's resolvers speak asyncio."""
+    """A function that asks for the NAT64 prefixes, in a thread because bindsock's resolvers need asyncio."""
 
     async def find() -> tuple[IPv6Network, ...]:
         from bindsock.resolvers.nat64 import find_prefixes
@@ -159,7 +162,7 @@ def nat64_finder(preferences: Preferences, interface: str | None) -> FindPrefixe
 
 
 def set_network(network: TrioNetwork) -> None:
-    """Make this the run's own."""
+    """Make this the network of the current trio run."""
     trio_runtime().shared(_Default).network = network
 
 

@@ -1,4 +1,4 @@
-"""Names to addresses on trio."""
+"""Resolves names to addresses on trio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def resolve(
     host: str | None, port: int | str | None, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
 ) -> Sequence[AddrInfo]:
-    """The system's resolver, in a thread as trio has it, unless the host is numeric.
+    """Resolve by the system's resolver, in a thread as trio does, unless the host is numeric.
 
     :raises OSError: the name cannot be resolved
     """

@@ -1,7 +1,7 @@
-"""trio's socket factory: every library on the run rides along, as on :class:`bindsock.EventLoop`.
+"""A socket factory for trio: the sockets of every library leave by the effective interface, as on :class:`bindsock.EventLoop`.
 
-A socket is bound when it connects, or first sends, since only then it is known where to. What goes to this machine, what listens
-and what is bound already is left as it is.
+A socket is bound when it connects or first sends, because its destination is unknown before. Sockets for this host, listening
+sockets, and sockets that are already bound are left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     _TrioSocket = trio.socket.SocketType
 else:
-    # trio's own class of sockets has no public name, but can be asked for. All that is not overridden here is its business.
+    # trio's own socket class has no public name, but can be taken from an example. Its other methods stay as they are.
     with socket.socket() as _example:
         _TrioSocket = type(trio.socket.from_stdlib_socket(_example))
 
@@ -63,7 +63,7 @@ class BoundSocket(_TrioSocket):
             self._guard = self._network.watch_datagrams(self._plain, destination, path_of(decision), pinned_to(decision))
 
     async def sendto(self, *args: Any) -> int:
-        """Bind a client's socket to the interface for the address that it sends to, and follow it."""
+        """Bind a client's socket to the interface for the destination, and follow it."""
         if isinstance(self._guard, InPlaceMover):
             address = await self._numeric(args[-1])
             args = (*args[:-1], address)
@@ -99,26 +99,26 @@ class BoundSocket(_TrioSocket):
         return count
 
     def close(self) -> None:
-        self._let_go()
-        left = self._network.lingering_close.duplicate(self._plain)
+        self._unfollow()
+        lingering = self._network.lingering_close.duplicate(self._plain)
         super().close()
-        if left is not None:
-            self._network.lingering_close.finish(left)
+        if lingering is not None:
+            self._network.lingering_close.finish(lingering)
 
     def detach(self) -> int:
-        self._let_go()
+        self._unfollow()
         return super().detach()
 
     def _is_client(self) -> bool:
         return is_client(self._plain, self._network.watcher.refresh)
 
-    def _let_go(self) -> None:
+    def _unfollow(self) -> None:
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.close()
 
     def _ended(self, error: OSError) -> NoReturn:
-        """Say why the connection has ended, if it is known better than by the error number."""
+        """Raise the guard's error if it has ended the connection, otherwise the error itself."""
         reason = self._guard.error if isinstance(self._guard, StreamGuard) else None
         if reason is not None:
             raise reason from error
@@ -131,7 +131,7 @@ class BoundSocket(_TrioSocket):
 class BoundSocketFactory(trio.abc.SocketFactory):
     """Makes sockets that leave by the effective interface.
 
-    :param make: makes them of the standard library's
+    :param make: makes a trio socket from one of the standard library
     """
 
     def __init__(self, network: TrioNetwork, make: Callable[[socket.socket, TrioNetwork], BoundSocket] = BoundSocket) -> None:

@@ -5,11 +5,11 @@
     with bindsock.blocking.create_connection(("example.com", 443), timeout=10) as sock:
         ...
 
-A socket is decided for, bound, connected and checked as the asyncio functions do it, from a reading of the network that is made
-for that connection. Nothing watches the network for a thread. But where an event loop with a factory of bindsock's runs in the
-process (:class:`bindsock.EventLoop`, or any loop on which bindsock's functions have been called), that loop follows the
-connection and ends it when its path is gone: whoever waits on it in another thread is woken with an error. (A socket that
-:mod:`ssl` has wrapped takes any reset for an end of file before Python 3.13, python/cpython#115627.)
+Each connection is decided, bound and checked like those of the asyncio functions, from its own reading of the network. Threads
+have no watcher. But if an event loop with a bindsock factory runs in the process (:class:`bindsock.EventLoop`, or any loop on
+which bindsock's functions have been called), this loop follows the connection and ends it when its path is gone: a thread that
+waits on it is woken with an error. (Before Python 3.13, a socket that :mod:`ssl` has wrapped treats any reset as an end of file,
+python/cpython#115627.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from typing import TYPE_CHECKING, Any
 from bindsock import kernel as kernels
 from bindsock.blocking.lingering_close import close_ended, close_lingering
 from bindsock.default import find_running
-from bindsock.dial.binding import bind_or_close, check_egress, check_local_address, connect_error, mark_as_preferred
+from bindsock.dial.binding import (
+    bind_or_close,
+    check_egress,
+    check_local_address,
+    connect_error,
+    mark_as_preferred,
+    set_dead_after,
+)
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.lingering_close import duplicate_if_needed
 from bindsock.dial.nat64 import is_for_translator, log_unknown, synthesized
@@ -69,29 +76,29 @@ def create_connection(
     """:func:`socket.create_connection`, over the effective interface, bypassing VPN tunnels.
 
     :param address: host and port
-    :param timeout: seconds for each attempt, and for the socket's calls afterwards; ``socket.getdefaulttimeout()`` unless given
-    :param source_address: a local address and port; the address must be the interface's
-    :param all_errors: raise an ``ExceptionGroup`` of all attempts' errors instead of the last one's
-    :param interface: the name of the one interface to use, whatever detection says
+    :param timeout: seconds for each attempt, and for later calls on the socket; ``socket.getdefaulttimeout()`` unless given
+    :param source_address: a local address and port; the address must belong to the interface
+    :param all_errors: raise an ``ExceptionGroup`` with the errors of all attempts, instead of the last error
+    :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the loop that follows the connection does when it works and another interface is better
-    :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
-    :param kernel: what to ask; the running system's unless given
+    :param better_path: what the following event loop does with a working connection when another interface is better
+    :param dead_after: seconds without an answer from the peer after which the connection fails; no limit unless given
+    :param kernel: the kernel to ask; that of the running system unless given
     :raises NoEffectiveInterface: no address of the host has an interface that may be used
-    :raises NoRoute: no route leaves by the interface
-    :raises BindFailed: the system refused to bind, or the local address is another interface's
-    :raises EgressMismatch: the system chose a tunnel's address all the same
-    :raises OSError: the name or the connection failed
+    :raises NoRoute: no route to the host leaves by the interface
+    :raises BindFailed: the system refused to bind, or the local address belongs to another interface
+    :raises EgressMismatch: the system chose the address of a tunnel
+    :raises OSError: resolving the name or connecting failed
     """
     connector = BlockingConnector(interface, preferences, better_path, dead_after, kernel)
     return connector.create_connection(address, timeout, source_address, all_errors=all_errors)
 
 
 class BlockingSocket(socket.socket):
-    """A socket whose calls raise :class:`InterfaceChanged` once it has been ended because its path is gone."""
+    """A socket whose methods raise :class:`InterfaceChanged` after the connection was ended because its path is gone."""
 
     error: InterfaceChanged | None = None
-    """Why it was ended, once it has been."""
+    """Why the connection was ended; ``None`` if it was not."""
     _unfollow: Callable[[], object] | None = None
     _kernel: Kernel | None = None
 
@@ -119,20 +126,20 @@ class BlockingSocket(socket.socket):
             super().sendall(*args)
 
     def detach(self) -> int:
-        """Give the descriptor away, open; whoever has it is followed on."""
+        """Detach the socket from its descriptor, which stays open. The connection is still followed."""
         self._unfollow = self._kernel = None
         return super().detach()
 
     def close(self) -> None:
         kernel = self._kernel
-        left = duplicate_if_needed(kernel, self) if kernel is not None and self.fileno() != -1 else None
+        lingering = duplicate_if_needed(kernel, self) if kernel is not None and self.fileno() != -1 else None
         super().close()
-        if self.fileno() != -1:  # a file of makefile() is open
-            if left is not None:
-                left.close()
+        if self.fileno() != -1:  # a file of makefile() is still open
+            if lingering is not None:
+                lingering.close()
             return
-        if kernel is not None and left is not None:
-            close_lingering(left, kernel)
+        if kernel is not None and lingering is not None:
+            close_lingering(lingering, kernel)
         if self._unfollow is not None:
             unfollow, self._unfollow = self._unfollow, None
             unfollow()
@@ -146,7 +153,7 @@ class BlockingSocket(socket.socket):
             raise
 
     def _unless_ended(self, nothing: Any) -> Any:
-        """An end of file that is none."""
+        """Return the empty result, or raise the error if this is not a real end of file."""
         self._raise_ended(None)
         return nothing
 
@@ -157,15 +164,13 @@ class BlockingSocket(socket.socket):
 
 @dataclass(frozen=True, slots=True)
 class BlockingConnector:
-    """How blocking sockets are connected: what :func:`create_connection` is told each time, kept for many connections.
+    """Connects blocking sockets, with the same options for many connections. Can be used from any thread.
 
-    Can be used from any thread.
-
-    :param interface: the name of the one interface to use, whatever detection says
+    :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the loop that follows a connection does when it works and another interface is better
-    :param dead_after: seconds of silence from the peer after which a connection counts as dead; never unless given
-    :param kernel: what to ask, from one thread only; the running system's, from any, unless given
+    :param better_path: what the following event loop does with a working connection when another interface is better
+    :param dead_after: seconds without an answer from the peer after which a connection fails; no limit unless given
+    :param kernel: the kernel to ask, which binds this object to one thread; that of the running system unless given
     """
 
     interface: str | None = None
@@ -226,15 +231,15 @@ class BlockingConnector:
         address: Any,
         connect: Callable[[socket.socket, Any], object] = socket.socket.connect,
     ) -> None:
-        """Bind a fresh stream or datagram socket to the interface for the address, connect it, and let a running loop follow it.
+        """Bind a new stream or datagram socket to the interface for the address, connect it, and let a running loop follow it.
 
-        It is closed if it could not be bound, or has a tunnel's address afterwards.
+        The socket is closed if it cannot be bound, or if it gets the address of a tunnel.
 
         :param sock: a socket that is neither bound nor connected
-        :param address: where it connects to; the host is numeric
-        :param connect: what connects it
+        :param address: the destination, with a numeric host
+        :param connect: connects the socket
         :raises ValueError: the host is a name
-        :raises OSError: as :func:`create_connection` raises it
+        :raises OSError: as :func:`create_connection`
         """
         destination = address_of(address)
         info: AddrInfo = (sock.family, sock.type, sock.proto, "", address)
@@ -269,16 +274,16 @@ class BlockingConnector:
         *,
         translate: bool = False,
     ) -> tuple[Network, list[tuple[AddrInfo, Decision]]]:
-        """The decision for each address that may be used, and the reading it rests on.
+        """The decision for each address that may be used, and the reading of the network.
 
-        :param local: the local address that a socket has, or is to have
-        :param translate: also use the addresses of a NAT64 translator, where that alone reaches the host
+        :param local: the local address of the socket, if it has one or will get one
+        :param translate: also use the addresses behind a NAT64 translator, if only that reaches the host
         """
         preferences = self.preferences if self.preferences is not None else Preferences()
         policy = preferences.on_no_interface
-        # The system's clock: a blocking socket belongs to a thread, in which no event loop runs.
+        # Blocking sockets belong to threads without an event loop, so the deadline is one of the system's clock.
         deadline = time.monotonic() + timeout if timeout is not None else None
-        # The events are open before the reading, so that no change falls between them.
+        # The event sources are opened before the reading, so that no change is missed in between.
         sources = list(kernel.events()) if policy == "wait" else []
         try:
             while True:
@@ -305,10 +310,10 @@ class BlockingConnector:
     def _translated(
         self, host: str, infos: Sequence[AddrInfo], preferences: Preferences, timeout: float | None
     ) -> list[AddrInfo]:
-        """The addresses by which a translator reaches the host; none if there is no translator."""
+        """The IPv6 addresses that reach the host through a translator; empty if there is none."""
         from bindsock.resolvers.nat64 import find_prefixes
 
-        # bindsock's resolvers speak asyncio, and this thread may run an event loop.
+        # bindsock's resolvers need asyncio, and this thread may already run an event loop.
         with ThreadPoolExecutor(1) as thread:
             try:
                 return synthesized(infos, thread.submit(find_prefixes, preferences, self.interface, timeout).result())
@@ -318,8 +323,7 @@ class BlockingConnector:
 
     def _bind(self, kernel: Kernel, sock: socket.socket, decision: Decision, destination: IPAddress) -> None:
         try:
-            if self.dead_after is not None and sock.type == socket.SOCK_STREAM:
-                kernel.set_user_timeout(sock, self.dead_after)
+            set_dead_after(kernel, sock, self.dead_after)
         except BaseException:
             sock.close()
             raise
@@ -337,7 +341,7 @@ class BlockingConnector:
         try:
             connect(sock, address)
         except (BlockingIOError, InterruptedError):
-            # A non-blocking socket has its local address already, and is followed like any other.
+            # A non-blocking socket already has its local address, and is followed like any other.
             self._connected(sock, address, decision, network)
             raise
         except OSError as error:
@@ -379,10 +383,10 @@ def _seconds(timeout: float | None) -> float | None:
 
 
 def _wait_for_events(sources: Sequence[EventSource], deadline: float | None) -> bool:
-    """Wait until the kernel announces something that can matter.
+    """Wait until the kernel reports a relevant event.
 
-    :param deadline: monotonic seconds of the system's clock
-    :return: whether it did
+    :param deadline: in monotonic seconds of the system's clock
+    :return: false if the deadline has passed
     """
     poll = select.poll()
     by_descriptor = {source.fileno(): source for source in sources}

@@ -53,6 +53,16 @@ def mark_as_preferred(kernel: Kernel, preferences: Preferences) -> Kernel:
     return kernel
 
 
+def set_dead_after(kernel: Kernel, sock: socket.socket, dead_after: float | None) -> None:
+    """Set the user timeout of a stream socket, if the program gave ``dead_after``. Other sockets have none.
+
+    :param dead_after: seconds without an answer from the peer after which the connection fails
+    :raises OSError: the system refused
+    """
+    if dead_after is not None and sock.type == socket.SOCK_STREAM:
+        kernel.set_user_timeout(sock, dead_after)
+
+
 def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, destination: IPAddress | None) -> Decision:
     """Decide for the destination, or for the family's default route, and bind a new socket accordingly.
 

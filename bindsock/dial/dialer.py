@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.dial.attempt import Attempt, Destination, Dialled
+from bindsock.dial.binding import set_dead_after
 from bindsock.dial.chosen import on_own_uplink
 from bindsock.dial.nat64 import FindPrefixes, translated
 from bindsock.dial.race import Race, interleaved
@@ -66,8 +67,7 @@ class Dialer:
 
     def prepare(self, sock: socket.socket) -> None:
         """Set the socket options that are needed before the connect."""
-        if self.options.dead_after is not None:
-            self.watcher.kernel.set_user_timeout(sock, self.options.dead_after)
+        set_dead_after(self.watcher.kernel, sock, self.options.dead_after)
 
     async def dial(self) -> Dialled:
         """Connect.

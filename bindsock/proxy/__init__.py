@@ -1,4 +1,4 @@
-"""A local SOCKS5 and HTTP proxy: any program, in any language, gets beneath the VPN through it."""
+"""A local SOCKS5 and HTTP proxy, through which programs in any language can bypass the VPN."""
 
 from bindsock.proxy.server import Proxy
 

@@ -1,14 +1,14 @@
-"""What a client of the proxy says before its bytes are simply passed on: SOCKS5, or HTTP.
+"""Parses the handshake of a proxy client, SOCKS5 or HTTP.
 
-Theory of operation. A :class:`Handshake` does no I/O. It is fed bytes as they come and tells, one event at a time, what is to be
-done: send something, dial something, or refuse. One port serves both protocols: a SOCKS client begins with the byte 5, which no
-HTTP method does. After the :class:`Dial` event the caller dials and answers with :meth:`Handshake.accepted` or
-:meth:`Handshake.failed`; the bytes in :attr:`Dial.early` are the first ones for the other side.
+Theory of operation. A :class:`Handshake` does no I/O. It takes bytes as they arrive, and returns one event at a time: send
+something, dial, or refuse. One port serves both protocols: a SOCKS client starts with the byte 5, but no HTTP method does. After
+the :class:`Dial` event, the caller dials and answers with :meth:`Handshake.accepted` or :meth:`Handshake.failed`. It sends the
+bytes in :attr:`Dial.early` to the other side first.
 
-* SOCKS5: RFC 1928, CONNECT only; passwords by RFC 1929.
+* SOCKS5: RFC 1928, only CONNECT; passwords by RFC 1929.
 * HTTP ``CONNECT``: RFC 9110 section 9.3.6.
-* HTTP requests in absolute form (``GET http://host/ HTTP/1.1``, RFC 9112 section 3.2.2), which is how clients use a proxy for
-  plain HTTP: the request is passed on in origin form, with ``Connection: close``, so that one connection carries one request.
+* HTTP requests in absolute form (``GET http://host/ HTTP/1.1``, RFC 9112 section 3.2.2), with which clients use a proxy for plain
+  HTTP: the request is passed on in origin form, with ``Connection: close``, so that one connection carries one request.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"pr
 
 @dataclass(frozen=True, slots=True)
 class NeedData:
-    """Nothing to do until more has come."""
+    """Wait for more data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Bytes for the client; then ask for the next event."""
+    """Send these bytes to the client, and ask for the next event."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Where the client wants to go."""
+    """Dial the destination of the client."""
 
     host: str
     port: int
     protocol: str
     """``socks5``, ``connect`` or ``http``."""
     early: bytes
-    """What the other side is to get first: what the client sent ahead, or its rewritten request."""
+    """The first bytes for the other side: data that the client has already sent, or its rewritten request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Send this, if anything, and close."""
+    """Send these bytes, if there are any, and close."""
 
     data: bytes
     reason: str
@@ -70,7 +70,7 @@ Event: TypeAlias = NeedData | Send | Dial | Refuse
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a dial came to nothing, in the words of both protocols."""
+    """The reason for a failed dial, as a code of both protocols."""
 
     socks: int
     status: str
@@ -85,10 +85,10 @@ TIMED_OUT = Failure(6, "504 Gateway Timeout")
 
 
 class Handshake:
-    """One client's handshake.
+    """The handshake of one client.
 
-    :param credentials: passwords by user name; without, everybody is let in
-    :param limit: how many bytes a request's head may have
+    :param credentials: passwords by user name; ``None`` to accept every client
+    :param limit: the maximum size of a request's head, in bytes
     """
 
     def __init__(self, credentials: Mapping[str, str] | None = None, *, limit: int = 16384) -> None:
@@ -99,18 +99,18 @@ class Handshake:
         self._protocol = ""
 
     def receive(self, data: bytes) -> None:
-        """Bytes came from the client."""
+        """Add bytes from the client."""
         self._buffer += data
 
     def next_event(self) -> Event:
-        """What is to be done now. After :class:`Dial` and :class:`Refuse` there is no further event."""
+        """The next event. :class:`Dial` and :class:`Refuse` are the last events."""
         try:
             return self._step()
         except _Malformed as error:
             return self._refuse(error.data, str(error))
 
     def accepted(self) -> bytes:
-        """The dial succeeded: what the client is told. The address we dialled from is none of its business."""
+        """The answer for the client after a successful dial. It does not contain the local address of the connection."""
         if self._protocol == "socks5":
             return _socks_reply(0)
         if self._protocol == "connect":
@@ -118,7 +118,7 @@ class Handshake:
         return b""
 
     def failed(self, failure: Failure, reason: str) -> bytes:
-        """The dial failed: what the client is told."""
+        """The answer for the client after a failed dial."""
         if self._protocol == "socks5":
             return _socks_reply(failure.socks)
         return http_error(failure.status, reason)
@@ -130,7 +130,7 @@ class Handshake:
             self._protocol = "socks5"
             self._step = self._socks_greeting
         elif self._buffer[0] == 4:
-            return self._refuse(b"\x00\x5b" + bytes(6), "SOCKS4, which is not spoken here")
+            return self._refuse(b"\x00\x5b" + bytes(6), "SOCKS4 is not supported")
         else:
             self._step = self._http_head
         return self._step()
@@ -138,8 +138,6 @@ class Handshake:
     def _refuse(self, data: bytes, reason: str) -> Refuse:
         self._step = _finished
         return Refuse(data, reason)
-
-    # SOCKS5
 
     def _socks_greeting(self) -> Event:
         if len(self._buffer) < 2 or len(self._buffer) < 2 + self._buffer[1]:
@@ -187,8 +185,6 @@ class Handshake:
         self._step = _finished
         return Dial(host, port, "socks5", self._take(len(self._buffer)))
 
-    # HTTP
-
     def _http_head(self) -> Event:
         end = self._buffer.find(b"\r\n\r\n", 0, self._limit)
         if end < 0:
@@ -227,9 +223,9 @@ class Handshake:
         return Dial(_host(url), url.port or 80, "http", self._rewritten(method, url, headers, parsed[3]))
 
     def _rewritten(self, method: bytes, url: SplitResult, headers: list[tuple[bytes, bytes, bytes]], minor: bytes) -> bytes:
-        """The request as its origin wants it."""
+        """The request in origin form."""
         named = {name.strip().lower() for n, value, _ in headers if n == b"connection" for name in value.split(b",")}
-        # Those two decide where the body ends: no "Connection" header takes them away.
+        # Content-Length and Transfer-Encoding decide where the body ends, so a "Connection" header must not remove them.
         dropped = _HOP_BY_HOP | (named - {b"content-length", b"transfer-encoding", b"host"})
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         kept = [line for name, _, line in headers if name not in dropped]
@@ -250,7 +246,7 @@ class Handshake:
         assert self._credentials is not None
         known = False
         for name, secret in self._credentials.items():
-            # Both comparisons, always: how long it takes must not tell which user names exist.
+            # Always make both comparisons, so that the time does not reveal which user names exist.
             known |= hmac.compare_digest(name.encode(), user) & hmac.compare_digest(secret.encode(), password)
         return known
 
@@ -270,7 +266,7 @@ def _finished() -> Event:
 
 
 def http_error(status: str, reason: str, *headers: bytes) -> bytes:
-    """A whole HTTP response that says so and ends the connection."""
+    """A complete HTTP response with an error, which ends the connection."""
     body = f"bindsock proxy: {reason}\n".encode()
     lines = [
         f"HTTP/1.1 {status}".encode(),
@@ -287,9 +283,10 @@ def _socks_reply(code: int) -> bytes:
 
 
 def _header(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Name in lower case, value, and the line itself."""
+    """The name in lower case, the value, and the line itself."""
     name, colon, value = line.partition(b":")
-    # A folded or nameless line is where two parsers could come to two requests (RFC 9112 section 5.2): it is refused.
+    # Folded lines and lines without a name are refused, because two parsers could read them as different requests (RFC 9112
+    # section 5.2).
     if not colon or not _TOKEN.fullmatch(name) or b"\n" in value or b"\r" in value or b"\0" in value:
         raise _Malformed(f"not a header: {line[:80]!r}", http_error("400 Bad Request", "not a header"))
     return name.lower(), value.strip(b" \t"), line
@@ -298,7 +295,7 @@ def _header(line: bytes) -> tuple[bytes, bytes, bytes]:
 def _split(target: bytes) -> SplitResult:
     try:
         url = urlsplit(target.decode("latin-1"))
-        _ = url.port  # the port is checked when it is asked for
+        _ = url.port  # reading the port checks it
     except ValueError as error:
         raise _Malformed(f"not an address: {error}", http_error("400 Bad Request", "not an address")) from error
     return url
@@ -311,7 +308,7 @@ def _host(url: SplitResult) -> str:
 
 
 def _name(name: bytes, reply: bytes) -> str:
-    """A host name as a client wrote it. What it means is the resolver's business, but it gets no surprises."""
+    """Check the characters of a client's host name. The resolver decides whether the name exists."""
     try:
         text = name.decode()
     except UnicodeDecodeError:

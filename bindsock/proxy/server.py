@@ -1,4 +1,7 @@
-"""The proxy itself: accepts, lets :mod:`bindsock.proxy.handshake` understand, dials beneath the tunnels, passes bytes on."""
+"""The proxy server: accepts clients, dials over the effective interface, and passes bytes on.
+
+:mod:`bindsock.proxy.handshake` parses the requests.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _logger = logging.getLogger("bindsock.proxy")
 
 _CHUNK = 1 << 16
 _LINGER = 5.0
-"""Seconds for a peer that does not read to take what is left for it."""
+"""Seconds for which a peer may read its remaining data before its connection is aborted."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FAILURES = {
     errno.ECONNREFUSED: handshake.CONNECTION_REFUSED,
@@ -41,7 +44,7 @@ _FAILURES = {
 
 
 class _NotAllowed(Exception):
-    """The client must not go there."""
+    """The client must not connect to this destination."""
 
 
 @dataclass(slots=True)
@@ -50,18 +53,19 @@ class _Counter:
 
 
 class Proxy:
-    """A SOCKS5 and HTTP proxy whose outgoing connections leave by the effective interface and end when that is gone.
+    """A SOCKS5 and HTTP proxy. Its outgoing connections leave by the effective interface, and end when the interface is gone.
 
-    ``async with`` it; :meth:`listen` once or more often.
+    Use it as an async context manager, and call :meth:`listen` once or several times.
 
     :param factory: makes the outgoing connections
-    :param credentials: passwords by user name. Without, only loopback may be listened on. With, clients that are not on this
-        machine cannot reach its own addresses through the proxy.
-    :param max_connections: how many clients are served at a time; further ones are turned away
-    :param head_limit: how many bytes a request's head may have
-    :param handshake_timeout: seconds for a client to say what it wants
-    :param connect_timeout: seconds for the outgoing connection
-    :param family: of the outgoing connections, if not both
+    :param credentials: passwords by user name. Without them, the proxy only listens on loopback addresses. With them, clients on
+        other hosts cannot reach this host's own addresses through the proxy
+    :param max_connections: how many clients are served at the same time; further clients are rejected
+    :param head_limit: the maximum size of a request's head, in bytes
+    :param handshake_timeout: seconds within which a client must send its request
+    :param connect_timeout: seconds within which the outgoing connection must be made
+    :param family: the address family of the outgoing connections; both unless given
+    :raises ValueError: ``credentials`` is empty
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class Proxy:
         family: int = socket.AF_UNSPEC,
     ) -> None:
         if credentials is not None and not credentials:
-            raise ValueError("credentials without a single user")
+            raise ValueError("credentials must have at least one user")
         self._factory = factory
         self._credentials = credentials
         self._max_connections = max_connections
@@ -87,9 +91,9 @@ class Proxy:
         self._servers: list[asyncio.Server] = []
         self._clients: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
-        self._turned_away = 0
+        self._rejected = 0
         self.served: int = 0
-        """How many clients got their connection."""
+        """How many clients have got a connection."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,10 +106,11 @@ class Proxy:
     async def listen(self, host: str = "127.0.0.1", port: int = 1080) -> tuple[str, int]:
         """Serve clients on an address.
 
+        :param host: an address of this host
         :param port: 0 for any
         :return: the address and port
-        :raises ValueError: the address is not loopback and there are no credentials
-        :raises OSError: the address is in use, or not this machine's
+        :raises ValueError: the address is not a loopback address, and there are no credentials
+        :raises OSError: the address is in use, or does not belong to this host
         """
         self._check_address(host)
         server = await asyncio.start_server(self._accept, host, port, limit=_CHUNK)
@@ -114,9 +119,9 @@ class Proxy:
         return bound_host, bound_port
 
     async def serve(self, sock: socket.socket) -> None:
-        """Serve clients on a socket that listens already. The proxy closes it.
+        """Serve clients on a listening socket, which the proxy will close.
 
-        :raises ValueError: its address is not loopback and there are no credentials
+        :raises ValueError: its address is not a loopback address, and there are no credentials
         """
         self._check_address(sock.getsockname()[0])
         self._servers.append(await asyncio.start_server(self._accept, sock=sock, limit=_CHUNK))
@@ -132,28 +137,28 @@ class Proxy:
         await asyncio.gather(*clients, return_exceptions=True)
 
     def _check_address(self, host: str) -> None:
-        """Clients from elsewhere must say who they are."""
+        """Require credentials unless the address is a loopback address."""
         if not ip_address(host).is_loopback and self._credentials is None:
-            raise ValueError(f"{host} can be reached by others: a proxy there needs credentials")
+            raise ValueError(f"other hosts can reach {host}: a proxy there needs credentials")
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= self._max_connections:
-            self._turned_away += 1
-            if self._turned_away == 1:
-                _logger.warning("%d clients are connected, further ones are turned away", len(self._clients))
+            self._rejected += 1
+            if self._rejected == 1:
+                _logger.warning("%d clients are connected, rejecting further clients", len(self._clients))
             writer.transport.abort()
             return
         client = asyncio.get_running_loop().create_task(self._serve(reader, writer), name=f"bindsock proxy {_label(writer)}")
         self._clients.add(client)
-        client.add_done_callback(self._gone)
+        client.add_done_callback(self._client_done)
 
-    def _gone(self, client: asyncio.Task[None]) -> None:
+    def _client_done(self, client: asyncio.Task[None]) -> None:
         self._clients.discard(client)
-        if self._turned_away and len(self._clients) < self._max_connections:
-            _logger.warning("%d clients have been turned away", self._turned_away)
-            self._turned_away = 0
+        if self._rejected and len(self._clients) < self._max_connections:
+            _logger.warning("%d clients have been rejected", self._rejected)
+            self._rejected = 0
         if not client.cancelled() and client.exception() is not None:
-            _logger.error("a client's connection failed unexpectedly", exc_info=client.exception())
+            _logger.error("the connection of a client failed unexpectedly", exc_info=client.exception())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         label = f"#{next(self._numbers)} {_label(writer)}"
@@ -163,7 +168,7 @@ class Proxy:
                 async with asyncio.timeout(self._handshake_timeout):
                     dial = await _negotiate(greeting, reader, writer)
             except TimeoutError:
-                _logger.info("%s said nothing intelligible for %g s", label, self._handshake_timeout)
+                _logger.info("%s sent no complete request within %g s", label, self._handshake_timeout)
                 return
             if isinstance(dial, Refuse):
                 _logger.info("%s refused: %s", label, dial.reason)
@@ -197,7 +202,7 @@ class Proxy:
         except OSError as error:
             failure, reason = failure_of(error), str(error)
         else:
-            _logger.info("%s by %s", label, self._factory.interface_of(upstream[1]) or "no interface in particular")
+            _logger.info("%s by %s", label, self._factory.interface_of(upstream[1]) or "any interface")
             return upstream
         _logger.info("%s failed: %s", label, reason)
         writer.write(greeting.failed(failure, reason))
@@ -205,12 +210,15 @@ class Proxy:
         return None
 
     async def _check_allowed(self, dial: Dial, writer: asyncio.StreamWriter) -> None:
-        """Clients from elsewhere must not reach what this machine offers to itself alone."""
+        """Check that a client on another host does not connect to this host's own addresses.
+
+        :raises _NotAllowed: it does
+        """
         if address_of(writer.get_extra_info("peername")).is_loopback:
             return
         for info in await self._factory.resolve(dial.host, dial.port, family=self._family, type=socket.SOCK_STREAM):
             if self._factory.explain(address_of(info[4])).basis is Basis.LOCAL:
-                raise _NotAllowed(f"{dial.host} is the proxy's own machine")
+                raise _NotAllowed(f"{dial.host} is the host of the proxy itself")
 
     async def _pass_on(
         self,
@@ -223,7 +231,7 @@ class Proxy:
         clock = asyncio.get_running_loop().time
         begun = clock()
         up, down = _Counter(), _Counter()
-        outcome = "ended, since the proxy is stopped"
+        outcome = "ended, because the proxy is stopped"
         try:
             client[1].write(answer)
             upstream[1].write(early)
@@ -233,11 +241,11 @@ class Proxy:
                 tasks.create_task(self._pump(upstream[0], client[1], down), name=f"bindsock proxy {label} down")
             outcome = "done"
         except* InterfaceChanged as errors:
-            outcome = f"ended, since its path is gone: {errors.exceptions[0]}"
+            outcome = f"ended, because its path is gone: {errors.exceptions[0]}"
             _reset(client[1])
         except* OSError as errors:
             outcome = f"broken: {errors.exceptions[0]}"
-            # An abort here is an abort there: a clean end would look as if all had come.
+            # Reset both sides: after a clean end, the other side would take the data for complete.
             _reset(client[1])
             _reset(upstream[1])
         finally:
@@ -255,7 +263,10 @@ class Proxy:
 
 
 async def _negotiate(greeting: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Dial | Refuse | None:
-    """Speak with the client until it is clear what it wants; ``None`` if it goes away before."""
+    """Do the handshake with a client.
+
+    :return: its last event; ``None`` if the client disconnects first
+    """
     while True:
         match greeting.next_event():
             case NeedData():
@@ -275,7 +286,7 @@ async def _negotiate(greeting: Handshake, reader: asyncio.StreamReader, writer: 
 
 
 def failure_of(error: OSError) -> Failure:
-    """What an error of a dial is to the client."""
+    """The failure to report to the client for the error of a dial."""
     if isinstance(error, NoEffectiveInterface | NoRoute):
         return handshake.NETWORK_UNREACHABLE
     if isinstance(error, socket.gaierror):
@@ -291,15 +302,15 @@ def _label(writer: asyncio.StreamWriter) -> str:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection so that the other side sees an error, not an end of file."""
+    """Reset a connection, so that the other side gets an error and not an end of file."""
     sock = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError, ValueError):  # it is closed already; uvloop then says ValueError
+    with contextlib.suppress(OSError, ValueError):  # it is closed already; uvloop then raises ValueError
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     writer.transport.abort()
 
 
 async def _end(writer: asyncio.StreamWriter) -> None:
-    """Close, and give what is not sent yet a moment to be."""
+    """Close a connection, and wait a moment until the remaining data is sent."""
     writer.close()
     with contextlib.suppress(OSError):
         try:

@@ -1,4 +1,4 @@
-"""Routes for bound sockets where a VPN has left none: planned, made, kept up to date and removed."""
+"""Repairs: adds default routes for bound sockets if a VPN has removed them, keeps them up to date, and removes them."""
 
 from bindsock.repair.plan import Impossible, Plan, plan
 from bindsock.repair.repairer import Repairer

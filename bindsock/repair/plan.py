@@ -1,8 +1,8 @@
-"""What has to be repaired, and which repairs have to go: the pure decision.
+"""Decides which repairs to add and which to remove: a pure function.
 
-A family is repaired where a tunnel has its default route and no uplink that may be used has one left. Then each of these uplinks
-gets one, in a table that only sockets bound to it are led to. What a firewall drops stays dropped: no mark is set, and no rule of
-a firewall is touched.
+A family needs repair if a tunnel has its default route and no usable uplink has one. Then each of these uplinks gets a default
+route in its own table, which only sockets bound to the uplink use. Firewall rules stay untouched, and no mark is set: packets
+that a firewall drops are still dropped.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """An uplink that lacks a route which cannot be made."""
+    """An uplink without a default route that cannot be repaired."""
 
     family: socket.AddressFamily
     interface: str
 
     def __str__(self) -> str:
         return (
-            f"the gateway of {self.interface} for {family_name(self.family)} is not known: no earlier reading, route, DHCP lease "
-            "or neighbour names it"
+            f"the {family_name(self.family)} gateway of {self.interface} is unknown: it is in no earlier reading, route, DHCP "
+            "lease or neighbour entry"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, in this order: remove, then make."""
+    """The repairs to remove first, and then those to add."""
 
     remove: tuple[Repair, ...] = ()
     make: tuple[Repair, ...] = ()
@@ -49,12 +49,12 @@ class Plan:
 
 
 def plan(network: Network, preferences: Preferences, standing: Sequence[Repair], gateway_of: GatewayOf) -> Plan:
-    """What is to be done.
+    """Decide which repairs to add and to remove.
 
-    :param network: a reading, in which what stands shows
-    :param preferences: an interface that they exclude gets nothing; one that somebody has repaired keeps it
-    :param standing: the repairs that there are
-    :param gateway_of: the gateway of an interface, ``None`` if nothing names one
+    :param network: a reading of the network, with the existing repairs
+    :param preferences: an excluded interface gets no repair, but keeps an existing one
+    :param standing: the existing repairs
+    :param gateway_of: returns the gateway of an interface; ``None`` if it is unknown
     """
     remove: list[Repair] = []
     make: list[Repair] = []
@@ -62,7 +62,7 @@ def plan(network: Network, preferences: Preferences, standing: Sequence[Repair],
     for family in FAMILIES:
         ours = [repair for repair in standing if repair.family == family]
         uplinks = [i for i in network.interfaces.values() if unfit(i, family, preferences) is None]
-        if not _taken(network, family) or any(_served(network, uplink, family) for uplink in uplinks):
+        if not _tunnel_is_default(network, family) or any(_has_own_default(network, uplink, family) for uplink in uplinks):
             remove += ours
             continue
         stays = set()
@@ -85,13 +85,13 @@ def plan(network: Network, preferences: Preferences, standing: Sequence[Repair],
     return Plan(tuple(remove), tuple(make), tuple(impossible))
 
 
-def _taken(network: Network, family: socket.AddressFamily) -> bool:
+def _tunnel_is_default(network: Network, family: socket.AddressFamily) -> bool:
     """Whether a tunnel has the default route."""
     interface = network.unbound_interface(family)
     return interface is not None and interface.kind is InterfaceKind.TUNNEL
 
 
-def _served(network: Network, interface: Interface, family: socket.AddressFamily) -> bool:
-    """Whether it has a default route that is not a repair's."""
+def _has_own_default(network: Network, interface: Interface, family: socket.AddressFamily) -> bool:
+    """Whether the interface has a default route that is not a repair."""
     lookup = network.defaults.get((interface.index, family))
     return lookup is not None and lookup.usable and not is_repair_table(lookup.route.table)

@@ -20,20 +20,20 @@ _logger = logging.getLogger("bindsock")
 
 
 class Repairer:
-    """A :class:`bindsock.kernel.Repairer`.
+    """Implements :class:`bindsock.kernel.Repairer`.
 
-    What it has made is removed by :meth:`close`, when it is collected, and when the interpreter exits; after a crash by the next
-    one, at its first reading. Where several processes repair, the last one removes.
+    Its repairs are removed by :meth:`close`, when it is freed, and when the interpreter exits. After a crash, the next repairer
+    removes them at its first reading. If several processes repair, the last one removes the repairs.
 
-    :param kernel: whose readings it is shown from now on
-    :param preferences: an interface that they exclude gets nothing
+    :param kernel: passes its readings to the repairer from now on
+    :param preferences: an excluded interface gets no repair
     :raises UnsupportedSystem: the system has no policy rules
     """
 
     def __init__(self, kernel: Kernel, preferences: Preferences) -> None:
         administration = kernel.administration
         if administration is None:
-            raise UnsupportedSystem("repair_routes needs Linux: this system has no policy rules")
+            raise UnsupportedSystem("this system has no policy rules: repair_routes needs Linux")
         self.problem: str = ""
         self._administration: Administration = administration
         self._preferences = preferences
@@ -44,7 +44,10 @@ class Repairer:
         administration.repairer = self
 
     def repair(self, network: Network) -> bool:
-        """Repair what the reading shows to be missing; the same reading again costs nothing."""
+        """Add the repairs that a reading needs. Does nothing for the same reading again.
+
+        :return: whether routes have changed
+        """
         if network is self._seen:
             return False
         self._seen = network
@@ -52,11 +55,11 @@ class Repairer:
             changed = self._clean_up()
             return self._carry_out(network) or changed
         except OSError as error:
-            self._say(f"repair_routes was refused ({error.strerror or error}): it takes CAP_NET_ADMIN", log=True)
+            self._set_problem(f"repair_routes was refused ({error.strerror or error}): it needs CAP_NET_ADMIN", log=True)
             return False
 
     def close(self) -> None:
-        """Remove what was made, unless another process repairs as well. Closing twice is harmless."""
+        """Remove the repairs, unless another process repairs, too. Does nothing the second time."""
         self._seen = None
         self._standing = False
         if self._end is not None:
@@ -64,14 +67,14 @@ class Repairer:
             self._end = self._repairs = None
 
     def _clean_up(self) -> bool:
-        """At the first reading: remove what a crash has left."""
+        """At the first reading, remove the repairs that a crashed process has left."""
         if self._repairs is not None:
             return False
         self._repairs = repairs = self._administration.repairs()
         try:
             return bool(repairs.remove_all(orphans=True))
         finally:
-            # After that of the socket, which has been opened by now: at exit the newest finalizer comes first.
+            # The repairs' socket is open by now. At exit the newest finalizer runs first, so this one runs before the socket's.
             self._end = weakref.finalize(self, _end, repairs, os.getpid())
 
     def _carry_out(self, network: Network) -> bool:
@@ -79,7 +82,7 @@ class Repairer:
         standing = self._repairs.existing() if self._standing else ()
         planned = plan(network, self._preferences, standing, self._administration.gateway)
         if planned.make and not self._standing:
-            # Another process may have made them; a plan that makes nothing needs no look at the tables.
+            # Another process may have added them already. The tables are only read if the plan adds something.
             standing = self._repairs.existing()
             planned = plan(network, self._preferences, standing, self._administration.gateway)
         for repair in planned.remove:
@@ -87,12 +90,12 @@ class Repairer:
             _logger.info("removed the repaired %s", _described(repair))
         for repair in planned.make:
             self._repairs.make(repair)
-            _logger.info("repaired the %s, which %s names", _described(repair), repair.gateway.named_by)
+            _logger.info("added a %s; the gateway is known from %s", _described(repair), repair.gateway.named_by)
         self._standing = bool(standing or planned.make)
-        self._say("; ".join(map(str, planned.impossible)))
+        self._set_problem("; ".join(map(str, planned.impossible)))
         return bool(planned.remove or planned.make)
 
-    def _say(self, text: str, *, log: bool = False) -> None:
+    def _set_problem(self, text: str, *, log: bool = False) -> None:
         if log and text != self.problem:
             _logger.warning("%s", text)
         self.problem = text
@@ -103,11 +106,11 @@ def _described(repair: Repair) -> str:
 
 
 def _end(repairs: Repairs, process: int) -> None:
-    """Remove and close, in the process that made the repairs, not in one that it has forked."""
+    """Remove the repairs in the process that made them, but not in a forked one, and close the socket."""
     try:
         if os.getpid() == process:
             repairs.remove_all(orphans=True)
     except OSError as error:
-        _logger.warning("the repaired routes could not be removed: %s; `bindsock repair --undo` does it", error)
+        _logger.warning("cannot remove the repaired routes: %s; run `bindsock repair --undo`", error)
     finally:
         repairs.close()

@@ -91,7 +91,7 @@ async def test_a_program_that_starts_beneath_the_vpn_takes_the_gateway_from_its_
     lab.vpn_up("replace")
     async with bindsock.TransportFactory(repair_routes=True) as factory:
         assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
-        with pytest.raises(bindsock.NoEffectiveInterface, match="the gateway of wifi0 for IPv6 is not known"):
+        with pytest.raises(bindsock.NoEffectiveInterface, match="the IPv6 gateway of wifi0 is unknown"):
             await factory.open_connection(lab.server.ipv6, lab.server.tcp_port)
 
 
@@ -166,7 +166,7 @@ def test_without_the_privilege_the_error_says_which_it_takes(lab: Lab) -> None:
 
         return asyncio.run(dial())
 
-    assert "it takes CAP_NET_ADMIN" in as_nobody(error)
+    assert "it needs CAP_NET_ADMIN" in as_nobody(error)
 
 
 KILLED = """\

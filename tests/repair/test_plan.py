@@ -90,7 +90,7 @@ def test_what_the_preferences_exclude_is_not_repaired_and_not_taken_from_who_has
 def test_where_nothing_names_the_gateway_it_is_said() -> None:
     planned = plan(ONLY_VPN, Preferences(), [], unknown)
     assert planned == Plan(impossible=(Impossible(V4, "wifi0"), Impossible(V4, "eth0")))
-    assert str(planned.impossible[0]).startswith("the gateway of wifi0 for IPv4 is not known")
+    assert str(planned.impossible[0]).startswith("the IPv4 gateway of wifi0 is unknown")
 
 
 def test_a_repair_that_stands_stays_where_nothing_names_the_gateway_any_more() -> None:
