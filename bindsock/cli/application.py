@@ -1,4 +1,4 @@
-"""The parser, and what becomes of errors: one line on standard error and a documented exit status."""
+"""The argument parser, and the entry point, which turns errors into one line on standard error and an exit status."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
 
 _EPILOG = """\
 exit status:
-  0    it is so: there is an effective interface, every fact held
-  1    it is not: no interface may be used, a name has no address, a fact failed
-  2    the command line was not understood
-  3    this system is not supported, or it refused
+  0    success: there is an effective interface, every fact held
+  1    failure: no interface may be used, a name has no address, a fact failed
+  2    wrong usage
+  3    this system is not supported, or a system call failed
   130  ended by Ctrl-C
-  141  nobody reads the output any more
+  141  the reader of the output has closed it
 
 examples:
   bindsock status                      the interfaces, and which one is effective
   bindsock explain example.com         by which interface a connection would leave, and why
   bindsock watch --json                one line of JSON for each change
   bindsock doctor                      what is wrong, for a bug report
-  bindsock repair                      a route where a VPN has left none (Linux)
-  bindsock run -- python app.py        a program as it is, with its connections beneath the VPN
-  bindsock proxy                       SOCKS5 and HTTP for programs that do not know bindsock
-  bindsock demo                        see it happen, in network namespaces of its own
+  bindsock repair                      add a route where a VPN has left none (Linux)
+  bindsock run -- python app.py        run an unmodified program, bypassing the VPN
+  bindsock proxy                       SOCKS5 and HTTP for programs that do not use bindsock
+  bindsock demo                        a demonstration, in network namespaces of its own
 
-completion: source <(bindsock --print-completion bash), in ~/.bashrc; it needs
+completion: put  source <(bindsock --print-completion bash)  into ~/.bashrc; it needs
 pip install "bindsock[completion]"
 """
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     result = argparse.ArgumentParser(
         prog="bindsock",
-        description="Connections that leave by the effective network interface, the one beneath any VPN, and stay on it.",
+        description="Connections that leave by the effective network interface, bypassing VPN tunnels, and stay on it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,13 +62,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    :param argv: the arguments; those of the process unless given
+    :param argv: the arguments; those of the process by default
     :return: the exit status
     :raises SystemExit: for ``--help``, ``--version`` and usage errors, as argparse does
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no arrows shows question marks
+            stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
     arguments = parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes once more as it exits, and would complain.
+        # The interpreter flushes standard output again when it exits, which would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.BROKEN_PIPE
     except UnsupportedSystem as error:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Version(argparse.Action):
-    """Looks the version up when somebody asks: it takes longer than all the rest."""
+    """Prints the version. It is only looked up here, since that takes longer than everything else."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Completion of the command line in shells, by shtab: a script that is made once and costs nothing when it is used."""
+"""Shell completion, by scripts that shtab generates."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from bindsock.extras import needs
 
 SHELLS = ("bash", "zsh", "tcsh")
 FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
-"""What :func:`completed_by` takes for a file."""
+"""The ``how`` of :func:`completed_by` for a file name."""
 INTERFACE = {"bash": "_bindsock_interfaces", "zsh": "_net_interfaces"}
-"""What :func:`completed_by` takes for the name of an interface."""
+"""The ``how`` of :func:`completed_by` for the name of an interface."""
 _PREAMBLE = {"bash": '_bindsock_interfaces() { compgen -W "$(ls /sys/class/net 2>/dev/null || ifconfig -l)" -- "$1"; }\n'}
 
 
 def completed_by(action: argparse.Action, how: Mapping[str, str]) -> None:
-    """Have the value of an option completed.
+    """Let the shell complete the value of an option.
 
-    :param how: the shell's function, by the shell
+    :param how: the name of the completing function for each shell
     """
     action.complete = how  # type: ignore[attr-defined]
 
 
 class PrintCompletion(argparse.Action):
-    """Prints the script for a shell. shtab is imported only then."""
+    """Prints the completion script for a shell. shtab is only imported here."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None) -> None:
         try:

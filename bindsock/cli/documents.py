@@ -1,4 +1,4 @@
-"""The library's values as JSON: what ``--json`` prints. Scripts rely on these names."""
+"""Converts the library's values to JSON, for ``--json``. Scripts rely on these names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _address(value: InterfaceAddress) -> dict[str, Any]:
 
 
 def decision(value: Decision) -> dict[str, Any]:
-    """``interface`` is null where there is none that may be used, and where ``unbound`` is true."""
+    """``interface`` is null if no interface may be used, and if ``unbound`` is true."""
     return {
         "target": family_name(value.family) if isinstance(value.target, int) else str(value.target),
         "family": family_name(value.family),

@@ -1,4 +1,4 @@
-"""``bindsock explain``: by which interface a connection would leave, and why; or what would have to be done about it."""
+"""``bindsock explain``: by which interface a connection would leave, and why; or what to do so that it can."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bindsock.routing.effective import Decider
 from bindsock.routing.usable import unfit
 
 _EPILOG = """\
-Names are resolved by the system, and every address is explained. Without a host, the
-default route of each family is. What begins with + is taken, with - refused.
+The system resolves names, and every address is explained; without a HOST, the default
+route of each family. Interfaces marked + are taken, those marked - are refused.
 
 examples:
   bindsock explain example.com
@@ -39,13 +39,13 @@ exit status: 0 if every host can be reached by an interface (or is this machine 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is said about one address, or about one family's default."""
+    """The explanation for one address, or for one family's default route."""
 
     decision: Decision
     advice: str | None
-    """What is in the way of a connection and what would cure it; ``None`` if nothing is."""
+    """Why a connection is not possible and what to do; ``None`` if it is possible."""
     routes: tuple[str, ...] | None = None
-    """The routes of all tables that match, if they were asked for."""
+    """The matching routes of all tables; ``None`` unless they were asked for."""
 
     @property
     def reachable(self) -> bool:
@@ -60,9 +60,9 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("hosts", metavar="HOST", nargs="*", help="a name or an address; the default routes if there is none")
+    parser.add_argument("hosts", metavar="HOST", nargs="*", help="a name or an address (default: the default routes)")
     parser.add_argument(
-        "--routes", action="store_true", help="list the routes of all tables that match, too; this reads the routing tables"
+        "--routes", action="store_true", help="also list the matching routes of all tables; this reads the routing tables"
     )
     add_json(parser)
     add_decision_options(parser)
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked = factory(arguments)
     wanted = families(arguments)
     kernel = asked.kernel
-    # Names first: it may take seconds, in which the network can change.
+    # Resolve names first: it may take seconds, in which the network can change.
     resolved = {host: _resolve(host, wanted) for host in arguments.hosts}
     with connector_of(asked).asking() as decider:
         tables = {family: kernel.routes(family) for family in wanted} if arguments.routes else None
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _show(Printer(), defaults)
             if not reachable:
-                print("  advice: name a host, and what would have to be done is told: bindsock explain example.com")
+                print("  advice: name a host to see what to do: bindsock explain example.com")
         return Exit.OK if reachable else Exit.NO
     if arguments.json:
         document(
@@ -121,9 +121,9 @@ def explain(
     target: socket.AddressFamily | IPAddress,
     tables: Mapping[socket.AddressFamily, Sequence[Route]] | None = None,
 ) -> Explanation:
-    """The decision for the target, and what the kernel would have to be told where no route leads there.
+    """Explain the decision for the target, with advice if no route leads there.
 
-    :param tables: the routes of each family, if those that match are to be listed
+    :param tables: the routes of each family, to list those that match
     """
     decision = decider.decide(target)
     lines = None
@@ -144,7 +144,7 @@ def _advice(kernel: Kernel, decider: Decider, decision: Decision, target: socket
 
 
 def exempt_marks(kernel: Kernel) -> list[str]:
-    """Which firewall marks a policy rule lets pass by: one sentence for each."""
+    """The firewall marks that a policy rule exempts from a table: one sentence for each."""
     administration = kernel.administration
     try:
         rules = administration.rules() if administration is not None else ()
@@ -152,7 +152,7 @@ def exempt_marks(kernel: Kernel) -> list[str]:
         return []
     return list(
         dict.fromkeys(
-            f"packets with the mark {rule.mark:#x} pass by table {table_name(rule.table)}, by the rule `{rule}`: "
+            f"packets with the mark {rule.mark:#x} bypass table {table_name(rule.table)}, by the rule `{rule}`: "
             f"a privileged program may mark its sockets (mark={rule.mark:#x}, --mark)"
             for rule in rules
             if rule.mark and rule.action == "lookup" and rule.exempts(rule.mark)
@@ -161,7 +161,7 @@ def exempt_marks(kernel: Kernel) -> list[str]:
 
 
 def _nearest(decision: Decision, decider: Decider) -> Interface | None:
-    """The interface that could be used if only a route left by it."""
+    """The interface that could be used if it had a route."""
     if decider.pin is not None:
         return decider.network.named(decider.pin)
     candidates = (decider.network.interfaces.get(c.index) for c in decision.candidates)
@@ -169,7 +169,7 @@ def _nearest(decision: Decision, decider: Decider) -> Interface | None:
 
 
 def _resolve(host: str, wanted: tuple[socket.AddressFamily, ...]) -> list[IPAddress] | str:
-    """All addresses of a host, or why there is none."""
+    """All addresses of a host, or a message why it has none."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -180,7 +180,7 @@ def _resolve(host: str, wanted: tuple[socket.AddressFamily, ...]) -> list[IPAddr
         family = wanted[0] if len(wanted) == 1 else socket.AF_UNSPEC
         infos = socket.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        return f"{host} has no address: {error.strerror if isinstance(error, OSError) else 'it is no host name'}"
+        return f"{host} has no address: {error.strerror if isinstance(error, OSError) else 'it is not a host name'}"
     return list(dict.fromkeys(address_of(info[4]) for info in infos if info[0] in wanted))
 
 

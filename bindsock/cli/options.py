@@ -1,4 +1,4 @@
-"""What the commands have in common: options, exit statuses, and how they ask the library."""
+"""The options, exit statuses and helpers that the commands share."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class Exit(enum.IntEnum):
 
     OK = 0
     NO = 1
-    """No effective interface, a name without an address, a fact that did not hold."""
+    """There is no effective interface, a name has no address, a fact did not hold."""
     USAGE = 2
     SYSTEM = 3
-    """The system is not supported, or it refused."""
+    """The system is not supported, or a system call failed."""
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
 
 def fail(message: str, status: int) -> int:
-    """One line on standard error, and the exit status."""
+    """Print one line on standard error, and return the exit status."""
     print(f"bindsock: {message}", file=sys.stderr)
     return status
 
 
-def add_json(parser: argparse.ArgumentParser, what: str = "one JSON document instead of text") -> None:
+def add_json(parser: argparse.ArgumentParser, what: str = "print one JSON document instead of text") -> None:
     parser.add_argument("--json", action="store_true", help=what)
 
 
 def add_decision_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say how interfaces are chosen, and for which address families."""
+    """Add the options for how interfaces are chosen, and for which address families."""
     add_preferences(parser)
     family = parser.add_mutually_exclusive_group()
     family.add_argument("--family", choices=("4", "6"), help="only IPv4, or only IPv6")
@@ -50,34 +50,38 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_preferences(parser: argparse.ArgumentParser) -> None:
-    """The options that say how interfaces are chosen."""
+    """Add the options for how interfaces are chosen."""
     choice = parser.add_argument_group("how to choose", "patterns are those of the shell: 'en*', 'docker?'; quote them")
-    interface = choice.add_argument("--interface", metavar="NAME", help="this one and no other, whatever detection says")
+    interface = choice.add_argument("--interface", metavar="NAME", help="use only this interface, without detection")
     completed_by(interface, INTERFACE)
     choice.add_argument(
-        "--include", metavar="PATTERN", action="append", default=[], help="only interfaces that match (repeatable)"
+        "--include", metavar="PATTERN", action="append", default=[], help="use only interfaces that match (repeatable)"
     )
-    choice.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help="no interfaces that match (repeatable)")
-    choice.add_argument("--expensive", metavar="PATTERN", action="append", default=[], help="these cost money (repeatable)")
+    choice.add_argument(
+        "--exclude", metavar="PATTERN", action="append", default=[], help="do not use interfaces that match (repeatable)"
+    )
+    choice.add_argument(
+        "--expensive", metavar="PATTERN", action="append", default=[], help="interfaces that match cost money (repeatable)"
+    )
     choice.add_argument(
         "--cost",
         choices=get_args(Cost),
         default="avoid",
-        help="what expensive interfaces are for: to avoid if others are usable (the default); the same, though a tunnel says it "
-        "runs over one (cheapest); like any other (ignore); for nothing (never)",
+        help="when to use expensive interfaces: if no other is usable (avoid, the default); the same, even if a tunnel claims to "
+        "run over one (cheapest); like any other (ignore); not at all (never)",
     )
     choice.add_argument(
         "--tunnels",
         choices=get_args(Tunnels),
         default="bypass",
-        help="bypass all of them (the default), or let those have what they have a specific route to",
+        help="bypass all VPN tunnels (the default), or use a tunnel for destinations that it has a specific route to (split)",
     )
     choice.add_argument(
         "--mark",
         metavar="NUMBER",
         type=_mark,
         default=0,
-        help="a firewall mark besides the binding, for VPNs that let marked packets pass by (Linux, with CAP_NET_ADMIN)",
+        help="also set this firewall mark, for VPNs that let marked packets bypass them (Linux, with CAP_NET_ADMIN)",
     )
 
 
@@ -86,7 +90,7 @@ def _mark(text: str) -> int:
 
 
 def preferences(arguments: argparse.Namespace) -> Preferences:
-    """The preferences that the options say."""
+    """The preferences that the options give."""
     return Preferences(
         include=arguments.include,
         exclude=arguments.exclude,
@@ -98,19 +102,19 @@ def preferences(arguments: argparse.Namespace) -> Preferences:
 
 
 def add_repair(parser: argparse.ArgumentParser) -> None:
-    """The option that :func:`factory` asks for, of commands that make connections."""
+    """Add ``--repair-routes``, which :func:`factory` reads, to a command that makes connections."""
     parser.add_argument(
         "--repair-routes",
         action="store_true",
-        help="where a VPN has left no route by any uplink, make one that only bound sockets use, and remove it at the end "
+        help="if a VPN has left no route by any uplink, make one that only bound sockets use, and remove it at the end "
         "(Linux, with CAP_NET_ADMIN)",
     )
 
 
 def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResolver | None = None) -> TransportFactory:
-    """A factory that chooses as the options say.
+    """A factory with the preferences that the options give.
 
-    :param resolver: names to addresses; the system's resolver unless given
+    :param resolver: resolves names; the system's resolver by default
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
     return TransportFactory(
@@ -123,6 +127,6 @@ def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResol
 
 
 def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:
-    """The address families that are asked for."""
+    """The address families that the options give."""
     chosen = {"4": socket.AF_INET, "6": socket.AF_INET6}
     return FAMILIES if arguments.family is None else (chosen[arguments.family],)

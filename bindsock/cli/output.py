@@ -1,4 +1,4 @@
-"""Text for people: aligned columns, and a little colour where there is a terminal, rich is installed and nobody objects."""
+"""Text for people: aligned columns, and some colour if the output is a terminal and rich is installed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Told apart by people who do not tell red from green; what they say stands in the text as well.
+# Colours that people with red-green blindness can distinguish. The text always says the same.
 GOOD, BAD, WARN, DIM = "cyan", "red", "yellow", "dim"
 
 _LEAST_WIDTH = 20
 _HANGING = re.compile(r" *(?:[+-] \S+ +)?")
-"""What continued lines are indented by: a reason goes on beneath its beginning."""
+"""The part of a line that determines the indent of its continuation."""
 
 NEEDS_RICH = 'for colour and a live display: pip install "bindsock[cli]"'
 
 
 def terminal(file: TextIO) -> Console | None:
-    """A rich console on the file, ``None`` if it is no terminal that can do more than print, or rich is not installed."""
+    """A rich console for the file; ``None`` if it is no terminal, the terminal is dumb, or rich is not installed."""
     if not file.isatty() or os.environ.get("TERM") == "dumb":
         return None
     try:
@@ -36,9 +36,9 @@ def terminal(file: TextIO) -> Console | None:
 
 
 class Printer:
-    """Prints lines, with a style where the file is a terminal.
+    """Prints lines, with a style if the file is a terminal.
 
-    :param file: where to
+    :param file: the file; standard output by default
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -46,9 +46,9 @@ class Printer:
         self.console: Any | None = terminal(self._file)
 
     def line(self, text: str = "", style: str = "") -> None:
-        """Print one line, and let whoever reads it have it at once.
+        """Print one line and flush it.
 
-        :param style: what rich calls a style
+        :param style: a style of rich
         """
         if self.console is None:
             print(text, file=self._file, flush=True)
@@ -56,9 +56,9 @@ class Printer:
             self.console.print(text, style=style or None, soft_wrap=True)
 
     def entry(self, text: str, style: str = "") -> None:
-        """Print one line, broken between words to the present width where the file is a terminal.
+        """Print one line, wrapped to the present width if the file is a terminal.
 
-        :param style: what rich calls a style
+        :param style: a style of rich
         """
         if self._file.isatty():
             hanging = _HANGING.match(text)
@@ -73,7 +73,7 @@ class Printer:
 
 
 def _width(file: TextIO) -> int:
-    """The present width of a terminal, which an exported ``COLUMNS`` does not know after it was resized."""
+    """The present width of a terminal. An exported ``COLUMNS`` would be wrong after a resize."""
     try:
         return os.get_terminal_size(file.fileno()).columns or shutil.get_terminal_size().columns
     except OSError:  # it has no descriptor
@@ -83,20 +83,20 @@ def _width(file: TextIO) -> int:
 def document(value: Any, file: TextIO | None = None) -> None:
     """Print one JSON document.
 
-    :param file: where to; standard output unless given
+    :param file: the file; standard output by default
     """
     print(json.dumps(value, indent=2, ensure_ascii=False), file=file)
 
 
 def json_line(value: Any) -> None:
-    """Print a JSON document on a line of its own, at once."""
+    """Print a JSON document on one line, and flush it."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), gap: str = "  ") -> list[str]:
-    """Align the cells of rows that have the same number of them.
+    """Align the cells of rows, which must have the same number of cells.
 
-    :param right: the columns that are aligned at their right
+    :param right: the numbers of the columns that are aligned to the right
     """
     if not rows:
         return []

@@ -1,4 +1,4 @@
-"""``bindsock proxy``: a local SOCKS5 and HTTP proxy beneath the VPN, for programs that do not know bindsock."""
+"""``bindsock proxy``: a local SOCKS5 and HTTP proxy that bypasses the VPN, for programs that do not use bindsock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bindsock.proxy import Proxy
 from bindsock.resolvers import InterfaceResolver
 
 _EPILOG = """\
-SOCKS5, HTTP CONNECT and plain HTTP on one port. With socks5h:// and with HTTP the names
-are resolved here, by the system's resolver unless --resolver interface says otherwise.
+SOCKS5, HTTP CONNECT and plain HTTP on one port. With socks5h:// and with HTTP the proxy
+resolves names, by the system's resolver unless --resolver interface is given.
 
 examples:
   bindsock proxy
@@ -27,14 +27,14 @@ examples:
   https_proxy=http://127.0.0.1:1080 git fetch
   bindsock proxy --listen 192.0.2.7:1080 --credentials proxy-users.txt
 
-exit status: 0 after SIGTERM, 130 after Ctrl-C, 3 if the address cannot be listened on
+exit status: 0 after SIGTERM, 130 after Ctrl-C, 3 if it cannot listen on the address
 """
 
 
 def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "proxy",
-        help="a local proxy beneath the VPN, for any program",
+        help="a local proxy that bypasses the VPN, for any program",
         description="Run a local SOCKS5 and HTTP proxy whose connections leave by the effective interface.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,30 +44,35 @@ def add_parser(commands: Any) -> None:
         metavar="HOST:PORT",
         type=_address,
         action="append",
-        help="where to listen (127.0.0.1:1080; repeatable; port 0 for any; other than loopback only with --credentials)",
+        help="where to listen (default: 127.0.0.1:1080; repeatable; port 0 for any; addresses other than loopback need "
+        "--credentials)",
     )
     credentials = parser.add_argument(
         "--credentials",
         metavar="FILE",
         type=Path,
-        help="a file of user:password lines: only those are let in (passwords travel openly)",
+        help="a file of user:password lines: only these users are accepted (passwords are sent unencrypted)",
     )
     completed_by(credentials, FILE)
-    parser.add_argument("--max-connections", metavar="N", type=_positive, default=512, help="clients at a time (%(default)s)")
-    parser.add_argument("--head-limit", metavar="BYTES", type=_positive, default=16384, help="of a request's head (%(default)s)")
     parser.add_argument(
-        "--connect-timeout", metavar="SECONDS", type=float, default=30.0, help="for an outgoing connection (%(default)s)"
+        "--max-connections", metavar="N", type=_positive, default=512, help="most clients at the same time (%(default)s)"
+    )
+    parser.add_argument(
+        "--head-limit", metavar="BYTES", type=_positive, default=16384, help="largest head of a request (%(default)s)"
+    )
+    parser.add_argument(
+        "--connect-timeout", metavar="SECONDS", type=float, default=30.0, help="timeout of an outgoing connect (%(default)s)"
     )
     parser.add_argument(
         "--resolver",
         choices=("system", "interface"),
         default="system",
-        help="who resolves names: the system, or name servers asked by the effective interface",
+        help="who resolves names: the system's resolver, or name servers that are asked by the effective interface",
     )
     parser.add_argument(
         "--dns-server", metavar="ADDRESS", action="append", default=[], help="a name server for --resolver interface (repeatable)"
     )
-    parser.add_argument("--quiet", action="store_true", help="say nothing of single connections")
+    parser.add_argument("--quiet", action="store_true", help="do not log each connection")
     add_repair(parser)
     add_decision_options(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -75,7 +80,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.dns_server and arguments.resolver != "interface":
-        arguments.parser.error("--dns-server is of use with --resolver interface only")
+        arguments.parser.error("--dns-server needs --resolver interface")
     credentials = _credentials(arguments)
     logging.basicConfig(
         stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING if arguments.quiet else logging.INFO
@@ -142,5 +147,5 @@ def _credentials(arguments: argparse.Namespace) -> dict[str, str] | None:
             arguments.parser.error(f"{arguments.credentials}, line {number}: not user:password")
         users[user] = password
     if not users:
-        arguments.parser.error(f"{arguments.credentials}: no user")
+        arguments.parser.error(f"{arguments.credentials}: there is no user in this file")
     return users

@@ -1,4 +1,4 @@
-"""``bindsock repair``: a route for bound sockets where a VPN has left none; what would be done, done, or undone."""
+"""``bindsock repair``: shows, makes or removes routes for bound sockets where a VPN has left none."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from bindsock.model.policy import Repair
 
 _EPILOG = """\
-Some VPNs delete every other default route, or end their table in an unreachable one, so
-that no socket can be bound beneath them. Where that is so each uplink gets a default
-route in a table of its own, and two rules lead sockets there that are bound to it; all
-else stays as it is, and no firewall is touched. Without an option it is printed what
-would be done. What --apply makes stays until --undo, which removes all repairs, those of
-programs that crashed too.
+Some VPNs delete all other default routes, or end their table with an unreachable route, so
+that a socket bound to an uplink has no route. Then each uplink gets a default route in a
+table of its own, and two policy rules lead sockets bound to that uplink to the table.
+Nothing else is changed, and no firewall is touched. Without an option, the command prints
+what it would do. Repairs made by --apply stay until --undo, which removes all repairs,
+those of crashed programs, too.
 
 examples:
   bindsock repair
@@ -28,21 +28,21 @@ examples:
   sudo bindsock repair --undo
   bindsock repair --json | jq -r '.make[].commands[]'
 
-exit status: 0 if nothing has to be repaired, or it has been; 1 if something has to be, or
-cannot; 3 if the system refused (it takes CAP_NET_ADMIN)
+exit status: 0 if nothing needs repair, or it has been repaired; 1 if something needs
+repair, or cannot be repaired; 3 if the system refused (--apply needs CAP_NET_ADMIN)
 """
 
 
 def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "repair",
-        help="a route for bound sockets where a VPN has left none",
+        help="add a route for bound sockets where a VPN has left none",
         description="Give bound sockets a route where a VPN has left none by any uplink (Linux).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--apply", action="store_true", help="do it")
+    what.add_argument("--apply", action="store_true", help="make the repairs")
     what.add_argument("--undo", action="store_true", help="remove every repair, whoever made it")
     add_json(parser)
     add_decision_options(parser)
@@ -100,17 +100,17 @@ def _show(arguments: argparse.Namespace, planned: Plan, standing: Any) -> None:
     printer = Printer()
     verb = "made" if arguments.apply else "would make"
     for repair in planned.remove:
-        printer.line(f"{'removed' if arguments.apply else 'would remove'} the repair of {_named(repair)}: it is of no use now")
+        printer.line(f"{'removed' if arguments.apply else 'would remove'} the repair of {_named(repair)}: it is not needed now")
     for repair in planned.make:
         printer.line(f"{verb} a route for {_named(repair)}; {repair.gateway.named_by} names the gateway", GOOD)
         printer.lines((f"  {command}" for command in repair.commands()), "dim")
     for impossible in planned.impossible:
         printer.line(str(impossible), BAD)
     if not (planned.make or planned.remove or planned.impossible):
-        held = f"; {len(standing)} repairs stand" if standing else ""
-        printer.line(f"nothing has to be repaired{held}", GOOD)
+        held = f"; repairs in place: {len(standing)}" if standing else ""
+        printer.line(f"nothing needs repair{held}", GOOD)
     elif planned.make and not arguments.apply:
-        printer.line("nothing has been changed: bindsock repair --apply does it")
+        printer.line("nothing has been changed; to make the repairs: bindsock repair --apply")
 
 
 def _named(repair: Repair) -> str:

@@ -1,4 +1,4 @@
-"""Routes as a person reads them, and which of them matter for a destination."""
+"""Formats routes for people, and selects those that match a destination."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from bindsock.model.network import Network, Route, Target
 
 _STANDS_FOR_DEFAULT = {socket.AF_INET: 1, socket.AF_INET6: 3}
-"""The longest prefix that may stand for a default route: ``0/1``, ``2000::/3``."""
+"""The longest prefix of a route that replaces a default route: ``0/1``, ``2000::/3``."""
 
 
 def matching(routes: Iterable[Route], target: Target) -> list[Route]:
-    """The routes that match a destination, or of a family those that match anything; the longest prefix first."""
+    """The routes that match a destination, or the default routes of a family; the longest prefix first."""
 
     def matches(route: Route) -> bool:
         if isinstance(target, socket.AddressFamily):

@@ -1,4 +1,4 @@
-"""``bindsock run``: a program as it is, with everything that its Python code opens beneath the VPN."""
+"""``bindsock run``: runs an unmodified program; the connections of its Python code bypass the VPN."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _EPILOG = """\
-The program is started as it would be without bindsock, and need not know of it. Covered are asyncio and uvloop, blocking sockets,
-trio, gRPC, c-ares, and Python programs that it starts. Servers, loopback and UNIX sockets are left alone. Not covered are
-libraries that connect in C, as libpq and libcurl do, and programs that are not Python: --proxy is for those. Names are looked up
-by the system's resolver.
+The program needs no change. Covered are asyncio, uvloop, blocking sockets, trio, gRPC, c-ares, and Python programs that it
+starts. Servers, loopback and UNIX sockets are left alone. Not covered are libraries that connect in C, like libpq and libcurl,
+and programs that are not Python; --proxy is for those. The system resolves names.
 
 examples:
   bindsock run -- python app.py
@@ -36,28 +35,30 @@ examples:
   bindsock run --proxy -- ./deploy.sh
   sudo bindsock run --repair-routes -- python app.py
 
-exit status: the program's; 3 if it cannot be covered, 126 or 127 if it cannot be started
+exit status: that of the program; 3 if it cannot be covered, 126 or 127 if it cannot be started
 """
 _CANNOT_START, _NOT_FOUND = 126, 127
-"""As a shell has it (POSIX, 2.8.2 Exit Status for Commands)."""
+"""The exit statuses that a shell uses (POSIX, 2.8.2 Exit Status for Commands)."""
 
 
 def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "run",
-        help="run a program with all connections of its Python code beneath the VPN",
-        description="Run a program, unmodified: everything that its Python code opens leaves by the effective interface.",
+        help="run a program; the connections of its Python code bypass the VPN",
+        description="Run an unmodified program; the connections of its Python code leave by the effective interface.",
         usage="bindsock run [options] [--] PROGRAM [ARGUMENT ...]\n       bindsock run [options] -m MODULE [ARGUMENT ...]",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="the same as -- python -m MODULE")
-    parser.add_argument("--quiet", action="store_true", help="do not say what is covered")
+    parser.add_argument("--quiet", action="store_true", help="do not print what is covered")
     parser.add_argument(
-        "--report", action="store_true", help="at the end, say by which interfaces connections left, what was left alone, and why"
+        "--report",
+        action="store_true",
+        help="at the end, print by which interfaces connections left, what was left alone, and why",
     )
-    add_json(parser, "the report as one JSON document")
-    parser.add_argument("--proxy", action="store_true", help="also run a proxy, and set http_proxy and the like for programs")
+    add_json(parser, "print the report as one JSON document")
+    parser.add_argument("--proxy", action="store_true", help="also run a proxy, and set http_proxy and similar variables")
     add_repair(parser)
     add_preferences(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not command:
         arguments.parser.error("no program to run")
     if arguments.json and not arguments.report:
-        arguments.parser.error("--json is of use with --report only")
+        arguments.parser.error("--json needs --report")
     reason = obstacle(command)
     if reason is not None and reason.startswith("python -"):
         return fail(reason, Exit.SYSTEM)
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         return fail(f"{command[0]}: not found", _NOT_FOUND)
     except OSError as error:
         return fail(f"{command[0]}: {error.strerror or error}", _CANNOT_START)
-    raise AssertionError("the program has taken this one's place")
+    raise AssertionError("execvpe() does not return")
 
 
 def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace) -> int:
@@ -118,11 +119,11 @@ def _announce(policy: RunPolicy, reason: str | None, *, proxy: bool) -> None:
     print(f"bindsock: {way}; covered: {covered}", file=sys.stderr)
     if reason is not None:
         what = "it has the proxy's address in http_proxy" if proxy else "its own connections are not covered (see --proxy)"
-        print(f"bindsock: {reason}: {what}; Python programs that it starts are", file=sys.stderr)
+        print(f"bindsock: {reason}: {what}; Python programs that it starts are covered", file=sys.stderr)
 
 
 def _report(entries: Mapping[ledger.Entry, int], *, as_json: bool) -> None:
-    """On standard error, since the other belongs to the program."""
+    """Print the report on standard error, since standard output belongs to the program."""
     if as_json:
         document({"connections": ledger.document(entries)}, sys.stderr)
         return

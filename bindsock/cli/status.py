@@ -14,8 +14,8 @@ from bindsock.model.network import Interface, InterfaceAddress, Network, family_
 from bindsock.model.preferences import Preferences, is_expensive
 
 _EPILOG = """\
-The first line names the effective interface: the one beneath whatever VPN owns the
-default route. An asterisk marks it in the table, too.
+The first line names the effective interface: the uplink that carries the traffic of the
+VPN that has the default route. An asterisk marks it in the table.
 
 examples:
   bindsock status
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     asked = factory(arguments)
-    # One reading for everything: two could differ.
+    # One reading for everything, since two readings could differ.
     with connector_of(asked).asking() as decider:
         network = decider.network
         decisions = [decider.decide(family) for family in families(arguments)]
@@ -70,7 +70,7 @@ def show(printer: Printer, network: Network, decisions: list[Decision], preferen
             reasons = [("     ", "-", c.interface, c.reason) for c in decision.candidates]
             printer.lines(columns(reasons), "dim")
     if chosen is None:
-        printer.line("what would have to be done: bindsock explain HOST", "dim")
+        printer.line("to see what to do: bindsock explain HOST", "dim")
     printer.line()
     effective = {d.interface.index for d in decisions if d.interface is not None}
     rows: list[tuple[str, ...]] = [("", "interface", "kind", "state", "mtu", "addresses")]

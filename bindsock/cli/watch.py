@@ -1,4 +1,4 @@
-"""``bindsock watch``: the changes of path as they happen."""
+"""``bindsock watch``: prints path changes as they happen."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bindsock.model.decision import Decision, Path
 from bindsock.model.network import family_name
 
 _EPILOG = """\
-The first entry is the state at the start. After it there is one for each change of path:
-another interface, or another address or gateway of the same one. What begins with + is
-taken, with - refused, and why. What is lost is announced after a grace of some seconds
-only, what is gained at once.
+The first entry is the state at the start. Each further entry is a change of path: another
+interface, or another address or gateway of the same interface. Interfaces marked + are
+taken, those marked - are refused. A lost path is announced after some seconds, a new one
+at once.
 
 examples:
   bindsock watch
@@ -38,13 +38,13 @@ exit status: 0 after --count changes, 130 after Ctrl-C
 def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "watch",
-        help="the changes as they happen",
+        help="print changes as they happen",
         description="Show the changes of the effective interface as they happen, and why each interface is taken or refused.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--count", metavar="N", type=_positive, help="end after so many changes")
-    add_json(parser, "one JSON document a line instead of text")
+    parser.add_argument("--count", metavar="N", type=_positive, help="end after N changes")
+    add_json(parser, "print one JSON document in each line instead of text")
     add_decision_options(parser)
     parser.set_defaults(run=run)
 
@@ -75,7 +75,7 @@ async def _watch(asked: TransportFactory, reporter: JsonReporter | TextReporter,
 
 
 class JsonReporter:
-    """One JSON document a line."""
+    """Prints one JSON document for each change, in one line."""
 
     def __init__(self, families: Sequence[AddressFamily]) -> None:
         self.families = families
@@ -90,11 +90,11 @@ class JsonReporter:
         json_line({**head, **parts})
 
     def end(self) -> None:
-        """Ctrl-C: whoever reads JSON sees the end of the output."""
+        """Print nothing after Ctrl-C: a reader of JSON sees the end of the output."""
 
 
 class TextReporter:
-    """A paragraph a change."""
+    """Prints a paragraph for each change."""
 
     def __init__(self, families: Sequence[AddressFamily]) -> None:
         self.families = families
@@ -130,7 +130,7 @@ class TextReporter:
 
 
 def _transition(change: FamilyChange) -> str:
-    """From where to where; where the interface stays the same, what of it is different."""
+    """The old and the new interface; if it is the same interface, what has changed."""
     old, new = change.old_path, change.new_path
     if old is None or new is None or old.interface != new.interface:
         return f"{_name(old)} → {_name(new)}"
@@ -157,7 +157,7 @@ def _now() -> datetime:
 
 
 def _moment(change: Change) -> datetime:
-    """The wall clock's time of a change."""
+    """The wall-clock time of a change."""
     return datetime.fromtimestamp(time.time() - (asyncio.get_running_loop().time() - change.time)).astimezone()
 
 

@@ -1,6 +1,6 @@
-"""Programs that nobody wants to change: everything that their Python code opens leaves by the effective interface.
+"""Covers unmodified programs: the connections of their Python code leave by the effective interface.
 
-:func:`install` does it in this process and in the Python processes that it starts, ``bindsock run`` in a program's.
+:func:`install` covers this process and the Python processes that it starts; ``bindsock run`` covers a program.
 """
 
 from bindsock.run.installation import Installation, install

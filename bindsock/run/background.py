@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for what must run beside the program: the proxy that gRPC is led through."""
+"""An event loop in a background thread, for the proxy that gRPC connects through."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """Starts the thread when it is first needed, and again in a forked child, in which it does not run."""
+    """Starts the thread when it is first needed, and again in a forked child, since threads do not survive a fork."""
 
     def __init__(self, policy: RunPolicy, ledger: Ledger) -> None:
         self._policy = policy
@@ -43,14 +43,14 @@ class Background:
         return self._thread.call(function)
 
     def grpc_endpoint(self) -> Endpoint:
-        """The proxy that gRPC's channels are led through. It ends with the process, or with :meth:`stop`."""
+        """The proxy that gRPC's channels connect through. It ends with the process, or with :meth:`stop`."""
         from bindsock.default import running_factory
         from bindsock.integrations.grpc import endpoint_of
 
         return self.call(lambda: endpoint_of(asyncio.get_running_loop(), running_factory()))
 
     def stop(self) -> None:
-        """End the thread, and what is open in it."""
+        """End the thread and close its connections."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None and os.getpid() == self._process:
@@ -70,7 +70,7 @@ class _LoopThread:
         def run() -> None:
             try:
                 result.set_result(function())
-            except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+            except Exception as error:  # noqa: BLE001 - result() raises it in the caller
                 result.set_exception(error)
 
         self._loop.result().call_soon_threadsafe(run)

@@ -1,4 +1,4 @@
-"""What runs in a thread of its own beside a program, for as long as that runs."""
+"""Services that run in a thread while ``bindsock run`` runs a program: a proxy, and the repair of routes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _USER = "bindsock"
 
 
 class Beside(Generic[T]):
-    """Holds an asynchronous context manager in a thread with an event loop while the ``with`` block lasts.
+    """Runs an asynchronous context manager in a thread with an event loop while the ``with`` block lasts.
 
-    Its value is that of the context manager, which has been entered then; what that raises, this raises.
+    The block begins when the context manager has been entered. It gets the context manager's value and exceptions.
 
     :param make: makes the context manager, in the thread
-    :param name: the thread's
+    :param name: the thread's name
     """
 
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[T]], name: str) -> None:
@@ -63,7 +63,7 @@ class Beside(Generic[T]):
 
 
 def proxy_beside(policy: RunPolicy) -> Beside[str]:
-    """A proxy for the programs that a program starts and that are not Python; the value is its URL, with what it asks for."""
+    """A proxy for child processes that are not Python. The value is its URL, including the credentials."""
 
     @contextlib.asynccontextmanager
     async def listening() -> AsyncIterator[str]:
@@ -76,9 +76,11 @@ def proxy_beside(policy: RunPolicy) -> Beside[str]:
 
 
 def repairs_beside(policy: RunPolicy) -> Beside[TransportFactory]:
-    """What watches the network and repairs routes, so that the program itself needs no privilege for it.
+    """Watches the network and repairs routes, so that the program itself needs no privilege.
 
-    The first look is over when the block begins, which raises UnsupportedSystem where the system has no policy rules.
+    The first repair is done when the block begins.
+
+    :raises UnsupportedSystem: the system has no policy rules; raised when the block is entered
     """
     return Beside(
         lambda: TransportFactory(policy.preferences, interface=policy.interface, repair_routes=True),

@@ -1,7 +1,7 @@
-"""What makes a Python child process load bindsock before its program: a ``sitecustomize`` that is first on its path.
+"""The environment that makes Python child processes load bindsock: a ``sitecustomize`` at the beginning of their path.
 
-It runs the ``sitecustomize`` that the child would have had, and takes itself from ``sys.path``, so that the program finds the
-path that it would have had.
+That ``sitecustomize`` runs the one that the child would have had without bindsock, and removes itself from ``sys.path``, so that
+the program sees the usual path.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 VARIABLE = "BINDSOCK_RUN"
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
-"""HTTP_PROXY is left out: a web server's client could set it (https://httpoxy.org), so that curl does not read it."""
+"""HTTP_PROXY is left out: curl does not read it, since a web server's client could set it (https://httpoxy.org)."""
 _SITE = Path(__file__).parent / "site"
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*t?d?(\.exe)?")
 _ISOLATING = frozenset("EIS")
 
 
 def for_children(policy: RunPolicy, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables to add to an environment, so that a Python program in it is covered."""
+    """The variables to add to an environment so that a Python program is covered."""
     import bindsock
 
-    # Another interpreter need not have bindsock installed: it is pure Python, and needs no other package.
+    # The child may use an interpreter without bindsock. bindsock is pure Python and needs no other package.
     place = str(Path(bindsock.__path__[0]).parent)
     others = [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place and place != str(_SITE)]
     return {
@@ -40,14 +40,14 @@ def for_children(policy: RunPolicy, environment: Mapping[str, str]) -> dict[str,
 
 
 def for_others(proxy: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that tell programs which are not Python to use the proxy."""
+    """The variables that tell programs other than Python to use the proxy."""
     return {**dict.fromkeys(PROXY_VARIABLES, proxy), "no_proxy": environment.get("no_proxy", "localhost,127.0.0.1,::1")}
 
 
 def obstacle(command: Sequence[str], path: str | None = None) -> str | None:
-    """Why a command's own connections are not covered; ``None`` if it is a Python program that is.
+    """Why a command's own connections are not covered; ``None`` if they are.
 
-    :param path: where programs are looked for
+    :param path: the search path for programs; that of this process by default
     """
     program = shutil.which(command[0], path=path) or command[0]
     if _PYTHON.fullmatch(Path(program).name):
@@ -60,7 +60,7 @@ def obstacle(command: Sequence[str], path: str | None = None) -> str | None:
 
 
 def _flags(arguments: Sequence[str]) -> list[str]:
-    """The interpreter's own options, without their dashes, up to the program's name."""
+    """The interpreter's options before the program's name, without their dashes."""
     flags = []
     rest = iter(arguments)
     for argument in rest:
@@ -74,12 +74,12 @@ def _flags(arguments: Sequence[str]) -> list[str]:
 
 
 def _shebang(program: str) -> list[str]:
-    """The words of a script's first line, nothing if it is no script."""
+    """The words of a script's first line; empty if the program is no script."""
     try:
         with Path(program).open("rb") as file:
             first = file.readline(256)
             if first.startswith(b"#!/bin/sh"):
-                # Installers write it where the path to Python is too long or has a space: '''exec' /the/path/python "$0" "$@"
+                # If the path to Python is too long or has a space, installers write: '''exec' /the/path/python "$0" "$@"
                 first = b"#!" + file.readline(4096).partition(b"exec'")[2].replace(b'"$0" "$@"', b"").replace(b'"', b"")
     except OSError:
         return []

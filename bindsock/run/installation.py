@@ -1,4 +1,4 @@
-"""Puts all patches in place, and takes them away again."""
+"""Applies all patches, and removes them again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _installed: Installation | None = None
 
 
 class Installation:
-    """What :func:`install` returns. It uninstalls at the end of a ``with`` block, or by :meth:`uninstall`."""
+    """The result of :func:`install`. The end of a ``with`` block, or :meth:`uninstall`, removes the patches."""
 
     def __init__(self, policy: RunPolicy) -> None:
         self._policy = policy
@@ -43,20 +43,21 @@ class Installation:
         self.uninstall()
 
     def report(self) -> list[dict[str, Any]]:
-        """What became of the connections of this process: ``outcome``, ``what``, ``detail`` and ``count`` for each kind.
+        """The outcomes of this process's connections: ``outcome``, ``what``, ``detail`` and ``count`` for each kind.
 
-        The outcome is ``"bound"`` (to the interface that ``detail`` names), ``"left alone"``, ``"refused"`` or ``"escaped"``.
+        The outcome is ``"bound"`` (``detail`` is the interface), ``"left alone"``, ``"refused"`` or ``"escaped"`` (``detail`` is
+        the reason).
         """
         return ledger.document(self._ledger.entries())
 
     def uninstall(self) -> None:
-        """Put everything back. Event loops and connections that there are stay as they are."""
+        """Remove the patches. Existing event loops and connections stay as they are."""
         global _installed
         if _installed is self:
             _installed = None
         self._undo.close()
 
-    def _put_in_place(self) -> None:
+    def _apply(self) -> None:
         background = Background(self._policy, self._ledger)
         self._undo.callback(self._ledger.close)
         self._undo.callback(background.stop)
@@ -66,19 +67,19 @@ class Installation:
         for patch in PATCHES:
             imports.call(patch.module, functools.partial(patch.apply, context))
         for name, reason in UNCOVERED.items():
-            imports.call(name, functools.partial(self._tell_uncovered, reason))
+            imports.call(name, functools.partial(self._warn_uncovered, reason))
         if self._policy.proxy is not None:
-            self._leave_proxy_to_others(self._policy.proxy)
+            self._hide_proxy(self._policy.proxy)
         for name, value in environment.for_children(self._policy, os.environ).items():
             self._undo.callback(_set_variable, name, os.environ.get(name))
             os.environ[name] = value
 
-    def _tell_uncovered(self, reason: str, module: ModuleType) -> None:
+    def _warn_uncovered(self, reason: str, module: ModuleType) -> None:
         self._ledger.note("escaped", module.__name__, f"imported, and {reason}")
         _logger.warning("%s is not covered by bindsock: %s", module.__name__, reason)
 
-    def _leave_proxy_to_others(self, proxy: str) -> None:
-        """Child processes inherit the variables, and Python code of this process does not see them: it is bound itself."""
+    def _hide_proxy(self, proxy: str) -> None:
+        """Hide the proxy variables from this process's Python code, whose connections are bound. Child processes inherit them."""
         for name in environment.PROXY_VARIABLES:
             if os.environ.get(name) == proxy:
                 del os.environ[name]
@@ -93,19 +94,19 @@ def install(
     interface: str | None = None,
     better_path: BetterPath = "auto",
 ) -> Installation:
-    """Let everything that Python code opens from now on in this process leave by the effective interface, bypassing VPN tunnels.
+    """Let new connections of this process's Python code leave by the effective interface, bypassing VPN tunnels.
 
     New event loops of asyncio and uvloop are bindsock's; blocking sockets are bound when they connect; trio runs get bindsock's
-    socket factory; gRPC is led through a proxy of this process; c-ares is bound. Python processes that are started from here are
-    covered as well. Event loops that there are already are not: see :func:`bindsock.adopt`.
+    socket factory; gRPC connects through a proxy in this process; c-ares is bound. Python processes that this process starts are
+    covered, too. Existing event loops are not: see :func:`bindsock.adopt`.
 
-    What cannot be bound raises the errors of :mod:`bindsock.errors` and is closed.
+    A socket that cannot be bound is closed, with one of the errors of :mod:`bindsock.errors`.
 
     :param preferences: how to choose among interfaces
-    :param interface: the name of the one interface to use, whatever detection says
-    :param better_path: what happens to streams that still work when another interface is better
-    :return: what puts everything back, also as a context manager
-    :raises RuntimeError: it is installed already
+    :param interface: the name of the only interface to use, without detection
+    :param better_path: what to do with working streams when another interface becomes better
+    :return: a context manager that removes the patches
+    :raises RuntimeError: it is already installed
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
     policy = RunPolicy(interface, preferences if preferences is not None else Preferences(), better_path)
@@ -116,11 +117,11 @@ def install_policy(policy: RunPolicy) -> Installation:
     """See :func:`install`."""
     global _installed
     if _installed is not None:
-        raise RuntimeError("bindsock is installed already: uninstall it first")
-    policy.factory()  # raises where there is no kernel backend
+        raise RuntimeError("bindsock is already installed: uninstall it first")
+    policy.factory()  # raises if there is no kernel backend
     installation = Installation(policy)
     try:
-        installation._put_in_place()
+        installation._apply()
     except BaseException:
         installation._undo.close()
         raise

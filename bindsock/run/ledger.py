@@ -1,4 +1,4 @@
-"""What became of each connection of a program: bound to which interface, left alone, refused, or escaped, and why."""
+"""Counts the outcomes of a program's connections: bound to an interface, left alone, refused, or escaped, and why."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one connection.
+    """The outcome of a connection.
 
-    ``detail`` is the name of the interface where the outcome is ``"bound"``, else why it was so.
+    ``what`` names the kind of connection. ``detail`` is the interface if the outcome is ``"bound"``, else the reason.
     """
 
     outcome: Outcome
@@ -32,20 +32,20 @@ class Entry:
 
 
 class Ledger:
-    """Counts the entries of this process. Can be used from any thread, and in a forked child.
+    """Counts the entries of this process. It can be used from any thread, and in a forked child.
 
-    :param journal: a file to which each entry is added as a line of JSON, for whoever counts those of several processes
+    :param journal: a file to which each entry is appended as a line of JSON; several processes can share it
     """
 
     def __init__(self, journal: str | None = None) -> None:
         self._start_counting()
-        # Lines are added whole, whoever else writes (POSIX write(), O_APPEND).
+        # Lines of several processes do not mix (POSIX write(), O_APPEND).
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND) if journal is not None else None
 
     def note(self, outcome: Outcome, what: str, detail: str) -> None:
         """Count an entry."""
         if os.getpid() != self._process:
-            # A forked child has made none of its parent's connections, and no thread in it holds the lock.
+            # A forked child does not count its parent's connections, and its copy of the lock may be held.
             self._start_counting()
         entry = Entry(outcome, what, detail)
         with self._lock:
@@ -54,13 +54,13 @@ class Ledger:
                 os.write(self._journal, f"{json.dumps(asdict(entry))}\n".encode())
 
     def note_outcome(self, what: str, sock: socket.socket) -> None:
-        """Count what became of a socket that has an address."""
+        """Count the outcome of a socket that has an address."""
         outcome, detail = outcome_of(sock)
         self.note(outcome, what, detail)
 
     @contextlib.contextmanager
     def refusals(self, what: str) -> Iterator[None]:
-        """Count an error of bindsock's that the block raises as a refusal."""
+        """Count a refusal if the block raises an error of bindsock."""
         try:
             yield
         except BindsockError as error:
@@ -68,7 +68,7 @@ class Ledger:
             raise
 
     def entries(self) -> Counter[Entry]:
-        """The entries so far, with their numbers."""
+        """The entries so far, with their counts."""
         with self._lock:
             return Counter(self._entries)
 
@@ -91,7 +91,7 @@ def read_journal(path: str | Path) -> Counter[Entry]:
 
 
 def document(entries: Mapping[Entry, int]) -> list[dict[str, Any]]:
-    """The entries as JSON, the largest numbers first. Scripts rely on these names."""
+    """The entries as JSON, the largest counts first. Scripts rely on these names."""
     return [{**asdict(entry), "count": count} for entry, count in _ordered(entries)]
 
 

@@ -1,4 +1,4 @@
-"""Libraries that connect in C, or that have an event loop of their own: trio, gRPC, c-ares."""
+"""Patches for libraries that connect in C or have their own event loop: trio, gRPC, c-ares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def patch_trio(context: Context, module: ModuleType) -> None:
-    """Let every trio run have bindsock's socket factory. Its sockets would be bound without it, but not followed."""
+    """Give every trio run bindsock's socket factory. Without it, its sockets would be bound but not followed."""
     if importlib.util.find_spec("anyio") is None:
         return
     from bindsock.run.trio_sockets import install_in_run
@@ -46,7 +46,7 @@ def _with_first_argument(function: Callable[..., Any], change: Callable[[Any], A
 
 
 def patch_grpc(context: Context, module: ModuleType) -> None:
-    """Lead gRPC's channels, the synchronous and the asynchronous ones, through a proxy of this process."""
+    """Let gRPC's channels, synchronous and asynchronous, connect through a proxy in this process."""
     import grpc._channel  # type: ignore[import-untyped]
     import grpc.aio._channel  # type: ignore[import-untyped]
 
@@ -71,11 +71,12 @@ def patch_grpc(context: Context, module: ModuleType) -> None:
 
 
 _QUESTIONS = ("query", "search", "getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo")
-"""The methods of a channel that ask a name server. Version 5 of pycares has no gethostbyname."""
+"""The methods of a channel that ask a name server. pycares 5 has no gethostbyname."""
 
 
 def patch_pycares(context: Context, module: ModuleType) -> None:
-    """Bind c-ares to the interface of its name servers, anew for each question: it forgets neither device nor address."""
+    """Bind c-ares to the interface of its name servers before each query, since it keeps the device and address of the last
+    one."""
     from bindsock.resolvers.c_ares import bind_channel
 
     initialise = module.Channel.__init__
@@ -91,7 +92,7 @@ def patch_pycares(context: Context, module: ModuleType) -> None:
         elif device or address:
             own_choices[self] = (
                 "escaped",
-                "c-ares leaves unbound where a device is gone, or an address is all that it was given",
+                "c-ares does not bind if it was given only a device or only an address",
             )
 
     def bound(ask: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +103,7 @@ def patch_pycares(context: Context, module: ModuleType) -> None:
                 context.ledger.note(outcome, "c-ares", detail)
                 return ask(self, *args, **options)
             with context.ledger.refusals("c-ares"):
-                device = bind_channel(context.policy.factory(), self)  # of this thread: a kernel is no two threads' at once
+                device = bind_channel(context.policy.factory(), self)  # made in this thread: threads must not share a kernel
             if device is None:
                 context.ledger.note("left alone", "c-ares", "a name server on this machine")
             else:

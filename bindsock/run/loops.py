@@ -1,7 +1,7 @@
-"""New event loops of asyncio and of uvloop: those that :func:`bindsock.loop_factory` makes.
+"""Patches that make new event loops of asyncio and uvloop the ones of :func:`bindsock.loop_factory`.
 
-No event loop policy is set. The classes themselves are replaced where others find them, which covers ``asyncio.run()``,
-``asyncio.Runner``, ``asyncio.new_event_loop()``, ``uvloop.run()``, ``uvloop.install()``, and whoever calls these: uvicorn,
+No event loop policy is set. Instead the classes are replaced in the modules of asyncio and uvloop. This covers ``asyncio.run()``,
+``asyncio.Runner``, ``asyncio.new_event_loop()``, ``uvloop.run()``, ``uvloop.install()``, and libraries that call these: uvicorn,
 aiohttp.web, pytest-asyncio, IPython.
 """
 
@@ -29,8 +29,8 @@ _PLAIN = asyncio.SelectorEventLoop
 
 
 def patch_asyncio(context: Context, module: ModuleType) -> None:
-    """Let new event loops of asyncio be bindsock's."""
-    # Whoever makes a loop of bindsock's own class or uses its functions means the same interfaces.
+    """Make new event loops of asyncio bindsock's."""
+    # Loops of bindsock's own class, and the functions of the module, must use the same policy.
     replace(context.undo, BoundLoop, "_make_factory", staticmethod(context.policy.factory))
     plain = module.SelectorEventLoop
     bound = bound_class(plain, context.policy, context.ledger)
@@ -44,7 +44,7 @@ def patch_asyncio(context: Context, module: ModuleType) -> None:
 
 
 def patch_uvloop(context: Context, module: ModuleType) -> None:
-    """Let new event loops of uvloop be bindsock's."""
+    """Make new event loops of uvloop bindsock's."""
     replace(context.undo, module, "Loop", bound_class(module.Loop, context.policy, context.ledger))
 
 
@@ -58,9 +58,9 @@ def background_loop(policy: RunPolicy, ledger: Ledger) -> BoundLoop:
 def bound_class(
     base: type[asyncio.AbstractEventLoop], policy: RunPolicy, ledger: Ledger, what: str = "event loops"
 ) -> type[BoundLoop]:
-    """The class of loop that is made instead of another one.
+    """The loop class that replaces another one.
 
-    :param what: what its connections are called in the ledger
+    :param what: the name of its connections in the ledger
     """
     bound = loop_factory(base, policy.preferences, interface=policy.interface, better_path=policy.better_path)
     return type(bound.__name__, (_CountingLoop, bound), {"_ledger": ledger, "_what": what})
@@ -73,7 +73,7 @@ else:
 
 
 class _CountingLoop(_Base):
-    """Notes what becomes of the connections of a loop."""
+    """Counts the outcomes of a loop's connections."""
 
     _ledger: Ledger
     _what: str
@@ -87,7 +87,7 @@ class _CountingLoop(_Base):
         if sock is None or not self._connector.is_attaching(sock):
             with self._ledger.refusals(self._what):
                 return await super().create_connection(*args, **options)
-        # What the factory has dialled passes here, whoever has asked for it.
+        # All connections that the factory has dialled pass here.
         made = await super().create_connection(*args, **options)
         if isinstance(sock, FollowedSocket):
             self._ledger.note_outcome(self._what, sock)

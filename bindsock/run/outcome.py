@@ -1,4 +1,4 @@
-"""What has become of a socket: bound, left alone, or escaped."""
+"""The outcome of a socket: bound, left alone, or escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Outcome: TypeAlias = Literal["bound", "left alone", "refused", "escaped"]
 
 
 def outcome_of(sock: socket.socket) -> tuple[Outcome, str]:
-    """What became of a socket that has an address: its outcome and its detail in the ledger."""
+    """The outcome of a socket that has an address, and the detail for the ledger."""
     interface = kernels.current().bound(sock) if sock.family in FAMILIES else None
     if interface is not None:
         return "bound", name_of(interface)
@@ -25,8 +25,11 @@ def outcome_of(sock: socket.socket) -> tuple[Outcome, str]:
 
 
 def name_of(interface: int) -> str:
-    """The name of an interface, or words for one that is gone."""
+    """The name of an interface, or a phrase if it is gone.
+
+    :param interface: its index
+    """
     try:
         return socket.if_indextoname(interface)
     except OSError:
-        return f"the interface {interface}, which is gone"
+        return f"interface {interface}, which is gone"

@@ -1,4 +1,4 @@
-"""Replaces attributes so that they can be put back, and patches modules as soon as they are imported."""
+"""Replaces attributes and restores them, and patches modules as soon as they are imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MISSING = object()
 def replace(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an attribute of a module or a class until the stack is closed.
 
-    Whoever has replaced it once more in the meantime is left alone.
+    If other code has replaced it meanwhile, it is not restored.
     """
     before = vars(owner).get(name, _MISSING)
     setattr(owner, name, value)
@@ -36,13 +36,13 @@ def replace(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> No
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls functions with modules as soon as they have been imported; at once with those that have been already."""
+    """Calls functions with modules as soon as they have been imported; at once if they already are."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, Callable[[ModuleType], None]] = {}
 
     def install(self, undo: contextlib.ExitStack) -> None:
-        """Listen to imports until the stack is closed."""
+        """Watch imports until the stack is closed."""
         sys.meta_path.insert(0, self)
         undo.callback(sys.meta_path.remove, self)
 
@@ -55,14 +55,14 @@ class AfterImport(importlib.abc.MetaPathFinder):
             self._waiting[name] = function
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Let the other finders find the module, and be told when it has been executed."""
+        """Let the other finders find the module, and call the function when it has been executed."""
         function = self._waiting.get(fullname)
         if function is None:
             return None
         spec = next((spec for spec in (_found(f, fullname, path, target) for f in sys.meta_path if f is not self) if spec), None)
         if spec is None or spec.loader is None:
             return spec
-        # The loader stays what it is, since importlib.resources and others look at it. It is one module's own.
+        # Only the loader's method is replaced, since importlib.resources and others inspect the loader. It serves one module.
         loader: Any = spec.loader
         execute = loader.exec_module
 

@@ -1,4 +1,4 @@
-"""How a program's connections are to be made, in a form that an environment variable can carry to its child processes."""
+"""The settings for a program's connections, which an environment variable can pass on to its child processes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunPolicy:
-    """What applies to all connections of a program.
+    """The settings for all connections of a program.
 
-    :param interface: the name of the one interface to use, whatever detection says
+    :param interface: the name of the only interface to use, without detection
     :param preferences: how to choose among interfaces
-    :param better_path: what happens to streams that still work when another interface is better
-    :param proxy: a proxy for programs that are not Python, as a URL
-    :param journal: a file to which every process of the program adds what it did with its connections
+    :param better_path: what to do with working streams when another interface becomes better
+    :param proxy: the URL of a proxy for programs that are not Python
+    :param journal: a file to which all processes of the program append the outcomes of their connections
     """
 
     interface: str | None = None
@@ -36,7 +36,7 @@ class RunPolicy:
         check_better_path(self.better_path)
 
     def factory(self) -> TransportFactory:
-        """A factory for one event loop, or for questions without one."""
+        """A factory for one event loop, or for use without an event loop."""
         return TransportFactory(self.preferences, interface=self.interface, better_path=self.better_path)
 
     def to_json(self) -> str:
@@ -44,8 +44,9 @@ class RunPolicy:
 
     @classmethod
     def from_json(cls, text: str) -> RunPolicy:
-        """
-        :raises ValueError: it is not what :meth:`to_json` wrote
+        """Read what :meth:`to_json` wrote.
+
+        :raises ValueError: it is something else
         """
         try:
             values = json.loads(text)

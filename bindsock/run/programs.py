@@ -1,4 +1,4 @@
-"""Child processes: those that are Python are covered as well, whatever environment they are given; of others it is noted."""
+"""A patch for child processes: Python programs are covered in any environment; other programs are counted in the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def patch(context: Context, module: ModuleType) -> None:
-    """Hand the policy on to child processes that are given an environment of their own."""
+    """Pass the policy on to child processes that are started with their own environment."""
     initialise = module.Popen.__init__
 
     @functools.wraps(initialise)

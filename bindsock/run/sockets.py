@@ -1,8 +1,8 @@
-"""Sockets that Python code connects or sends from itself, without an event loop: bound before the first packet.
+"""A patch that binds the sockets of Python code before they connect or send.
 
-``connect()`` and ``connect_ex()`` of :class:`socket.socket` are replaced, and with them what :mod:`ssl`, :mod:`http.client`,
-requests, paho, redis, pymongo, asyncio's own ``sock_connect`` and trio connect with. ``sendto()`` and ``sendmsg()`` bind a socket
-that was not connected before its first datagram to another host.
+``connect()`` and ``connect_ex()`` of :class:`socket.socket` are replaced, which :mod:`ssl`, :mod:`http.client`, requests, paho,
+redis, pymongo, asyncio's ``sock_connect`` and trio use. ``sendto()`` and ``sendmsg()`` bind an unconnected socket before its
+first datagram to another host.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WHAT = "sockets"
 
 
 def patch(context: Context, module: ModuleType) -> None:
-    """Bind the sockets that Python code connects, and sends from."""
+    """Bind sockets before they connect or send."""
     binder = SocketBinder(context)
     plain = module.socket
     connect, connect_ex, sendto, sendmsg, real_close = (
@@ -88,17 +88,17 @@ def patch(context: Context, module: ModuleType) -> None:
 
 
 class SocketBinder:
-    """Binds sockets of a client, and counts what became of them."""
+    """Binds client sockets, and counts the outcomes."""
 
     def __init__(self, context: Context) -> None:
         self._policy = context.policy
         self._ledger = context.ledger
         self._connector = BlockingConnector(self._policy.interface, self._policy.preferences, self._policy.better_path)
         self._settled: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        """Those of which it is known that no datagram binds them any more."""
+        """The sockets that further datagrams do not bind."""
 
     def connect(self, sock: socket.socket, address: Any, connect: Callable[[socket.socket, Any], object]) -> None:
-        """Bind the socket to the interface for the address and connect it; or only connect it, if it is not to be bound."""
+        """Connect the socket; bind it before, unless it is to be left alone."""
         target = self._target(sock, address)
         if target is None:
             connect(sock, address)
@@ -112,7 +112,7 @@ class SocketBinder:
         self._ledger.note_outcome(WHAT, sock)
 
     def connect_ex(self, sock: socket.socket, address: Any, connect_ex: Callable[[socket.socket, Any], int]) -> int:
-        """As :meth:`connect`, with the number of connect's own error as the result.
+        """Connect like :meth:`connect`, but return the errno of a failed connect.
 
         :raises BindsockError: the socket could not be bound
         """
@@ -132,7 +132,7 @@ class SocketBinder:
         return code
 
     def before_sending(self, sock: socket.socket, address: Any) -> Any:
-        """Bind a socket that is about to send to an address, if it is to be bound and is not yet.
+        """Bind a socket before it sends to an address, unless it is already bound or is to be left alone.
 
         :return: the address to send to
         :raises BindsockError: the socket could not be bound
@@ -151,8 +151,8 @@ class SocketBinder:
         return target
 
     def close(self, sock: socket.socket, close: Callable[[], object]) -> None:
-        """Close a socket so that the last word of an IPv6 connection keeps to its interface, too."""
-        blocks = sock.fileno() != -1 and sock.gettimeout() != 0  # an event loop looks after those that do not block
+        """Close a socket so that the last acknowledgement of an IPv6 connection leaves by its interface, too."""
+        blocks = sock.fileno() != -1 and sock.gettimeout() != 0  # an event loop handles non-blocking sockets
         if not blocks or sock.family != socket.AF_INET6 or isinstance(sock, FollowedSocket | BlockingSocket):
             close()
             return
@@ -163,7 +163,7 @@ class SocketBinder:
             close_lingering(left, kernel)
 
     def _target(self, sock: socket.socket, address: Any) -> SockAddr | None:
-        """The numeric address that the socket is to go to; ``None`` if it is not to be bound for that."""
+        """The numeric address to bind the socket for; ``None`` if it is to be left alone."""
         if isinstance(sock, FollowedSocket) or sock.fileno() == -1 or sock.family not in FAMILIES:
             return None
         if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str | bytes | bytearray):
@@ -192,19 +192,19 @@ class SocketBinder:
         self._settled.add(sock)
         interface = kernels.current().bound(sock)
         if interface is not None:
-            if sock.gettimeout() != 0:  # one that does not block belongs to an event loop, which counts it
+            if sock.gettimeout() != 0:  # an event loop counts non-blocking sockets
                 self._ledger.note("bound", WHAT, name_of(interface))
         elif self._is_left_alone(sock):
-            self._ledger.note("escaped", WHAT, "the program has chosen the socket's routes by an option")
+            self._ledger.note("escaped", WHAT, "the program has set an option that chooses the socket's routes")
         elif peer_of(sock) is None and not address_of(sock.getsockname()).is_loopback:
             if sock.type == socket.SOCK_DGRAM and address_of(sock.getsockname()).is_unspecified:
                 self._ledger.note("left alone", WHAT, "a server's port")
             else:
-                self._ledger.note("escaped", WHAT, "the program has bound the socket to an address of its choice")
+                self._ledger.note("escaped", WHAT, "the program has bound the socket to an address")
 
 
 def _numeric(sock: socket.socket, address: Any) -> SockAddr | None:
-    """The address with a numeric host, as the system would look it up; ``None`` if that is the system's own business."""
+    """The address with a numeric host, as the system resolves it; ``None`` for hosts with a special meaning to the system."""
     host, port, *rest = address
     text = host if isinstance(host, str) else bytes(host).decode("ascii", "replace")
     if text in ("", "<broadcast>"):

@@ -1,4 +1,4 @@
-"""Runs a program as a child process, for what must still be there when it has ended: the proxy, and the report."""
+"""Runs a program as a child process, so that the proxy and the report outlive it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGWINCH")
 _FROM_THE_TERMINAL = ("SIGINT", "SIGQUIT", "SIGWINCH")
-"""What the terminal sends to every process in the foreground, so that the program has it already."""
+"""Signals that the terminal sends to all processes in the foreground, so that they need not be forwarded."""
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -29,10 +29,10 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def end_like(status: int) -> int:
-    """End as a child process has ended: by the same signal, if it was one.
+    """End this process as a child ended: by the same signal, if it was a signal.
 
-    :param status: as :func:`run_child` returns it
-    :return: the exit status, where no signal ended the child
+    :param status: the result of :func:`run_child`
+    :return: the exit status, if no signal ended the child
     """
     if status < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
@@ -53,7 +53,7 @@ def _forwarding() -> Iterator[list[subprocess.Popen[bytes]]]:
             child.send_signal(number)
 
     numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
-    # What is ignored stays so, for the child as well (nohup).
+    # Ignored signals stay ignored, in the child, too (nohup).
     handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, forward) for number in handled}
     try:
@@ -64,7 +64,7 @@ def _forwarding() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _in_foreground() -> bool:
-    """Whether the terminal's keys send their signals to this process."""
+    """Whether this process is in the terminal's foreground, and so receives signals from its keys."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:

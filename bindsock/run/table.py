@@ -1,4 +1,4 @@
-"""The table of what is patched, and when: each patch is undone by itself."""
+"""The table of all patches: which module they patch, and what they cover."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the patches have in common.
+    """What the patches share.
 
-    ``undo`` takes what puts things back; ``ledger`` counts what became of connections.
+    ``undo`` gets a callback for each change, which reverts it; ``ledger`` counts the outcomes of connections.
     """
 
     policy: RunPolicy
@@ -32,7 +32,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One row: as soon as the module is imported, ``apply`` patches it."""
+    """A patch: as soon as the module is imported, ``apply`` patches it."""
 
     module: str
     covers: str
@@ -46,7 +46,7 @@ UNCOVERED = {
     "psycopg2": "its connections are made by libpq, in C",
     "pycurl": "its connections are made by libcurl, in C",
 }
-"""Libraries whose connections nothing here reaches, and why. A program that imports one is told."""
+"""Libraries whose connections cannot be covered, and why. A program that imports one gets a warning."""
 
 PATCHES = (
     Patch("socket", "blocking sockets", sockets.patch),

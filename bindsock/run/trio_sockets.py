@@ -1,4 +1,4 @@
-"""Notes what becomes of the connections of a trio run."""
+"""Binds the sockets of a trio run, and counts their outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def install_in_run(policy: RunPolicy, ledger: Ledger) -> None:
-    """Let every socket of this trio run leave by the effective interface."""
+    """Let all new sockets of this trio run leave by the effective interface."""
     install(TransportFactory(policy.preferences, interface=policy.interface, better_path=policy.better_path))
     make = functools.partial(_CountingSocket, ledger=ledger)
     trio.socket.set_custom_socket_factory(BoundSocketFactory(running_network(), make))

@@ -93,7 +93,7 @@ def test_explain_says_which_mark_a_rule_exempts(vpn: None, lab: Lab, run: Run) -
     assert "mark" not in run("explain", lab.server.ipv4)[1]
     lab.vpn_up("policy")
     _, out, _ = run("explain", lab.server.ipv4)
-    assert "note: packets with the mark 0xca6c pass by table 51820, by the rule `32765: not from all fwmark 0xca6c" in out
+    assert "note: packets with the mark 0xca6c bypass table 51820, by the rule `32765: not from all fwmark 0xca6c" in out
     _, out, _ = run("explain", "--json", lab.server.ipv4)
     assert len(json.loads(out)["exempt_marks"]) == 1
 

@@ -291,7 +291,7 @@ def test_a_dry_run_prints_what_apply_does(lab: Lab, run: Run) -> None:
     assert tables(lab).replace(" proto 182", "") == by_hand
     assert run("explain", lab.server.ipv4)[0] == 0
     status, out, _ = run("repair")
-    assert (status, out) == (0, f"nothing has to be repaired; {len(planned['make'])} repairs stand\n")
+    assert (status, out) == (0, f"nothing needs repair; repairs in place: {len(planned['make'])}\n")
     assert run("repair", "--undo") == (0, f"removed {3 * len(planned['make'])} rules and routes\n", "")
     assert tables(lab) == before
 

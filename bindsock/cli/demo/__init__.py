@@ -1,4 +1,4 @@
-"""``bindsock demo``: the main job, for real, in network namespaces of its own."""
+"""``bindsock demo``: shows what bindsock does, with real packets in network namespaces of its own."""
 
 from bindsock.cli.demo.command import add_parser
 

@@ -1,7 +1,7 @@
-"""Tells when the kernel announced something: run as a file, it writes monotonic seconds, 8 bytes each, to standard output.
+"""Records when the kernel sends events. Run as a script, it writes times to standard output: monotonic seconds, 8 bytes each.
 
-A process of its own, since in a thread it would wait for the interpreter just when the library is at work. It is given the
-descriptor of an event source, and ends with its input.
+This is a separate process, since a thread would have to wait for the interpreter while the library works. It gets the descriptor
+of an event source as its argument, and ends when its standard input is closed.
 """
 
 import os
@@ -20,7 +20,7 @@ def main(events: int) -> None:
         try:
             while select.select([events], [], [], 0)[0]:
                 os.read(events, 1 << 16)
-        except OSError:  # events were dropped since nobody had read them: that is an announcement, too
+        except OSError:  # the kernel dropped events that were not read in time: that is an event, too
             pass
         os.write(1, struct.pack("d", now))
 

@@ -1,4 +1,4 @@
-"""The facts: what must have been seen for the demonstration to have shown anything. Each holds or does not, with its numbers."""
+"""The facts that the demonstration must show. Each one held or not, and has the numbers that tell why."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from bindsock.model.decision import Decision
 
 _DATAGRAM_LIMIT = 1.0
-"""Seconds from the kernel's event to the first datagram. It takes milliseconds; but a busy machine may stop any program for some
-hundreds of them, and this is no benchmark."""
+"""The longest time allowed from the kernel's event to the first datagram, in seconds. It usually takes milliseconds; but a busy
+machine may stop any program for some hundred milliseconds, and this is no benchmark."""
 _REPORT_LIMIT = 3.0
-"""Seconds to the first report: a connection whose carrier is lost is given one second."""
+"""The longest time allowed to the first report, in seconds. A connection that loses its carrier is ended after one second."""
 _LOSS_LIMIT = 0.005
-"""Of the datagrams: those that a dying interface had already taken, and answers that were on their way to it."""
+"""The largest share of datagrams that may be lost: those that a failing interface had already accepted, and answers to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """Something that was to be shown."""
+    """A statement that the demonstration checks."""
 
     name: str
     held: bool
@@ -36,9 +36,9 @@ class Fact:
 def of_routes(plain: str, bound: str, decision: Decision, uplink: str) -> list[Fact]:
     """
     :param plain: the interface by which a datagram of a plain socket left
-    :param bound: the interface by which one of a socket left that bindsock bound
-    :param decision: bindsock's for the destination of both
-    :param uplink: the interface that is the right answer
+    :param bound: the interface by which a datagram of a socket that bindsock bound left
+    :param decision: bindsock's decision for the destination of both
+    :param uplink: the expected interface
     """
     chosen = decision.interface.name if decision.interface is not None else None
     return [

@@ -1,4 +1,4 @@
-"""The loop: a VPN client whose own socket goes where all traffic goes, into its own tunnel."""
+"""The routing loop of a VPN client whose own packets are routed into its tunnel."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from bindsock.testing.lab import Lab
 
 LIMIT = 2000
-"""How many of its own packets the client takes out of the tunnel before it gives up."""
+"""The client gives up after this many of its own packets have come out of the tunnel."""
 PINGS = 20
 _PING_INTERVAL = 0.02
 _PATIENCE = 100
-"""How many intervals to wait for the last answers."""
+"""How many ping intervals to wait for the last answers."""
 _LARGEST = 65536
 
 Endpoint = Callable[[Callable[[], "VpnClient"], tuple[str, int]], Awaitable[object]]
@@ -30,21 +30,21 @@ Endpoint = Callable[[Callable[[], "VpnClient"], tuple[str, int]], Awaitable[obje
 
 @dataclass(frozen=True, slots=True)
 class LoopResult:
-    """What became of some pings through the VPN."""
+    """The result of some pings through the VPN."""
 
     reentered: int
-    """Packets out of the tunnel that were the client's own."""
+    """The client's own packets that came out of the tunnel."""
     on_tunnel: int
-    """Packets that the tunnel's device took."""
+    """Packets that the tunnel's device sent."""
     sent: int
     answered: int
     seconds: float
     stopped: bool
-    """The client gave up because of the loop."""
+    """Whether the client gave up because of the loop."""
 
 
 class VpnClient(asyncio.DatagramProtocol):
-    """The whole of a VPN client, but for the cipher: packets of the tunnel's device go out as datagrams, and back.
+    """A VPN client without encryption: it sends packets of the tunnel's device as datagrams to the server, and back.
 
     :param tun: the descriptor of the device
     :param server: the VPN server's address
@@ -66,7 +66,7 @@ class VpnClient(asyncio.DatagramProtocol):
         os.write(self._tun, data)
 
     def error_received(self, exc: Exception) -> None:
-        """The system refused one datagram: a network drops, it does not complain."""
+        """Ignore a datagram that the system refused, as networks drop packets silently."""
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._tun)
@@ -86,7 +86,7 @@ class VpnClient(asyncio.DatagramProtocol):
 
 
 async def unbound(lab: Lab) -> LoopResult:
-    """The client with asyncio's own socket."""
+    """Run the client with asyncio's own socket."""
 
     async def endpoint(protocol: Callable[[], VpnClient], server: tuple[str, int]) -> None:
         await asyncio.get_running_loop().create_datagram_endpoint(protocol, remote_addr=server)
@@ -95,7 +95,7 @@ async def unbound(lab: Lab) -> LoopResult:
 
 
 async def bound(lab: Lab) -> LoopResult:
-    """The client with bindsock's."""
+    """Run the client with a socket of bindsock's."""
     async with TransportFactory() as factory:
 
         async def endpoint(protocol: Callable[[], VpnClient], server: tuple[str, int]) -> None:
@@ -109,7 +109,7 @@ def as_document(result: LoopResult) -> dict[str, Any]:
 
 
 async def _ping_through(lab: Lab, endpoint: Endpoint) -> LoopResult:
-    """Bring the VPN up with a client of our own, and ping the server through it."""
+    """Start the VPN with this client, and ping the server through it."""
     loop = asyncio.get_running_loop()
     lab.vpn_up("metric", outer="own")
     try:

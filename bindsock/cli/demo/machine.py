@@ -1,4 +1,4 @@
-"""Where there is no laboratory: the machine's own interfaces, the decision, and a connection to a host."""
+"""The demonstration without a laboratory: the machine's own interfaces, the decision, and a connection to a host."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a connection was made, or why not."""
+    """A connection, or why it failed."""
 
     by: str
     error: str | None = None
     local: str | None = None
     remote: str | None = None
     bound: str | None = None
-    """The interface to which its socket is bound."""
+    """The interface that its socket is bound to."""
     owner: str | None = None
     """The interface that has its local address."""
     seconds: float = 0.0
 
 
 async def show(printer: Printer, host: str | None, port: int) -> tuple[list[Fact], dict[str, Any]]:
-    """Show the machine, and with a host a connection to it.
+    """Show the machine's interfaces and, if a host is given, a connection to it.
 
-    :return: the facts, and all that was found out
+    :return: the facts, and everything else as a JSON document
     :raises OSError: the network could not be read
     """
     factory = TransportFactory()
@@ -56,7 +56,7 @@ async def show(printer: Printer, host: str | None, port: int) -> tuple[list[Fact
     found: dict[str, Any] = {"effective": {family_name(d.family).lower(): documents.decision(d) for d in defaults}}
     if host is None:
         printer.line()
-        printer.line("for a connection, name a host: bindsock demo example.com")
+        printer.line("to see a connection, name a host: bindsock demo example.com")
         return facts, found
     async with factory:
         ours = await _connect("bindsock", lambda: factory.open_connection(host, port), factory, network)
@@ -116,12 +116,12 @@ def _table(host: str, port: int, connections: tuple[Connection, ...]) -> list[st
 
 
 def _fact(host: str, connection: Connection, decision: Decision | None) -> Fact:
-    name = f"a connection to {host} leaves by the interface that was decided on"
+    name = f"a connection to {host} leaves by the chosen interface"
     if decision is None:
         return Fact(name, False, connection.error or "there is no connection", {})
     wanted = decision.interface.name if decision.interface is not None else None
     held = connection.bound == wanted and (wanted is None or connection.owner == wanted)
     text = (
-        f"decided: {wanted or 'not to bind'}; bound to {connection.bound}, local address {connection.local} of {connection.owner}"
+        f"chosen: {wanted or 'not to bind'}; bound to {connection.bound}, local address {connection.local} of {connection.owner}"
     )
     return Fact(name, held, text, {"decided": wanted, "bound": connection.bound, "owner": connection.owner})

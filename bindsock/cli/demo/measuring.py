@@ -1,7 +1,7 @@
-"""What is measured: by which interface each packet left, as the devices saw it, and when the kernel announced the change.
+"""Measures by which interface each packet left, and when the kernel announced each change.
 
-The sockets' own word is not taken for it. Packets are seen by a packet socket beside the devices; the kernel's events are
-noted by a process of its own that shares nothing with the library's watcher.
+It does not rely on what the sockets report. A packet socket captures packets at the devices, and a separate process, which shares
+nothing with the library's watcher, records the kernel's events.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RESET = 4
 
 
 class KernelEvents:
-    """Notes when the kernel announced anything, from when it is entered until it is left."""
+    """Records when the kernel sends events, while its ``with`` block lasts."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -48,7 +48,7 @@ class KernelEvents:
             stdout=subprocess.PIPE,
             bufsize=0,
             pass_fds=[source],
-            start_new_session=True,  # a terminal's Ctrl-C is not for it: it ends with its input
+            start_new_session=True,  # Ctrl-C in the terminal must not end it: it ends with its input
         )
         return self
 
@@ -62,7 +62,7 @@ class KernelEvents:
             source.close()
 
     def first_since(self, moment: float) -> float | None:
-        """When the first event after a moment came, monotonic seconds."""
+        """The time of the first event after a moment; both in monotonic seconds."""
         assert self._process.stdout is not None
         while select.select([self._process.stdout], [], [], 0)[0] and (data := os.read(self._process.stdout.fileno(), 1 << 16)):
             self._unread += data
@@ -74,49 +74,49 @@ class KernelEvents:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """Something that was done to the network."""
+    """A change that was made to the network."""
 
     label: str
     interface: str
-    """To which interface."""
+    """The interface that was changed."""
     usable: bool
-    """Whether it is usable from then on."""
+    """Whether the interface is usable after the change."""
     issued: float
-    """Monotonic seconds just before it was ordered."""
+    """The time just before the change was ordered, in monotonic seconds."""
     event: float
-    """When the kernel announced it."""
+    """The time of the kernel's event, in monotonic seconds."""
     effective: str
-    """The interface that is effective from then on."""
+    """The effective interface after the change."""
     moves: bool
-    """Whether that is another one than before."""
+    """Whether the effective interface is another one than before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What one program sent by one protocol, and what became of it. All times are monotonic seconds."""
+    """What one program sent over one protocol, and the answers. All times are monotonic seconds."""
 
     program: str
     protocol: str
     sent: tuple[float, ...]
     answered: tuple[float, ...]
-    """When the answers came."""
+    """The times of the answers."""
     lost: tuple[float, ...]
-    """When those were sent that have no answer."""
+    """The times when unanswered messages were sent."""
     packets: tuple[tuple[float, str], ...]
-    """When, and by which interface, each packet with data left."""
+    """The time and the interface of each packet with data that left."""
     others: Mapping[str, int]
     """Packets without data (handshakes, acknowledgements) by interface."""
     connections: int = 1
     endings: tuple[tuple[float, str], ...] = ()
-    """When connections ended, and by which exception."""
+    """The time and the exception of each connection's end."""
     resets: int = 0
-    """Resets in the tunnel: the kernel answers with them what comes for sockets that are gone, and they follow the routes."""
+    """Resets sent into the tunnel: the kernel answers packets for closed sockets with them, by the routing table."""
 
     def by_interface(self) -> Counter[str]:
         return Counter(interface for _, interface in self.packets)
 
     def on_tunnel(self) -> int:
-        """All packets that went into the tunnel, with data or without."""
+        """The number of packets that went into the tunnel, with data or without."""
         return self.by_interface()[TUNNEL] + self.others.get(TUNNEL, 0)
 
     def delay(self, switch: Switch, until: float) -> float | None:
@@ -128,7 +128,7 @@ class Flow:
         return max(0.0, first - switch.event) if first is not None else None
 
     def woken(self, switch: Switch, until: float) -> float | None:
-        """Seconds from the kernel's event to the end of a connection, as its reader saw it, ``None`` if none ended."""
+        """Seconds from the kernel's event until a reader saw the end of its connection; ``None`` if no connection ended."""
         first = next((t for t, _ in self.endings if switch.issued <= t < until), None)
         return max(0.0, first - switch.event) if first is not None else None
 
@@ -140,20 +140,20 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that was seen while the network changed."""
+    """Everything that was measured while the network changed."""
 
     start: float
     end: float
     flows: tuple[Flow, ...]
     switches: tuple[Switch, ...]
     restarts: tuple[float, ...]
-    """When the program that is bound by hand was started again."""
+    """When the program that is bound by hand was restarted."""
     unknown: Mapping[str, int]
-    """Packets to the server that are none of the programs', by interface."""
+    """Packets to the server that belong to none of the programs, by interface."""
     missed: int
-    """Packets that the tap could not keep: not 0 means that the counts have holes."""
+    """Packets that the tap missed; unless it is 0, the counts are incomplete."""
     statistics: Statistics
-    """What bindsock's factory has counted itself."""
+    """The counts of bindsock's factory."""
 
     def flow(self, program: str, protocol: str) -> Flow:
         return next(f for f in self.flows if f.program == program and f.protocol == protocol)
@@ -162,17 +162,17 @@ class Observation:
         return list(dict.fromkeys(f.program for f in self.flows))
 
     def moves(self) -> list[tuple[Switch, float]]:
-        """The switches that move the effective interface, each with the time of the next of them."""
+        """The switches that move the effective interface, each with the time of the next one."""
         moves = [s for s in self.switches if s.moves]
         return list(zip(moves, [*(s.issued for s in moves[1:]), self.end], strict=True))
 
 
 def observe(programs: Sequence[Program], packets: Iterable[Packet], *, horizon: float) -> tuple[tuple[Flow, ...], dict[str, int]]:
-    """Tell whose packets they are.
+    """Assign packets to programs.
 
-    :param packets: what left the host for the server
-    :param horizon: what was sent after this moment is not lost yet: its answer may be on its way
-    :return: the flows, and how many packets by each interface are nobody's
+    :param packets: the packets to the server that left the host
+    :param horizon: messages sent after this moment do not count as lost, since their answers may still arrive
+    :return: the flows, and the number of packets of no program, by interface
     """
     tags = {p.tag.encode(): p for p in programs}
     connections = {connection: p for p in programs for connection in p.reports.connections}

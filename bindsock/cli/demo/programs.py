@@ -1,8 +1,8 @@
-"""The program that is watched: telemetry by UDP and reports by TCP.
+"""The program that is observed: it sends telemetry over UDP and reports over TCP.
 
-It is the same code for all of them; what differs is only where it gets its sockets from. A datagram goes out every few
-milliseconds, whatever becomes of the ones before. A report goes out over TCP, and the next one once the server has answered; when
-the connection fails the program does what programs do, it connects again and repeats the report.
+All programs run the same code; they only differ in how they make their sockets. A datagram is sent every few milliseconds,
+whether earlier ones were answered or not. A report is sent over TCP, and the next one after the server has answered. When the
+connection fails, the program connects again and repeats the report.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Sockets(Protocol):
-    """Where a program gets its sockets from."""
+    """Makes the sockets of a program."""
 
     async def datagram(self, protocol: Callable[[], Telemetry], host: str, port: int) -> asyncio.BaseTransport: ...
 
@@ -34,7 +34,7 @@ class Sockets(Protocol):
 
 
 class BindsockSockets:
-    """bindsock's, which follow the effective interface."""
+    """Sockets of bindsock, which follow the effective interface."""
 
     def __init__(self, factory: TransportFactory) -> None:
         self._factory = factory
@@ -44,12 +44,12 @@ class BindsockSockets:
         return transport
 
     async def stream(self, host: str, port: int) -> Streams:
-        # "auto" would leave a working connection that costs money when it is idle, or after 30 seconds.
+        # "auto" would keep a working connection on an expensive interface until it is idle, or for 30 seconds.
         return await self._factory.open_connection(host, port, better_path="abort")
 
 
 class PlainSockets:
-    """asyncio's own."""
+    """Sockets of asyncio."""
 
     async def datagram(self, protocol: Callable[[], Telemetry], host: str, port: int) -> asyncio.BaseTransport:
         loop = asyncio.get_running_loop()
@@ -61,7 +61,7 @@ class PlainSockets:
 
 
 class HandBoundSockets:
-    """asyncio's own, each bound to one interface as it is made: what one writes against a VPN without bindsock."""
+    """Sockets of asyncio, each bound to one interface when it is made, as programs do to bypass a VPN without bindsock."""
 
     def __init__(self, interface: str) -> None:
         self.interface = interface
@@ -87,7 +87,7 @@ class HandBoundSockets:
 
 
 class Telemetry(asyncio.DatagramProtocol):
-    """Notes what is sent and what is answered. The server's answer is ``b"<address> <port> "`` and what it received."""
+    """Records what is sent and what is answered. The server answers with ``b"<address> <port> "`` and what it received."""
 
     def __init__(self) -> None:
         self.sent: dict[int, float] = {}
@@ -111,22 +111,22 @@ class Telemetry(asyncio.DatagramProtocol):
 
 
 class Reports:
-    """Notes what was reported over TCP, and how the connections ended."""
+    """Records the reports over TCP, and how the connections ended."""
 
     def __init__(self) -> None:
         self.sent: list[float] = []
         self.answered: list[float] = []
         self.connections: list[tuple[str, int]] = []
-        """The local address and port of each."""
+        """The local address and port of each connection."""
         self.endings: list[tuple[float, str]] = []
-        """When and by which exception each ended, attempts that failed included."""
+        """The time and the exception with which each connection ended, or the attempt to connect failed."""
 
 
 class Program:
     """Telemetry and reports to the laboratory's server, from :meth:`start` until :meth:`stop`.
 
-    :param name: what people call it
-    :param tag: a word that begins each of its datagrams
+    :param name: the name for people
+    :param tag: the word that each of its datagrams begins with
     :param server: host, UDP port and TCP port
     """
 
@@ -150,15 +150,15 @@ class Program:
         ]
 
     async def restart(self, sockets: Sockets) -> None:
-        """What its operator does: end it and start it again."""
+        """Stop the program and start it again, as its operator would."""
         await self.stop()
         self._sockets = sockets
         await self.start()
 
     async def stop(self, *, drain: float = 0.0) -> None:
-        """End it.
+        """Stop the program.
 
-        :param drain: seconds to wait for the last answers
+        :param drain: how long to wait for the last answers, in seconds
         """
         self._stopping = True
         drained = time.monotonic() + drain
@@ -180,7 +180,7 @@ class Program:
 
     @property
     def _all_reported(self) -> bool:
-        """Whether it is to stop, and no report waits for an answer."""
+        """Whether the program is stopping and all reports have been answered."""
         return self._stopping and len(self.reports.answered) == len(self.reports.sent)
 
     async def _send_telemetry(self) -> None:
@@ -217,7 +217,7 @@ class Program:
             reports.answered.append(time.monotonic())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_INTERVAL):
-                    await _line(reader)  # nothing is due: this notices at once when the connection ends
+                    await _line(reader)  # no line is expected: this notices the end of the connection at once
 
 
 async def _line(reader: asyncio.StreamReader) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while it happens: lines of text, and on a terminal a strip a program that grows."""
+"""The live output: lines of text and, on a terminal, a growing strip for each program."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ LEGEND = (
 
 
 class Strips:
-    """By which interface each program's datagrams left, a character a time slot.
+    """Strips that show by which interface each program's datagrams left, one character for each time slot.
 
-    :param start: the moment of the first slot
-    :param programs: names by the tags that begin their datagrams
-    :param width: characters a line
+    :param start: the time of the first slot, in monotonic seconds
+    :param programs: the programs' names, by the tags of their datagrams
+    :param width: characters in a line
     """
 
     def __init__(self, start: float, programs: Mapping[str, str], width: int) -> None:
@@ -49,7 +49,10 @@ class Strips:
         self._counted = 0
 
     def count(self, packets: Sequence[Packet]) -> None:
-        """Take in what is new among all packets so far."""
+        """Count the packets that are new since the last call.
+
+        :param packets: all packets so far
+        """
         for packet in packets[self._counted :]:
             name = self._programs.get(packet.payload.partition(b" ")[0])
             slot = self._slot(packet.time)
@@ -58,7 +61,7 @@ class Strips:
         self._counted = len(packets)
 
     def lines(self, until: float, switches: Sequence[Switch], restarts: Sequence[float]) -> list[str]:
-        """The strips with a scale above, marks below, and what the letters mean."""
+        """The strips, with a scale above and marks and a legend below."""
         filled = min(self._cells, self._slot(until))
         result = [" " * _LABEL + self._scale()]
         for name, slots in self._slots.items():
@@ -73,17 +76,17 @@ class Strips:
         return max(0, int((moment - self._start) / DURATION * self._cells))
 
     def _scale(self) -> str:
-        """Seconds."""
+        """The line with the seconds."""
         scale = ""
         for second in range(0, int(DURATION), 3):
             scale = scale.ljust(int(second / DURATION * self._cells)) + f"{second}s"
         return scale
 
 
-class Stand:
-    """Where the audience is: a terminal with a live picture, or a file that gets lines.
+class Display:
+    """Shows the demonstration: on a terminal as a live picture, in a file as lines.
 
-    :param file: where to
+    :param file: the file; standard output by default
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -95,7 +98,7 @@ class Stand:
 
     @property
     def width(self) -> int:
-        """Characters a line."""
+        """Characters in a line."""
         return min(120, self._console.width) if self._console is not None else 79
 
     @property
@@ -113,7 +116,7 @@ class Stand:
         self._printer.line(text, style)
 
     def end(self, stage: Stage, until: float) -> None:
-        """Print the strips as they are in the end."""
+        """Print the final strips."""
         self._stop_live()
         self._printer.line()
         for line in self._strip_lines(stage, until):
@@ -123,16 +126,16 @@ class Stand:
                 self._printer.line(line)
 
     def look(self, stage: Stage) -> None:
-        """Draw the picture, if it is live."""
+        """Redraw the live picture, if there is one."""
         if self._live is not None:
             self._live.update(self._picture(stage), refresh=True)
 
     def __enter__(self) -> Self:
-        """Show the picture."""
+        """Show the live picture, on a terminal."""
         if self._console is not None:
             from rich.live import Live
 
-            # Redrawn by look() alone: a thread of its own would draw at any time.
+            # Only look() redraws it; rich's own thread would draw at any time.
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.__enter__()
         return self

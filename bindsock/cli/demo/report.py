@@ -1,4 +1,4 @@
-"""The outcome as JSON, and as the tables with which the demonstration ends."""
+"""The result of the demonstration as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def traffic_table(seen: Observation) -> list[str]:
 
 
 def switch_table(seen: Observation) -> list[str]:
-    """How long each program took to leave by the new interface."""
+    """How long each program took to send by the new interface after each switch."""
     shown = _shown(seen)
     rows = [("", *(name if protocol == "UDP" else "its TCP" for name, protocol in shown))]
     restarted = False
@@ -80,7 +80,7 @@ def facts_document(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def observation_document(seen: Observation) -> dict[str, Any]:
-    """All numbers. Times are seconds from the start."""
+    """All measurements. Times are seconds from the start."""
     return {
         "seconds": seen.end - seen.start,
         "flows": [_flow_document(flow, seen) for flow in seen.flows],

@@ -1,4 +1,4 @@
-"""What happens in the demonstration, and when."""
+"""The steps of the demonstration: what happens to the uplinks, and when."""
 
 from __future__ import annotations
 
@@ -20,40 +20,45 @@ if TYPE_CHECKING:
 
 UPLINKS = ("wifi0", "eth0", "wwan0")
 PREFERENCES = Preferences(expensive=["wwan*"])
-"""Linux never says of an interface that it costs money."""
+"""Linux does not tell which interfaces cost money."""
 DURATION = 18.0
 BINDSOCK, PLAIN, BY_HAND = "bindsock", "plain asyncio", "bound by hand"
 
-_SETTLE = 1.3
-"""Seconds after which the outcome of a switch is told. A lost carrier is given one second to come back before a stream ends."""
+_OUTCOME_DELAY = 1.3
+"""Seconds after a switch until its outcome is shown. A stream ends one second after its carrier is lost."""
 _FRAME = 0.25
-_SIP = 0.04
+"""Seconds between redraws."""
+_READ_INTERVAL = 0.04
+"""Seconds between reads of captured packets."""
 _QUIET = 0.3
-"""Seconds around a switch in which nothing is drawn: drawing would delay the very thing that is measured."""
+"""Seconds before a switch in which nothing is drawn, since drawing would delay what is measured."""
 _STILL = 0.05
-"""Seconds around a switch in which nothing is done at all."""
-_SETTLED = 0.3
+"""Seconds around a switch in which the demonstration does nothing at all."""
+_MOVING_SECONDS = 0.3
+"""Seconds after a switch in which packets may still leave by the old interface."""
 _DRAIN = 0.4
 _SWITCH_INTERVAL = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that happens to an uplink."""
+    """A change of an uplink."""
 
     at: float
-    """Seconds from the start."""
+    """When it happens, in seconds from the start."""
     interface: str
     usable: bool
-    """Whether it comes or goes."""
+    """Whether the interface is usable after the change."""
     operation: Callable[[Lab], float]
+    """Makes the change; returns the time just before, in monotonic seconds."""
     label: str
-    """In a word or two."""
+    """A short description."""
     text: str
+    """A long description."""
     effective: str
-    """The interface that is effective from then on."""
+    """The effective interface after the change."""
     moves: bool = True
-    """Whether that is another one than before."""
+    """Whether the effective interface is another one than before."""
 
 
 STEPS = (
@@ -89,25 +94,25 @@ STEPS = (
     ),
 )
 RESTART = (12.5, "wwan0")
-"""When the hand-bound program is started again, and to which interface it is bound then: it would never move by itself."""
+"""When the hand-bound program is restarted, and the interface that it is bound to then. It would never move by itself."""
 
 
 class Audience(Protocol):
-    """Who looks on while it runs."""
+    """Receives the progress of the demonstration."""
 
     def tell(self, text: str, style: str = "") -> None:
-        """Something happened."""
+        """Called when something happened."""
 
     def look(self, stage: Stage) -> None:
-        """A good moment to draw the stage."""
+        """Called when there is time to draw the stage."""
 
     def end(self, stage: Stage, until: float) -> None:
-        """It is over; only answers were awaited after ``until``."""
+        """Called at the end. After ``until``, in monotonic seconds, only answers were awaited."""
 
 
 @dataclass
 class Stage:
-    """What runs, and what was done to it so far."""
+    """The running programs, and the changes made so far."""
 
     start: float
     programs: Sequence[Program]
@@ -122,7 +127,10 @@ class Stage:
         return time.monotonic() - self.start
 
     def observation(self, *, since: float, until: float, drain: float = 0.0) -> Observation:
-        """What was seen between two moments."""
+        """What was measured between two moments, in monotonic seconds.
+
+        :param drain: messages of the last seconds, as many as this, do not count as lost yet
+        """
         packets = [p for p in self.tap.packets if p.time >= since]
         flows, unknown = observe(self.programs, packets, horizon=until - drain)
         return Observation(
@@ -138,13 +146,13 @@ class Stage:
 
 
 async def cling(lab: Lab, audience: Audience) -> Observation:
-    """Three times the same program, while uplinks come and go beneath a VPN that is up all the time."""
+    """Run the same program with three kinds of sockets, while uplinks come and go and the VPN stays up."""
     server = (lab.server.ipv4, lab.server.udp_port, lab.server.tcp_port)
     kernel = kernels.current()
     lab.vpn_up("metric")
     interval = sys.getswitchinterval()
     try:
-        # The laboratory's own work, in a thread, must not keep the loop from the interpreter while the loop is being measured.
+        # The laboratory works in a thread, which must not keep the measured event loop waiting for the interpreter.
         sys.setswitchinterval(_SWITCH_INTERVAL)
         with KernelEvents(kernel) as events, lab.tap(address=lab.server.ipv4) as tap:
             async with TransportFactory(PREFERENCES) as factory:
@@ -182,35 +190,38 @@ async def _play(lab: Lab, stage: Stage, events: KernelEvents, audience: Audience
         stage.effective = step.effective
         stage.switches.append(Switch(step.label, step.interface, step.usable, issued, event, step.effective, step.moves))
         if step.moves:
-            await _watch_until(stage, audience, step.at + _SETTLE)
+            await _watch_until(stage, audience, step.at + _OUTCOME_DELAY)
             for line in outcome(stage.observation(since=issued, until=time.monotonic(), drain=_DRAIN)):
                 audience.tell(f"         {line}", "dim")
     await _watch_until(stage, audience, DURATION)
 
 
 def _carry_out(step: Step, lab: Lab) -> tuple[float, float]:
-    """Change the network, in a thread: the loop must be free to see it.
+    """Change the network. Called in a thread, so that the event loop is free to react.
 
-    :return: just before it was ordered, and when it was done. The kernel announces first and confirms then, so that is the
-        latest at which it can have been announced, should whoever notes it have been kept waiting.
+    :return: the time just before the change was ordered, and the time when it was done. The kernel announces a change before it
+        confirms it, so the second time is an upper bound for that of the event.
     """
     return step.operation(lab), time.monotonic()
 
 
 async def _watch_until(stage: Stage, audience: Audience, at: float) -> None:
-    """Look on until a moment, and be still just before it."""
+    """Draw until shortly before a moment, then wait for it and do nothing.
+
+    :param at: the moment, in seconds from the start
+    """
     due = min(stage.elapsed + _QUIET, at)
     while (left := at - stage.elapsed) > _STILL:
-        _ = stage.tap.packets  # takes them out of the kernel's queue, a few at a time: all at once would hold up the loop
+        _ = stage.tap.packets  # reads the captured packets in small portions, since reading all at once would block the loop
         if due <= stage.elapsed < at - _QUIET:
             audience.look(stage)
             due = stage.elapsed + _FRAME
-        await asyncio.sleep(min(_SIP, left - _STILL))
+        await asyncio.sleep(min(_READ_INTERVAL, left - _STILL))
     await asyncio.sleep(at - stage.elapsed)
 
 
 def outcome(observation: Observation) -> list[str]:
-    """What the latest switch meant for each program, a line each."""
+    """The effect of the latest switch on each program, one line for each."""
     switch, until = observation.moves()[-1]
     lines = []
     for program in observation.programs():
@@ -220,7 +231,8 @@ def outcome(observation: Observation) -> list[str]:
             if delay is not None:
                 parts.append(f"{protocol} after {milliseconds(delay)}")
         if not parts:
-            used = {i for f in observation.flows if f.program == program for t, i in f.packets if t > switch.event + _SETTLED}
+            since = switch.event + _MOVING_SECONDS
+            used = {i for f in observation.flows if f.program == program for t, i in f.packets if t > since}
             lines.append(f"{program}: {'all of it by ' + ', '.join(sorted(used)) if used else 'silent'}")
         else:
             lines.append(f"{program}: by {switch.effective}, {', '.join(parts)}")
@@ -228,7 +240,7 @@ def outcome(observation: Observation) -> list[str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """``<0.1 ms``, ``0.8 ms``, ``23 ms``, ``1.03 s``."""
+    """Format a duration: ``<0.1 ms``, ``0.8 ms``, ``23 ms``, ``1.03 s``."""
     if seconds < 5e-5:
         return "<0.1 ms"
     if seconds >= 1:

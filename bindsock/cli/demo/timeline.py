@@ -1,4 +1,4 @@
-"""The picture: which interface each packet left by, a panel for each program, as SVG that needs nothing but itself."""
+"""The timeline: an SVG picture that shows by which interface each packet left, with a panel for each program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROW, _TITLE, _GAP = 18, 24, 16
 _PLOT = _WIDTH - _LEFT - _RIGHT
 _PANEL = _TITLE + len(_ROWS) * _ROW
 _TICK = 1.0
-"""Width of a packet, in pixels: neighbours run together."""
+"""The width of a packet's mark, in pixels."""
 
 _SUBTITLES = {
     BINDSOCK: "the effective interface, always",
@@ -86,7 +86,7 @@ class _Drawing:
                 self._rectangle("effective", self._x(begin), y, self._x(end) - self._x(begin), _ROW - 2)
             self._ticks(interface, (t for t, i in udp.packets if i == interface), y + 1.5, 8)
             self._ticks(interface, (t for t, i in tcp.packets if i == interface), y + 11, 3.5)
-        # What was sent and never answered shows as a line beneath the interface that it should have left by.
+        # Unanswered datagrams are drawn as a line below the interface that was effective then.
         for number, interface in enumerate(_ROWS):
             spans = self._effective(interface)
             lost = [t for t in udp.lost if any(begin <= t < end for begin, end in spans)]
@@ -130,7 +130,7 @@ class _Drawing:
         return [(begin, end) for (begin, name), end in zip(moves, ends, strict=True) if name == interface]
 
     def _ticks(self, style: str, moments: Iterable[float], y: float, height: float) -> None:
-        """One mark for each moment; those that touch become one."""
+        """Draw a mark for each moment; marks that touch become one."""
         path = []
         begin = end = None
         for x in sorted(self._x(moment) for moment in moments):

@@ -1,4 +1,4 @@
-"""``bindsock doctor``: one report that says what is wrong, made to be pasted into a bug report."""
+"""``bindsock doctor``: a report of what is wrong, to be pasted into a bug report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HOST = "example.com"
 _MOST_PROBES = 16
 
 _EPILOG = """\
-Nothing is changed, and no privilege is needed; what only root may read is said to be
-unread. The probe looks HOST up and connects to it by each uplink, IPv4 and IPv6; without
-HOST it is example.com. With --redact every address and HOST are replaced, each always by
-the same, so that the report can be shown to others.
+It changes nothing and needs no privilege; the report says what only root could read. The
+probe looks up HOST and connects to it by each uplink, over IPv4 and IPv6; the default HOST
+is example.com. With --redact every address and HOST are replaced, each always by the same
+value, so that you can show the report to others.
 
 examples:
   bindsock doctor
@@ -42,15 +42,15 @@ effective interface), 1 if not
 def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "doctor",
-        help="what is wrong, and what to do about it: for a bug report",
-        description="Examine who has the default route and how, the uplinks, firewalls and filters, and probe each uplink.",
+        help="report what is wrong and what to do, for a bug report",
+        description="Report who has the default route and how, the uplinks, firewalls and filters, and probe each uplink.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("host", metavar="HOST", nargs="?", default=_HOST, help="a name or an address to connect to (%(default)s)")
     parser.add_argument("--port", type=_port, default=443, help="the TCP port to connect to (%(default)s)")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="for each step of the probe (%(default)s)")
-    parser.add_argument("--no-probe", action="store_true", help="send nothing")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="of each step of the probe (%(default)s)")
+    parser.add_argument("--no-probe", action="store_true", help="do not probe, send nothing")
     parser.add_argument("--redact", action="store_true", help="replace addresses and HOST")
     add_json(parser)
     add_decision_options(parser)

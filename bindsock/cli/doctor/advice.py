@@ -1,4 +1,4 @@
-"""What to do, in order: out of a report, without a look at the system."""
+"""Derives the advice from a report. It does not ask the system."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def advice(report: Mapping[str, Any]) -> list[str]:
-    """One sentence a step; what comes first has to be done first. A last one says so if nothing is wrong."""
+    """What to do, one sentence for each step, in order. If nothing is wrong, the only sentence says so."""
     steps = list(dict.fromkeys([*_links(report), *_routes(report), *_firewall(report), *_filter(report), *_probes(report)]))
     if not steps:
         names = list(dict.fromkeys(d["interface"] for d in report["effective"] if d["interface"] is not None))
-        where = f"connections leave by {' and '.join(names)}" if names else "there is nothing to connect by"
+        where = f"connections leave by {' and '.join(names)}" if names else "there is no interface to connect by"
         steps = [f"nothing: {where}"]
     return steps
 
@@ -22,11 +22,11 @@ def _links(report: Mapping[str, Any]) -> Iterator[str]:
     uplinks = report["uplinks"]
     if not any(family["fit"] for uplink in uplinks for family in uplink["families"]):
         reasons = "; ".join(f"{u['name']} {f['reason']}" for u in uplinks for f in u["families"] if f["reason"])
-        yield f"connect an uplink: no interface but tunnels has carrier and an address ({reasons or 'there is none at all'})"
+        yield f"connect an uplink: only tunnels have carrier and an address ({reasons or 'there is no other interface'})"
 
 
 def _routes(report: Mapping[str, Any]) -> Iterator[str]:
-    """A family that no uplink serves needs a route; where one does, the others need not."""
+    """Advise a route for each family in which no uplink has one."""
     served = {f["family"] for u in report["uplinks"] for f in u["families"] if f["usable"]}
     for uplink in report["uplinks"]:
         for family in uplink["families"]:
@@ -39,14 +39,14 @@ def _firewall(report: Mapping[str, Any]) -> Iterator[str]:
         name, rule = obstacle["interface"], obstacle["rule"]
         if obstacle["verdict"] == "redirect":
             yield (
-                f"what leaves by {name} is redirected to a program on this host by `{rule}`; a bound socket cannot follow: "
-                "except its destination from the redirection"
+                f"`{rule}` redirects packets that leave by {name} to a program on this host, which a bound socket cannot reach: "
+                "exempt the destination from the redirection"
             )
         else:
             may = "drops" if obstacle["certain"] else "may drop"
             yield (
-                f"a firewall {may} what leaves by {name}, by `{rule}`; if it is the VPN's kill switch, bindsock does not go "
-                "around it: turn it off, or except the program, in the VPN's settings"
+                f"a firewall {may} packets that leave by {name}, by `{rule}`; if it is the VPN's kill switch, bindsock does not "
+                "circumvent it: turn it off, or exempt the program, in the VPN's settings"
             )
 
 
@@ -67,17 +67,17 @@ def _probes(report: Mapping[str, Any]) -> Iterator[str]:
     for each in probes:
         name, family = each["interface"], each["family"]
         if each["dns"] is not None and each["dns"]["error"] is not None and name not in answered:
-            yield f"names cannot be looked up by {name} over {family} ({each['dns']['error']}): look at its name servers"
+            yield f"names cannot be looked up by {name} over {family} ({each['dns']['error']}): check its name servers"
         tcp = each["tcp"]
         if tcp is None or tcp["error"] is None or name in dropping or _explained(report, name, family):
             continue
         unseen = report["firewall"]["failures"]
-        hidden = "; a firewall may be in the way, which only root may read: run this as root" if unseen else ""
-        yield f"{tcp['address']} port {tcp['port']} is not reached by {name} ({tcp['error']}){hidden}"
+        hidden = "; a firewall may drop the packets: run this as root to see its rules" if unseen else ""
+        yield f"{tcp['address']} port {tcp['port']} cannot be reached by {name} ({tcp['error']}){hidden}"
 
 
 def _explained(report: Mapping[str, Any], name: str, family: str) -> bool:
-    """Whether another step says already why nothing is reached."""
+    """Whether another step already explains why the probe failed."""
     for uplink in report["uplinks"]:
         if uplink["name"] == name:
             return bool(uplink["strict_filter"]) or any(f["family"] == family and f["cure"] for f in uplink["families"])

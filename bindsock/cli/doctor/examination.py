@@ -1,4 +1,4 @@
-"""Everything that the report says about the network, each part by itself: one that is forbidden does not take others along."""
+"""Collects the report about the network. Each part is collected by itself, so that one that fails does not affect the others."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 class Examination:
-    """Asks, and notes what could not be had.
+    """Collects the report, and records what could not be read.
 
-    :param kernel: what to ask
-    :param decider: the decisions about a reading of it
-    :param families: the address families that are asked about
+    :param kernel: the kernel to ask
+    :param decider: makes decisions about a reading of that kernel
+    :param families: the address families to report about
     """
 
     def __init__(self, kernel: Kernel, decider: Decider, families: Sequence[socket.AddressFamily]) -> None:
@@ -37,10 +37,10 @@ class Examination:
         self._decider = decider
         self._families = families
         self.failures: list[str] = []
-        """What could not be examined, and why."""
+        """What could not be read, and why."""
 
     def report(self) -> dict[str, Any]:
-        """The report without the probe and what follows from it."""
+        """The report, without the probe and the advice."""
         network, kernel = self._decider.network, self._kernel
         decisions = [self._decider.decide(family) for family in self._families]
         uplinks = [self._uplink(i, decisions) for i in network.interfaces.values() if _may_be_uplink(i)]

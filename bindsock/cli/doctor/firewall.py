@@ -1,7 +1,7 @@
-"""Firewall rules that would drop, or take for themselves, what a bound socket sends beneath a VPN: kill switches, redirects.
+"""Firewall rules that would drop or redirect packets of a bound socket, such as a VPN's kill switch.
 
-Rules of ``iptables-save`` and ``nft --json list ruleset`` are brought into one form, of which only what concerns a bound socket
-is looked at: the outgoing interface, the mark, and whether the destination is this host. A rule with other conditions *may* drop.
+Rules of ``iptables-save`` and ``nft --json list ruleset`` are converted to one form with the conditions that matter for a bound
+socket: the outgoing interface, the mark, and whether the destination is this host. A rule with other conditions *may* drop.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ class Filter:
 
     text: str
     verdict: str
-    """``drop``, ``reject``, ``redirect``, ``accept``, ``return``, ``jump``, ``goto``; empty for one that goes on."""
+    """``drop``, ``reject``, ``redirect``, ``accept``, ``return``, ``jump`` or ``goto``; empty if the next rule is tried."""
     target: str = ""
+    """The chain to jump to."""
     out: tuple[bool, tuple[str, ...]] | None = None
-    """Whether the outgoing interface must be one of these, or none of them."""
+    """Whether the outgoing interface must be, or must not be, one of these; ``None`` if it does not matter."""
     mark: tuple[bool, int, int] | None = None
-    """Whether the mark must have the value beneath the mask, or must not."""
+    """Whether the mark must have, or must not have, this value under this mask; ``None`` if it does not matter."""
     never: bool = False
-    """It is for this host's own addresses, or for another address family."""
+    """Whether it only matches this host's own addresses or another address family."""
     others: bool = False
-    """It has conditions beyond these."""
+    """Whether it has further conditions."""
 
 
 @dataclass(slots=True)
 class Chain:
-    """A chain; one that is hooked to outgoing packets has a policy."""
+    """A chain. ``policy`` only matters if it is hooked to outgoing packets."""
 
     table: str
     family: int
@@ -53,20 +54,20 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """A rule in the way of what a bound socket sends by an interface."""
+    """A rule that stops packets that a bound socket sends by an interface."""
 
     interface: str
     family: int
     verdict: str
     certain: bool
-    """It matches every packet; otherwise some only, by conditions that were not looked at."""
+    """Whether it matches all packets; if not, it has conditions that were not examined."""
     rule: str
 
 
 def obstacles(chains: Iterable[Chain], interfaces: Sequence[str], mark: int = 0) -> tuple[Obstacle, ...]:
-    """What is in the way of each interface, for each family.
+    """The rules that stop packets, for each interface and family.
 
-    :param mark: of the packets
+    :param mark: the firewall mark of the packets
     """
     chains = list(chains)
     named = {(chain.table, chain.name): chain for chain in chains}
@@ -87,7 +88,10 @@ def _walk(
     depth: int,
     found: dict[Obstacle, None],
 ) -> bool:
-    """Follow a packet. Whether its fate is sealed."""
+    """Follow a packet through a chain, and collect obstacles.
+
+    :return: whether the chain decides about the packet, so that no further chain does
+    """
     for rule in chain.rules:
         if rule.never or not _leaves_by(rule, interface) or not _is_marked(rule, mark):
             continue
@@ -126,7 +130,7 @@ def _is_marked(rule: Filter, mark: int) -> bool:
 
 
 def from_iptables(saved: str, family: int) -> list[Chain]:
-    """The chains of ``iptables-save`` or ``ip6tables-save``."""
+    """Parse the output of ``iptables-save`` or ``ip6tables-save``."""
     chains: dict[tuple[str, str], Chain] = {}
     table = ""
     for line in saved.splitlines():
@@ -178,7 +182,7 @@ def _iptables_rule(words: Sequence[str], line: str) -> Filter:
 
 
 def from_nft(listed: str) -> list[Chain]:
-    """The chains of ``nft --json list ruleset``. What iptables has made is left out: ``iptables-save`` shows it.
+    """Parse the output of ``nft --json list ruleset``. Chains of iptables are left out, since ``iptables-save`` shows them.
 
     :raises ValueError: it is no such list
     """

@@ -1,4 +1,4 @@
-"""The live probe: by each uplink and family a name is looked up and a connection made, with the time that each takes."""
+"""The live probe: looks up a name and makes a connection by each uplink and family, and measures the time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect to."""
+    """The host to connect to."""
 
     host: str
     port: int
     seconds: float
-    """For each of the two steps."""
+    """The time limit of each step: the lookup and the connect."""
 
     @property
     def numeric_family(self) -> socket.AddressFamily | None:
@@ -42,9 +42,10 @@ class Target:
 async def probe(
     uplinks: Sequence[tuple[str, socket.AddressFamily]], target: Target, preferences: Preferences, servers: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Probe by every uplink at once.
+    """Probe by all uplinks at once.
 
-    :param servers: name servers that can be asked by an interface where the system has no daemon for it
+    :param uplinks: names of interfaces, each with an address family
+    :param servers: the name servers to ask by each interface, if the system has no resolver that can do so
     """
     wanted = target.numeric_family
     pairs = [(name, family) for name, family in uplinks if wanted in (None, family)]
@@ -67,7 +68,7 @@ async def _by(
 def _resolver(servers: Sequence[str]) -> InterfaceResolver:
     try:
         return InterfaceResolver(servers)
-    except ImportError:  # dnspython, without which servers cannot be asked
+    except ImportError:  # dnspython is missing, which asking servers needs
         return InterfaceResolver()
 
 
@@ -80,7 +81,7 @@ async def _look_up(
             try:
                 infos = await transports.resolve(target.host, target.port, family=family, type=socket.SOCK_STREAM)
             except NoResolver:
-                # Nobody here can be asked by an interface: the answer may have come through the VPN.
+                # No resolver can ask by the interface: this answer may come through the VPN.
                 by = "the system's resolver"
                 infos = await resolve(target.host, target.port, family=family, type=socket.SOCK_STREAM)
     except TimeoutError:

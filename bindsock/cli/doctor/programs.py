@@ -1,6 +1,7 @@
-"""Which program a VPN looks like, by its rules, tables, marks, devices and routes; and how it has taken the default route.
+"""Guesses which VPN program is running, by its policy rules, tables, marks, devices and routes, and how it took the default
+route.
 
-Names are told by what the programs document or do: ``tests/vpn/recorded`` has what real ones did. It is a guess, and says so.
+The signs are those that the programs document or show: ``tests/vpn/recorded`` has recordings of real programs.
 """
 
 from __future__ import annotations
@@ -50,15 +51,16 @@ _BY_MARK = {
 _BY_TABLE = {0x6D6F6C65: "Mullvad", 52: "Tailscale", 220: "strongSwan", 205: "NordVPN", 65743: "Cloudflare WARP", 7120: "NetBird"}
 _WG_QUICK_TABLES = range(51820, 52820)
 _WG_QUICK_PREFERENCES = range(32000, 32766)
-"""It names none, so that the kernel takes those right before main's."""
+"""wg-quick names no preference, so the kernel takes ones right before that of the main table's rule."""
 _NM_METRIC = 50
 _MOST_BITS = 4
-"""Up to this prefix length several routes stand in for a default: 0/1 and 128/1, or ::/3, 2000::/4, 3000::/4 and fc00::/7."""
+"""Several routes with at most this prefix length replace a default route: 0/1 and 128/1, or ::/3, 2000::/4, 3000::/4 and
+fc00::/7."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A program, and what it looks like it by."""
+    """A program, and the sign of it."""
 
     program: str
     evidence: str
@@ -70,18 +72,18 @@ class Ownership:
 
     family: socket.AddressFamily
     interface: str | None
-    """The interface by which a socket that is bound to nothing leaves; ``None`` if there is no route."""
+    """The interface by which packets of an unbound socket leave; ``None`` if there is no route."""
     tunnel: bool
     how: str
 
 
 def guesses(network: Network, rules: Sequence[PolicyRule], routes: Sequence[Route]) -> tuple[Guess, ...]:
-    """The programs that have left their signs, each once."""
+    """The programs whose signs are found, each once."""
     found: dict[str, Guess] = {}
     for guess in (*_by_rules(rules), *_by_devices(network)):
         found.setdefault(guess.program, guess)
     if not found:
-        # The shape of routes is the weakest sign: several programs use each.
+        # The shape of routes is the weakest sign, since several programs make the same routes.
         for guess in _by_shape(network, routes):
             found.setdefault(guess.program, guess)
     return tuple(found.values())
@@ -126,7 +128,7 @@ def _by_shape(network: Network, routes: Sequence[Route]) -> Iterator[Guess]:
 
 
 def ownership(network: Network, rules: Sequence[PolicyRule], routes: Sequence[Route]) -> tuple[Ownership, ...]:
-    """Who has the default route of each family that there is, and how."""
+    """Who has the default route, and how, for each family in use."""
     return tuple(
         _owner(network, family, [rule for rule in rules if rule.family == family], [r for r in routes if r.family == family])
         for family in FAMILIES
@@ -145,12 +147,12 @@ def _owner(network: Network, family: socket.AddressFamily, rules: Sequence[Polic
         leads = next((rule for rule in rules if rule.action == "lookup" and rule.table == table), None)
         how = f"table {table_name(table)}" + (f", to which the rule `{leads}` leads" if leads is not None else "")
         if any(route.is_default and route.kind.value != "unicast" for route in routes if route.table == table):
-            how += "; the table lets nothing else past (a kill switch of IPv4)"
+            how += "; the table ends in an unreachable route (a kill switch for IPv4)"
     elif parts := [route for route in own if 0 < route.destination.prefixlen <= _MOST_BITS]:
         how = f"{' and '.join(dict.fromkeys(str(route.destination) for route in parts))}, beside the default route"
     else:
         others = [r for r in routes if r.is_default and r.table == MAIN_TABLE and r.interface not in (None, interface.index)]
         how = "a default route" + (f" with metric {lookup.route.metric}" if others else "")
         if tunnel:
-            how += ", better than the others'" if others else ": it has replaced all others"
+            how += ", better than that of the others" if others else ": it has replaced all others"
     return Ownership(family, interface.name, tunnel, how)

@@ -1,4 +1,4 @@
-"""Addresses and names replaced, each always by the same one, so that a report can be shown and still be understood."""
+"""Replaces addresses and names, each always by the same value, so that a report can be published and still be understood."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _DOCUMENTATION = ("192.0.2.", "198.51.100.", "203.0.113.")
-"""RFC 5737."""
+"""The networks for documentation (RFC 5737)."""
 _CANDIDATE = re.compile(
     r"(?<![\w.:-])(?:(?:\d{1,3}\.){3}\d{1,3}|(?:[0-9A-Fa-f]{1,4}:|:)(?:[0-9A-Fa-f]{0,4}:)*(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{0,4}))"
     r"(?![\w:]|\.\d)"
 )
-_MEANT_FOR_ALL = ("0.0.0.0/32", "127.0.0.0/8", "255.255.255.255/32", "::/127", "192.0.0.0/29")
-_KEPT = tuple(map(ipaddress.ip_network, _MEANT_FOR_ALL))
+_NOT_PRIVATE = ("0.0.0.0/32", "127.0.0.0/8", "255.255.255.255/32", "::/127", "192.0.0.0/29")
+_KEPT = tuple(map(ipaddress.ip_network, _NOT_PRIVATE))
 _HALVES = {"128.0.0.0", "2000::", "3000::", "4000::", "8000::", "c000::", "fc00::", "fe80::"}
-"""Not addresses, but what stands for the default route, and the prefixes that everybody has."""
+"""Prefixes that replace the default route, or that every host has; they are not redacted."""
 
 
 class Redaction:
-    """Replaces. Not one of the addresses that it was given can be found again from what it returns.
+    """Replaces addresses and names. The originals cannot be derived from the result.
 
-    :param names: host names to replace as well
+    :param names: host names to replace
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -31,7 +31,7 @@ class Redaction:
         self._counts = {4: 0, 6: 0, 0: 0}
 
     def document(self, value: Any) -> Any:
-        """The same document with everything replaced in its texts."""
+        """A JSON document with all its texts redacted."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ class Redaction:
         return value
 
     def text(self, value: str) -> str:
-        """The same text with everything replaced."""
+        """A redacted text."""
         for name, instead in self._names.items():
             value = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", instead, value, flags=re.IGNORECASE)
         return _CANDIDATE.sub(self._address, value)
@@ -64,6 +64,6 @@ class Redaction:
         number = self._counts[kind] = self._counts[kind] + 1
         if kind == 4:
             block, last = divmod(number - 1, 254)
-            # What comes after those 762 is of the range for benchmarks (RFC 2544).
+            # After those 762 addresses, the network for benchmarks is used (RFC 2544).
             return f"{_DOCUMENTATION[block] if block < len(_DOCUMENTATION) else f'198.18.{block}.'}{last + 1}"
         return f"{'2001:db8' if kind == 6 else 'fe80'}::{number:x}"

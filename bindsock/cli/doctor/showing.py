@@ -1,4 +1,4 @@
-"""The report for people."""
+"""Prints the report for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def show(printer: Printer, report: Mapping[str, Any]) -> None:
-    """Print the report; what is to be done comes last, where a terminal shows it."""
+    """Print the report. The advice comes last, so that it is visible in a terminal."""
     machine = report["machine"]
     _head(printer, f"bindsock doctor: {machine['system']} {machine['release']}, Python {machine['python']}")
     _section(printer, "who has the default route", _default(report))
@@ -49,7 +49,7 @@ def _default(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = _table(rows, [WARN if d["tunnel"] else "" for d in report["default"]])
     lines += [(f"looks like {g['program']}: {g['evidence']}", "") for g in report["programs"]]
     if not report["programs"] and any(d["tunnel"] for d in report["default"]):
-        lines.append(("which program it is, nothing tells", DIM))
+        lines.append(("the program is unknown", DIM))
     lines += [(note, DIM) for d in report["effective"] for note in d["notes"]]
     return lines
 
@@ -82,13 +82,13 @@ def _in_the_way(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         for o in firewall["obstacles"]
     ]
     lines += [(f"not readable: {failure}", DIM) for failure in firewall["failures"]]
-    return lines or [("no firewall rule that drops what leaves by an uplink", DIM)]
+    return lines or [("no firewall rule that drops packets that leave by an uplink", DIM)]
 
 
 def _process(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     names, multipath = report["names"], report["multipath"]
     capabilities = report["capabilities"]
-    told = "not told" if capabilities is None else ", ".join(capabilities) or "none of CAP_NET_ADMIN and CAP_NET_RAW"
+    told = "unknown" if capabilities is None else ", ".join(capabilities) or "neither CAP_NET_ADMIN nor CAP_NET_RAW"
     enabled = {None: "none", True: "enabled", False: "disabled"}[multipath["enabled"]]
     manager = f", {multipath['path_manager']} path manager" if multipath["path_manager"] and multipath["enabled"] else ""
     rows = [

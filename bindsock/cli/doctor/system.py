@@ -1,4 +1,5 @@
-"""What the system says beside its network: privileges, containers, name servers, multipath, firewalls. Each may be forbidden."""
+"""Facts about the system: privileges, containers, name servers, multipath TCP, firewalls. Reading any of them may be
+forbidden."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
-"""``include/uapi/linux/capability.h``."""
+"""Bit numbers in ``include/uapi/linux/capability.h``."""
 _RESOLVED = "run/systemd/resolve/io.systemd.Resolve"
 _PATH_MANAGERS = {"0": "in-kernel", "1": "userspace"}
 _SECONDS = 5.0
@@ -30,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def capabilities(root: Path = Path("/")) -> list[str] | None:
-    """Which of the capabilities that matter this thread has; ``None`` if that is not told."""
+    """Which of CAP_NET_ADMIN and CAP_NET_RAW this thread has; ``None`` if that is unknown."""
     text = _read(root / "proc/thread-self/status")
     line = next((line for line in (text or "").splitlines() if line.startswith("CapEff:")), None)
     if line is None:
@@ -39,7 +40,7 @@ def capabilities(root: Path = Path("/")) -> list[str] | None:
 
 
 def container(root: Path = Path("/")) -> str | None:
-    """What kind of container this is, by the files that its manager leaves in it; ``None`` if none is seen."""
+    """The container manager, by the files that it creates; ``None`` if there are none."""
     if (named := _read(root / "run/systemd/container")) and named.strip():
         return named.strip()
     if (root / ".dockerenv").exists():
@@ -52,14 +53,14 @@ def container(root: Path = Path("/")) -> str | None:
 
 
 def names(root: Path = Path("/")) -> dict[str, Any]:
-    """Whether systemd-resolved is there, and the name servers of resolv.conf."""
+    """Whether systemd-resolved is running, and the name servers in resolv.conf."""
     text = _read(root / "etc/resolv.conf")
     servers = [line.split()[1] for line in (text or "").splitlines() if line.startswith("nameserver") and len(line.split()) > 1]
     return {"systemd_resolved": (root / _RESOLVED).exists(), "servers": servers}
 
 
 def usable_servers(servers: list[str]) -> list[str]:
-    """The name servers that can be asked by an interface: none on this host itself."""
+    """The name servers that can be asked by an interface, that is, all except those on this host."""
     found = []
     for server in servers:
         try:
@@ -72,7 +73,7 @@ def usable_servers(servers: list[str]) -> list[str]:
 
 
 def multipath(root: Path = Path("/")) -> dict[str, Any]:
-    """Whether multipath TCP is there and enabled, and who manages its paths."""
+    """Whether the kernel has multipath TCP, whether it is enabled, and which path manager it uses."""
     enabled = _read(root / "proc/sys/net/mptcp/enabled")
     manager = _read(root / "proc/sys/net/mptcp/pm_type")
     return {
@@ -82,7 +83,7 @@ def multipath(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def firewall() -> tuple[list[Chain], list[str]]:
-    """The chains of this network namespace, and which listings could not be had, and why."""
+    """The firewall's chains in this network namespace, and why any of them could not be listed."""
     chains: list[Chain] = []
     failures: list[str] = []
 

@@ -1,6 +1,7 @@
-"""Installs bindsock in this process, and then lets the ``sitecustomize`` run that there would have been without it.
+"""Installs bindsock in this process, and then runs the ``sitecustomize`` that it would have had without bindsock.
 
-If that fails the process ends: the program must not run uncovered. (:mod:`site` would print the error and go on.)
+If the installation fails, the process ends, since the program must not run uncovered. (:mod:`site` would print the error and go
+on.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _FAILED = 3
 
 def _install() -> None:
     from_environment = os.environ.get("BINDSOCK_RUN")
-    if from_environment is None:  # somebody took it away and left PYTHONPATH: not to be covered
+    if from_environment is None:  # the variable was removed and PYTHONPATH kept: do not cover this process
         return
     settings = json.loads(from_environment)
     sys.path.append(settings["place"])
@@ -30,7 +31,7 @@ def _install() -> None:
     install_policy(RunPolicy.from_json(settings["policy"]))
 
 
-def _run_the_other() -> None:
+def _run_original() -> None:
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize")
     if spec is not None and spec.loader is not None:
         module = importlib.util.module_from_spec(spec)
@@ -45,4 +46,4 @@ except BaseException:  # noqa: BLE001
     sys.stderr.write(f"bindsock run: {sys.executable} cannot be covered and is not started\n{traceback.format_exc()}")
     sys.stderr.flush()
     os._exit(_FAILED)
-_run_the_other()
+_run_original()

@@ -1,6 +1,6 @@
-"""Loaded by the Python processes of a program under ``bindsock run``, before anything of the program's.
+"""Loaded by all Python processes under ``bindsock run``, before the program.
 
-Old interpreters come here as well: this file has the syntax of all of them.
+Old interpreters load it, too, so its syntax must be valid for all of them.
 """
 
 import os

@@ -16,7 +16,7 @@ def test_the_report_has_a_part_for_each_question(kernel: SimulatedKernel, run: R
     lines = out.splitlines()
     for title in ("who has the default route", "uplinks", "in the way", "this process", "what to do"):
         assert title in lines
-    assert "  IPv4  utun4  a default route with metric 50, better than the others'" in lines
+    assert "  IPv4  utun4  a default route with metric 50, better than that of the others" in lines
     assert any(line.split()[:2] == ["*", "en0"] and line.endswith("IPv4  via 192.0.2.1") for line in lines)
 
 
@@ -41,7 +41,7 @@ def test_without_an_uplink_one_has_to_be_connected(kernel: SimulatedKernel, run:
     report = json.loads(out)
     assert status == 1
     assert report["probes"] == []
-    assert report["advice"] == ["connect an uplink: no interface but tunnels has carrier and an address (there is none at all)"]
+    assert report["advice"] == ["connect an uplink: only tunnels have carrier and an address (there is no other interface)"]
 
 
 def test_what_is_excluded_is_neither_probed_nor_cured(kernel: SimulatedKernel, run: Run) -> None:
@@ -76,14 +76,14 @@ DROP = {"interface": "eth0", "verdict": "drop", "certain": True, "rule": "R"}
 def test_a_failure_that_a_firewall_explains_is_told_once() -> None:
     steps = advice(a_report(firewall={"obstacles": [DROP], "failures": []}, probes=[probed("timed out")]))
     assert len(steps) == 1
-    assert steps[0].startswith("a firewall drops what leaves by eth0, by `R`")
+    assert steps[0].startswith("a firewall drops packets that leave by eth0, by `R`")
 
 
 def test_a_failure_without_an_explanation_says_what_could_not_be_seen() -> None:
     (step,) = advice(a_report(firewall={"obstacles": [], "failures": ["nft: refused"]}, probes=[probed("timed out")]))
     assert step.endswith("which only root may read: run this as root")
     (step,) = advice(a_report(probes=[probed("refused")]))
-    assert step == "192.0.2.9 port 443 is not reached by eth0 (refused)"
+    assert step == "192.0.2.9 port 443 cannot be reached by eth0 (refused)"
 
 
 def test_where_all_is_well_nothing_is_to_do() -> None:

@@ -87,7 +87,7 @@ def test_an_uplink_that_is_called_like_one_is_none() -> None:
 @pytest.mark.parametrize(
     ("routes", "how"),
     [
-        (["default dev 3 metric 50", BESIDE], "a default route with metric 50, better than the others'"),
+        (["default dev 3 metric 50", BESIDE], "a default route with metric 50, better than that of the others"),
         (["default dev 3"], "a default route: it has replaced all others"),
         (["0.0.0.0/1 dev 3", "128.0.0.0/1 dev 3", BESIDE], "0.0.0.0/1 and 128.0.0.0/1, beside the default route"),
     ],
@@ -112,5 +112,5 @@ def test_a_kill_switch_of_routes_is_told() -> None:
     (owner,) = ownership(seen, [rule(51820, 32765, inverted=True, mark=0xCA6C)], [through, dead])
     assert owner.how == (
         "table 51820, to which the rule `32765: not from all fwmark 0xca6c lookup 51820` leads; "
-        "the table lets nothing else past (a kill switch of IPv4)"
+        "the table ends in an unreachable route (a kill switch for IPv4)"
     )
