@@ -1,4 +1,4 @@
-"""aiodns, whose questions leave by the effective interface. It is a resolver for aiohttp as well.
+"""aiodns, whose queries leave by the effective interface. It can also be aiohttp's resolver.
 
 .. code-block:: python
 
@@ -7,8 +7,8 @@
 
     aiohttp.TCPConnector(resolver=bindsock.integrations.aiodns.DNSResolver())
 
-How it is bound, :mod:`bindsock.resolvers.c_ares` tells. On a change of path the channel is ended, and what was asked is asked
-again on a new one.
+:mod:`bindsock.resolvers.c_ares` describes how it is bound. When the path changes, the c-ares channel is closed, and its queries
+    are repeated on a new one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ATTEMPTS = 6
-"""How often a question is asked whose path goes away meanwhile."""
+"""How often a query is sent in all, if its path keeps changing."""
 
 
 class _Channel:
@@ -62,11 +62,11 @@ class _Channel:
 class DNSResolver:
     """:class:`aiodns.DNSResolver`, over the effective interface, bypassing VPN tunnels.
 
-    Name servers on this machine are asked unbound, and ask by whatever way they want.
+    Name servers on this machine are asked by unbound sockets, and bindsock does not control where they ask.
 
-    :param nameservers: addresses of name servers, with a port or without; the system's unless given
+    :param nameservers: addresses of name servers, with or without a port; the system's unless given
     :param factory: chooses the interface; the running event loop's own unless given
-    :param options: as :class:`aiodns.DNSResolver` has them, but for ``loop``, ``local_dev`` and ``local_ip``
+    :param options: arguments of :class:`aiodns.DNSResolver`, except ``loop``, ``local_dev`` and ``local_ip``
     :raises RuntimeError: no event loop is running
     :raises TypeError: an option is one that bindsock sets itself
     """
@@ -76,14 +76,14 @@ class DNSResolver:
     ) -> None:
         for name in ("loop", "local_dev", "local_ip", "sock_state_cb"):
             if name in options:
-                raise TypeError(f"bindsock sets {name} itself")
+                raise TypeError(f"{name} cannot be given: bindsock sets it")
         self._factory = factory if factory is not None else running_factory()
         self._watcher = connector_of(self._factory).watcher
         self._nameservers = tuple(nameservers) if nameservers else None
         self._options = options
         self._channel: _Channel | None = None
         self._closed = False
-        aiodns.DNSResolver(**options)  # what it does not understand is found here
+        aiodns.DNSResolver(**options)  # raises for unknown options
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +95,7 @@ class DNSResolver:
 
     @property
     def nameservers(self) -> Sequence[str]:
-        """The name servers that are asked; the system's are those of now."""
+        """The name servers in use; the system's present ones unless they were given."""
         return self._nameservers if self._nameservers is not None else _system_servers()
 
     async def query_dns(self, host: str, qtype: str, qclass: str | None = None) -> pycares.DNSResult:
@@ -104,7 +104,7 @@ class DNSResolver:
         :raises NoEffectiveInterface: no interface may be used for the name servers
         :raises NoRoute: no route to the name servers leaves by the interface
         :raises ValueError: the name servers leave by different interfaces
-        :raises aiodns.error.DNSError: the question failed
+        :raises aiodns.error.DNSError: the query failed
         """
         return await self._ask(lambda resolver: resolver.query_dns(host, qtype, qclass))
 
@@ -134,9 +134,9 @@ class DNSResolver:
         return await self._ask(lambda resolver: resolver.gethostbyaddr(name))
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[dict[str, Any]]:
-        """The addresses of a host as aiohttp wants them, as ``aiohttp.AsyncResolver`` does it.
+        """The addresses of a host, in the form of ``aiohttp.AsyncResolver``.
 
-        :raises OSError: there is none
+        :raises OSError: the host has no address
         """
         try:
             found = await self.getaddrinfo(host, family, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
@@ -157,12 +157,12 @@ class DNSResolver:
         ]
 
     def cancel(self) -> None:
-        """Let what is being asked fail."""
+        """Let pending queries fail."""
         if self._channel is not None:
             self._channel.resolver.cancel()
 
     async def close(self) -> None:
-        """Let what is being asked fail, and ask nothing more."""
+        """Let pending queries fail, and refuse further ones."""
         self._closed = True
         self._watcher.unfollow(self)
         channel, self._channel = self._channel, None
@@ -170,7 +170,7 @@ class DNSResolver:
             await channel.resolver.close()
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """End the channel if its name servers are asked by another path now."""
+        """Close the channel if the path to its name servers has changed."""
         channel = self._channel
         if channel is not None and tuple(decider.path(server) for server in channel.servers) != channel.paths:
             self._channel = None
@@ -187,11 +187,11 @@ class DNSResolver:
         raise AssertionError("the last attempt returns or raises")
 
     async def _current(self) -> _Channel:
-        """The channel on the path of now."""
+        """The channel for the present path."""
         if self._closed:
             raise RuntimeError("the resolver is closed")
         self._watcher.follow(self)
-        self._watcher.refresh()  # which may end the channel
+        self._watcher.refresh()  # this may close the channel
         while self._channel is None:
             try:
                 self._channel = self._open()

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 class TCPConnector(aiohttp.TCPConnector):
     """aiohttp's connector, whose connections leave by the effective interface.
 
-    A request that is under way when its interface goes fails at once; a connection that waits in the pool is closed there. Where
-    the path has changed, names are resolved anew.
+    When an interface goes down, its requests fail at once, and its idle connections are removed from the pool. When the path has
+    changed, names are resolved again.
 
     :param factory: makes the sockets; the running event loop's own unless given
-    :param options: as :class:`aiohttp.TCPConnector` has them, but for ``socket_factory`` and ``local_addr``
+    :param options: arguments of :class:`aiohttp.TCPConnector`, except ``socket_factory`` and ``local_addr``
     """
 
     def __init__(self, factory: TransportFactory | None = None, **options: Any) -> None:
@@ -50,7 +50,7 @@ class TCPConnector(aiohttp.TCPConnector):
         self._watcher.follow(self)
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """What was resolved on another path may be no longer right."""
+        """Clear the DNS cache, since names may resolve differently on another path."""
         paths = tuple(decider.path(family) for family in FAMILIES)
         if paths != self._paths:
             self._paths = paths
@@ -62,7 +62,7 @@ class TCPConnector(aiohttp.TCPConnector):
 
 
 class FactoryResolver(aiohttp.abc.AbstractResolver):
-    """Names resolved by a factory's own resolver."""
+    """Resolves names by a factory's resolver."""
 
     def __init__(self, factory: TransportFactory) -> None:
         self._factory = factory
@@ -84,4 +84,4 @@ class FactoryResolver(aiohttp.abc.AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """It has nothing open."""
+        """Do nothing, since nothing is open."""

@@ -5,7 +5,7 @@
     async with bindsock.integrations.aiomqtt.Client("broker.example.com") as client:
         await client.publish("topic", "message")
 
-aiomqtt lets paho connect in a thread. When the path of the connection is gone it ends with :class:`aiomqtt.MqttError`.
+aiomqtt lets paho connect in a thread. When the connection's path is gone, it ends with :class:`aiomqtt.MqttError`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 class Client(aiomqtt.Client):
     """aiomqtt's client, over the effective interface.
 
-    :param args: as :class:`aiomqtt.Client` has them
-    :param interface: the name of the one interface to use, whatever detection says
+    :param args: arguments of :class:`aiomqtt.Client`
+    :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what happens to a connection that works when another interface is better
-    :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
-    :param options: as :class:`aiomqtt.Client` has them
+    :param better_path: what to do with a working connection when another interface is better
+    :param dead_after: seconds without an answer from the peer after which the connection counts as dead; never unless given
+    :param options: arguments of :class:`aiomqtt.Client`
     :raises RuntimeError: no event loop is running
     """
 
@@ -47,5 +47,5 @@ class Client(aiomqtt.Client):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        running_factory()  # so that the running loop is one that follows
+        running_factory()  # makes the running loop follow the connection
         bind_client(self._client, BlockingConnector(interface, preferences, better_path, dead_after))

@@ -1,8 +1,8 @@
-"""QUIC by aioquic: a client connection that migrates with the effective interface, with nothing for the application to do.
+"""QUIC by aioquic: a client connection that migrates to the effective interface, without any work for the application.
 
-QUIC knows connections by their ids, not by their addresses (RFC 9000 section 9): it is enough that the datagrams leave by another
-interface. The datagram transport beneath does that, under a live download. But the peer sends to the old address until something
-comes from the new one, and a client that only listens has nothing to say: so it says PING on each new path.
+QUIC identifies connections by their ids, not by their addresses (RFC 9000 section 9), so it is enough to send the datagrams by
+another interface. The datagram transport does this, even during a download. But the peer sends to the old address until a packet
+arrives from the new one, and a client that only receives sends none. So this module sends a PING on each new path.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ async def connect(
     factory: TransportFactory | None = None,
     interface: str | None = None,
 ) -> AsyncGenerator[QuicConnectionProtocol, None]:
-    """:func:`aioquic.asyncio.connect`, beneath the tunnels.
+    """:func:`aioquic.asyncio.connect`, over the effective interface, bypassing VPN tunnels.
 
     :param factory: makes the datagram transport; the running event loop's own unless given
-    :param interface: the name of the one interface to use instead of the factory's
+    :param interface: the name of the only interface to use; the factory's unless given
     :raises NoEffectiveInterface: no interface may be used
-    :raises OSError: the name cannot be resolved, or the socket not be bound
+    :raises OSError: the name cannot be resolved, or the socket cannot be bound
     :raises ConnectionError: the connection could not be made
     """
     factory = factory if factory is not None else running_factory()
@@ -92,7 +92,7 @@ async def connect(
 
 
 class _PathProbe:
-    """Lets the peer know of each new path, by a PING that aioquic sends again until it is acknowledged."""
+    """Tells the peer of each new path, by a PING that aioquic repeats until it is acknowledged."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class _PathProbe:
         self._path = self._path_by(decider)
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Say PING where there is a new path, once the datagram transport had its turn to move there."""
+        """Send a PING if the path is new, after the datagram transport has moved to it."""
         path = self._path_by(decider)
         if path is not None and path != self._path:
             self._path = path

@@ -5,12 +5,12 @@
     async with bindsock.integrations.grpc.secure_channel("example.com:443", grpc.ssl_channel_credentials()) as channel:
         ...
 
-gRPC connects in its C core, where no Python code can bind a socket. Each channel is therefore led to a proxy on loopback in this
+gRPC connects in its C core, where Python code cannot bind a socket. So each channel connects to a proxy on loopback in this
 process: gRPC asks it for the server by HTTP CONNECT, and the proxy's own connection is bound and followed. TLS stays end to end.
-When the interface is gone the proxy resets gRPC's connection, and gRPC's own reconnect logic runs: calls under way end with
-``UNAVAILABLE``, the next ones are dialled anew.
+When the interface is gone, the proxy resets gRPC's connection, and gRPC reconnects by itself: pending calls end with
+``UNAVAILABLE``, later calls use a new connection.
 
-The proxy is not given as the option ``grpc.http_proxy``. That one is passed over where ``no_proxy`` is set in the environment
+The proxy is not given as the option ``grpc.http_proxy``: gRPC ignores that option if ``no_proxy`` is set in the environment
 (grpc src/core/handshaker/http_connect/http_proxy_mapper.cc, HttpProxyMapper::MapName), and the call would leave unbound. Instead
 the channel's target is the proxy itself, with the options that gRPC sets internally for a channel that uses a proxy.
 """
@@ -48,13 +48,13 @@ ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 
 _USER = "grpc"
 _DEFAULT_PORT = 443
-"""gRPC's own (src/core/resolver/dns/native/dns_resolver.cc, kDefaultSecurePort)."""
+"""gRPC's default port (src/core/resolver/dns/native/dns_resolver.cc, kDefaultSecurePort)."""
 _MAX_CONNECTIONS = 4096
 _LOCAL_SCHEMES = ("unix", "unix-abstract", "vsock")
 _HOST_SCHEMES = ("dns", "ipv4", "ipv6")
 _OTHER_SCHEMES = ("xds", "google-c2p", "google-c2p-experimental")
-_LEADING = ("grpc.http_proxy", "grpc.http_connect_server", "grpc.http_connect_headers", "grpc.address_http_proxy")
-"""Options by which a channel is led elsewhere. They are set here."""
+_PROXY_OPTIONS = ("grpc.http_proxy", "grpc.http_connect_server", "grpc.http_connect_headers", "grpc.address_http_proxy")
+"""The options that make a channel use a proxy. Only this module may set them."""
 
 
 @known_keywords_only
@@ -74,7 +74,7 @@ def insecure_channel(
         address
     :param factory: makes the connections; the running event loop's own unless given
     :raises RuntimeError: no event loop is running
-    :raises ValueError: the target or an option cannot be led over one interface: ``xds:``, several addresses, a proxy
+    :raises ValueError: the target or an option cannot use one interface: ``xds:``, several addresses, a proxy
     """
     return _open(grpc.aio.insecure_channel, target, options, compression, interceptors, factory)
 
@@ -91,10 +91,10 @@ def secure_channel(
 ) -> grpc.aio.Channel:
     """:func:`grpc.aio.secure_channel`, over the effective interface, bypassing VPN tunnels. TLS is end to end.
 
-    :param target: as :func:`insecure_channel` has it
+    :param target: as in :func:`insecure_channel`
     :param factory: makes the connections; the running event loop's own unless given
     :raises RuntimeError: no event loop is running
-    :raises ValueError: as :func:`insecure_channel` raises it
+    :raises ValueError: as in :func:`insecure_channel`
     """
 
     def connect(target: str, **arguments: Any) -> grpc.aio.Channel:
@@ -120,24 +120,24 @@ def _open(
         endpoints.append(endpoint_of(loop, factory))
         return endpoints[0]
 
-    target, leading = lead(target, list(options or ()), endpoint)
+    target, leading = redirect(target, list(options or ()), endpoint)
     channel = connect(target, options=leading, **arguments)
     return Channel(channel, endpoints[0]) if endpoints else channel
 
 
-def lead(target: str, options: ChannelOptions, endpoint: Callable[[], Endpoint]) -> tuple[str, ChannelOptions]:
-    """Lead a channel through a proxy of this process, unless its target stays on this machine.
+def redirect(target: str, options: ChannelOptions, endpoint: Callable[[], Endpoint]) -> tuple[str, ChannelOptions]:
+    """Redirect a channel through a proxy in this process, unless its target is on this machine.
 
-    :param endpoint: gives the proxy; called only if it is needed
-    :return: the target and the options that the channel is to be made with
-    :raises ValueError: the target or an option cannot be led over one interface: ``xds:``, several addresses, a proxy
+    :param endpoint: returns the proxy; only called if it is needed
+    :return: the target and the options to make the channel with
+    :raises ValueError: the target or an option cannot use one interface: ``xds:``, several addresses, a proxy
     """
     for name, value in options:
-        if name in _LEADING or (name == "grpc.enable_http_proxy" and value):
-            raise ValueError(f"{name} leads the channel elsewhere: bindsock connects to the server itself")
+        if name in _PROXY_OPTIONS or (name == "grpc.enable_http_proxy" and value):
+            raise ValueError(f"the option {name} cannot be given: bindsock connects to the server itself")
     destination = split_target(target)
     if destination is None or _is_loopback(destination[1]):
-        # The environment names no proxy for what stays on this machine.
+        # A proxy in the environment must not be used for targets on this machine.
         return target, [*options, *_NO_PROXY]
     authority, host, port = destination
     proxy = endpoint()
@@ -147,35 +147,35 @@ def lead(target: str, options: ChannelOptions, endpoint: Callable[[], Endpoint])
     return proxy.target, [*options, *leading]
 
 
-def is_led(options: ChannelOptions) -> bool:
-    """Whether a channel's options are those of one that :func:`lead` has led."""
+def is_redirected(options: ChannelOptions) -> bool:
+    """Whether the options are those of a channel that :func:`redirect` has redirected."""
     return any(name == "grpc.address_http_proxy_enabled_addresses" and value == "" for name, value in options)
 
 
 _NO_PROXY: ChannelOptions = (
-    # Whatever http_proxy, grpc_proxy and GRPC_ADDRESS_HTTP_PROXY say in the environment.
+    # This overrides http_proxy, grpc_proxy and GRPC_ADDRESS_HTTP_PROXY in the environment.
     ("grpc.enable_http_proxy", 0),
     ("grpc.address_http_proxy_enabled_addresses", ""),
 )
 
 
 def split_target(target: str) -> tuple[str, str, int] | None:
-    """Where a channel's target is.
+    """Parse a channel's target.
 
-    :return: the authority that gRPC would send, the host, and the port; ``None`` for what is no internet address
-    :raises ValueError: the target is not one host and port
+    :return: the authority that gRPC would send, the host, and the port; ``None`` if it is no internet address
+    :raises ValueError: the target is not a single host and port
     """
     scheme, colon, rest = target.partition(":")
     if colon and scheme in _LOCAL_SCHEMES:
         return None
     if colon and scheme in _OTHER_SCHEMES:
-        raise ValueError(f"{scheme}: targets make connections of their own, which cannot be led over one interface")
+        raise ValueError(f"{scheme}: targets make their own connections, which cannot be bound to an interface")
     if not colon or scheme not in _HOST_SCHEMES:
         return (target, *_host_and_port(target))
     if rest.startswith("//"):
         server, _, rest = rest[2:].partition("/")
         if server:
-            raise ValueError(f"the name server {server} cannot be asked over the interface: give the factory a resolver")
+            raise ValueError(f"gRPC cannot ask the name server {server} by the interface: give the factory a resolver instead")
     rest = rest.lstrip("/")
     if "," in rest:
         raise ValueError(f"{target} has several addresses: open a channel for each")
@@ -211,7 +211,7 @@ def _is_loopback(host: str) -> bool:
 class Endpoint:
     """The proxy on loopback that the gRPC channels of one factory use. It ends with the last channel.
 
-    Others cannot use it: it asks for a secret that only this process knows.
+    Other programs cannot use it, since it requires a secret that only this process knows.
     """
 
     def __init__(self, factory: TransportFactory) -> None:
@@ -221,7 +221,7 @@ class Endpoint:
         self._authorization = base64.b64encode(f"{_USER}:{secret}".encode()).decode()
         self._proxy = Proxy(factory, credentials={_USER: secret}, max_connections=_MAX_CONNECTIONS)
         self._channels = 0
-        # It listens from now on, so that gRPC can connect before the event loop accepts.
+        # Listen now, so that gRPC can connect before the event loop accepts.
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._listener.setblocking(False)
         self._port: int = self._listener.getsockname()[1]
@@ -231,34 +231,34 @@ class Endpoint:
 
     @property
     def target(self) -> str:
-        """What gRPC connects to."""
+        """The target that gRPC connects to."""
         return f"ipv4:127.0.0.1:{self._port}"
 
     def options(self, host: str, port: int) -> ChannelOptions:
-        """What makes gRPC ask the proxy for a server."""
+        """The options that make gRPC ask the proxy for a server."""
         return (
             ("grpc.http_connect_server", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
             ("grpc.http_connect_headers", f"Proxy-Authorization:Basic {self._authorization}"),
         )
 
     def join(self) -> None:
-        """A channel uses it."""
+        """Count a channel that uses the endpoint."""
         self._channels += 1
 
     def leave(self) -> None:
-        """A channel uses it no longer."""
+        """Count down when a channel no longer uses it. The last one ends it."""
         self._channels -= 1
         if not self._channels:
             self.closed = True
             self._ended.set()
 
     def abandon(self) -> None:
-        """A channel was forgotten without being closed, in whatever thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all this
+        """Call :meth:`leave` for a channel that was collected without being closed, in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the endpoint with it
             self._loop.call_soon_threadsafe(self.leave)
 
     async def wait_closed(self) -> None:
-        """Wait until nothing is open any more, if it was the last channel that left."""
+        """Wait until everything is closed, if the last channel has left."""
         if self.closed:
             await asyncio.wait([self._serving])
 
@@ -284,7 +284,7 @@ class _Endpoints:
         self._by_factory: dict[TransportFactory, Endpoint] = {}
 
     def of(self, factory: TransportFactory) -> Endpoint:
-        """The factory's endpoint, a new one if the last has ended."""
+        """The factory's endpoint; a new one if the last one has ended."""
         self._by_factory = {factory: endpoint for factory, endpoint in self._by_factory.items() if not endpoint.closed}
         endpoint = self._by_factory.get(factory)
         if endpoint is None:
@@ -293,7 +293,7 @@ class _Endpoints:
 
 
 class Channel(grpc.aio.Channel):  # type: ignore[misc]
-    """A channel of gRPC's that lets go of the proxy when it is closed."""
+    """A gRPC channel that releases the proxy when it is closed."""
 
     def __init__(self, channel: grpc.aio.Channel, endpoint: Endpoint) -> None:
         self._channel = channel
@@ -314,7 +314,7 @@ class Channel(grpc.aio.Channel):  # type: ignore[misc]
     async def close(self, grace: float | None = None) -> None:
         """Close the channel.
 
-        :param grace: seconds that calls under way may still take; none unless given
+        :param grace: seconds that pending calls may still take; none unless given
         """
         try:
             await self._channel.close(grace)

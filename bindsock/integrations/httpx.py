@@ -1,12 +1,12 @@
-"""httpx, and httpcore beneath it, on asyncio and trio.
+"""httpx and httpcore, on asyncio and trio.
 
 .. code-block:: python
 
     async with httpx.AsyncClient(transport=bindsock.integrations.httpx.AsyncTransport()) as client:
         await client.get("https://example.com/")
 
-A request that is under way when its interface goes fails at once with :class:`httpx.ReadError`; a connection that waits in the
-pool when that happens is dropped there and never used again.
+When an interface goes down, its requests fail at once with :class:`httpx.ReadError`, and its idle connections are removed from
+the pool.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
 
 
 class NetworkStream(httpcore.AsyncNetworkStream):
-    """An httpcore stream over one of anyio's."""
+    """An httpcore stream over a stream of anyio."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -134,7 +134,7 @@ class NetworkStream(httpcore.AsyncNetworkStream):
             "socket": SocketAttribute.raw_socket,
         }
         if info == "is_readable":
-            # What can be read from an idle connection is its end: then the pool drops it.
+            # If an idle connection is readable, it has ended; the pool then drops it.
             if not self._stream.extra(BindsockAttribute.viable, True):
                 return True
             return _is_readable(self._stream.extra(SocketAttribute.raw_socket, None))
@@ -145,8 +145,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     """An httpx transport whose connections leave by the effective interface.
 
     :param factory: makes the connections; the event loop's own unless given
-    :param verify: as :class:`httpx.AsyncHTTPTransport` has it, like the rest
-    :param pool: a pool of one's own instead, made with ``network_backend=NetworkBackend()``
+    :param verify: an argument of :class:`httpx.AsyncHTTPTransport`, like ``http1``, ``http2``, ``limits`` and ``retries``
+    :param pool: a pool to use instead, made with ``network_backend=NetworkBackend()``
     """
 
     @known_keywords_only
@@ -230,7 +230,7 @@ class _ResponseStream(httpx.AsyncByteStream):
 
 @contextlib.contextmanager
 def _mapped(exceptions: Mapping[type[Exception], type[Exception]]) -> Iterator[None]:
-    """Raise httpcore's exceptions instead of others, the first in order that fits."""
+    """Replace exceptions by others; the first entry that matches is used."""
     try:
         yield
     except Exception as error:
@@ -242,7 +242,7 @@ def _mapped(exceptions: Mapping[type[Exception], type[Exception]]) -> Iterator[N
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Raise httpx's exception of the same name as httpcore's, the most particular that there is."""
+    """Replace httpcore's exceptions by httpx's of the same name, the most specific one that exists."""
     try:
         yield
     except Exception as error:

@@ -6,8 +6,7 @@
     client.connect("broker.example.com")
     client.loop_start()
 
-Where an event loop of bindsock's runs in the process, the connection is ended when its path is gone, and paho's own loop
-reconnects.
+If an event loop of bindsock runs in the process, it ends the connection when its path is gone, and paho's own loop reconnects.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 class Client(paho.mqtt.client.Client):
     """paho's client, over the effective interface.
 
-    :param args: as :class:`paho.mqtt.client.Client` has them
-    :param interface: the name of the one interface to use, whatever detection says
+    :param args: arguments of :class:`paho.mqtt.client.Client`
+    :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the loop that follows the connection does when it works and another interface is better
-    :param dead_after: seconds of silence from the peer after which the connection counts as dead; never unless given
-    :param options: as :class:`paho.mqtt.client.Client` has them
+    :param better_path: what to do with a working connection, if an event loop follows it, when another interface is better
+    :param dead_after: seconds without an answer from the peer after which the connection counts as dead; never unless given
+    :param options: arguments of :class:`paho.mqtt.client.Client`
     """
 
     def __init__(
@@ -51,19 +50,19 @@ class Client(paho.mqtt.client.Client):
 
 
 def bind_client(client: paho.mqtt.client.Client, connector: BlockingConnector | None = None) -> None:
-    """Let a client that somebody else made connect over the effective interface from now on.
+    """Let an existing client connect over the effective interface from now on.
 
-    :param client: one that is not connected
-    :param connector: how to connect; by the effective interface unless given
+    :param client: a client that is not connected
+    :param connector: makes the connections; over the effective interface unless given
     """
     connect = connector if connector is not None else BlockingConnector()
 
     def create_socket_connection() -> socket.socket:
         if client._get_proxy():
-            raise ValueError("the client's proxy would be connected to by PySocks, which cannot be bound to an interface")
+            raise ValueError("the client uses a proxy by PySocks, whose connections cannot be bound to an interface")
         return connect.create_connection(
             (client._host, client._port), client._connect_timeout, (client._bind_address, client._bind_port)
         )
 
-    # paho has no public hook; this is the one method that opens its TCP socket, beneath TLS and WebSockets.
+    # paho has no public hook; this is the only method that opens its TCP socket, also for TLS and WebSockets.
     client._create_socket_connection = create_socket_connection  # type: ignore[method-assign]

@@ -7,7 +7,7 @@
         session.mount("http://", bindsock.integrations.requests.HTTPAdapter())
         session.get("https://example.com/")
 
-Where an event loop of bindsock's runs in the process, a connection whose path is gone is ended: the request under way fails with
+If an event loop of bindsock runs in the process, it ends connections whose path is gone: a pending request fails with
 :class:`requests.ConnectionError`, and the next one leaves by the new interface.
 """
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class HTTPAdapter(requests.adapters.HTTPAdapter):
-    """requests' adapter, over the effective interface; a proxy is reached by it as well.
+    """requests' adapter, over the effective interface. Connections to a proxy leave by it, too.
 
-    :param interface: the name of the one interface to use, whatever detection says
+    :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the loop that follows a connection does when it works and another interface is better
-    :param dead_after: seconds of silence from the peer after which a connection counts as dead; never unless given
-    :param options: as :class:`requests.adapters.HTTPAdapter` has them
+    :param better_path: what to do with a working connection, if an event loop follows it, when another interface is better
+    :param dead_after: seconds without an answer from the peer after which a connection counts as dead; never unless given
+    :param options: arguments of :class:`requests.adapters.HTTPAdapter`
     """
 
     __attrs__: list[str] = [*requests.adapters.HTTPAdapter.__attrs__, "_connector"]  # noqa: RUF012, what requests pickles
@@ -59,10 +59,10 @@ class HTTPAdapter(requests.adapters.HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         """The manager of a proxy's connections.
 
-        :raises ValueError: a SOCKS proxy, which PySocks would connect to unbound
+        :raises ValueError: it is a SOCKS proxy, for which PySocks would make unbound connections
         """
         if proxy.lower().startswith("socks"):
-            raise ValueError(f"{proxy} would be connected to by PySocks, which cannot be bound to an interface")
+            raise ValueError(f"{proxy} needs PySocks, whose connections cannot be bound to an interface")
         manager = super().proxy_manager_for(proxy, **options)
         manager.pool_classes_by_scheme = pool_classes(self._connector)
         return manager

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class HTTPConnection(http.client.HTTPConnection):
     """:class:`http.client.HTTPConnection`, over the effective interface.
 
-    :param connector: how to connect; by the effective interface unless given
+    :param connector: makes the connection; over the effective interface unless given
     """
 
     def __init__(self, *args: Any, connector: BlockingConnector | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         connect = connector if connector is not None else BlockingConnector()
-        # The attribute is not documented, and there is nothing else (Lib/http/client.py, HTTPConnection.connect).
+        # This attribute is undocumented, but there is no other hook (Lib/http/client.py, HTTPConnection.connect).
         self._create_connection = connect.create_connection
 
 
@@ -38,7 +38,7 @@ class HTTPSConnection(HTTPConnection, http.client.HTTPSConnection):
 class SMTP(smtplib.SMTP):
     """:class:`smtplib.SMTP`, over the effective interface.
 
-    :param connector: how to connect; by the effective interface unless given
+    :param connector: makes the connection; over the effective interface unless given
     """
 
     def __init__(self, *args: Any, connector: BlockingConnector | None = None, **options: Any) -> None:

@@ -5,7 +5,7 @@
     http = bindsock.integrations.urllib3.PoolManager()
     http.request("GET", "https://example.com/")
 
-Where an event loop of bindsock's runs in the process, a connection whose path is gone is ended, and a pool drops it.
+If an event loop of bindsock runs in the process, it ends connections whose path is gone, and the pool drops them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
 
 
 def pool_classes(connector: BlockingConnector) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """The classes of pools whose connections are made in a certain way, for ``PoolManager.pool_classes_by_scheme``."""
+    """The pool classes that use a connector, for ``PoolManager.pool_classes_by_scheme``."""
     http = type("HTTPConnection", (HTTPConnection,), {"connector": connector})
     https = type("HTTPSConnection", (HTTPSConnection,), {"connector": connector})
     return {
@@ -84,11 +84,11 @@ def pool_classes(connector: BlockingConnector) -> dict[str, type[urllib3.HTTPCon
 class PoolManager(urllib3.PoolManager):
     """urllib3's pool manager, over the effective interface.
 
-    :param num_pools: as :class:`urllib3.PoolManager` has it, like ``headers`` and the rest
-    :param interface: the name of the one interface to use, whatever detection says
+    :param num_pools: an argument of :class:`urllib3.PoolManager`, like ``headers`` and the other options
+    :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the loop that follows a connection does when it works and another interface is better
-    :param dead_after: seconds of silence from the peer after which a connection counts as dead; never unless given
+    :param better_path: what to do with a working connection, if an event loop follows it, when another interface is better
+    :param dead_after: seconds without an answer from the peer after which a connection counts as dead; never unless given
     """
 
     def __init__(

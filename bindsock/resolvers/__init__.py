@@ -1,4 +1,4 @@
-"""Names resolved by the effective interface, so that a VPN's name servers neither see the names nor answer them."""
+"""Resolves names over the effective interface, so that a VPN's name servers neither see nor answer the queries."""
 
 from bindsock.resolvers.answers import Answer, Lookup, NoResolver
 from bindsock.resolvers.dnssd import DnsSdLookup

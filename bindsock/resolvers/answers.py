@@ -1,4 +1,4 @@
-"""What a lookup by one interface is asked and answers, whoever does it."""
+"""The protocol of lookups by one interface, their answers and errors."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The addresses of a name, of one family."""
+    """The addresses of a name in one family."""
 
     addresses: tuple[IPAddress, ...]
     ttl: float = 0.0
-    """Seconds for which it may be kept; 0 where whoever was asked keeps it better than we could."""
+    """How long the answer may be cached, in seconds; 0 if the resolver that answered has a better cache."""
 
 
 class NoResolver(OSError):
-    """This way to look names up does not exist here, or not for this interface: another may."""
+    """This way to look up names does not exist on this system or for this interface. Another one may."""
 
 
 class Lookup(Protocol):
-    """One way to look a name up by an interface."""
+    """A way to look up a name by an interface."""
 
     async def __call__(self, name: str, family: socket.AddressFamily, index: int, watcher: Watcher) -> Answer:
-        """Look a name up.
+        """Look up a name.
 
         :param name: a host name, never a numeric address
         :param family: ``AF_INET`` or ``AF_INET6``
-        :param index: of the interface by which the question leaves
-        :return: without addresses if the name has none of the family
-        :raises NoResolver: it cannot be asked here
-        :raises socket.gaierror: the name does not exist, or nobody answered
+        :param index: the index of the interface by which the query leaves
+        :return: an answer without addresses if the name has none in the family
+        :raises NoResolver: this way does not exist here
+        :raises socket.gaierror: the name does not exist, or no server answered
         """
 
 
 def no_such_name(name: str) -> socket.gaierror:
-    """The name does not exist, or has no address."""
+    """The error for a name that does not exist or has no address."""
     return socket.gaierror(socket.EAI_NONAME, f"{name}: name or service not known")
 
 
 def try_again(name: str, why: str) -> socket.gaierror:
-    """Nobody could tell. It may be otherwise later."""
+    """The error for a lookup that failed but may succeed later."""
     return socket.gaierror(socket.EAI_AGAIN, f"{name}: temporary failure in name resolution, {why}")

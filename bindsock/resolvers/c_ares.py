@@ -1,8 +1,8 @@
-"""How c-ares is bound so that it fails closed.
+"""Binding c-ares to an interface so that it fails closed.
 
-c-ares binds its sockets to ``local_dev``, and goes on without a word where that fails: a question then leaves unbound
-(c-ares src/lib/ares_conn.c, ares_conn_set_sockopts). Therefore its sockets also get the local address that the system gave a
-socket which was bound before. A ``local_ip`` that is not there any more is an error, and it goes with the device.
+c-ares binds its sockets to ``local_dev``, but ignores a failure: the query then leaves unbound (c-ares src/lib/ares_conn.c,
+ares_conn_set_sockopts). So its sockets also get the local address that the system chose for another bound socket. If the device
+is gone, so is its address, and binding to a ``local_ip`` that does not exist is an error.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _SERVER = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+)(?::\d+)?|(.+)")
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """How the sockets for one name server are bound."""
+    """The device and address for the sockets to one name server."""
 
     device: str
     address: str
 
 
 def bindings(factory: TransportFactory, servers: Sequence[str]) -> dict[str, Binding | None]:
-    """How the sockets for each name server are to be bound; ``None`` for unbound.
+    """How to bind the sockets to each name server; ``None`` for unbound ones.
 
-    Servers for which there is no interface are left out, unless there is none for any of them.
+    Servers without an interface are left out, unless no server has one.
 
-    :raises NoEffectiveInterface: no interface may be used for any of them
-    :raises NoRoute: no route to one leaves by its interface
-    :raises ValueError: they leave by different interfaces, and c-ares has one device only
+    :raises NoEffectiveInterface: no interface may be used for any server
+    :raises NoRoute: there is no route to a server by its interface
+    :raises ValueError: the servers need different interfaces, but c-ares can only use one device
     """
     found: dict[str, Binding | None] = {}
     refused: NoEffectiveInterface | None = None
@@ -54,14 +54,14 @@ def bindings(factory: TransportFactory, servers: Sequence[str]) -> dict[str, Bin
         raise refused
     if len({binding.device if binding is not None else None for binding in found.values()}) > 1:
         ways = ", ".join(f"{name} by {b.device if b is not None else 'no interface'}" for name, b in found.items())
-        raise ValueError(f"the name servers leave by different interfaces, make a resolver for each: {ways}")
+        raise ValueError(f"the name servers need different interfaces; make a resolver for each server: {ways}")
     return found
 
 
 def bind_channel(factory: TransportFactory, channel: Any) -> str | None:
     """Bind the next sockets of a :class:`pycares.Channel`.
 
-    :return: the device, ``None`` if they are left unbound
+    :return: the device; ``None`` if they stay unbound
     :raises BindsockError: they cannot be bound
     """
     try:
@@ -76,7 +76,7 @@ def bind_channel(factory: TransportFactory, channel: Any) -> str | None:
 
 
 def server_address(name: str) -> IPAddress:
-    """The address of a name server that is written with or without a port."""
+    """The address of a name server, given with or without a port."""
     match = _SERVER.fullmatch(name)
     if match is None:
         raise ValueError(f"not a name server's address: {name!r}")
@@ -84,7 +84,7 @@ def server_address(name: str) -> IPAddress:
 
 
 def _binding(factory: TransportFactory, server: IPAddress) -> Binding | None:
-    """How a socket for the server is to be bound, found out with one that sends nothing."""
+    """How to bind a socket to the server, determined by a test socket that sends nothing."""
     with FollowedSocket(family_of(server), socket.SOCK_DGRAM) as probe:
         decision = factory.bind(probe, server)
         if decision.interface is None:

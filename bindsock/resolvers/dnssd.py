@@ -1,8 +1,8 @@
-"""Darwin's DNSServiceGetAddrInfo: the system's own resolver daemon, told by which interface to ask.
+"""Darwin's DNSServiceGetAddrInfo, which lets the system's resolver daemon ask by a given interface.
 
-It is part of libSystem, needs neither a thread nor an entitlement, and gives a descriptor that is readable when the daemon has
-answered. The declarations are from Apple's public ``dns_sd.h`` (mDNSResponder ``mDNSShared/dns_sd.h``); none is variadic, so that
-ctypes' calls are right on arm64 too.
+It is part of libSystem, needs neither a thread nor an entitlement, and has a descriptor that is readable when the daemon has
+answered. The declarations are from Apple's public ``dns_sd.h`` (mDNSResponder ``mDNSShared/dns_sd.h``). None of the functions is
+variadic, so ctypes calls them correctly on arm64, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MORE_COMING = 0x1
 _ADD = 0x2
 _RETURN_INTERMEDIATES = 0x1000
-"""Without it a name that does not exist is no event at all."""
+"""Without this flag the daemon does not answer for a name that does not exist."""
 _TIMEOUT = 0x10000
 _PROTOCOLS = {socket.AF_INET: 1, socket.AF_INET6: 2}
 
@@ -41,10 +41,10 @@ _Reply = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_uint32, c_int32, c_char_p,
 
 
 class DnsSdLookup:
-    """Names looked up by mDNSResponder.
+    """Looks up names by mDNSResponder.
 
-    :param library: what has the functions; libSystem unless given
-    :param timeout: seconds for one question
+    :param library: the library with the functions; libSystem unless given
+    :param timeout: seconds for one query
     """
 
     def __init__(self, library: ctypes.CDLL | None = None, *, timeout: float = 15.0) -> None:
@@ -66,9 +66,9 @@ class DnsSdLookup:
 
 
 class _Functions:
-    """The functions, with their types.
+    """The library's functions, with their types.
 
-    :raises NoResolver: the library does not have them, which is the case everywhere but on Darwin
+    :raises NoResolver: the library does not have them; only Darwin's does
     """
 
     def __init__(self, library: Any) -> None:
@@ -78,7 +78,7 @@ class _Functions:
             self.process_result = library.DNSServiceProcessResult
             self.deallocate = library.DNSServiceRefDeallocate
         except AttributeError:
-            raise NoResolver(errno.ENOSYS, "there is no DNSServiceGetAddrInfo here") from None
+            raise NoResolver(errno.ENOSYS, "this system has no DNSServiceGetAddrInfo") from None
         self.get_addr_info.argtypes = [POINTER(c_void_p), c_uint32, c_uint32, c_uint32, c_char_p, _Reply, c_void_p]
         self.get_addr_info.restype = c_int32
         self.sock_fd.argtypes = [c_void_p]
@@ -90,7 +90,7 @@ class _Functions:
 
 
 class _Query:
-    """One question. It stays open at the daemon until :meth:`close`, as the interface wants it."""
+    """A query. The daemon keeps it open until :meth:`close`."""
 
     def __init__(self, functions: _Functions, name: str, family: socket.AddressFamily, index: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -99,7 +99,7 @@ class _Query:
         self._addresses: dict[IPAddress, None] = {}
         self._ttl: int | None = None
         self._ref = c_void_p()
-        self._reply = _Reply(self._replied)  # held: C calls it as long as the query is open
+        self._reply = _Reply(self._replied)  # must stay alive: C calls it while the query is open
         self.done: asyncio.Future[Answer] = self._loop.create_future()
         try:
             wire_name = name.encode("ascii") if name.isascii() else name.encode("idna")
@@ -110,7 +110,7 @@ class _Query:
         if code == _SERVICE_NOT_RUNNING:
             raise NoResolver(errno.ECONNREFUSED, "mDNSResponder is not running")
         if code != 0:
-            raise try_again(name, f"mDNSResponder refused the question with {code}")
+            raise try_again(name, f"mDNSResponder refused the query with error {code}")
         self._fd = functions.sock_fd(self._ref)
         self._loop.add_reader(self._fd, self._readable)
 
@@ -121,7 +121,7 @@ class _Query:
     def _readable(self) -> None:
         code = self._functions.process_result(self._ref)
         if code != 0:
-            self._fail(try_again(self._name, f"mDNSResponder ended the conversation with {code}"))
+            self._fail(try_again(self._name, f"mDNSResponder closed the connection with error {code}"))
 
     def _replied(
         self,
@@ -134,14 +134,14 @@ class _Query:
         ttl: int,
         context: int | None,
     ) -> None:
-        """Called by C, inside :meth:`_readable`: it must not raise."""
+        """Called by C, from :meth:`_readable`. It must not raise."""
         if code in (_NO_SUCH_NAME, _NO_SUCH_RECORD):
             pass
         elif code == _TIMED_OUT:
             self._fail(try_again(self._name, "no name server answered"))
             return
         elif code != 0:
-            self._fail(try_again(self._name, f"mDNSResponder says {code}"))
+            self._fail(try_again(self._name, f"mDNSResponder answered with error {code}"))
             return
         elif flags & _ADD and address:
             found = _address_at(address)
@@ -149,7 +149,7 @@ class _Query:
                 self._addresses[found] = None
                 self._ttl = ttl if self._ttl is None else min(ttl, self._ttl)
         if not flags & _MORE_COMING and not self.done.done():
-            # It keeps its own cache, and drops what it learnt on an interface together with that: nothing is kept here.
+            # Nothing is cached here: the daemon has a cache, which forgets an interface's answers when the interface goes.
             if self._addresses or code == _NO_SUCH_RECORD:
                 self.done.set_result(Answer(tuple(self._addresses)))
             elif code == _NO_SUCH_NAME:

@@ -1,4 +1,4 @@
-"""Names to addresses by the effective interface, with a cache that ends with the path it was filled on."""
+"""Resolves names by the effective interface, with a cache that is cleared when the path changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 _LONGEST = 3600.0
-"""Seconds for which an answer is kept at most."""
+"""The longest time for which an answer is cached, in seconds."""
 _CACHED = 4096
 _TYPES = (
     (socket.SOCK_STREAM, socket.IPPROTO_TCP),
@@ -38,11 +38,11 @@ _TYPES = (
 
 
 class InterfaceResolver:
-    """How names are to be looked up by an interface; a factory does it with ``resolver=`` this.
+    """Looks up names by the effective interface; to be given to a factory as ``resolver=``.
 
-    The first way that exists is taken: Darwin's resolver daemon, systemd-resolved, the servers given.
+    It uses the first of these that exists: Darwin's resolver daemon, systemd-resolved, the given servers.
 
-    :param servers: addresses of name servers, or (address, port), for where there is neither daemon. Needs dnspython.
+    :param servers: addresses of name servers, or pairs of address and port, for systems without either daemon. Needs dnspython.
     :param lookups: the ways to try, instead of these three
     """
 
@@ -52,7 +52,7 @@ class InterfaceResolver:
         self._lookups = tuple(lookups)
 
     def on(self, watcher: Watcher) -> BoundResolver:
-        """The resolver itself, for one factory on one event loop."""
+        """The resolver for one factory on one event loop."""
         return BoundResolver(watcher, self._lookups)
 
 
@@ -65,8 +65,8 @@ class _Kept:
 class BoundResolver:
     """A :class:`bindsock.dial.resolving.Resolve` that asks by the effective interface.
 
-    IPv4 addresses are asked for by the one of IPv4, IPv6 addresses by that of IPv6; a family without one is not asked for, since
-    nothing could be dialled.
+    It asks for IPv4 addresses by the effective interface for IPv4, and for IPv6 addresses by that for IPv6. A family without an
+    effective interface is left out, since its addresses could not be used.
     """
 
     def __init__(self, watcher: Watcher, lookups: Sequence[Lookup]) -> None:
@@ -80,9 +80,9 @@ class BoundResolver:
     ) -> list[AddrInfo]:
         """The addresses of a host.
 
-        :raises NoEffectiveInterface: there is no interface by which to ask
-        :raises NoResolver: there is nobody who could be asked by an interface
-        :raises socket.gaierror: the name does not exist, or nobody answered
+        :raises NoEffectiveInterface: there is no interface to ask by
+        :raises NoResolver: this system has no resolver that can ask by an interface
+        :raises socket.gaierror: the name does not exist, or no server answered
         """
         if not host or flags & socket.AI_NUMERICHOST or _is_numeric(host) or family not in (0, *FAMILIES):
             return await resolve(host, port, family=family, type=type, proto=proto, flags=flags)
@@ -103,7 +103,7 @@ class BoundResolver:
         return [info for address in addresses for info in _infos(address, number, type, proto)]
 
     async def _look_up(self, name: str, families: Sequence[socket.AddressFamily]) -> list[IPAddress] | None:
-        """The addresses, IPv6 first; ``None`` if the system's resolver is to be asked instead."""
+        """The addresses, IPv6 first; ``None`` if the system's resolver must be asked instead."""
         while True:
             decider = self._watcher.refresh()
             decisions = {f: decider.decide(f) for f in families}
@@ -146,7 +146,7 @@ class BoundResolver:
             return answer
 
     def _path(self, family: socket.AddressFamily) -> Path | None:
-        """The path now. What was learnt on another one is forgotten."""
+        """The present path. If it has changed, the cache is cleared."""
         path = path_of(self._watcher.refresh().decide(family))
         if path != self._paths.get(family):
             self._paths[family] = path
@@ -155,7 +155,7 @@ class BoundResolver:
         return path
 
     async def _unless_path_changes(self, name: str, family: socket.AddressFamily, path: Path) -> Answer | None:
-        """Ask; ``None`` as soon as the question is on its way by a path that is no longer the one."""
+        """Ask; return ``None`` as soon as the query's path is no longer the present one."""
         asking = asyncio.get_running_loop().create_task(
             self._ask(name, family, path.index), name=f"bindsock ask {name} {family.name} {path.interface}"
         )

@@ -1,4 +1,4 @@
-"""The NAT64 prefixes of a network, asked of its own name servers (RFC 7050), whoever resolves names: a VPN's do not know them."""
+"""Finds the NAT64 prefixes of a network by its own name servers (RFC 7050), since a VPN's name servers do not know them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class PrefixFinder:
-    """A :data:`bindsock.dial.nat64.FindPrefixes` that asks by the effective interface. What it was told is kept for that path.
+    """A :data:`bindsock.dial.nat64.FindPrefixes` that asks by the effective interface. The answer is cached for the path.
 
-    :param resolver: how to ask; the ways that the system has unless given
+    :param resolver: the resolver to ask; one with the system's own ways unless given
     """
 
     def __init__(self, watcher: Watcher, resolver: InterfaceResolver | None = None) -> None:
@@ -33,9 +33,9 @@ class PrefixFinder:
         self._resolve = resolver.on(watcher)
 
     async def __call__(self) -> tuple[IPv6Network, ...]:
-        """Ask.
+        """Find the prefixes.
 
-        :raises OSError: nobody answers
+        :raises OSError: no server answered
         """
         infos = await self._resolve(NAME, 0, family=socket.AF_INET6, type=socket.SOCK_STREAM)
         return prefixes_in(IPv6Address(info[4][0]) for info in infos)
@@ -44,11 +44,11 @@ class PrefixFinder:
 def find_prefixes(
     preferences: Preferences, interface: str | None = None, timeout: float | None = None
 ) -> tuple[IPv6Network, ...]:
-    """Ask from a thread that runs no event loop.
+    """Find the prefixes, from a thread that runs no event loop.
 
-    :param interface: the name of the one interface to use, whatever detection says
+    :param interface: the name of the only interface to use; detected unless given
     :param timeout: seconds; the resolver's own unless given
-    :raises OSError: nobody answers (in time)
+    :raises OSError: no server answered in time
     """
 
     async def ask() -> tuple[IPv6Network, ...]:

@@ -1,7 +1,7 @@
-"""systemd-resolved, over Varlink: it knows each link's name servers and takes an interface index.
+"""systemd-resolved over Varlink. It knows each link's name servers, and a query can name an interface index.
 
-One JSON object and a zero byte each way (https://varlink.org/Wire-Protocol); the interface is ``io.systemd.Resolve``. The D-Bus
-one has the same call, but needs a bus and a library.
+Request and answer are one JSON object and a zero byte (https://varlink.org/Wire-Protocol); the Varlink interface is
+``io.systemd.Resolve``. D-Bus has the same call, but needs a bus and a library.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _PREFIX = "io.systemd.Resolve."
 _NXDOMAIN = 3
 _LIMIT = 1 << 20
 _FAMILIES = {2: (socket.AF_INET, 4), 10: (socket.AF_INET6, 16)}
-"""The numbers are Linux's, on whichever system this is tested."""
+"""The numbers are Linux's; tests of this module run on other systems, too."""
 
 
 class ResolvedLookup:
-    """Names looked up by systemd-resolved.
+    """Looks up names by systemd-resolved.
 
     :param path: its Varlink socket
-    :param timeout: seconds for one question
+    :param timeout: seconds for one query
     """
 
     def __init__(self, path: str = SOCKET, *, timeout: float = 15.0) -> None:
@@ -59,13 +59,13 @@ class ResolvedLookup:
             reader, writer = await asyncio.open_unix_connection(self._path, limit=_LIMIT)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES, errno.ENOTDIR):
-                raise NoResolver(error.errno, f"systemd-resolved cannot be asked: {self._path}: {error.strerror}") from error
+                raise NoResolver(error.errno, f"cannot connect to systemd-resolved: {self._path}: {error.strerror}") from error
             raise
         try:
             writer.write(json.dumps({"method": _PREFIX + method, "parameters": parameters}).encode() + b"\0")
             message = await reader.readuntil(b"\0")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
-            raise try_again(str(parameters["name"]), "systemd-resolved ended the conversation") from error
+            raise try_again(str(parameters["name"]), "systemd-resolved closed the connection") from error
         finally:
             writer.close()
         try:
@@ -78,7 +78,7 @@ class ResolvedLookup:
 
 
 def _refused(name: str, error: str, parameters: object) -> Answer:
-    """What an error reply means (systemd ``src/resolve/resolved-varlink.c``, reply_query_state)."""
+    """The meaning of an error reply (systemd ``src/resolve/resolved-varlink.c``, reply_query_state)."""
     kind = error.removeprefix(_PREFIX)
     if kind == "NoSuchResourceRecord":
         return Answer(())
@@ -87,7 +87,7 @@ def _refused(name: str, error: str, parameters: object) -> Answer:
     if kind == "NoNameServers":
         raise NoResolver(errno.ENETUNREACH, f"systemd-resolved knows no name server for {name} on this interface")
     detail = f" {json.dumps(parameters)}" if parameters else ""
-    raise try_again(name, f"systemd-resolved says {error}{detail}")
+    raise try_again(name, f"systemd-resolved answered with {error}{detail}")
 
 
 def _addresses(found: list[dict[str, Any]], wanted: socket.AddressFamily) -> tuple[IPAddress, ...]:

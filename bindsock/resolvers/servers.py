@@ -1,4 +1,4 @@
-"""DNS spoken directly to servers that are given, over sockets that are bound beneath the tunnels. dnspython packs and unpacks."""
+"""DNS queries to given servers, over sockets bound to the effective interface. dnspython encodes and decodes the messages."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 _PORT = 53
 _PAYLOAD = 1232
-"""Bytes of a UDP answer that pass everywhere without fragments (DNS flag day 2020)."""
+"""The largest UDP answer, in bytes, that is not fragmented on usual networks (DNS flag day 2020)."""
 
 
 class ServerLookup:
-    """Names looked up at certain name servers.
+    """Looks up names by asking certain name servers.
 
-    :param servers: their addresses, or (address, port); asked in this order
-    :param timeout: seconds for each server to answer
-    :param rounds: how often each is asked
+    :param servers: their addresses, or pairs of address and port, in the order in which to ask
+    :param timeout: seconds to wait for each server's answer
+    :param rounds: how often to ask each server
     :raises ImportError: dnspython is not installed
     """
 
     def __init__(self, servers: Sequence[str | tuple[str, int]], *, timeout: float = 2.0, rounds: int = 2) -> None:
         with needs("dns"):
-            import dns.message  # noqa: F401, early: a missing library is found here and not at the first name
+            import dns.message  # noqa: F401, early, so that a missing library is noticed before the first lookup
 
         self._servers = [(ip_address(s), _PORT) if isinstance(s, str) else (ip_address(s[0]), s[1]) for s in servers]
         self._timeout = timeout
@@ -71,7 +71,7 @@ class ServerLookup:
                 continue
             if response.rcode() in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
                 return _answer(name, response)
-            why = f"{server} says {dns.rcode.to_text(response.rcode())}"
+            why = f"{server} answered with {dns.rcode.to_text(response.rcode())}"
         raise try_again(name, why)
 
     async def _ask(self, query: dns.message.QueryMessage, server: IPAddress, port: int, watcher: Watcher) -> dns.message.Message:
@@ -87,7 +87,7 @@ class ServerLookup:
                 try:
                     response = dns.message.from_wire(await loop.sock_recv(sock, 65535))
                 except dns.exception.DNSException:
-                    continue  # a stranger's guess, or a broken server, for which there is the timeout
+                    continue  # a spoofed answer or a broken server; the timeout limits the wait
                 if query.is_response(response):
                     break
         if not response.flags & dns.flags.TC:
@@ -105,11 +105,11 @@ class ServerLookup:
 
 
 class ConfiguredLookup:
-    """Names looked up at the name servers that the system is configured with, by an interface.
+    """Looks up names by asking the system's configured name servers, by an interface.
 
-    They are the network's own where no VPN has put others in their place.
+    These are the network's own servers unless a VPN has replaced them.
 
-    :param path: what names them
+    :param path: the file that names the servers
     """
 
     def __init__(self, path: str = "/etc/resolv.conf") -> None:
@@ -120,7 +120,7 @@ class ConfiguredLookup:
             with needs("dns"):
                 import dns.resolver
         except ImportError as error:
-            raise NoResolver(errno.ENOENT, f"the servers of {self._path} cannot be asked: {error}") from error
+            raise NoResolver(errno.ENOENT, f"cannot ask the servers of {self._path}: {error}") from error
         try:
             configured = dns.resolver.Resolver(self._path)
         except dns.resolver.NoResolverConfiguration as error:
@@ -161,7 +161,7 @@ async def _read(sock: socket.socket, count: int) -> bytes:
 
 
 def _answer(name: str, response: dns.message.Message) -> Answer:
-    """The addresses at the end of the chain of aliases."""
+    """The addresses at the end of the CNAME chain."""
     import dns.message
     import dns.rcode
     from dns.exception import DNSException

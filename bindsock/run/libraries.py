@@ -50,15 +50,15 @@ def patch_grpc(context: Context, module: ModuleType) -> None:
     import grpc._channel  # type: ignore[import-untyped]
     import grpc.aio._channel  # type: ignore[import-untyped]
 
-    from bindsock.integrations.grpc import is_led, lead
+    from bindsock.integrations.grpc import is_redirected, redirect
 
     def leading(initialise: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(initialise)
         def __init__(self: Any, target: str, options: Any, *args: Any, **keywords: Any) -> None:
             given: ChannelOptions = list(options or ())
-            if not is_led(given):
+            if not is_redirected(given):
                 try:
-                    target, given = lead(target, given, context.background.grpc_endpoint)
+                    target, given = redirect(target, given, context.background.grpc_endpoint)
                 except ValueError as error:
                     context.ledger.note("refused", "gRPC", str(error))
                     raise BindFailed(f"the channel to {target} cannot be bound: {error}", call="grpc.Channel") from error

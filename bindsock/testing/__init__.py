@@ -1,4 +1,5 @@
-"""For tests, ours and yours: scripted networks and, on Linux, real ones in namespaces (:mod:`bindsock.testing.lab`)."""
+"""Helpers for tests of bindsock and of programs that use it: simulated networks and, on Linux, real ones in network namespaces
+(:mod:`bindsock.testing.lab`)."""
 
 from bindsock.testing.check_kernel import check_kernel
 from bindsock.testing.multipath import SimulatedPathManager

@@ -1,6 +1,6 @@
-"""A conformance suite for kernel backends: what :class:`bindsock.kernel.Kernel` promises, checked on a backend that runs.
+"""A conformance suite for kernel backends: checks that a backend does what :class:`bindsock.kernel.Kernel` promises.
 
-It is for whoever writes a backend, or a kernel of their own for tests. It opens sockets and binds them, and sends nothing.
+Use it for a backend of your own, or for a kernel that you write for tests. It opens sockets and binds them, and sends nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from bindsock.model.network import FAMILIES, Interface, InterfaceKind, IPAddress
 SocketFactory: TypeAlias = Callable[[socket.AddressFamily, socket.SocketKind], socket.socket]
 
 _NOBODY = 0x7FFFFFF0
-"""An interface index that nothing has."""
+"""An interface index that no interface has."""
 
 
 def check_kernel(kernel: Kernel, *, make_socket: SocketFactory = socket.socket) -> None:
     """Check that a kernel backend keeps its promises.
 
-    The network must stand still meanwhile, and should have an uplink: what needs one is left out without it.
+    The network must not change meanwhile. It should have an uplink; checks that need one are skipped otherwise.
 
     :param kernel: the backend
     :param make_socket: makes sockets that the backend can bind
-    :raises AssertionError: a promise is broken; the message says which
+    :raises AssertionError: a promise is broken; the message names it
     """
     suite = _Suite(kernel, make_socket)
     suite.check_reading()
@@ -48,15 +48,15 @@ class _Suite:
         self._make_socket = make_socket
 
     def uplinks(self) -> list[Interface]:
-        """The interfaces that have a usable address and are no loopback."""
+        """The interfaces with a usable address, except the loopback."""
         interfaces = self._kernel.network().interfaces.values()
         return [i for i in interfaces if i.kind is not InterfaceKind.LOOPBACK and i.up and any(a.usable for a in i.addresses)]
 
     def check_reading(self) -> None:
         first, second = self._kernel.network(), self._kernel.network()
         _check(isinstance(first, Network), f"network() returns a Network, not {first!r}")
-        _check(first == second, "two readings of a network that stands still are equal")
-        _check(hash(first.reachable) == hash(second.reachable), "what is reachable can be hashed")
+        _check(first == second, "two readings of an unchanged network are equal")
+        _check(hash(first.reachable) == hash(second.reachable), "Network.reachable is hashable")
         for index, interface in first.interfaces.items():
             _check(index == interface.index, f"{interface} is listed under its own index, not under {index}")
             _check(index > 0, f"{interface} has an index greater than 0")
@@ -93,7 +93,7 @@ class _Suite:
     def check_binding(self, interface: Interface) -> None:
         for family, kind in self._kinds(interface):
             with self._socket(family, kind) as sock:
-                _check(self._kernel.bound(sock) is None, "a fresh socket is bound to nothing")
+                _check(self._kernel.bound(sock) is None, "a fresh socket is unbound")
                 self._kernel.bind(sock, interface)
                 _check(self._kernel.bound(sock) == interface.index, f"bind() binds a {_name(family, kind)} to {interface}")
         closed = self._make_socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -113,7 +113,7 @@ class _Suite:
                 _check(sock.fileno() == descriptor, "rebind() keeps the descriptor")
                 _check(sock.getsockname()[1] == name[1], "rebind() keeps the port")
                 self._kernel.unbind(sock)
-                _check(self._kernel.bound(sock) is None, f"unbind() takes {interface} off the socket")
+                _check(self._kernel.bound(sock) is None, f"unbind() unbinds a socket from {interface}")
 
     def check_routes(self, interface: Interface) -> None:
         network = self._kernel.network()
@@ -126,12 +126,12 @@ class _Suite:
             answer = self._kernel.has_route(interface, neighbour)
             _check(isinstance(answer, bool), "has_route() is true or false")
             answers = self._kernel.lookups(network)(neighbour)
-            _check(answers == self._kernel.lookups(network)(neighbour), "the same question has the same answer")
+            _check(answers == self._kernel.lookups(network)(neighbour), "the same lookup has the same answer")
             lookup = answers.by_interface.get(interface.index)
             if lookup is not None and lookup.route.kind is RouteKind.UNICAST and lookup.needs_source is None:
-                _check(answer, f"has_route() is true where lookups() knows a route by {interface}")
-            cure = self._kernel.route_hint(interface, neighbour)
-            _check(isinstance(cure, str) and bool(cure), "route_hint() says something")
+                _check(answer, f"has_route() is true if lookups() finds a route by {interface}")
+            hint = self._kernel.route_hint(interface, neighbour)
+            _check(isinstance(hint, str) and bool(hint), "route_hint() returns a sentence")
 
     def check_refusals(self) -> None:
         nobody = Interface("nobody0", _NOBODY)
@@ -141,7 +141,7 @@ class _Suite:
                 _check(error.interface == "nobody0", "BindFailed names the interface")
                 _check(error.call is not None, "BindFailed names the call")
                 _check(error.errno is not None, "BindFailed has an errno")
-                _check(self._kernel.bound(sock) is None, "a socket that could not be bound is bound to nothing")
+                _check(self._kernel.bound(sock) is None, "a socket that could not be bound is unbound")
 
     def check_questions_about_sockets(self) -> None:
         for family in FAMILIES:
@@ -153,14 +153,14 @@ class _Suite:
             _check(not self._kernel.needs_lingering_close(sock), "a closed socket needs no lingering close")
         for interface in self._kernel.network().interfaces.values():
             dropped = self._kernel.dropped(interface)
-            _check(dropped is None or dropped >= 0, "dropped() is a count, or None where it is unknown")
+            _check(dropped is None or dropped >= 0, "dropped() is a count, or None if it is unknown")
         _check(self._kernel.dropped(Interface("nobody0", _NOBODY)) in (None, 0), "dropped() of a missing interface is unknown")
 
     def check_close(self) -> None:
         before = self._kernel.network()
         self._kernel.close()
         self._kernel.close()
-        _check(self._kernel.network() == before, "after close() the next question is answered as before")
+        _check(self._kernel.network() == before, "the kernel can be used again after close()")
         self._kernel.close()
 
     def _kinds(self, interface: Interface) -> Iterator[tuple[socket.AddressFamily, socket.SocketKind]]:
@@ -179,7 +179,7 @@ class _Suite:
 
 
 def _neighbour(address: IPAddress, prefix_length: int) -> IPAddress | None:
-    """Another address on the same link, ``None`` if there is none."""
+    """Another address on the same link; ``None`` if there is none."""
     if prefix_length >= address.max_prefixlen - 1:
         return None
     other = type(address)(int(address) ^ 1)

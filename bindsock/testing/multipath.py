@@ -1,4 +1,4 @@
-"""Multipath connections of a :class:`~bindsock.testing.SimulatedKernel`: which subflows there are is the test's affair."""
+"""Multipath connections for a :class:`~bindsock.testing.SimulatedKernel`; the test controls the subflows."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from bindsock.model.subflows import Endpoints, Subflow
 
 
 class SimulatedPathManager:
-    """A :class:`bindsock.kernel.PathManager` that does what the test says.
+    """A :class:`bindsock.kernel.PathManager` that the test controls.
 
-    :param joins: whether a subflow that is ordered is established at once
+    :param joins: whether an ordered subflow is established at once
     """
 
     def __init__(self, *, joins: bool = True) -> None:
         self.joins = joins
         self.connections: weakref.WeakKeyDictionary[socket.socket, list[Subflow]] = weakref.WeakKeyDictionary()
-        """The established subflows of the sockets that are to be taken for multipath ones."""
+        """The sockets that count as multipath ones, and their established subflows."""
         self.indexes: dict[Subflow, int] = {}
-        """To which interfaces the subflows are bound, where the test says so."""
+        """The indices of the interfaces that subflows are bound to, if the test sets them."""
         self.systems: set[IPAddress] = set()
-        """Local addresses of subflows that the system has made by itself."""
+        """The local addresses of subflows that the system itself made."""
         self.orders: list[tuple[str, str]] = []
-        """What was ordered, as ("add", interface), ("arrived" or "remove", address) ("release", "") or ("sweep", "")."""
+        """The calls: ("add", interface), ("arrived", address), ("remove", address), ("release", "") or ("sweep", "")."""
         self.privileged = True
         self.needed = False
-        """Whether something is left after :meth:`release` and :meth:`sweep`."""
+        """The result of :meth:`release` and :meth:`sweep`: whether something is left to undo."""
         self.announced: Endpoints = Endpoints()
-        """What :meth:`endpoints` says."""
+        """The result of :meth:`endpoints`."""
         self.silences: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
-        """What :meth:`silence` says, in seconds."""
+        """The results of :meth:`silence`, in seconds."""
 
     def protocol(self, family: int) -> int | None:
-        """None: there are no real multipath sockets."""
+        """``None``, since there are no real multipath sockets."""
         return None
 
     def endpoints(self) -> Endpoints:
@@ -70,7 +70,7 @@ class SimulatedPathManager:
         return local
 
     def establish(self, sock: socket.socket, local: IPAddress) -> None:
-        """A subflow from this address has joined."""
+        """Let a subflow from this address join."""
         subflows = self.connections[sock]
         subflows.append(replace(subflows[0], local=local))
 

@@ -1,4 +1,4 @@
-"""Networks written down as ``ip`` prints them."""
+"""Builds networks from text that looks like the output of ``ip``."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _PREFERENCES = {"high": 1, "medium": 0, "low": -1}
 
 
 def network(*parts: str | Interface | Route, unconfirmed: Iterable[str] = ()) -> Network:
-    """A network as ``ip address`` and ``ip route`` would print it.
+    """Build a network from lines like those of ``ip address`` and ``ip route``.
 
     .. code-block:: python
 
         network("wifi0 wifi 192.0.2.5/24 2001:db8::5/64", "default via 192.0.2.1 dev wifi0", "default via fe80::1 dev wifi0")
 
     *An interface* is its name and its kind, a value of :class:`bindsock.model.network.InterfaceKind`, then any of: addresses such
-    as ``192.0.2.5/24``, which may have ``!tentative``, ``!deprecated`` or ``!temporary`` behind them; ``down``, ``no-carrier``,
+    as ``192.0.2.5/24``, which may be followed by ``!tentative``, ``!deprecated`` or ``!temporary``; ``down``, ``no-carrier``,
     ``dormant``, ``expensive``, ``constrained``, ``last-resort``; ``mtu 1400``; ``altname NAME``; ``delegate NAME``, the interface
-    over which a tunnel says that it runs. The first interface has the index 1, the next one 2; ``7: wifi0 wifi`` has 7.
+    that a tunnel claims to run over. The first interface has the index 1, the next one 2; ``7: wifi0 wifi`` has 7.
 
     *A route* is a prefix or ``default``, then any of: ``via ADDRESS``, ``dev NAME``, ``metric 600``, ``table 52``, ``pref high``,
-    and ``scoped`` (Darwin). A type, such as ``blackhole``, may come first. A ``default`` is of its gateway's family, and of IPv4
-    if it has none; ``default6`` is IPv6's. ``via inet6 fe80::1`` is the IPv6 gateway of an IPv4 route.
+    and ``scoped`` (Darwin). A type, such as ``blackhole``, may come first. A ``default`` has the family of its gateway, or IPv4
+    without one; ``default6`` is an IPv6 default route. ``via inet6 fe80::1`` gives an IPv4 route an IPv6 gateway.
 
-    Where the name of an interface is expected, its index may be given. Every default route is taken as confirmed by the system.
+    An interface's index can be given instead of its name. By default the system confirms all default routes.
 
-    :param parts: text of any number of such lines; or values that are used as they are
+    :param parts: text of any number of such lines, or interfaces and routes that are used unchanged
     :param unconfirmed: the names of interfaces for which the system does not confirm a default route
     :raises ValueError: a line cannot be understood, or two interfaces have the same index
     """
@@ -74,7 +74,7 @@ def network(*parts: str | Interface | Route, unconfirmed: Iterable[str] = ()) ->
 
 
 def interface(line: str) -> Interface:
-    """One interface, written as for :func:`network`.
+    """Build an interface from a line as for :func:`network`.
 
     :raises ValueError: the line cannot be understood
     """
@@ -136,7 +136,7 @@ def _address(word: str) -> InterfaceAddress:
     parsed = ip_interface(text)
     known = {"tentative", "deprecated", "temporary"}
     if not known.issuperset(flags):
-        raise ValueError(f"{word!r}: only {', '.join(sorted(known))} may stand behind an address")
+        raise ValueError(f"{word!r}: only {', '.join(sorted(known))} may follow an address")
     return InterfaceAddress(
         ip_address(parsed.ip.packed),
         parsed.network.prefixlen,
@@ -170,12 +170,12 @@ def _route(words: list[str], indices: Mapping[str, int]) -> Route:
             case "pref":
                 following = _next(rest, words)
                 if following not in _PREFERENCES:
-                    raise ValueError(f"{' '.join(words)!r}: {following!r} is neither high, medium nor low")
+                    raise ValueError(f"{' '.join(words)!r}: {following!r} is not high, medium or low")
                 preference = _PREFERENCES[following]
             case "scoped":
                 scoped = True
             case _:
-                raise ValueError(f"{' '.join(words)!r}: nothing is known of {word!r}")
+                raise ValueError(f"{' '.join(words)!r}: unknown word {word!r}")
     if destination == "default" and gateway is not None and gateway.version == 6 and not foreign_gateway:
         destination = "default6"
     prefix = ip_network(_DEFAULTS.get(destination, destination))
@@ -185,7 +185,7 @@ def _route(words: list[str], indices: Mapping[str, int]) -> Route:
 def _next(rest: Iterator[str], words: list[str]) -> str:
     word = next(rest, None)
     if word is None:
-        raise ValueError(f"{' '.join(words)!r}: something is missing at the end")
+        raise ValueError(f"{' '.join(words)!r}: the line ends too early")
     return word
 
 

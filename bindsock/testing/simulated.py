@@ -1,7 +1,7 @@
-"""A kernel made of scripted networks, for tests that want to play "Wi-Fi, then cellular, then nothing, then a wake".
+"""A kernel with simulated networks, for tests such as "Wi-Fi, then cellular, then nothing, then a sleep".
 
-It drives the whole of bindsock on any system and without privileges: sockets are real and talk over loopback, only the network
-that they are told about is not. To play on real interfaces, use :mod:`bindsock.testing.lab`.
+It runs all of bindsock on any system and without privileges: the sockets are real and use loopback, only the network that the
+kernel reports is simulated. For tests with real interfaces use :mod:`bindsock.testing.lab`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from bindsock.model.tables import TableAnswers, routes_of
 
 
 class SimulatedKernel:
-    """A :class:`bindsock.kernel.Kernel` whose network is what the test says.
+    """A :class:`bindsock.kernel.Kernel` whose network the test controls.
 
     .. code-block:: python
 
         kernel = SimulatedKernel(network("wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0"))
         kernel.change(network("wifi0 wifi down"))
 
-    :param network: the network at the start, as :func:`bindsock.testing.network` makes it
+    :param network: the initial network; :func:`bindsock.testing.network` makes one
     """
 
     binding_filters_ingress = True
@@ -48,51 +48,51 @@ class SimulatedKernel:
         self.readings: int = 0
         """How often the network was read."""
         self.binds: list[tuple[str, str]] = []
-        """What was done to sockets, as ("bind" or "rebind" or "unbind" or "abort", interface), ("limit silence", seconds)."""
+        """The calls that changed sockets: ("bind", "rebind", "unbind" or "abort", interface) or ("set_user_timeout", seconds)."""
         self.refuse: set[str] = set()
         """Names of interfaces to which binding fails with EPERM."""
         self.multipath: PathManager | None = None
-        """What knows of multipath connections; a :class:`SimulatedPathManager` if the test has them."""
+        """For tests with multipath connections: a :class:`SimulatedPathManager`."""
         self.administration: Administration | None = None
-        """What knows of policy rules, firewalls and marks; nothing does unless the test has it."""
+        """For tests with policy rules, firewalls and marks."""
         self.hops: dict[str, bool] = {}
-        """Whether the gateway of an interface answers, by its name; unknown where it is not among them."""
+        """Whether an interface's gateway answers, by the interface's name; unknown if the name is missing."""
         self.asked_hops: list[str] = []
-        """The interfaces whose gateway was to be looked for."""
+        """The interfaces for which :meth:`ask_first_hop` was called."""
         self.rejections: weakref.WeakKeyDictionary[socket.socket, Rejection] = weakref.WeakKeyDictionary()
-        """What has ended the connect of a socket."""
+        """The results of :meth:`rejection`."""
         self.silent = False
-        """While true, changes raise no event."""
+        """While true, changes send no event."""
 
     def change(self, network: Network) -> None:
-        """From now on this is the network; the event sources tell."""
+        """Change the network, and send an event."""
         self._network = network
         if not self.silent:
             self.signal()
 
     def signal(self) -> None:
-        """An event that says "something changed", whether it did or not."""
+        """Send an event, whether something changed or not."""
         for source in list(self._sources):
             source.signal()
 
     def overrun(self) -> None:
-        """The event sources lose events."""
+        """Let the event sources lose events."""
         for source in list(self._sources):
             source.overruns += 1
             source.signal()
 
     def sleep(self, seconds: float) -> None:
-        """The machine sleeps; it tells nobody."""
+        """Let the machine sleep. No event is sent."""
         self._suspended += seconds
 
     @property
     def sources(self) -> list[SimulatedEvents]:
-        """The event sources that are open."""
+        """The open event sources."""
         return [source for source in self._sources if source.fileno() != -1]
 
     @property
     def open_sources(self) -> int:
-        """How many event sources have been opened and not closed."""
+        """How many event sources are open."""
         return len(self.sources)
 
     def network(self, *, partial: bool = False) -> Network:
@@ -120,7 +120,7 @@ class SimulatedKernel:
         self._bound.pop(sock, None)
 
     def bound(self, sock: socket.socket) -> int | None:
-        # What a transport calls its socket is another object with the same descriptor.
+        # A transport's socket is another object with the same descriptor.
         descriptor = sock.fileno()
         return next((i for own, i in self._bound.items() if own is sock or own.fileno() == descriptor != -1), None)
 
@@ -132,7 +132,7 @@ class SimulatedKernel:
         return False
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
-        self.binds.append(("limit silence", str(seconds)))
+        self.binds.append(("set_user_timeout", str(seconds)))
 
     def chosen_options(self, sock: socket.socket) -> frozenset[str]:
         return frozenset(multicast_options(sock))
@@ -172,10 +172,10 @@ class SimulatedKernel:
         return 0
 
     def close(self) -> None:
-        """Nothing is kept between questions."""
+        """Do nothing, since no descriptors are kept."""
 
     def transfer(self) -> None:
-        """Let :meth:`activity` say that data moved."""
+        """Let :meth:`activity` report that data moved."""
         self._activity += 1
 
     def _place(self, call: str, sock: socket.socket, interface: Interface) -> None:
@@ -190,7 +190,7 @@ class SimulatedKernel:
 
 
 class SimulatedEvents:
-    """An event source that is readable when the test says so."""
+    """An event source that the test makes readable."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()

@@ -1,4 +1,4 @@
-"""A simulated Darwin: Apple's kernel as far as bindsock talks to it, for tests on any system."""
+"""A simulation of Darwin's kernel, as far as bindsock uses it, for tests on any system."""
 
 from bindsock.testing.darwin._kernel import SimulatedDarwin
 from bindsock.testing.darwin._packet import Packet

@@ -1,4 +1,7 @@
-"""What configd and NetworkExtension make of the kernel: uplinks, the primary one, VPNs. In their order, with their flags."""
+"""What configd and NetworkExtension do to the kernel: they set up uplinks, the primary interface and VPNs.
+
+The calls have the order and flags of the real ones.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
 class ConfiguredMachine(SimulatedMachine):
-    """Scenes of several steps."""
+    """A :class:`SimulatedMachine` with operations that take several steps."""
 
     def add_uplink(
         self,
@@ -22,12 +25,12 @@ class ConfiguredMachine(SimulatedMachine):
         ipv6: str | None = None,
         router: str | None = None,
     ) -> None:
-        """Attach an interface with addresses and default routes; scoped ones, if there is a primary interface already.
+        """Attach an interface with addresses and default routes. The routes are scoped if there already is a primary interface.
 
-        :param ipv4: an address with its prefix length
-        :param gateway: of IPv4; without one the default leads to the link itself, as on cellular
-        :param ipv6: likewise
-        :param router: of IPv6, a link-local address; ``None`` for no default
+        :param ipv4: an IPv4 address with its prefix length
+        :param gateway: the IPv4 gateway; without one the default route leads to the link itself, as on cellular interfaces
+        :param ipv6: an IPv6 address with its prefix length
+        :param router: the link-local address of the IPv6 router; ``None`` for no IPv6 default route
         """
         interface = self.add_interface(name, hardware)
         if ipv4 is not None:
@@ -40,7 +43,7 @@ class ConfiguredMachine(SimulatedMachine):
                 self.advertise_router(name, router)
 
     def make_primary(self, name: str) -> None:
-        """The service order changes: this interface's defaults lose their scope, those of the one before get one."""
+        """Make an interface the primary one: its default routes become unscoped, those of the previous one scoped."""
         self._demote()
         scoped = self.state.default(4, self.state.named(name).index)
         if scoped is not None:
@@ -52,9 +55,9 @@ class ConfiguredMachine(SimulatedMachine):
     def vpn_up(
         self, name: str = "utun0", delegate: str | None = None, *, ipv4: str | None = "10.8.0.2/32", ipv6: str | None = None
     ) -> None:
-        """A VPN of NetworkExtension's kind comes up and owns the unscoped default of each family that it has an address of.
+        """Start a VPN as NetworkExtension does. It gets the unscoped default route of each family in which it has an address.
 
-        :param delegate: the interface over which it says that it runs
+        :param delegate: the interface that it claims to run over
         """
         self.add_interface(name, "tunnel", mtu=1280)
         self.set_delegate(name, delegate)
@@ -69,16 +72,16 @@ class ConfiguredMachine(SimulatedMachine):
             self.add_route(_DEFAULT[6], name)
 
     def vpn_down(self, name: str = "utun0", primary: str | None = None) -> None:
-        """The VPN goes.
+        """Stop the VPN.
 
-        :param primary: the interface that configd makes the primary one; nobody repairs the defaults if there is none
+        :param primary: the interface that configd makes the primary one; if ``None``, the default routes are not restored
         """
         self.remove_interface(name)
         if primary is not None:
             self.make_primary(primary)
 
     def _demote(self) -> None:
-        """Give IPv4's unscoped default a scope."""
+        """Make the unscoped IPv4 default route scoped."""
         default = self.state.default(4)
         if default is None:
             return

@@ -1,7 +1,7 @@
-"""The simulated kernel's messages, as bytes.
+"""Encodes the simulated kernel's messages.
 
-Shaped like the recorded ones, traps included: addresses rounded up to four bytes but the last, trimmed masks, scopes embedded in
-link-local addresses, an empty sockaddr for the mask of a default.
+They have the peculiarities of the recorded ones: all addresses but the last are padded to four bytes, masks are trimmed,
+link-local addresses have an embedded scope, and the mask of a default route is an empty sockaddr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PID = 501
 
 
 def route_dump(route: SimulatedRoute, operation: int) -> bytes:
-    """A route of NET_RT_DUMP or NET_RT_DUMP2."""
+    """A route in NET_RT_DUMP or NET_RT_DUMP2."""
     parts = {
         abi.RTA_DST: address(route.destination.network_address, route.interface.index),
         abi.RTA_GATEWAY: _gateway(route),
@@ -48,7 +48,7 @@ def route_dump(route: SimulatedRoute, operation: int) -> bytes:
 
 
 def interface_dump(interface: SimulatedInterface) -> bytes:
-    """An interface of NET_RT_IFLIST2, with its addresses."""
+    """An interface in NET_RT_IFLIST2, with its addresses."""
     announced, body = _body({abi.RTA_IFP: link(interface, name=True)})
     header = abi.if_msghdr2(
         ifm_msglen=sizeof(abi.if_msghdr2) + len(body),
@@ -72,9 +72,9 @@ def route_message(
     error: int = 0,
     index: int | None = None,
 ) -> bytes:
-    """RTM_ADD, RTM_DELETE or RTM_GET of a route.
+    """RTM_ADD, RTM_DELETE or RTM_GET for a route.
 
-    :param echo: what a program has written comes back, with the names of the interface and other decoration
+    :param echo: whether it repeats a message that a program wrote; the kernel adds the interface's name and other fields
     """
     parts = {
         abi.RTA_DST: address(route.destination.network_address, route.interface.index),
@@ -167,7 +167,7 @@ def kernel_event(interface: SimulatedInterface, subclass: int, code: int, number
 
 
 def address(ip: IPAddress, index: int) -> bytes:
-    """A socket address as the kernel keeps it: the scope of a link-local one is in bytes 2 and 3 of the address."""
+    """A socket address as the kernel stores it: link-local addresses have their scope in bytes 2 and 3."""
     raw = bytearray(sockaddr(ip))
     if not isinstance(ip, IPv4Address) and (ip.is_link_local or (ip.is_multicast and ip.packed[1] & 0xF in (1, 2))):
         raw[10:12] = index.to_bytes(2, "big")
@@ -183,7 +183,7 @@ def link(interface: SimulatedInterface, *, name: bool = False) -> bytes:
 
 
 def trimmed_mask(network: IPNetwork) -> bytes:
-    """A netmask without its trailing zeros, which is empty for a default route (xnu bsd/net/route.c, rtm_scrub)."""
+    """A netmask without trailing zeros; it is empty for a default route (xnu bsd/net/route.c, rtm_scrub)."""
     packed = network.netmask.packed.rstrip(b"\0")
     if not packed:
         return b""
@@ -198,7 +198,7 @@ def _gateway(route: SimulatedRoute) -> bytes:
 
 
 def _body(parts: Mapping[int, bytes], *, pad_last: bool = True) -> tuple[int, bytes]:
-    """The announcing mask and the socket addresses in its order."""
+    """The bit mask that announces the socket addresses, and the addresses in its order."""
     ordered = sorted(parts.items())
     announced = sum(parts)
     body = b""

@@ -1,4 +1,4 @@
-"""Errors as Darwin gives them, on any machine."""
+"""Errors with Darwin's numbers, on any machine."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ def darwin_error(number: int) -> OSError:
 
 
 class _Plain(OSError):
-    """For a number that this machine takes for EAGAIN or the like, which on Darwin means something else."""
+    """An error whose number would make Python choose a subclass of OSError, such as BlockingIOError, that is wrong for Darwin."""

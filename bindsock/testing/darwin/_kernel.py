@@ -1,4 +1,4 @@
-"""The simulated kernel: the seam's five system calls, and what a test can make happen to it."""
+"""The simulated kernel: the five system calls of the backend, and the operations for tests."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _FAMILIES = {4: abi.AF_INET, 6: abi.AF_INET6}
 
 
 class SimulatedDarwin(ConfiguredMachine):
-    """A small model of Darwin's kernel, behind :class:`bindsock.kernel.darwin.syscalls.Syscalls`.
+    """A small model of Darwin's kernel, which implements :class:`bindsock.kernel.darwin.syscalls.Syscalls`.
 
-    Interfaces with delegates, scoped routes, bound sockets, and the messages that all of it causes, as xnu-7195 does it. What it
-    knows of routes is what matters to sockets; there are no neighbours, no MTU discovery, no firewall.
+    It models interfaces with delegates, scoped routes, bound sockets, and the messages that changes cause, as in xnu-7195.
+    Routing is modelled as far as sockets depend on it, without neighbours, MTU discovery and firewall.
 
-    A fresh one has lo0 and stf0, as a Mac without a network has.
+    A new one has lo0 and stf0, like a Mac without a network.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[Packet] = []
-        """What left the machine."""
+        """The packets that left the machine."""
         self.delivered = 0
-        """How many datagrams came to sockets of the machine itself."""
+        """The number of datagrams delivered to sockets of the machine itself."""
         self.denied: set[str] = set()
-        """What a sandbox forbids: ``"route"`` and ``"event"`` sockets, ``"dump"``."""
+        """What a sandbox forbids: ``"route"`` sockets, ``"event"`` sockets, and the ``"dump"`` of routes."""
         self.knows_vpn = True
-        """Whether SIOCGIFXFLAGS is answered with IFXF_IS_VPN (macOS 15)."""
+        """Whether SIOCGIFXFLAGS reports IFXF_IS_VPN (macOS 15)."""
         self.slept: float = 0.0
-        """How many seconds it has slept."""
+        """How long the machine has slept, in seconds."""
         self.sockets: list[SimulatedSocket] = []
         self._last_port = 49151
         self.add_interface("lo0", "loopback", mtu=16384, quiet=True)
@@ -53,14 +53,12 @@ class SimulatedDarwin(ConfiguredMachine):
         self.add_address("lo0", "fe80::1/64", quiet=True)
 
     def kernel(self) -> SimulatedDarwinKernel:
-        """The Darwin backend on this machine. Its sockets, and real ones of the machine that runs this, can be bound by it."""
+        """The Darwin backend on this machine. It can bind the machine's sockets, and real sockets."""
         return SimulatedDarwinKernel(self)
 
     def sleep(self, seconds: float) -> None:
-        """The machine sleeps; it tells nobody."""
+        """Let the machine sleep. No event is sent."""
         self.slept += seconds
-
-    # The seam.
 
     def ioctl(self, request: int, argument: bytes, /) -> bytes:
         name = argument[: abi.IFNAMSIZ].split(b"\0", 1)[0].decode("ascii", "replace")
@@ -135,10 +133,8 @@ class SimulatedDarwin(ConfiguredMachine):
         self.listeners.add(sock)
         return sock
 
-    # Sockets of programs.
-
     def socket(self, family: int, kind: int, protocol: int = 0) -> SimulatedSocket:
-        """A socket of a program.
+        """Make a socket of a program.
 
         :param family: ``AF_INET`` or ``AF_INET6``, Darwin's number or this machine's
         :param kind: ``SOCK_DGRAM``, ``SOCK_STREAM`` or ``SOCK_RAW``
@@ -148,7 +144,7 @@ class SimulatedDarwin(ConfiguredMachine):
         return sock
 
     def free_port(self) -> int:
-        """An ephemeral port."""
+        """A free ephemeral port."""
         self._last_port += 1
         return self._last_port
 
@@ -157,6 +153,6 @@ class SimulatedDarwin(ConfiguredMachine):
         self.sent.append(packet)
 
     def elapse(self) -> None:
-        """Let time pass until all that TCP still has to send has been sent again."""
+        """Let time pass until TCP has retransmitted all unacknowledged data."""
         for sock in self.sockets:
             sock.retransmit()

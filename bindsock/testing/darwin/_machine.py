@@ -1,4 +1,4 @@
-"""What happens to the simulated machine: interfaces, addresses and routes come and go, and listeners hear what Darwin says."""
+"""The operations of the simulated machine: they add and remove interfaces, addresses and routes, and send Darwin's events."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ _PROTOCOL = {4: abi.AF_INET, 6: abi.AF_INET6}
 
 
 class SimulatedMachine:
-    """The part of :class:`SimulatedDarwin` that a test scripts."""
+    """The part of :class:`SimulatedDarwin` that tests control."""
 
     def __init__(self) -> None:
         self.state: State = State()
         self.recycled: dict[str, SimulatedInterface] = {}
-        """The interface that had a name last."""
+        """The last interface of each name, among detached ones."""
         self.listeners: weakref.WeakSet[SimulatedSystemSocket] = weakref.WeakSet()
         self.ipv6_default: str = ""
-        """The name of IPv6's default interface: the one whose router is used without a scope."""
+        """The name of the IPv6 default interface, whose router has the unscoped route."""
         self._last_index = 0
         self._event_number = 0
         self._sequence = 0
-
-    # What happens to interfaces.
 
     def add_interface(
         self,
@@ -51,10 +49,10 @@ class SimulatedMachine:
         new_hardware: bool = False,
         quiet: bool = False,
     ) -> SimulatedInterface:
-        """Attach an interface. One that was there before, with the same hardware, gets its index back.
+        """Attach an interface. If it was attached before with the same hardware, it gets its old index.
 
         :param hardware: one of :data:`HARDWARE`
-        :param quiet: without events
+        :param quiet: send no events
         """
         kind = HARDWARE[hardware] if isinstance(hardware, str) else hardware
         known = self.recycled.get(name)
@@ -75,7 +73,7 @@ class SimulatedMachine:
         if quiet:
             return interface
         tunnel = kind.family == abi.IFRTYPE_FAMILY_UTUN
-        # A tunnel announces itself before it has an index (recorded).
+        # A tunnel is announced before it has an index (recorded).
         self._tell(encoding.interface_message(interface, index=0 if tunnel else None))
         self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_IF_ATTACHED)
         if kind.family == abi.IFRTYPE_FAMILY_ETHERNET:
@@ -87,7 +85,8 @@ class SimulatedMachine:
         return interface
 
     def remove_interface(self, name: str) -> None:
-        """Detach an interface, as when a USB card is pulled or a tunnel's program ends. Its defaults go without a word."""
+        """Detach an interface, as when a USB card is removed or a tunnel's program ends. Its default routes go without an
+        event."""
         interface = self.state.named(name)
         tunnel = not interface.multi_access
         self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_LINK_QUALITY_METRIC_CHANGED, bytes(4))
@@ -112,8 +111,8 @@ class SimulatedMachine:
         del self.state.interfaces[interface.index]
 
     def set_up(self, name: str, up: bool) -> None:
-        """Set or clear IFF_UP. Clearing it takes the IPv4 routes, the default included, without a word; setting it gives only
-        those of the link back. IPv6's stay."""
+        """Set or clear IFF_UP. Clearing it removes the IPv4 routes, also the default route, without an event; setting it restores
+        only the routes to the link. IPv6 routes stay."""
         interface = self.state.named(name)
         if interface.up == up:
             self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_SIFFLAGS)
@@ -134,7 +133,7 @@ class SimulatedMachine:
         self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_SIFFLAGS)
 
     def set_link(self, name: str, on: bool) -> None:
-        """The carrier comes or goes. The kernel says so and does nothing else; configd withdraws addresses later."""
+        """Set or clear the carrier. The kernel only sends an event; configd removes addresses later."""
         self._event(self.state.named(name), abi.KEV_DL_SUBCLASS, abi.KEV_DL_LINK_ON if on else abi.KEV_DL_LINK_OFF)
 
     def set_mtu(self, name: str, mtu: int) -> None:
@@ -145,7 +144,7 @@ class SimulatedMachine:
         self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_SIFMTU)
 
     def set_delegate(self, name: str, delegate: str | None) -> None:
-        """Delegate an interface to another; a loop is refused silently (xnu bsd/net/kpi_interface.c, ifnet_set_delegate)."""
+        """Set an interface's delegate. A loop is refused silently (xnu bsd/net/kpi_interface.c, ifnet_set_delegate)."""
         interface = self.state.named(name)
         new = None if delegate is None else self.state.named(delegate)
         step = new
@@ -159,12 +158,10 @@ class SimulatedMachine:
             interface.delegate_hardware = None if new is None else new.hardware
             self._event(interface, abi.KEV_DL_SUBCLASS, abi.KEV_DL_IFDELEGATE_CHANGED)
 
-    # What happens to addresses.
-
     def add_address(self, name: str, address: str, *, tentative: bool = False, quiet: bool = False) -> None:
-        """Give an interface an address.
+        """Add an address to an interface.
 
-        :param address: with its prefix length
+        :param address: an address with its prefix length
         """
         interface, own = self.state.named(name), ip_interface(address)
         version = own.version
@@ -192,13 +189,13 @@ class SimulatedMachine:
             self._event(interface, abi.KEV_INET6_SUBCLASS, abi.KEV_INET6_NEW_RTADV_ADDR, bytes(144))
 
     def finish_duplicate_detection(self, name: str) -> None:
-        """The interface's addresses cease to be tentative."""
+        """End duplicate address detection: the interface's addresses are no longer tentative."""
         interface = self.state.named(name)
         interface.tentative.clear()
         self._event(interface, abi.KEV_ND6_SUBCLASS, 5, bytes(80))
 
     def remove_address(self, name: str, address: str) -> None:
-        """Take an address away. Static routes that were made with it stay, and are useless."""
+        """Remove an address. Static routes that were made with it stay, but do not work."""
         interface = self.state.named(name)
         own = next(a for a in interface.addresses if a.ip == ip_address(address))
         self._withdraw(interface, own)
@@ -218,10 +215,11 @@ class SimulatedMachine:
             self._event(interface, abi.KEV_INET6_SUBCLASS, abi.KEV_INET6_ADDR_DELETED, bytes(144))
 
     def advertise_router(self, name: str, router: str, address: str | None = None) -> None:
-        """A router advertisement arrives: a default route, scoped unless the interface is IPv6's default one, of which PF_ROUTE
-        says nothing; and an address, unless it is there already.
+        """Receive a router advertisement. It adds a default route, without a PF_ROUTE message, and an address.
 
-        :param address: that the interface makes for itself, with its prefix length
+        The route is scoped unless the interface is the IPv6 default interface.
+
+        :param address: the address that the interface gives itself, with its prefix length
         """
         interface = self.state.named(name)
         if address is not None and not any(a.ip == ip_interface(address).ip for a in interface.addresses):
@@ -246,8 +244,8 @@ class SimulatedMachine:
         self._changed()
 
     def set_ipv6_default(self, name: str) -> None:
-        """Make an interface IPv6's default one, as configd does: its router's route loses its scope, the others' get one. Nothing
-        is said of it."""
+        """Make an interface the IPv6 default interface, as configd does: its router's route becomes unscoped, the others scoped.
+        No event is sent."""
         self.ipv6_default = name
         for route in self.state.of_version(6):
             if route.is_default and route.gateway is not None:
@@ -257,15 +255,13 @@ class SimulatedMachine:
                     route.flags |= abi.RTF_IFSCOPE
         self._changed()
 
-    # What happens to routes.
-
     def add_route(
         self, destination: str, name: str, gateway: str | None = None, *, scoped: bool = False, quiet: bool = False
     ) -> None:
         """Add a route as configd or route(8) does.
 
-        :param gateway: ``None`` for one that leads to the link itself
-        :raises OSError: EEXIST, there is one like it already; ENETUNREACH, the gateway is on no link
+        :param gateway: ``None`` for a route to the link itself
+        :raises OSError: EEXIST, the route already exists; ENETUNREACH, the gateway is on no link
         """
         interface, network = self.state.named(name), ip_network(destination)
         flags = abi.RTF_UP | abi.RTF_STATIC
@@ -348,7 +344,7 @@ class SimulatedMachine:
         self._tell(encoding.route_message(abi.RTM_DELETE, made[-1]))
 
     def _link_routes(self, interface: SimulatedInterface, own: IPInterface) -> list[SimulatedRoute]:
-        """The routes that an address brings with it: to its link, and on IPv6 to itself by the loopback."""
+        """The routes that come with an address: to its link, and for IPv6 to the address itself by the loopback."""
         if isinstance(own, IPv4Interface):
             if own.network.prefixlen == 32 and not interface.multi_access:
                 flags = abi.RTF_UP | abi.RTF_HOST | abi.RTF_LOCAL
@@ -366,23 +362,21 @@ class SimulatedMachine:
     def _changed(self) -> None:
         self.state.generation += 1
 
-    # What is told.
-
     def inject(self, message: bytes, *, without: SimulatedSystemSocket | None = None) -> None:
-        """Tell all PF_ROUTE listeners whatever bytes: junk of other programs, answers to their questions.
+        """Send bytes to all PF_ROUTE listeners, such as malformed messages of other programs, or answers to their lookups.
 
-        :param without: the one that does not hear it
+        :param without: a listener that does not receive them
         """
         for listener in list(self.listeners):
             if isinstance(listener, RouteSocket) and listener is not without:
                 listener.deliver(message)
 
     def join(self, name: str, group: str) -> None:
-        """A program joins a multicast group."""
+        """Let a program join a multicast group."""
         self._tell(encoding.group_message(abi.RTM_NEWMADDR, self.state.named(name), ip_address(group)))
 
     def leave(self, name: str, group: str) -> None:
-        """A program leaves a multicast group."""
+        """Let a program leave a multicast group."""
         self._tell(encoding.group_message(abi.RTM_DELMADDR, self.state.named(name), ip_address(group)))
 
     def _tell(self, message: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the simulated machine."""
+"""A packet of the simulated machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """Something that left the machine."""
+    """A packet that left the machine."""
 
     interface: str
     protocol: str

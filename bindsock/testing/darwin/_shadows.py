@@ -1,7 +1,7 @@
-"""The Darwin backend on the simulated kernel, for real sockets as well.
+"""The Darwin backend on the simulated kernel, also for real sockets.
 
-A real socket of this machine cannot be bound to an interface of the simulated one. It gets a *shadow* there, which has Darwin's
-options, while its addresses and its data stay its own. So a whole program runs over loopback, on Darwin's code.
+A real socket cannot be bound to an interface of the simulated machine. It gets a *shadow* there, a simulated socket that has
+Darwin's options, while the real socket keeps its addresses and data. So a whole program can run over loopback on Darwin's code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DARWINS = {errno.ENOTCONN: abi.ENOTCONN, errno.EINVAL: abi.EINVAL, errno.EBADF:
 
 
 class SimulatedDarwinKernel(DarwinKernel):
-    """:class:`bindsock.kernel.darwin.DarwinKernel` on a simulated machine, for sockets of either kind."""
+    """:class:`bindsock.kernel.darwin.DarwinKernel` on a simulated machine, for simulated and real sockets."""
 
     def __init__(self, machine: SimulatedDarwin) -> None:
         super().__init__(machine)
@@ -53,7 +53,7 @@ class SimulatedDarwinKernel(DarwinKernel):
     def _shadow(self, sock: socket.socket) -> socket.socket:
         if isinstance(sock, SimulatedSocket):
             return cast(socket.socket, sock)
-        # What a transport calls its socket is another object with the same descriptor.
+        # A transport's socket is another object with the same descriptor.
         descriptor = sock.fileno() if hasattr(sock, "fileno") else -1
         shadow = next((s for real, s in self._shadows.items() if real is sock or real.fileno() == descriptor != -1), None)
         if shadow is None:

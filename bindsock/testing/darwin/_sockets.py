@@ -1,6 +1,6 @@
-"""Sockets of the simulated kernel: what binding to an interface does to them, and which errors it causes.
+"""Sockets of the simulated kernel: the effects of binding to an interface, and its errors.
 
-Each rule is one that was recorded from xnu; tests/darwin holds them against the recordings.
+Each rule was recorded from xnu; tests/darwin compares them with the recordings.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Sockaddr = tuple[Any, ...]
 
 
 class _Way(NamedTuple):
-    """How a packet goes."""
+    """How a packet leaves."""
 
     interface: SimulatedInterface
     source: IPAddress
@@ -48,7 +48,7 @@ class _Way(NamedTuple):
 
 @dataclass(slots=True)
 class _Options:
-    """What ``setsockopt()`` sets."""
+    """The values that ``setsockopt()`` sets."""
 
     bound: int = 0
     only_v6: bool = False
@@ -59,23 +59,23 @@ class _Options:
 
 @dataclass(slots=True)
 class _Address:
-    """Its two ends."""
+    """The local address and the peer."""
 
     local: IPAddress | None = None
     port: int = 0
     peer: tuple[IPAddress, int, int] | None = None
     mapped: bool = False
-    """It has an IPv4-mapped address, and so is no socket of IPv6 any more (xnu bsd/netinet6/udp6_usrreq.c)."""
+    """Whether it has an IPv4-mapped address, and so takes no IPv6 options any more (xnu bsd/netinet6/udp6_usrreq.c)."""
 
 
 @dataclass(slots=True)
 class _Stream:
-    """What TCP knows of it."""
+    """The TCP state."""
 
     connecting: bool = False
     listening: bool = False
     gone: bool = False
-    """It was reset or dropped."""
+    """Whether the connection was reset or dropped."""
     shut: int = 0
     error: int = 0
 
@@ -91,29 +91,27 @@ class SimulatedSocket:
         self.version = 4 if family == abi.AF_INET else 6
         self.established: bool = False
         self.unsent: bytes = b""
-        """What TCP has not been told to have arrived."""
+        """The data that has not been acknowledged."""
         self._options = _Options()
         self._address = _Address()
         self._tcp = _Stream()
         self._closed = False
         self._left_by = 0
         self._cached: tuple[IPAddress, int, SimulatedRoute] | None = None
-        """The route used last, with its destination and the state of the table at that time."""
+        """The last route used, with its destination and the generation of the routing table."""
         self._received: deque[tuple[bytes, Sockaddr]] = deque()
 
     @property
     def port(self) -> int:
-        """The local port, 0 if there is none yet."""
+        """The local port; 0 if there is none yet."""
         return self._address.port
 
     def listens_on(self, ip: IPAddress, port: int) -> bool:
-        """Whether it takes connections to the address."""
+        """Whether it accepts connections to the address."""
         return self._tcp.listening and self._address.port == port and self._address.local in (None, ip)
 
-    # Options.
-
     def setsockopt(self, level: int, option: int, value: int | bytes | None, size: int = 0) -> None:
-        """Set an option; a value of ``None`` with a size is a null pointer."""
+        """Set an option. A value of ``None`` with a size stands for a null pointer."""
         self._check_open()
         if self._tcp.shut == 3:
             raise darwin_error(abi.EINVAL)
@@ -156,7 +154,8 @@ class SimulatedSocket:
         return int(value) if size < 0 else struct.pack("<i", value)[:size]
 
     def _unknown(self, key: tuple[int, int]) -> OSError:
-        """The level is not looked at first: the socket's own family gets the option and finds it not to be its own."""
+        """The error for an unknown option. xnu dispatches by the socket's family, not by the level, so this depends on the
+        family."""
         own = abi.IPPROTO_IP if self.version == 4 else abi.IPPROTO_IPV6
         known_nowhere = key[0] == abi.SOL_SOCKET or (key[0] == own and self.version == 4)
         return darwin_error(abi.ENOPROTOOPT if known_nowhere else abi.EINVAL)
@@ -169,10 +168,8 @@ class SimulatedSocket:
         self._options.bound = index
         self._cached = None
 
-    # Addresses.
-
     def bind(self, address: Sockaddr) -> None:
-        """Take a local address and port."""
+        """Bind to a local address and port."""
         self._check_open()
         ip, port, _ = self._parsed(address)
         if int(ip) and self.kernel.state.owner(ip) is None:
@@ -182,8 +179,8 @@ class SimulatedSocket:
         self._address.port = port or self.kernel.free_port()
 
     def connect(self, address: Sockaddr) -> None:
-        """Connect. A connected datagram socket is disconnected first, which takes its address off it and leaves it its port; so
-        it is by an address of family ``AF_UNSPEC``, for which an empty tuple stands."""
+        """Connect. A connected datagram socket is disconnected first: it loses its address and keeps its port. An empty tuple
+        stands for an address of family ``AF_UNSPEC``, which only disconnects."""
         self._check_open()
         if self.type == abi.SOCK_STREAM:
             self._connect_stream(address)
@@ -232,10 +229,8 @@ class SimulatedSocket:
             self.kernel.sockets.remove(self)
 
     def fileno(self) -> int:
-        """-1 once closed. There is no descriptor: nothing can wait for this socket."""
+        """-1 once closed. There is no real descriptor, so an event loop cannot wait for this socket."""
         return -1 if self._closed else 1000 + self.kernel.sockets.index(self)
-
-    # Datagrams.
 
     def send(self, data: bytes) -> int:
         """Send to the peer."""
@@ -257,7 +252,7 @@ class SimulatedSocket:
         flags: int = 0,
         address: Sockaddr | None = None,
     ) -> int:
-        """Send to an address; IP_PKTINFO and IPV6_PKTINFO name an interface and a source for the one datagram."""
+        """Send to an address. IP_PKTINFO and IPV6_PKTINFO give the interface and source of this datagram."""
         self._check_open()
         if address is None:
             return self.send(b"".join(buffers))
@@ -295,15 +290,13 @@ class SimulatedSocket:
                 return
 
     def recv(self, size: int) -> bytes:
-        """Receive what has come."""
+        """Receive data that has arrived."""
         self._check_open()
         if self._tcp.gone:
             return b""
         if not self._received:
             raise darwin_error(abi.EAGAIN)
         return self._received.popleft()[0][:size]
-
-    # Streams.
 
     def _connect_stream(self, address: Sockaddr) -> None:
         if self.established:
@@ -335,14 +328,14 @@ class SimulatedSocket:
         self.established, self._tcp.gone = listening, not listening
 
     def answer(self) -> None:
-        """The peer's SYN-ACK arrives."""
+        """Receive the peer's SYN-ACK."""
         way = self._stream_way()
         if self._tcp.connecting and way is not None:
             self._tcp.connecting, self.established = False, True
             self._segment(way, "A")
 
     def syn(self, destination: str, source: str, port: int) -> None:
-        """A SYN arrives at a listener: it is taken wherever it comes in, but answered by the bound interface or not at all."""
+        """Receive a SYN at a listener. It is accepted from any interface, but only answered by the bound one."""
         here, there = ip_address(destination), ip_address(source)
         owner = self.kernel.state.owner(here)
         route = self.kernel.state.lookup(there, self._options.bound or (owner.index if owner is not None else 0))
@@ -365,7 +358,7 @@ class SimulatedSocket:
         return len(data)
 
     def retransmit(self) -> None:
-        """Time has passed: what was not acknowledged is sent again, if a way has opened."""
+        """Retransmit unacknowledged data, if there is a route now."""
         way = self._stream_way()
         if way is not None and self.established and self.unsent:
             self._segment(way, "AP", self.unsent)
@@ -373,7 +366,7 @@ class SimulatedSocket:
             self._segment(way, "S")
 
     def _stream_way(self) -> SimulatedInterface | None:
-        """The interface by which segments leave; without one they are dropped, and the program hears nothing of it."""
+        """The interface by which segments leave; without one they are dropped silently."""
         if self._address.peer is None or self._address.local is None:
             return None
         owner = self.kernel.state.owner(self._address.local)
@@ -388,8 +381,6 @@ class SimulatedSocket:
         ip, port, _ = self._address.peer
         self._left_by = interface.index
         self.kernel.transmit(Packet(interface.name, "tcp", self._address.local, ip, self._address.port, port, flags, payload))
-
-    # Ways.
 
     def _way(
         self, ip: IPAddress, scope: int, *, connecting: bool = False, index: int = 0, wanted: IPAddress | None = None
@@ -437,7 +428,7 @@ class SimulatedSocket:
             return _Way(state.named("lo0"), self._address.local or ip, local=True)
         if self._address.local is not None and not connecting and (owner is None or scope != owner.index):
             raise darwin_error(abi.EHOSTUNREACH)
-        # The source is the named interface's although the remembered route may lead elsewhere: IPV6_PKTINFO is best avoided.
+        # The source is of the given interface, but the cached route may use another one: IPV6_PKTINFO is best avoided.
         chooser = state.interfaces[index] if index else route.interface
         source = (self._address.local if not connecting else None) or chooser.source(6)
         if source is None:
@@ -445,7 +436,7 @@ class SimulatedSocket:
         return _Way(route.interface, source)
 
     def _way_on_link(self, ip: IPAddress, scope: int) -> _Way:
-        """A link-local destination or a group: the binding gives no default scope for it."""
+        """The way to a link-local destination or a group. Binding gives no default scope for these."""
         index = (self._options.multicast if ip.is_multicast else 0) or scope
         interface = self.kernel.state.interfaces.get(index)
         source = interface.source(6, link_local=True) if interface is not None else None
@@ -454,7 +445,7 @@ class SimulatedSocket:
         return _Way(interface, source)
 
     def _lookup(self, ip: IPAddress, scope: int) -> SimulatedRoute | None:
-        """The remembered route, if it is to the same destination and no route has changed, or a fresh one."""
+        """The cached route, if it is to the same destination and no route has changed; else a new lookup."""
         generation = self.kernel.state.generation
         if self._cached is not None and self._cached[:2] == (ip, generation):
             return self._cached[2]

@@ -1,4 +1,4 @@
-"""Interfaces and routes of the simulated kernel, and its scoped look-up."""
+"""The interfaces and routes of the simulated kernel, and its scoped lookup."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 
 
 class Hardware(NamedTuple):
-    """What SIOCGIFTYPE and the flags of a fresh interface are."""
+    """The answer of SIOCGIFTYPE and the flags of a new interface."""
 
     family: int
     subfamily: int
@@ -38,12 +38,12 @@ HARDWARE = {
     "ppp": Hardware(abi.IFRTYPE_FAMILY_PPP, 0, abi.IFT_PPP, _POINT_TO_POINT),
     "tunnel": Hardware(abi.IFRTYPE_FAMILY_UTUN, 0, abi.IFT_OTHER, _POINT_TO_POINT),
 }
-"""By what an interface is."""
+"""The properties of each kind of interface."""
 
 
 @dataclass(eq=False, slots=True)
 class SimulatedInterface:
-    """An interface. It outlives its detachment, as xnu's do: sockets that are bound to it go on pointing at it."""
+    """An interface. As in xnu, the object stays after it is detached, since bound sockets still refer to it."""
 
     name: str
     index: int
@@ -52,7 +52,7 @@ class SimulatedInterface:
     flags: int = 0
     delegate: int = 0
     delegate_hardware: Hardware | None = None
-    """Kept from when the delegate was set, although the delegate itself may be gone (xnu bsd/net/kpi_interface.c)."""
+    """The delegate's hardware, copied when the delegate was set; the delegate may be gone (xnu bsd/net/kpi_interface.c)."""
     awdl: bool = False
     expensive: bool = False
     constrained: bool = False
@@ -73,12 +73,12 @@ class SimulatedInterface:
 
     @property
     def multi_access(self) -> bool:
-        """Whether it has neighbours, other than a point-to-point link."""
+        """Whether the link can have several neighbours, unlike a point-to-point link."""
         return not self.flags & (abi.IFF_POINTOPOINT | abi.IFF_LOOPBACK)
 
     @property
     def functional_type(self) -> int:
-        """As ``if_functional_type`` in xnu's bsd/net/if.c: its own, or that of the direct delegate."""
+        """Its own functional type, or that of its delegate (xnu bsd/net/if.c, if_functional_type)."""
         if self.loopback:
             return abi.IFRTYPE_FUNCTIONAL_LOOPBACK
         for hardware in filter(None, (self.hardware, self.delegate_hardware)):
@@ -95,7 +95,7 @@ class SimulatedInterface:
         return [address for address in self.addresses if address.version == version]
 
     def source(self, version: int, *, link_local: bool = False) -> IPAddress | None:
-        """The address from which it sends."""
+        """The source address for its packets."""
         candidates = [a.ip for a in self.of_version(version)]
         candidates.sort(key=lambda ip: ip.is_link_local is not link_local)
         return candidates[0] if candidates else None
@@ -110,7 +110,7 @@ class SimulatedRoute:
     gateway: IPAddress | None = None
     flags: int = abi.RTF_UP
     source: IPAddress | None = None
-    """The address that it was made with. A static route keeps it although the interface has lost it."""
+    """The source address that it was made with. A static route keeps it even if the interface loses the address."""
 
     @property
     def scoped(self) -> bool:
@@ -131,10 +131,10 @@ class State:
 
     def __init__(self) -> None:
         self.interfaces: dict[int, SimulatedInterface] = {}
-        """Those that are attached, by index."""
+        """The attached interfaces, by index."""
         self.routes: list[SimulatedRoute] = []
         self.generation = 0
-        """Counts the changes of the table; what a socket remembers of it is worth nothing after one."""
+        """Counts the changes of the routing table, so that sockets can discard cached routes."""
 
     def named(self, name: str) -> SimulatedInterface:
         """The interface of that name.
@@ -154,10 +154,10 @@ class State:
         return None
 
     def lookup(self, destination: IPAddress, scope: int = 0) -> SimulatedRoute | None:
-        """The route for a destination, for a socket that is bound to an interface or to none.
+        """Look up the route to a destination, for a socket that is bound to an interface or unbound.
 
-        As ``rt_lookup_common`` in xnu's bsd/net/route.c: what is local stays local; else a bound socket sees the scoped routes of
-        its interface, and of the unscoped ones those that are its interface's and more specific.
+        As in xnu's bsd/net/route.c, rt_lookup_common: local destinations stay local. Otherwise a bound socket uses its
+        interface's scoped routes, and its interface's unscoped routes if they are more specific.
         """
         unscoped = self._best(destination, lambda route: not route.scoped)
         if not scope or (unscoped is not None and unscoped.local):

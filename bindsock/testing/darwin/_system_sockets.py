@@ -1,4 +1,4 @@
-"""The simulated kernel's own sockets: PF_ROUTE and kernel events."""
+"""The simulated kernel's sockets for PF_ROUTE and kernel events."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SO_USELOOPBACK = 0x40
 
 
 class SimulatedSystemSocket:
-    """A queue with a descriptor that is readable while something is in it.
+    """A queue of messages, with a descriptor that is readable while the queue is not empty.
 
-    :param size: of the receive buffer, in bytes
+    :param size: the size of the receive buffer, in bytes
     """
 
     def __init__(self, kernel: SimulatedDarwin, size: int) -> None:
@@ -40,7 +40,7 @@ class SimulatedSystemSocket:
         return self._reader.fileno() == -1
 
     def deliver(self, message: bytes) -> None:
-        """Queue a message; what does not fit is lost without a word."""
+        """Queue a message. If it does not fit, it is dropped silently."""
         if self.closed:
             return
         # Recorded: 8,192 bytes hold 26 messages of some 160.
@@ -83,7 +83,7 @@ class SimulatedSystemSocket:
 
 
 class EventSocket(SimulatedSystemSocket):
-    """A kernel-event socket. Before its filter is set it hears nothing."""
+    """A kernel-event socket. It receives nothing before its filter is set."""
 
     def __init__(self, kernel: SimulatedDarwin) -> None:
         super().__init__(kernel, 32768)
@@ -105,7 +105,8 @@ class EventSocket(SimulatedSystemSocket):
 
 
 class RouteSocket(SimulatedSystemSocket):
-    """A PF_ROUTE socket of an unprivileged program: it may ask, and whatever it writes wrongly everybody hears."""
+    """A PF_ROUTE socket of an unprivileged program. It can look up routes; malformed messages that it writes reach all
+    listeners."""
 
     def __init__(self, kernel: SimulatedDarwin) -> None:
         super().__init__(kernel, 8192)
@@ -133,7 +134,7 @@ class RouteSocket(SimulatedSystemSocket):
             raise darwin_error(abi.EINVAL)
         reply, error = self._answer(data, header)
         if header.rtm_type == abi.RTM_GET_SILENT:
-            # Only the asker hears it, and send() succeeds whatever it says.
+            # Only the sender receives the answer, and send() succeeds even if the answer is an error.
             self.deliver(reply)
             return len(data)
         self.kernel.inject(reply, without=None if self._hears_itself else self)

@@ -1,6 +1,6 @@
-"""``python -m bindsock.testing.lab COMMAND ...``: run a command where the laboratory can be built, without being root.
+"""``python -m bindsock.testing.lab COMMAND ...``: run a command that can build the laboratory, without being root.
 
-It becomes root of a user namespace, which a process can do only before it has threads, and then the command.
+It becomes root of a user namespace, which is only possible before a process has threads, and then executes the command.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The laboratory's processes: started in a namespace, told what to do by lines of JSON, ended by the end of their input.
+"""The laboratory's processes. They run in a namespace, get commands as lines of JSON, and end at the end of their input.
 
-That end comes by itself when the process that holds the laboratory dies, however it dies. A parent-death signal would do it too,
-but it is sent when the *thread* that started the child ends (``prctl(2)``), and a laboratory may be made in a worker thread.
+The input ends when the process that holds the laboratory ends, even in a crash. A parent-death signal would not do: it is sent
+when the *thread* that started the child ends (``prctl(2)``), and a laboratory may be made in a worker thread.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PATIENCE = 20.0
-"""Seconds to wait for a child's answer: far more than it takes on a busy machine."""
+"""How long to wait for a child's answer, in seconds: far longer than it takes on a busy machine."""
 
 
 class Child:
     """A process in a namespace.
 
-    :param namespace: a descriptor that holds the namespace
-    :param script: the file beside this one to run; it is run by itself, without the package, since that starts four times faster
-    :param descriptors: what it inherits
+    :param namespace: a descriptor that refers to the namespace
+    :param script: the file in this folder to run; it runs without importing the package, which starts four times faster
+    :param descriptors: the descriptors that it inherits
     """
 
     def __init__(self, namespace: int, script: str, *arguments: str, descriptors: Sequence[int] = ()) -> None:
         command = [sys.executable, "-I", "-S", str(Path(__file__).with_name(script)), *arguments]
         with inside(namespace):
-            # A session of its own keeps a terminal's Ctrl-C from it: it is for the laboratory's holder, who ends this orderly.
+            # A session of its own, so that Ctrl-C in the terminal does not end it: the laboratory's process ends it orderly.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, pass_fds=descriptors, start_new_session=True
             )
@@ -46,7 +46,7 @@ class Child:
         return self._process.pid
 
     def tell(self, **command: Any) -> None:
-        """Give a command that has no answer."""
+        """Send a command that has no answer."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -54,7 +54,7 @@ class Child:
             raise RuntimeError(f"the laboratory's {self._process.args!r} has ended with status {self._process.wait()}") from None
 
     def ask(self, **command: Any) -> dict[str, Any]:
-        """Give a command and wait for its answer."""
+        """Send a command and wait for its answer."""
         self.tell(**command)
         answer: dict[str, Any] = json.loads(self._line())
         if "error" in answer:
@@ -74,12 +74,12 @@ class Child:
         return line
 
     def kill(self) -> None:
-        """End it without a chance to say goodbye, and reap it."""
+        """Kill the process, and reap it."""
         self._process.kill()
         self.close()
 
     def close(self) -> None:
-        """End it and reap it. Closing twice is harmless."""
+        """End the process, and reap it. Closing twice is harmless."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()

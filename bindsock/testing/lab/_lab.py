@@ -38,7 +38,7 @@ _PATIENCE = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a device has counted."""
+    """The packet counters of a device."""
 
     rx_packets: int
     tx_packets: int
@@ -52,7 +52,7 @@ class Datagram:
     """A datagram that the server received."""
 
     time: float
-    """Monotonic seconds at which the server read it."""
+    """The time when the server read it, in monotonic seconds."""
     source: str
     source_port: int
     payload: bytes
@@ -61,7 +61,7 @@ class Datagram:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A connection that is open at the server."""
+    """A connection that the server has open."""
 
     kind: str
     """``tcp`` or ``tls``."""
@@ -70,17 +70,17 @@ class Stream:
 
 
 class Lab:
-    """A host with uplinks to a router, behind it a server, and a VPN; real interfaces, real routes, real packets.
+    """A host with uplinks to a router, a server behind the router, and a VPN; with real interfaces, routes and packets.
 
-    ``with Lab() as lab, lab.inside():`` puts the thread into the host: the sockets that it makes there, and the events that it
-    hears from the kernel, are the host's. All operations can be called from any thread and in any namespace; each is carried out
-    before it returns, and those that change the network return the ``time.monotonic()`` of just before they were issued.
+    ``with Lab() as lab, lab.inside():`` moves the thread into the host's namespace: its new sockets and the kernel's events are
+    then the host's. All operations can be called from any thread and in any namespace. Each is complete when it returns; those
+    that change the network return the ``time.monotonic()`` from just before the change.
 
-    Nothing is left behind: namespaces and interfaces have no names outside, and they and the processes go with the process that
-    made the laboratory, whatever ends it.
+    Nothing is left behind: namespaces and interfaces have no names outside. They and the processes end with the process that made
+    the laboratory, even if it crashes.
 
-    :param uplinks: names of the host's uplinks, best first; up to 7
-    :param reply_delay: seconds that the server waits before each reply, for want of a long cable
+    :param uplinks: names of the host's uplinks, best first; at most 7
+    :param reply_delay: seconds that the server waits before each reply, to simulate a long distance
     """
 
     def __init__(self, *, uplinks: Sequence[str] = ("wifi0", "eth0"), reply_delay: float = 0.0) -> None:
@@ -94,7 +94,7 @@ class Lab:
         self._client_context: ssl.SSLContext | None = None
 
     def __enter__(self) -> Self:
-        """Build it.
+        """Build the laboratory.
 
         :raises LabUnavailable: it cannot run here
         """
@@ -113,7 +113,7 @@ class Lab:
             try:
                 self._network.build()
             except OSError as exc:
-                raise LabUnavailable(f"the kernel does not let the laboratory be built: {exc}") from exc
+                raise LabUnavailable(f"the kernel refused to build the laboratory: {exc}") from exc
             self._vpn = _vpn.Vpn(self._network, self._namespaces)
             undo.callback(self._vpn.close)
             self._network.changed = self._vpn.follow
@@ -129,13 +129,13 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End everything. Closing twice is harmless."""
+        """End all processes and remove the namespaces. Closing twice is harmless."""
         self._exits.close()
 
     def inside(self, namespace: Namespace = "host") -> contextlib.AbstractContextManager[None]:
-        """Put the current thread into a namespace, until the context is left.
+        """Move the current thread into a namespace until the context is left.
 
-        Sockets made meanwhile belong to it for life; so do the threads and processes started meanwhile.
+        Sockets made and threads and processes started meanwhile belong to that namespace permanently.
         """
         return inside(self._namespaces[namespace])
 
@@ -144,36 +144,36 @@ class Lab:
     @overload
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
     def run(self, function: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run a function, or a coroutine function with ``asyncio.run``, in the host.
+        """Run a function, or a coroutine function by ``asyncio.run``, in the host's namespace.
 
-        :return: what it returns
+        :return: the function's result
         """
         with self.inside("host"):
             result = function(*args, **kwargs)
             return asyncio.run(result) if inspect.iscoroutine(result) else result
 
     def ip(self, *arguments: str, namespace: Namespace = "host") -> str:
-        """Run the ``ip`` command in a namespace, for what there is no operation for, or to show what is there.
+        """Run the ``ip`` command in a namespace, for changes that have no operation here, or to show the configuration.
 
-        :return: what it printed
-        :raises LabUnavailable: there is no such command
-        :raises subprocess.CalledProcessError: it failed
+        :return: the output
+        :raises LabUnavailable: the command is not installed
+        :raises subprocess.CalledProcessError: the command failed
         """
         command = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if command is None:
-            raise LabUnavailable("there is no ip command here (iproute2)")
+            raise LabUnavailable("the ip command (iproute2) is not installed")
         with self.inside(namespace):
             return subprocess.run([command, *arguments], check=True, capture_output=True, text=True).stdout
 
     def index(self, interface: str, *, namespace: Namespace = "host") -> int:
         """The index of an interface.
 
-        :raises OSError: there is none of that name
+        :raises OSError: there is no such interface
         """
         return self._network.netlinks[namespace].link(interface).index
 
     def address(self, interface: str, family: Family = socket.AF_INET) -> str:
-        """The address that the host has, or had last, on an uplink or on ``tun0``."""
+        """The host's present or last address on an uplink or on ``tun0``."""
         return _vpn.CLIENT[family] if interface == _vpn.TUN else self._network.by_name[interface].host(family)
 
     def gateway(self, interface: str, family: Family = socket.AF_INET) -> str:
@@ -181,16 +181,16 @@ class Lab:
         return self._network.by_name[interface].gateway(family)
 
     def interface_of(self, source: str) -> str | None:
-        """The host's interface that has an address, or had it before it was renumbered: by which interface a packet came."""
+        """The host's interface that has an address, or had it before it was renumbered; it tells by which one a packet left."""
         names: dict[str, str] = dict.fromkeys(_vpn.CLIENT.values(), _vpn.TUN)
         for uplink in self._network.by_name.values():
             names |= {uplink.host(f, site): uplink.name for f in (socket.AF_INET, socket.AF_INET6) for site in ("a", "b")}
         return names.get(source)
 
     def counters(self, interface: str, *, namespace: Namespace = "host") -> Counters:
-        """What a device has counted. The router's interfaces have the names of the host's, and ``server`` and ``vpn``.
+        """The packet counters of a device. The router has interfaces with the names of the host's, and ``server`` and ``vpn``.
 
-        :raises OSError: there is none of that name
+        :raises OSError: there is no such interface
         """
         link = self._network.netlinks[namespace].link(interface)
         return Counters(link.rx_packets, link.tx_packets, link.rx_bytes, link.tx_bytes, link.tx_dropped)
@@ -205,11 +205,11 @@ class Lab:
         address: str | None = None,
         port: int | None = None,
     ) -> Tap:
-        """Start to collect packets.
+        """Capture packets.
 
-        :param outgoing: only what leaves the namespace, only what comes in, or ``None`` for both
-        :param address: source or destination
-        :param port: source or destination
+        :param outgoing: only packets that leave the namespace, or (if false) only packets that arrive; ``None`` for both
+        :param address: the source or destination address
+        :param port: the source or destination port
         """
 
         def wanted(packet: Packet) -> bool:
@@ -224,9 +224,9 @@ class Lab:
         return Tap(self._namespaces[namespace], wanted)
 
     def wait_until_running(self, interface: str, running: bool = True) -> None:
-        """Wait until the kernel says that the interface has carrier: up to a second late (``linux net/core/link_watch.c``).
+        """Wait until the kernel reports that the interface has carrier, up to a second late (``linux net/core/link_watch.c``).
 
-        :raises TimeoutError: it did not
+        :raises TimeoutError: it did not report it in time
         """
         both = IFF_UP | IFF_RUNNING
         deadline = time.monotonic() + _PATIENCE
@@ -236,15 +236,15 @@ class Lab:
             time.sleep(0.002)
 
     def reply_delay(self, seconds: float) -> None:
-        """How long the server waits before each reply."""
+        """Set how long the server waits before each reply."""
         self._server.ask(command="delay", seconds=seconds)
 
     def datagrams(self) -> list[Datagram]:
-        """The datagrams that the server received since this was called last."""
+        """The datagrams that the server received since the last call."""
         return [Datagram(t, s, p, bytes.fromhex(d)) for t, s, p, d in self._server.ask(command="datagrams")["datagrams"]]
 
     def streams(self) -> list[Stream]:
-        """The connections that are open at the server."""
+        """The connections that the server has open."""
         return [Stream(*s) for s in self._server.ask(command="streams")["streams"]]
 
     def abort_streams(self) -> None:
@@ -252,7 +252,7 @@ class Lab:
         self._server.ask(command="abort")
 
     def client_ssl_context(self) -> ssl.SSLContext:
-        """A context that trusts the server. The TLS port listens from the first call on.
+        """A context that trusts the server. The first call opens the server's TLS port.
 
         :raises LabUnavailable: trustme is not installed
         """
@@ -260,7 +260,7 @@ class Lab:
             try:
                 import trustme
             except ImportError as exc:
-                raise LabUnavailable("the laboratory's TLS needs trustme (pip install trustme)") from exc
+                raise LabUnavailable("TLS in the laboratory needs trustme (pip install trustme)") from exc
             authority = trustme.CA()
             certificate = authority.issue_cert(self.server.name, self.server.ipv4, self.server.ipv6)
             addresses = [self.server.address(f) for f in self._network.families]
@@ -271,11 +271,11 @@ class Lab:
         return self._client_context
 
     def down(self, interface: str) -> float:
-        """Take an uplink down. Its routes and IPv6 addresses go with it."""
+        """Set an uplink down. The kernel removes its routes and IPv6 addresses."""
         return self._network.down(interface)
 
     def up(self, interface: str) -> float:
-        """Bring it up, with its addresses and default routes."""
+        """Set an uplink up, with its addresses and default routes."""
         return self._network.up(interface)
 
     def carrier(self, interface: str, on: bool) -> float:
@@ -283,11 +283,11 @@ class Lab:
         return self._network.carrier(interface, on)
 
     def remove_addresses(self, interface: str) -> float:
-        """Take away an uplink's addresses and default routes; the link stays up."""
+        """Remove an uplink's addresses and default routes; the link stays up."""
         return self._network.remove_addresses(interface)
 
     def add_addresses(self, interface: str) -> float:
-        """Give them back."""
+        """Add an uplink's addresses and default routes again."""
         return self._network.add_addresses(interface)
 
     def renumber(self, interface: str, site: Literal["a", "b"]) -> float:
@@ -295,11 +295,11 @@ class Lab:
         return self._network.renumber(interface, site)
 
     def default(self, interface: str) -> float:
-        """Make the default route of an uplink the best one. At no time is there none."""
+        """Make the default route of an uplink the best one. There is a default route at all times."""
         return self._network.default(interface)
 
     def metric(self, interface: str, metric: int) -> float:
-        """Change the metric of an uplink's default routes. At first they are 600, 700, and so on."""
+        """Change the metric of an uplink's default routes. The initial metrics are 600, 700, and so on."""
         return self._network.metric(interface, metric)
 
     def delete(self, interface: str) -> float:
@@ -307,22 +307,22 @@ class Lab:
         return self._network.delete(interface)
 
     def create(self, interface: str) -> float:
-        """Create it again. It has a new index."""
+        """Create a deleted interface of an uplink again. It gets a new index."""
         return self._network.create(interface)
 
     def blackhole(self, interface: str, on: bool) -> float:
-        """Let the router silently drop what comes from an uplink and what goes to it. The gateway itself still answers."""
+        """Let the router silently drop packets from and to an uplink. The gateway itself still answers."""
         return self._network.blackhole(interface, on)
 
     def vpn_up(self, mode: VpnMode = "metric", *, outer: VpnOuter = "host-route", loop_limit: int = 2000) -> float:
         """Start the VPN: ``tun0`` in the host.
 
         :param mode: how it takes the default route: ``metric``, ``replace``, ``halves``, ``policy``, ``policy-kill``, or
-            ``split``, which does not
+            ``split``, which leaves the default route alone
         :param outer: how its own socket reaches the VPN server: ``host-route``, ``bound``, ``unbound`` (it loops), ``fwmark``;
-            ``own`` leaves that to the caller
-        :param loop_limit: how many of its own packets the client may find in the tunnel before it gives up
-        :return: monotonic seconds just before it took the default route
+            with ``own`` the caller provides the client
+        :param loop_limit: the client gives up after it has found this many of its own packets in the tunnel
+        :return: the time just before it took the default route, in monotonic seconds
         :raises LabUnavailable: /dev/net/tun cannot be opened
         """
         return self._vpn.up(mode, outer, loop_limit)
@@ -330,18 +330,18 @@ class Lab:
     def vpn_down(self, *, crash: bool = False) -> float:
         """Stop the VPN.
 
-        :param crash: kill it: the device goes, rules and deleted default routes are not tidied up
+        :param crash: kill it: the device is removed, but rules stay and deleted default routes are not restored
         """
         return self._vpn.down(crash=crash)
 
     def vpn_counters(self) -> VpnCounters:
-        """What the VPN client has counted."""
+        """The VPN client's counters."""
         return self._vpn.counters()
 
     def vpn_foreign(self) -> int:
-        """How many inner packets the VPN server dropped because their source is not the VPN's.
+        """How many inner packets the VPN server dropped because their source address is not the VPN's.
 
-        They are of sockets that kept an uplink's address while their route went into the tunnel.
+        Sockets send such packets if they keep an uplink's address while their route leads into the tunnel.
         """
         return self._vpn.foreign()
 

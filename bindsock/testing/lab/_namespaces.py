@@ -1,7 +1,7 @@
-"""Network namespaces held by file descriptors.
+"""Network namespaces that are kept by file descriptors.
 
-Nothing has a name, so nothing needs to be removed: a namespace vanishes with the last descriptor, socket and process in it, also
-after SIGKILL. Python has ``os.setns`` since 3.12 only, hence ctypes.
+They have no names, so they need not be removed: a namespace disappears with the last descriptor, socket and process in it, even
+after SIGKILL. ``os.setns`` needs Python 3.12, so this module uses ctypes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _OWN_NAMESPACE = "/proc/thread-self/ns/net"
 _PROBE = (
     "import ctypes, os\n"
     "libc = ctypes.CDLL(None, use_errno=True)\n"
-    # Not in one call: AppArmor may let a user namespace be made and yet give no rights in it.
+    # In two calls: AppArmor may allow to make a user namespace but give no rights in it.
     f"if libc.unshare({_CLONE_NEWUSER}) or libc.unshare({_CLONE_NEWNET}): os._exit(ctypes.get_errno())"
 )
 
 
 class LabUnavailable(RuntimeError):
-    """The laboratory, or the part of it that was asked for, cannot run here. The message says why."""
+    """The laboratory, or the requested part of it, cannot run here. The message tells why."""
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -44,13 +44,13 @@ def _call(name: str, *arguments: int) -> None:
 
 
 def available(*, vpn: bool = False) -> str | None:
-    """Whether the laboratory can run in this process.
+    """Why the laboratory cannot run in this process.
 
-    :param vpn: whether its VPN can, too
-    :return: ``None`` if it can, else the reason, a sentence
+    :param vpn: whether its VPN must be able to run, too
+    :return: the reason as a sentence; ``None`` if it can run
     """
     if not Path(_OWN_NAMESPACE).exists():
-        return "the laboratory needs Linux: there are no network namespaces here"
+        return "the laboratory needs Linux: this system has no network namespaces"
     try:
         os.close(new_namespace())
     except PermissionError:
@@ -59,19 +59,20 @@ def available(*, vpn: bool = False) -> str | None:
             "thread starts, or run `python -m bindsock.testing.lab COMMAND`"
         )
     except OSError as exc:
-        return f"no network namespace can be made here: {exc.strerror}"
+        return f"cannot make a network namespace: {exc.strerror}"
     if vpn and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return "the laboratory's VPN needs to open /dev/net/tun"
+        return "the laboratory's VPN needs access to /dev/net/tun"
     return None
 
 
 def enter_user_namespace() -> None:
-    """Become root of a new user namespace, for good, unless network namespaces can be made already.
+    """Become root of a new user namespace permanently, unless this process can already make network namespaces.
 
-    The process has no network but its own loopback from then on: root of a user namespace may not return to the outer one.
-    Only a process with a single thread can do it (``linux kernel/fork.c``, ``ksys_unshare``), so call it early.
+    The process then has no network except a loopback of its own, since root of a user namespace cannot return to the outer
+    network namespace. Only a process with a single thread can do it (``linux kernel/fork.c``, ``ksys_unshare``), so call it
+    early.
 
-    :raises LabUnavailable: it cannot be done; the process is as it was
+    :raises LabUnavailable: it is not possible; the process is unchanged
     """
     obstacle = available()
     if obstacle is None:
@@ -79,13 +80,13 @@ def enter_user_namespace() -> None:
     if not Path(_OWN_NAMESPACE).exists():
         raise LabUnavailable(obstacle)
     if not _single_threaded():
-        raise LabUnavailable("a process in which other threads run cannot enter a user namespace")
+        raise LabUnavailable("a process with several threads cannot enter a user namespace")
     try:
         probe = subprocess.run([sys.executable, "-I", "-S", "-c", _PROBE], check=False)
     except OSError as exc:
         raise LabUnavailable(f"{sys.executable} cannot be started: {exc.strerror}") from exc
     if probe.returncode != 0:
-        raise LabUnavailable(f"neither root nor allowed to make user namespaces: {os.strerror(probe.returncode)}")
+        raise LabUnavailable(f"this process is not root and may not make user namespaces: {os.strerror(probe.returncode)}")
     user, group = os.geteuid(), os.getegid()
     _call("unshare", _CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
@@ -97,7 +98,7 @@ def enter_user_namespace() -> None:
 
 
 def _single_threaded() -> bool:
-    """Whether this is the process's only thread, waiting for those that Python has joined but the kernel has not ended yet."""
+    """Whether this is the process's only thread. It waits for threads that Python has joined but the kernel has not ended yet."""
     deadline = time.monotonic() + 1.0
     while len(os.listdir("/proc/self/task")) > 1:
         if threading.active_count() > 1 or time.monotonic() > deadline:
@@ -109,8 +110,8 @@ def _single_threaded() -> bool:
 def new_namespace() -> int:
     """Make a network namespace.
 
-    :return: a descriptor that holds it; the caller closes it
-    :raises OSError: it is not allowed
+    :return: a descriptor that keeps it; the caller closes it
+    :raises OSError: the system refused
     """
     result: list[int | OSError] = []
 
@@ -121,7 +122,7 @@ def new_namespace() -> int:
         except OSError as exc:
             result.append(exc)
 
-    # A thread of its own: were the caller's thread used, a failure on the way back would strand it in the new namespace.
+    # In a new thread: if the caller's thread failed to return, it would stay in the new namespace.
     thread = threading.Thread(target=make, name="bindsock-lab-unshare")
     thread.start()
     thread.join()
@@ -132,11 +133,11 @@ def new_namespace() -> int:
 
 @contextlib.contextmanager
 def inside(namespace: int) -> Iterator[None]:
-    """Put the current thread into the namespace.
+    """Move the current thread into the namespace.
 
-    Sockets made meanwhile belong to it for life, and so do threads and processes started meanwhile.
+    Sockets made and threads and processes started meanwhile belong to it permanently.
 
-    :param namespace: a descriptor that holds it
+    :param namespace: a descriptor that refers to it
     """
     before = os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
     try:

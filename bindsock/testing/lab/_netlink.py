@@ -1,12 +1,12 @@
-"""Changing a namespace's links, addresses, routes and rules: rtnetlink, written rather than read.
+"""Changes a namespace's links, addresses, routes and rules by rtnetlink.
 
-A request is carried out inside ``sendmsg`` (``linux net/netlink/af_netlink.c``, ``netlink_rcv_skb``), so when a call returns the
-change stands, and its errors are known. That takes about 20 µs where starting ``ip`` takes 1.5 ms. The exception is an IPv6
-address: a work queue makes it local, up to 50 ms later on a busy machine (``linux net/ipv6/addrconf.c``,
+The kernel carries out a request inside ``sendmsg`` (``linux net/netlink/af_netlink.c``, ``netlink_rcv_skb``), so a change and
+its errors are complete when the call returns. That takes about 20 µs; starting ``ip`` takes 1.5 ms. An IPv6 address is an
+exception: a work queue makes it local, up to 50 ms later on a busy machine (``linux net/ipv6/addrconf.c``,
 ``addrconf_dad_completed``). Packets for it are dropped until then, so a call that adds one waits until it is local.
 
-The socket keeps the namespace in which it was made: it can be used from any thread in any namespace. It shares no code with
-bindsock's own netlink, which it is there to test.
+The socket belongs to the namespace in which it was made, and can be used from any thread in any namespace. It shares no code with
+bindsock's own netlink code, which it is used to test.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NESTED = 0x8000
 _LOCAL = 2
 _PATIENCE = 20.0
-"""Seconds to wait until an IPv6 address is local: far more than it takes on a busy machine."""
+"""How long to wait until an IPv6 address is local, in seconds: far longer than it takes on a busy machine."""
 
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 IFF_MULTICAST = 0x1000
 GONE: Container[int] = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
-"""The errors of deleting what is not there."""
+"""The errors that mean that the thing to delete does not exist."""
 
 _ROUTE_TYPES = {"unicast": 1, "blackhole": 6, "unreachable": 7}
 _RULE_ACTIONS = {"lookup": 1, "blackhole": 6}
 
 
 class Message(NamedTuple):
-    """A request: its type, its flags, its body."""
+    """A request: type, flags and body."""
 
     type: int
     flags: int
@@ -60,7 +60,7 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A reading of a link."""
+    """The state of a link."""
 
     index: int
     flags: int
@@ -89,14 +89,14 @@ def _link_header(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
 
 
 def veth(name: str, peer: str, peer_namespace: int) -> Message:
-    """Create a veth pair, the other end in the namespace that the descriptor holds."""
+    """Create a veth pair with the other end in the namespace that the descriptor refers to."""
     other = _link_header() + _text(3, peer) + _number(28, peer_namespace)
     info = _text(1, "veth") + _attribute(2 | _NESTED, _attribute(1 | _NESTED, other))
     return Message(_NEWLINK, _CREATE | _EXCLUSIVE, _link_header() + _text(3, name) + _attribute(18 | _NESTED, info))
 
 
 def link_flags(index: int, flags: int, change: int) -> Message:
-    """Set those flags of a link that ``change`` names."""
+    """Set the flags of a link that are in the mask ``change``."""
     return Message(_NEWLINK, 0, _link_header(index, flags, change))
 
 
@@ -109,7 +109,7 @@ def delete_link(index: int) -> Message:
 
 
 def address(index: int, with_prefix: str, *, delete: bool = False) -> Message:
-    """Add an address, such as ``10.1.0.2/24``, to a link, or take it away. IPv6 ones are usable at once (no DAD)."""
+    """Add an address, such as ``10.1.0.2/24``, to a link, or delete it. IPv6 addresses are usable at once (no DAD)."""
     plain, _, length = with_prefix.partition("/")
     value = ip_address(plain)
     no_dad = 0x02 if value.version == 6 else 0
@@ -131,13 +131,13 @@ def route(
 ) -> Message:
     """Add or replace a route, or delete the one that matches.
 
-    :param destination: a prefix; ``0.0.0.0/0`` and ``::/0`` are the defaults
+    :param destination: a prefix; ``0.0.0.0/0`` and ``::/0`` for the default routes
     """
     prefix = ip_network(destination)
     family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
     scope = 253 if prefix.version == 4 and gateway is None and kind == "unicast" else 0
     if delete:
-        scope = 255  # nowhere: matches every scope
+        scope = 255  # RT_SCOPE_NOWHERE matches every scope
     type_ = 0 if delete and kind == "unicast" else _ROUTE_TYPES[kind]
     body = struct.pack("=BBBBBBBBI", family, prefix.prefixlen, 0, 0, 0, 0 if delete else 4, scope, type_, 0)
     body += _number(15, table)
@@ -184,7 +184,7 @@ def rule(
 
 
 class Netlink:
-    """An rtnetlink socket of the namespace in which the current thread is."""
+    """An rtnetlink socket in the current thread's namespace."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(_AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
@@ -201,10 +201,10 @@ class Netlink:
         self._socket.close()
 
     def request(self, *messages: Message, ignore: Container[int] = ()) -> None:
-        """Carry out the requests, one after the other.
+        """Send requests to the kernel, one after the other.
 
-        :param ignore: errno values that are no failure
-        :raises OSError: one failed; those after it were not tried
+        :param ignore: errno values that do not count as failures
+        :raises OSError: a request failed; later ones were not sent
         :raises TimeoutError: an IPv6 address is not local after 20 s
         """
         for message in messages:
@@ -218,9 +218,9 @@ class Netlink:
                 self.wait_until_local(str(ip_address(dict(_attributes(message.body[8:]))[2])))
 
     def wait_until_local(self, address: str) -> None:
-        """Wait until packets for an IPv6 address are this host's own.
+        """Wait until the kernel accepts packets for an IPv6 address.
 
-        :raises TimeoutError: they are not after 20 s
+        :raises TimeoutError: it does not after 20 s
         """
         body = struct.pack("=BBBBBBBBI", socket.AF_INET6, 128, 0, 0, 0, 0, 0, 0, 0) + _attribute(1, ip_address(address).packed)
         deadline = time.monotonic() + _PATIENCE
@@ -232,7 +232,7 @@ class Netlink:
     def link(self, name: str) -> Link:
         """Read a link.
 
-        :raises OSError: there is none of that name (ENODEV)
+        :raises OSError: there is no such link (ENODEV)
         """
         for type_, body in self._exchange(Message(_GETLINK, 0, _link_header() + _text(3, name)), 0):
             if type_ == _ERROR:

@@ -1,8 +1,8 @@
-"""A ring of captured packets that the kernel writes and the process reads from shared memory.
+"""A ring buffer of captured packets in shared memory: the kernel writes it, the process reads it.
 
 The queue of an ordinary packet socket holds some 200 packets (``net.core.rmem_max``), and only root outside of user namespaces
-may make it longer. A ring is as long as was asked for, whoever asks. Its packets are stamped as they are captured.
-Linux Documentation/networking/packet_mmap.rst and include/uapi/linux/if_packet.h describe the layout.
+may enlarge it. A ring can have any size, for any user. Packets get a time stamp when they are captured. The layout is described
+in Linux Documentation/networking/packet_mmap.rst and include/uapi/linux/if_packet.h.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ _PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A packet as it was captured."""
+    """A captured packet."""
 
     data: bytes
-    """How it begins, from the network header, up to some 400 bytes."""
+    """The first 400 bytes or so, from the network header on."""
     stamp: float
-    """Seconds since the epoch."""
+    """The time of capture, in seconds since the epoch."""
     interface: str
-    """The empty string if the interface was made and deleted before it could be asked for its name."""
+    """The interface's name; empty if the interface was made and deleted before its name could be read."""
     outgoing: bool
 
 
 class Ring:
     """Captures all packets of a network namespace until it is closed.
 
-    :param namespace: a descriptor that holds it
-    :param size: how many packets it holds, a multiple of 128; those that find no room are dropped and counted
-    :raises OSError: it may not be opened (CAP_NET_RAW in the namespace is needed), or there is no memory for it
+    :param namespace: a descriptor that refers to the namespace
+    :param size: how many packets it holds, a multiple of 128; further ones are dropped and counted
+    :raises OSError: the process lacks CAP_NET_RAW in the namespace, or there is not enough memory
     """
 
     def __init__(self, namespace: int, size: int) -> None:
@@ -59,9 +59,9 @@ class Ring:
         self._next = 0
         self._pending = 0
         self.dropped: int = 0
-        """How many packets found no room."""
+        """How many packets were dropped because the ring was full."""
         with inside(namespace):
-            # Of no protocol, so that nothing is captured before there is a ring.
+            # With protocol 0 nothing is captured before the ring exists.
             self._socket = socket.socket(_AF_PACKET, socket.SOCK_DGRAM)
             self._names = dict(socket.if_nameindex())
         try:
@@ -80,7 +80,7 @@ class Ring:
             raise
 
     def _start(self) -> None:
-        # By hand, since socket.bind() wants the name of an interface.
+        # By ctypes, since socket.bind() requires the name of an interface.
         libc = ctypes.CDLL(None, use_errno=True)
         address = _ADDRESS.pack(_AF_PACKET, socket.htons(_ETH_P_ALL), 0, 0, 0, 0)
         if libc.bind(self._socket.fileno(), address, len(address)) != 0:
@@ -92,14 +92,15 @@ class Ring:
         return self._socket.fileno() < 0
 
     def close(self) -> None:
-        """Stop. Closing twice is harmless."""
+        """Stop capturing. Closing twice is harmless."""
         if not self.closed:
             self._words.release()
             self._memory.close()
             self._socket.close()
 
     def read(self) -> Iterator[Frame]:
-        """Take out the packets that were captured until now, in order, and none that come meanwhile: these may come faster."""
+        """Take the packets that were captured until now, in order. Later ones are left, since they may arrive faster than this
+        reads."""
         statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         captured, dropped = struct.unpack("=II", statistics)
         self.dropped += dropped
@@ -118,7 +119,7 @@ class Ring:
             yield Frame(data, seconds + nanoseconds / 1e9, fresh[index], kind == _PACKET_OUTGOING)
 
     def _wait_until_written(self, start: int) -> None:
-        """Wait for the processor that is copying a packet: it counts it first (linux net/packet/af_packet.c, tpacket_rcv)."""
+        """Wait until the kernel has copied a packet, which it counts before (linux net/packet/af_packet.c, tpacket_rcv)."""
         deadline = None
         while not self._words[start // 4] & _TP_STATUS_USER:
             if deadline is None:
@@ -131,6 +132,6 @@ class Ring:
         try:
             answer = fcntl.ioctl(self._socket, _SIOCGIFNAME, struct.pack("=16si20x", b"", index))
         except OSError:
-            return self._names.get(index, "")  # it is gone
+            return self._names.get(index, "")  # the interface is gone
         self._names[index] = answer[:16].rstrip(b"\0").decode()
         return self._names[index]

@@ -1,7 +1,7 @@
-"""The echo server, a process of its own: TCP, TLS and UDP, each telling the source address that it saw.
+"""The echo server, a separate process: it answers over TCP, TLS and UDP with the source address that it saw.
 
-Run as a file, by :mod:`._child`: it imports nothing but the standard library. Commands come as lines of JSON on standard input;
-the end of input ends it.
+:mod:`._child` runs it as a script, so it only imports the standard library. Commands arrive as lines of JSON on standard input;
+    the process ends at the end of the input.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 _SO_RCVBUFFORCE = 33
 _SO_RCVBUF_BYTES = 4 << 20
 _BACKLOG = 4096
-"""So many may connect at once without that one of them has to try again after a second."""
+"""The listen backlog: this many clients can connect at once without a retransmission after a second."""
 
 
 class Server:
-    """What all endpoints share: the delay before each reply, and what was received."""
+    """The state that all endpoints share: the delay before each reply, and what was received."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -39,7 +39,7 @@ class Server:
             sock = socket.socket(family, socket.SOCK_DGRAM)
             try:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SO_RCVBUF_BYTES)
-            except PermissionError:  # in a user namespace: as much as net.core.rmem_max allows
+            except PermissionError:  # in a user namespace net.core.rmem_max limits it
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_RCVBUF_BYTES)
             sock.setblocking(False)
             sock.bind((address, udp))
@@ -57,7 +57,7 @@ class Server:
 
 
 class DatagramEcho(asyncio.DatagramProtocol):
-    """Replies with ``b"<source address> <source port> "`` before what came."""
+    """Replies with ``b"<source address> <source port> "`` and the datagram."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -75,11 +75,11 @@ class DatagramEcho(asyncio.DatagramProtocol):
             self.transport.sendto(reply, addr)
 
     def error_received(self, exc: Exception) -> None:
-        """The client's uplink is away: that is what the laboratory is for."""
+        """Ignore errors: tests take uplinks away."""
 
 
 class StreamEcho(asyncio.Protocol):
-    """Says ``hello <source address> <source port>``, then returns what comes."""
+    """Sends ``hello <source address> <source port>``, then echoes."""
 
     def __init__(self, server: Server, kind: str) -> None:
         self.server = server
@@ -141,11 +141,11 @@ async def main() -> None:
     while line := await commands.readline():
         try:
             answer = await obey(server, json.loads(line))
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the laboratory tells its user
+        except Exception as exc:  # noqa: BLE001 - the laboratory reports it to the user
             answer = {"error": f"{type(exc).__name__}: {exc}"}
         os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":
     asyncio.run(main())
-    os._exit(0)  # the interpreter's own farewell takes longer than everything else
+    os._exit(0)  # the interpreter's normal exit takes longer than everything else

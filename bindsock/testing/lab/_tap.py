@@ -1,4 +1,4 @@
-"""A packet tap: what left, when, by which interface. The witness that does not trust the sockets' own word."""
+"""A packet tap: it records which packets left, when, and by which interface, independently of the sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Packet:
     """An IP packet that an interface sent or received."""
 
     time: float
-    """Monotonic seconds, taken by the kernel as it handed the packet to the device."""
+    """The time when the kernel handed the packet to the device, in monotonic seconds."""
     interface: str
     outgoing: bool
     protocol: str
@@ -33,22 +33,22 @@ class Packet:
     source: str
     destination: str
     source_port: int
-    """0 where the protocol has none, and in all fragments but the first."""
+    """0 if the protocol has no ports, and for all fragments but the first."""
     destination_port: int
     length: int
-    """Bytes, with the IP header."""
+    """The length in bytes, with the IP header."""
     payload: bytes
-    """How the payload of UDP or TCP begins, up to some 350 bytes."""
+    """The first 350 bytes or so of the UDP or TCP payload."""
     flags: int = 0
     """TCP's flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16."""
     sequence: int = 0
-    """TCP's number of the first byte."""
+    """TCP's sequence number of the first byte."""
     acknowledgement: int = 0
-    """TCP's number of the byte that the sender expects next."""
+    """TCP's acknowledgement number: the byte that the sender expects next."""
 
 
 def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet | None:
-    """Read the headers of a packet, ``None`` if it is no IP packet."""
+    """Parse the headers of a packet; ``None`` if it is no IP packet."""
     if len(data) >= 20 and data[0] >> 4 == 4:
         start, number, length = (data[0] & 15) * 4, data[9], int.from_bytes(data[2:4], "big")
         source, destination = data[12:16], data[16:20]
@@ -78,10 +78,10 @@ def _text(address: bytes) -> str:
 
 
 class Tap:
-    """Collects the packets of a namespace from when it is entered until it is left.
+    """Captures the packets of a namespace during a ``with`` block.
 
-    :param namespace: a descriptor that holds it
-    :param wanted: which to keep
+    :param namespace: a descriptor that refers to the namespace
+    :param wanted: whether to keep a packet
     """
 
     def __init__(self, namespace: int, wanted: Callable[[Packet], bool]) -> None:
@@ -104,17 +104,17 @@ class Tap:
 
     @property
     def dropped(self) -> int:
-        """How many packets of any kind the kernel had no room for. Not 0 means that :attr:`packets` has holes."""
+        """How many packets of any kind the kernel dropped. Unless it is 0, :attr:`packets` is incomplete."""
         return self._ring.dropped
 
     def take(self) -> list[Packet]:
-        """The packets since this was called last, in order. They are forgotten: :attr:`packets` has only what comes after."""
+        """The packets since the last call, in order. They are removed: :attr:`packets` only has later ones."""
         self._drain()
         taken, self._packets = self._packets, []
         return taken
 
     def close(self) -> None:
-        """Read what is left and stop."""
+        """Read the remaining packets, and stop capturing."""
         try:
             self._drain()
         finally:
@@ -126,7 +126,7 @@ class Tap:
         earliest, self._asked = self._asked, time.monotonic()
         since_epoch = time.time() - self._asked
         for frame in self._ring.read():
-            # The kernel's clock for stamps can be stepped: no packet is from before the last question, or from the future.
+            # The clock for time stamps can be stepped: limit the times to between the last read and now.
             moment = min(max(frame.stamp - since_epoch, earliest), time.monotonic())
             packet = parse(frame.data, moment, frame.interface, frame.outgoing)
             if packet is not None and self._wanted(packet):

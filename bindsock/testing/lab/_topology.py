@@ -1,4 +1,4 @@
-"""Who has which address, and what an uplink is.
+"""The laboratory's addresses, and its model of an uplink.
 
 ::
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 NAMESPACES = ("host", "router", "server", "vpn")
 DEFAULTS = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 BEST_METRIC = 100
-"""Of the uplink that was made the default; a VPN's is better still."""
+"""The metric of the uplink that was made the default; a VPN's is even better."""
 
 Family = socket.AddressFamily
 
@@ -23,8 +23,8 @@ Family = socket.AddressFamily
 class Server:
     """The echo server.
 
-    UDP: the reply is ``b"<source address> <source port> "`` and what was sent. TCP and TLS: a line
-    ``hello <source address> <source port>``, then whatever is sent comes back.
+    Over UDP it replies with ``b"<source address> <source port> "`` and the datagram. Over TCP and TLS it sends a line
+    ``hello <source address> <source port>``, then echoes.
     """
 
     ipv4: str = "10.9.0.10"
@@ -33,7 +33,7 @@ class Server:
     tcp_port: int = 7001
     tls_port: int = 7443
     name: str = "server.lab.test"
-    """In the TLS certificate, together with the addresses. No name server knows it."""
+    """The name in the TLS certificate, which also has the addresses. No name server knows it."""
 
     def address(self, family: Family = socket.AF_INET) -> str:
         return self.ipv4 if family == socket.AF_INET else self.ipv6
@@ -41,13 +41,13 @@ class Server:
 
 @dataclass(slots=True)
 class Uplink:
-    """What the laboratory's network manager knows about an uplink."""
+    """An uplink, as the laboratory's network manager knows it."""
 
     name: str
     number: int
     metric: int
     site: str = "a"
-    """Which of its two networks it is in."""
+    """Which of its two networks it is in, ``"a"`` or ``"b"``."""
     index: int = 0
     exists: bool = True
     up: bool = True
@@ -99,5 +99,5 @@ LEAVES = (Leaf("server", 9), Leaf("vpn", 8))
 
 
 def with_length(family: Family, address: str) -> str:
-    """An address with the prefix length that all networks here have."""
+    """An address with the prefix length that all networks in the laboratory have."""
     return f"{address}/{24 if family == socket.AF_INET else 64}"

@@ -1,8 +1,9 @@
-"""A userspace VPN, both of its ends: IP packets of a TUN device in UDP datagrams, unencrypted.
+"""Client and server of a userspace VPN: they exchange the IP packets of a TUN device in UDP datagrams, unencrypted.
 
-Run as a file, by :mod:`._child`: it imports nothing but the standard library. Like WireGuard, the server sends to where it last
-heard the client, and drops inner packets whose source address is not the client's. The client counts the packets in which it
-recognises its own (those to the VPN server's address), and once there are too many it stops: a loop would eat the machine.
+:mod:`._child` runs it as a script, so it only imports the standard library. Like WireGuard, the server sends to the address that
+    the client last sent from, and drops inner packets whose source address is not the client's. The client counts its own outer
+    packets (those to the VPN server's address) that come out of the tunnel, and stops at a limit, since a loop would use up the
+    processor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LARGEST = 65536
 
 
 def source_and_destination(packet: bytes) -> tuple[bytes, bytes]:
-    """The addresses of an IP packet, packed; empty ones if it is none."""
+    """The source and destination of an IP packet, as bytes; empty if it is no IP packet."""
     if len(packet) >= 20 and packet[0] >> 4 == 4:
         return packet[12:16], packet[16:20]
     if len(packet) >= 40 and packet[0] >> 4 == 6:
@@ -32,7 +33,7 @@ def source_and_destination(packet: bytes) -> tuple[bytes, bytes]:
 
 
 class End:
-    """One end: shovels between a TUN device and a UDP socket until its input ends."""
+    """One end: forwards packets between a TUN device and a UDP socket until its standard input ends."""
 
     def __init__(self, tun: int) -> None:
         self.tun = tun
@@ -79,7 +80,7 @@ class End:
         for _ in range(_BURST):
             try:
                 packet = os.read(self.tun, _LARGEST)
-            except OSError:  # nothing left, or the device is down
+            except OSError:  # no packet is left, or the device is down
                 return
             if not self.stopped and self.admits_from_tun(packet):
                 self.send(packet)
@@ -90,7 +91,7 @@ class End:
         try:
             self.outer.sendto(packet, self.peer)
             self.counts["sent"] += 1
-        except OSError:  # no route just now, no buffer, too long: a network drops, it does not complain
+        except OSError:  # no route, no buffer, or too long: drop it silently, as networks do
             self.counts["refused"] += 1
 
     def read_outer(self) -> None:
@@ -110,7 +111,7 @@ class End:
                     os.write(self.tun, packet)
 
     def heard_from(self, source: tuple[str, int]) -> None:
-        """A datagram came from there."""
+        """Called when a datagram came from the address."""
 
 
 class Client(End):
@@ -174,7 +175,7 @@ class Server(End):
         return {"error": f"unknown command {command}"}
 
     def admits_from_tun(self, packet: bytes) -> bool:
-        # Not the reports by which this end, a router, joins multicast groups: the client's device is to count the test's packets.
+        # Drop this router's multicast reports, so that the client's device only counts the test's packets.
         return source_and_destination(packet)[1][:1] != b"\xff"
 
     def admits_from_outer(self, packet: bytes) -> bool:
@@ -190,7 +191,7 @@ class Server(End):
 def open_tun(name: str) -> int:
     """Make a TUN device in the current namespace.
 
-    :return: the descriptor that holds it; the device goes with it
+    :return: its descriptor; the device is removed when this is closed
     :raises OSError: /dev/net/tun is missing or not accessible
     """
     import fcntl
@@ -206,4 +207,4 @@ def open_tun(name: str) -> int:
 
 if __name__ == "__main__":
     (Client if sys.argv[1] == "client" else Server)(int(sys.argv[2])).run()
-    os._exit(0)  # the interpreter's own farewell would keep the device for another 20 ms
+    os._exit(0)  # the interpreter's normal exit would keep the device for another 20 ms

@@ -1,7 +1,7 @@
-"""The host's uplinks, and what can happen to them.
+"""The host's uplinks, and the changes that can be made to them.
 
-It does what a network manager does on top of what the kernel does by itself: addresses and default routes come back when a link
-comes up. Every operation is carried out before it returns, and returns the ``time.monotonic()`` of just before it was issued.
+Like a network manager, it restores addresses and default routes when a link comes up. Every operation is complete when it
+returns, and returns the ``time.monotonic()`` from just before the change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
 
 _SYSCTLS = {
-    # Strict reverse-path filtering (1) drops every reply to a socket that is bound beside the default route.
+    # A strict reverse path filter (1) drops all answers to a socket that is bound to another interface than the default route's.
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
     "ipv6/conf/all/accept_dad": "0",
@@ -28,8 +28,8 @@ _SYSCTLS = {
     "ipv6/conf/default/accept_ra": "0",
     "ipv6/conf/default/router_solicitations": "0",
 }
-# A veth pair that comes up drops what is sent until the kernel's link watch has run; at the usual second between two ARP requests
-# that would be seen as an outage. The time until the kernel gives up, three seconds, stays.
+# A veth pair that comes up drops packets until the kernel's link watch has run. With the usual second between ARP requests, this
+# would look like an outage, so the interval is shorter. The time until the kernel gives up, three seconds, is unchanged.
 _NEIGHBOURS = {"retrans_time_ms": "50", "mcast_solicit": "60"}
 _FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 _BLACKHOLE_PRIORITY = 100
@@ -37,7 +37,7 @@ P = ParamSpec("P")
 
 
 def _operation(method: Callable[Concatenate[Uplinks, P], float]) -> Callable[Concatenate[Uplinks, P], float]:
-    """Let those who follow the uplinks know once it is done."""
+    """Call ``changed`` after the operation."""
 
     @functools.wraps(method)
     def wrapper(self: Uplinks, /, *args: P.args, **kwargs: P.kwargs) -> float:
@@ -51,9 +51,9 @@ def _operation(method: Callable[Concatenate[Uplinks, P], float]) -> Callable[Con
 class Uplinks:
     """The links between the host and the router.
 
-    :param names: of the uplinks, best first
-    :param namespaces: descriptors by name
-    :param families: those that the system has
+    :param names: the names of the uplinks, best first
+    :param namespaces: the descriptors of the namespaces, by name
+    :param families: the address families that the system has
     """
 
     def __init__(self, names: Sequence[str], namespaces: dict[str, int], families: Sequence[Family]) -> None:
@@ -99,14 +99,14 @@ class Uplinks:
 
     @_operation
     def down(self, name: str) -> float:
-        """Take the link down. Its routes and IPv6 addresses go with it."""
+        """Set the link down. The kernel removes its routes and IPv6 addresses."""
         uplink = self.by_name[name]
         uplink.up = False
         return self._host(netlink.link_flags(uplink.index, 0, netlink.IFF_UP))
 
     @_operation
     def up(self, name: str) -> float:
-        """Bring the link up and give it back its addresses and default routes."""
+        """Set the link up, and add its addresses and default routes again."""
         uplink = self.by_name[name]
         uplink.up = uplink.addressed = True
         return self._host(
@@ -128,14 +128,14 @@ class Uplinks:
 
     @_operation
     def remove_addresses(self, name: str) -> float:
-        """Take away the addresses and default routes; the link stays up."""
+        """Remove the addresses and default routes; the link stays up."""
         uplink = self.by_name[name]
         uplink.addressed = False
         return self._host(*self._without_addresses(uplink), ignore=netlink.GONE)
 
     @_operation
     def add_addresses(self, name: str) -> float:
-        """Give them back."""
+        """Add the addresses and default routes again."""
         uplink = self.by_name[name]
         uplink.addressed = True
         return self._host(*self._addresses(uplink), *self._defaults(uplink))
@@ -152,12 +152,12 @@ class Uplinks:
 
     @_operation
     def default(self, name: str) -> float:
-        """Make the uplink's default route the best one. At no time is there none."""
+        """Make the uplink's default route the best one. There is a default route at all times."""
         uplink = self.by_name[name]
         others = [u for u in self.by_name.values() if u is not uplink and u.metric <= BEST_METRIC]
         before = uplink.metric
         outdated = [(u, u.metric) for u in others if u.metric < BEST_METRIC]
-        for other in others:  # what is replaced at the best metric must have another route first
+        for other in others:  # an uplink whose route at the best metric is replaced must get another route before
             other.metric = 500 + 100 * other.number
             self._host(*self._defaults(other))
         uplink.metric = BEST_METRIC
@@ -178,7 +178,7 @@ class Uplinks:
 
     @_operation
     def delete(self, name: str) -> float:
-        """Delete the interface, as pulling out a USB one does."""
+        """Delete the interface, as if a USB device was unplugged."""
         uplink = self.by_name[name]
         uplink.exists = False
         return self._host(netlink.delete_link(uplink.index))
@@ -194,7 +194,7 @@ class Uplinks:
 
     @_operation
     def blackhole(self, name: str, on: bool) -> float:
-        """Let the router drop what comes from and goes to the uplink, without a word. The gateway itself still answers."""
+        """Let the router silently drop packets from and to the uplink. The gateway itself still answers."""
         uplink = self.by_name[name]
         messages = []
         for family in self.families:
@@ -218,7 +218,7 @@ class Uplinks:
         return now
 
     def give_defaults(self, present: bool) -> None:
-        """Let the uplinks have default routes, or take all of them away."""
+        """Add the uplinks' default routes, or remove all of them."""
         self.has_defaults = True
         for uplink in self.by_name.values():
             self._host(*self._defaults(uplink, delete=not present), ignore=() if present else netlink.GONE)
@@ -241,7 +241,7 @@ class Uplinks:
 
     def _without_addresses(self, uplink: Uplink) -> list[netlink.Message]:
         addresses = [netlink.address(uplink.index, with_length(f, uplink.host(f)), delete=True) for f in self.families]
-        # The IPv4 route went with its subnet, the IPv6 one did not.
+        # The kernel removed the IPv4 route with its subnet, but not the IPv6 route.
         return addresses + self._defaults(uplink, delete=True)
 
     def _router_addresses(self, uplink: Uplink, index: int) -> list[netlink.Message]:

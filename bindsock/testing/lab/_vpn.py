@@ -1,4 +1,4 @@
-"""The VPN: a TUN device in the host that takes the default route, in the ways in which real ones do."""
+"""The VPN: a TUN device in the host that takes the default route in one of the ways of real VPNs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ VpnMode = Literal["metric", "replace", "halves", "policy", "policy-kill", "split
 * ``replace``: the only default route; the uplinks' are deleted
 * ``halves``: 0.0.0.0/1 and 128.0.0.0/1, ::/1 and 8000::/1 (OpenVPN ``redirect-gateway def1``)
 * ``policy``: a table of its own and rules (``wg-quick``)
-* ``policy-kill``: the same, with ``unreachable default`` behind it
-* ``split``: not the default at all, only the server's networks
+* ``policy-kill``: the same, and the table ends with ``unreachable default``
+* ``split``: no default route, only routes to the server's networks
 """
 VpnOuter = Literal["host-route", "bound", "unbound", "fwmark", "own"]
 """How the VPN client's own socket reaches the VPN server.
 
-* ``host-route``: by a host route by the best uplink, which follows the uplinks
-* ``bound``: bound to the best uplink, which follows the uplinks. With ``replace`` and IPv4 that leads nowhere, as it really does
-* ``unbound``: not at all: its packets loop into its own tunnel
-* ``fwmark``: marked, as WireGuard does; only the policy modes let marked packets pass by the tunnel
-* ``own``: there is no VPN client: :attr:`Lab.vpn_tun` is the descriptor of the TUN device, for the caller's own
+* ``host-route``: by a host route over the best uplink; the route is changed when the uplinks change
+* ``bound``: bound to the best uplink; rebound when the uplinks change. With ``replace`` and IPv4 it has no route, as in reality
+* ``unbound``: it does not: its packets loop into its own tunnel
+* ``fwmark``: with a firewall mark, like WireGuard; only the policy modes let marked packets bypass the tunnel
+* ``own``: there is no VPN client; :attr:`Lab.vpn_tun` is the descriptor of the TUN device for the caller's client
 """
 
 TUN = "tun0"
@@ -58,20 +58,20 @@ _HOST_ROUTE = f"{SERVER_ADDRESS}/32"
 
 @dataclass(frozen=True, slots=True)
 class VpnCounters:
-    """What the VPN client did since it was started."""
+    """The counters of the VPN client since it was started."""
 
     sent: int
     received: int
     refused: int
-    """Datagrams that the system would not send."""
+    """Datagrams that the system refused to send."""
     reentered: int
-    """Packets out of the tunnel in which the client recognised its own: the loop."""
+    """The client's own packets that came out of the tunnel: the loop."""
     stopped: bool
-    """The loop reached its limit, and the client gave up."""
+    """Whether the loop reached its limit and the client gave up."""
 
 
 class Vpn:
-    """The device, its routes, the two processes."""
+    """The TUN device, its routes, and the client and server processes."""
 
     def __init__(self, uplinks: Uplinks, namespaces: dict[str, int]) -> None:
         self._uplinks = uplinks
@@ -87,9 +87,9 @@ class Vpn:
 
     def up(self, mode: VpnMode, outer: VpnOuter, loop_limit: int) -> float:
         if self.mode is not None:
-            raise RuntimeError(f"the VPN is up already, in mode {self.mode}")
+            raise RuntimeError(f"the VPN is already up, in mode {self.mode}")
         if mode not in get_args(VpnMode) or outer not in get_args(VpnOuter):
-            raise ValueError(f"mode is one of {get_args(VpnMode)}, outer one of {get_args(VpnOuter)}")
+            raise ValueError(f"mode must be one of {get_args(VpnMode)}, outer one of {get_args(VpnOuter)}")
         if self._server is None:
             self._server = self._start_server()
         self._clear_rules()
@@ -111,7 +111,7 @@ class Vpn:
         mode, self.mode = self.mode, None
         now = time.monotonic()
         if crash:
-            self._uplinks.has_defaults = True  # they are not there, but whoever brings an uplink up next gives it its own
+            self._uplinks.has_defaults = True  # they are missing now, but an uplink that comes up next gets its route
         else:
             self._give_default_back(mode)
         self._end_client(crash)
@@ -121,7 +121,7 @@ class Vpn:
         return now
 
     def follow(self) -> None:
-        """Let the client's own socket go by the uplink that is best now."""
+        """Let the client's own socket use the uplink that is best now."""
         best = self._uplinks.best
         if best is None or self._following is None:
             return
@@ -135,7 +135,7 @@ class Vpn:
 
     def counters(self) -> VpnCounters:
         if self._client is None:
-            raise RuntimeError("no VPN client runs")
+            raise RuntimeError("no VPN client is running")
         counts = self._client.ask(command="counts")
         return VpnCounters(counts["sent"], counts["received"], counts["refused"], counts["reentered"], counts["stopped"])
 
@@ -155,16 +155,16 @@ class Vpn:
             try:
                 return open_tun(TUN)
             except OSError as exc:
-                raise LabUnavailable(f"no VPN without /dev/net/tun: {exc.strerror}") from exc
+                raise LabUnavailable(f"the VPN needs /dev/net/tun: {exc.strerror}") from exc
 
     def _configure(self, addresses: dict[Family, str], namespace: str) -> int:
-        """Give the TUN device its addresses and bring it up.
+        """Add addresses to the TUN device and set it up.
 
         :return: its index
         """
         link = self._uplinks.netlinks[namespace]
         index = link.link(TUN).index
-        # Only what the test sends may be counted on it: no link-local address, no router solicitation, no multicast report.
+        # No link-local address, router solicitation or multicast report, so that the device only counts the test's packets.
         with inside(self._namespaces[namespace]):
             if socket.AF_INET6 in self._uplinks.families:
                 with open(f"/proc/sys/net/ipv6/conf/{TUN}/addr_gen_mode", "w", encoding="ascii") as file:
@@ -244,7 +244,7 @@ class Vpn:
         return messages
 
     def _rules(self, mode: VpnMode, *, delete: bool = False) -> list[netlink.Message]:
-        """The rules of the policy modes, and what does not go with the device."""
+        """The rules of the policy modes, and the routes that the kernel does not remove with the device."""
         messages: list[netlink.Message] = []
         marked, suppress = _RULES
         for family in self._uplinks.families:

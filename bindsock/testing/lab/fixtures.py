@@ -1,4 +1,4 @@
-"""The laboratory as pytest fixtures. ``from bindsock.testing.lab.fixtures import lab`` in a ``conftest.py`` makes it known."""
+"""pytest fixtures for the laboratory. Import them in a ``conftest.py``: ``from bindsock.testing.lab.fixtures import lab``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A fresh laboratory, with the test's thread in its host. Skips where the laboratory cannot run, and says why."""
+    """A new laboratory, with the test's thread in its host. The test is skipped, with the reason, if it cannot run here."""
     obstacle = available()
     if obstacle is not None:
         pytest.skip(obstacle)
