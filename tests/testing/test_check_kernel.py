@@ -124,18 +124,18 @@ class ForgetsAtClose(SimulatedKernel):
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
-        (DifferentEachTime, "two readings of a network that stands still are equal"),
+        (DifferentEachTime, "two readings of an unchanged network are equal"),
         (WrongIndex, "wifi0 is listed under its own index"),
         (EmptyWhenPartial, "a partial reading has the interfaces of a complete one"),
         (BindsNothing, "binds a AF_INET SOCK_STREAM socket to wifi0"),
         (BindsToAnything, "raises BindFailed"),
         (TellsNoCall, "BindFailed names the call"),
-        (StaysBound, "takes wifi0 off the socket"),
+        (StaysBound, "unbinds a socket from wifi0"),
         (NeverQuiet, "drain\\(\\) is false when nothing has happened"),
-        (ContradictsItself, "has_route\\(\\) is true where lookups\\(\\) knows a route by wifi0"),
-        (SaysNothing, "route_hint\\(\\) says something"),
+        (ContradictsItself, "has_route\\(\\) is true if lookups\\(\\) finds a route by wifi0"),
+        (SaysNothing, "route_hint\\(\\) returns a sentence"),
         (Sleepy, "suspended\\(\\) grows only while the machine sleeps"),
-        (ForgetsAtClose, "after close\\(\\) the next question is answered as before"),
+        (ForgetsAtClose, "the kernel can be used again after close\\(\\)"),
     ],
 )
 def test_a_kernel_that_breaks_a_promise_fails(broken: Callable[[Network], SimulatedKernel], promise: str) -> None:

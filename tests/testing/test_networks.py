@@ -94,16 +94,16 @@ def test_default_routes_are_confirmed_but_where_it_is_said_that_they_are_not() -
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["eth0"], "something is missing"),
+        (["eth0"], "the line ends too early"),
         (["eth0 ethernet"], "ethernet"),
         (["eth0 wired expansive"], "expansive"),
         (["eth0 wired 192.0.2.5/24!old"], "old"),
-        (["eth0 wired mtu"], "something is missing"),
+        (["eth0 wired mtu"], "the line ends too early"),
         (["x: eth0 wired"], "x"),
         (["eth0 wired", "default via 192.0.2.1 dev wifi0"], "there is no interface 'wifi0'"),
-        (["eth0 wired", "default dev eth0 onlink"], "nothing is known of 'onlink'"),
-        (["eth0 wired", "default dev eth0 pref best"], "'best' is neither high, medium nor low"),
-        (["eth0 wired", "default dev"], "something is missing"),
+        (["eth0 wired", "default dev eth0 onlink"], "unknown word 'onlink'"),
+        (["eth0 wired", "default dev eth0 pref best"], "'best' is not high, medium or low"),
+        (["eth0 wired", "default dev"], "the line ends too early"),
         (["1: eth0 wired", "1: wifi0 wifi"], "eth0 and wifi0 have the same index 1"),
     ],
 )
