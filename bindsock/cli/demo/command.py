@@ -184,6 +184,8 @@ def _route_lines(kernel: kernels.Kernel, network: Network) -> list[str]:
 
 def _writable(text: str) -> Path:
     path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: its directory does not exist, or it is a directory")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: there is no such directory")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: it is a directory")
     return path

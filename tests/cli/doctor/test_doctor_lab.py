@@ -98,7 +98,7 @@ def test_a_kill_switch_is_found_and_not_got_around(vpn: None, lab: Lab, run: Run
         ("wifi0", verdict, True),
         ("eth0", verdict, True),
     }
-    assert "does not go around it" in report["advice"][0]
+    assert "does not circumvent it" in report["advice"][0]
 
 
 def test_a_rule_that_lets_the_mark_pass_is_no_obstacle(lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
