@@ -1,1 +1,1 @@
-"""Benchmarks. Figures are medians with their spread and, where two ways are compared, ratios of one and the same run."""
+"""Benchmarks. Figures are medians with their spread and, if two ways are compared, ratios from the same run."""

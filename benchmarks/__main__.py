@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: what bindsock costs, each figure with what stands beside it in the same run."""
+"""``python -m benchmarks``: the cost of bindsock, compared with other software in the same run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A process of its own that changes the laboratory's network.
+"""A separate process that changes the laboratory's network.
 
-A thread would do that with the same interpreter lock that the event loop needs at that very moment, and count as bindsock's time.
+A thread would hold the interpreter lock while the event loop needs it, and would count as bindsock's time.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Self
 from bindsock.testing.lab import Lab
 
 _SETTLED = 0.3
-"""Seconds until nothing that a change has caused is on its way any more."""
+"""Seconds until all effects of a change are over."""
 
 
 _PAUSE = 0.02
-"""Seconds before an order is carried out: who gave it is to be waiting by then, as one is who does not know what comes."""
+"""Seconds before an order is carried out, so that the caller is already waiting for its effect."""
 
 
 def other(uplink: str) -> str:
@@ -34,7 +34,7 @@ def other(uplink: str) -> str:
 
 
 class Actor:
-    """Calls the laboratory's methods in another process. Nobody else may from then on: the laboratory's memory is there."""
+    """Calls the laboratory's methods in another process. The laboratory's state is there, so nothing else may call them then."""
 
     def __init__(self, lab: Lab) -> None:
         self._here, there = socket.socketpair()
@@ -56,33 +56,36 @@ class Actor:
         os.waitpid(self._process, 0)
 
     async def order(self, method: str, *arguments: object) -> None:
-        """Have a method called a moment later, while the one who ordered it waits for what comes of that."""
+        """Let a method be called a moment later, while the caller waits for its effect."""
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self._here, json.dumps([method, *arguments]).encode() + b"\n")
 
     async def carried_out(self) -> float:
-        """Wait until what was ordered has been carried out.
+        """Wait until the ordered method has returned.
 
-        :return: monotonic seconds right before the network began to change, where the method returns that
+        :return: the method's result: the time right before the change of the network, in monotonic seconds
         """
         return float(json.loads(await asyncio.get_running_loop().sock_recv(self._here, 100)) or 0.0)
 
     async def act(self, method: str, *arguments: object) -> float:
-        """Call a method; return when it has been carried out, and what :meth:`carried_out` says."""
+        """Call a method and wait until it has returned.
+
+        :return: as for :meth:`carried_out`
+        """
         await self.order(method, *arguments)
         return await self.carried_out()
 
     async def order_switch(self, what: str, old: str) -> None:
-        """Have an uplink taken down, or the other one made the default."""
+        """Order that an uplink is set down, or that the other one becomes the default."""
         await self.order(what, old if what == "down" else other(old))
 
     async def switch(self, what: str, old: str) -> float:
-        """Take an uplink down, or make the other one the default."""
+        """Set an uplink down, or make the other one the default."""
         await self.order_switch(what, old)
         return await self.carried_out()
 
     async def restore(self, what: str, old: str) -> None:
-        """Undo that, and wait until nothing moves any more."""
+        """Undo :meth:`switch`, and wait until nothing moves any more."""
         if what == "down":
             await self.act("up", old)
             await self.act("wait_until_running", old)
@@ -90,11 +93,11 @@ class Actor:
 
 
 def _apart() -> set[int]:
-    """Give this process a processor of its own, where there are several, and those that it has made so far the others.
+    """Run this process on a processor of its own, and its child processes on the others, if there are several.
 
-    In the laboratory the server, the VPN and whoever changes the network are other machines.
+    The server, the VPN and the process that changes the network stand for other machines.
 
-    :return: the others
+    :return: the other processors
     """
     processors: set[int] = set()
     if sys.platform == "linux":
@@ -120,7 +123,7 @@ def _obey(lab: Lab, orders: socket.socket) -> None:
             method, *arguments = json.loads(line)
             time.sleep(_PAUSE)
             orders.sendall(json.dumps(getattr(lab, method)(*arguments)).encode())
-    except Exception:  # noqa: BLE001 - whatever it is, the one who ordered it hears only that this process has ended
+    except Exception:  # noqa: BLE001 - the caller only notices that this process has ended
         traceback.print_exc()
     finally:
         os._exit(0)

@@ -18,9 +18,9 @@ from .suite import BENCHMARKS, Benchmark, chosen
 _QUICK = {"rounds": 10, "many": 2_000}
 _FULL = {"rounds": 30, "many": 10_000}
 _EPILOG = """\
-Each figure is a median with its 10th and 90th percentiles. What stands beside it was measured in the same
-run, in turn, so that whatever else the machine does falls on both; the ratio is that of the halves of a
-round. Ratios are costs: above 1, bindsock is the dearer one.
+Each figure is a median with its 10th and 90th percentiles. The software that it is compared with was
+measured in the same run, in turn, so that other load affects both; the ratio is computed for each round.
+Ratios are costs: above 1, bindsock is more expensive.
 
 exit status: 0 if all has been measured, 1 if a benchmark failed, 130 after Ctrl-C, 2 for wrong usage
 """
@@ -39,9 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="name the benchmarks, and run none")
     parser.add_argument("--rounds", metavar="N", type=_at_least_two, help="of what takes milliseconds (30; quick: 10)")
-    parser.add_argument("--many", metavar="N", type=_at_least_two, help="how many endpoints are many (10,000; quick: 2,000)")
+    parser.add_argument("--many", metavar="N", type=_at_least_two, help="the large number of endpoints (10,000; quick: 2,000)")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=1800.0, help="after which one benchmark is ended (%(default)g)"
+        "--timeout", metavar="SECONDS", type=float, default=1800.0, help="the time limit of a benchmark (%(default)g)"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="save the results")
     parser.add_argument("--table", metavar="FILE", type=Path, help="save the table of the documentation, in Markdown")
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bindsock", metavar="CHECKOUT", type=Path, help="measure the bindsock of another checkout, with these benchmarks"
     )
     parser.add_argument(
-        "--urgent", action="store_true", help="go before all other processes, on a machine that others use as well (root)"
+        "--urgent", action="store_true", help="take priority over all other processes, on a shared machine (root)"
     )
     return parser
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{benchmark.name:<12} {benchmark.title}")
         return 0
     if arguments.urgent and os.geteuid() != 0:
-        parser.error("only root may go before all other processes")
+        parser.error("--urgent needs root")
     signal.signal(signal.SIGTERM, isolated.interrupt)
     status = 0
     if arguments.show is not None:

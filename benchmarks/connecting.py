@@ -1,4 +1,4 @@
-"""What beneath-the-tunnel costs a connect, beside the loop's own."""
+"""The cost of a connect, compared with the loop's own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def _each(*connects: Connect) -> list[float]:
 
 
 def measure(size: Size) -> Iterator[Row]:
-    """Connects while another connection is followed, and after nothing was for a while."""
+    """Connect while another connection is followed, and after a while without any."""
     with laboratory(FEW_ROUTES) as lab, lab.inside(), runners() as loops:
         for name, runner in loops.items():
             own = functools.partial(_made, runner.get_loop().create_connection, lab)

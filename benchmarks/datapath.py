@@ -1,6 +1,6 @@
-"""What sending and receiving costs the program, beside the event loop's own transports.
+"""The cost of sending and receiving, compared with the event loop's own transports.
 
-What is compared is the processor's time of the program's thread: the other end, and the wire between, are not bindsock's.
+It compares the processor time of the program's thread, without the other end and the network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure(size: Size) -> Iterator[Row]:
 
 
 class _Answers(asyncio.DatagramProtocol):
-    """Says that something has come."""
+    """Tells when a datagram has arrived."""
 
     def __init__(self) -> None:
         self.waiting: asyncio.Future[None] | None = None
@@ -78,7 +78,7 @@ def _datagrams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Itera
 
     own = f"{name}'s own"
     with lab.inside("server"):
-        nobody = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # whose answers would be measured, too
+        nobody = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # it sends no answers, which would be measured, too
         nobody.bind((lab.server.ipv4, 0))
     sending = endpoints(nobody.getsockname())
     sides = {side: functools.partial(lambda t: runner.run(_send(t)), transport) for side, (transport, _) in sending.items()}

@@ -1,4 +1,4 @@
-"""What making and closing a datagram endpoint costs beside the event loop's own, in the processor's time."""
+"""The cost of making and closing a datagram endpoint, compared with the event loop's own, in processor time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BATCH = 100
 
 
 async def made(make: Any, remote: tuple[str, int], count: int) -> list[asyncio.DatagramTransport]:
-    """So many connected endpoints."""
+    """Make ``count`` connected endpoints."""
     return [(await make(asyncio.DatagramProtocol, remote_addr=remote))[0] for _ in range(count)]
 
 

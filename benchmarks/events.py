@@ -1,7 +1,7 @@
-"""How long the event loop stands still while the network changes, with few routes and with many.
+"""How long the event loop is blocked while the network changes, with few routes and with many.
 
-Beside bindsock stands a loop that reads the same messages of the kernel and does nothing about them. What is compared is the
-processor's time that the loop's thread took in its longest turn; by the clock on the wall, a busy machine would be measured.
+bindsock is compared with a loop that reads the same messages of the kernel and ignores them. The figure is the processor time
+that the loop's thread took in its longest turn; wall-clock time would measure how busy the machine is.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .standstill import Standstill, standstill
 _GROUPS = 0x551
 """RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE."""
 _SETTLED = 0.5
-"""Seconds until nothing of what was before is on its way."""
+"""Seconds until all effects of earlier changes are over."""
 _AFTERWARDS = 0.6
-"""Seconds after a change within which the complete reading, and what is decided ahead, come."""
+"""Seconds after a change in which the complete reading and the prefetched decisions are made."""
 _BURST = 1_000
 
 Order = tuple[str, ...]
@@ -81,14 +81,14 @@ async def _bindsock(lab: Lab) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _reading_only(lab: Lab) -> AsyncIterator[None]:
-    """Read what the kernel says."""
+    """Only read the kernel's messages."""
     with socket.socket(netlink.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as events:
         events.bind((0, _GROUPS))
         events.setblocking(False)
         loop = asyncio.get_running_loop()
 
         def read() -> None:
-            with contextlib.suppress(OSError):  # ENOBUFS: more has come than there was room for
+            with contextlib.suppress(OSError):  # ENOBUFS: the buffer overran
                 events.recv(1 << 16)
 
         loop.add_reader(events, read)

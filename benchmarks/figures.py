@@ -1,4 +1,4 @@
-"""What a benchmark finds: rows, each with what stands beside it in the same run."""
+"""The results of a benchmark: rows of figures, each with the figure that it is compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of several rounds and how far they lie apart."""
+    """The median of several rounds, and their spread."""
 
     median: float
     low: float
@@ -41,26 +41,26 @@ class Row:
     """One line of the result."""
 
     name: str
-    """What was done, and how large the network or the program was."""
+    """What was measured, and with how large a network or program."""
     unit: str
     ours: Spread | None = None
     beside: str = ""
-    """What stands beside it."""
+    """What it is compared with."""
     theirs: Spread | None = None
     ratio: Spread | None = None
-    """Ours divided by theirs, round by round: a busy machine slows both halves of a round."""
+    """Our figure divided by the other one, for each round, since a busy machine slows both halves of a round."""
     rate: bool = False
-    """More is better, such as connections a second."""
+    """Whether a larger figure is better, such as connections a second."""
     ratio_limit: float | None = None
-    """What the median of the ratio should not exceed."""
+    """The aim for the median of the ratio, as an upper limit."""
     limit: float | None = None
-    """What the median of ours should not exceed."""
+    """The aim for the median of our figure, as an upper limit."""
     skipped: str = ""
     """Why there are no figures."""
 
     @property
     def cost(self) -> Spread | None:
-        """The ratio as a cost: above 1 bindsock is the dearer one, of rates as well."""
+        """The ratio as a cost: above 1, bindsock is more expensive, also for rates."""
         if self.ratio is None or not self.rate:
             return self.ratio
         return Spread(1 / self.ratio.median, 1 / self.ratio.high, 1 / self.ratio.low, self.ratio.rounds)
@@ -85,7 +85,7 @@ class Row:
 def alone(
     name: str, unit: str, values: Sequence[float], *, scale: float = 1.0, limit: float | None = None, rate: bool = False
 ) -> Row:
-    """A row that nothing stands beside."""
+    """A row without a comparison."""
     return Row(name, unit, Spread.of(values, scale), limit=limit, rate=rate)
 
 
@@ -101,9 +101,9 @@ def compared(
     ratio_limit: float | None = None,
     limit: float | None = None,
 ) -> Row:
-    """A row with what stands beside it, from rounds that were made in turn.
+    """A row with a comparison, from rounds in which both were measured in turn.
 
-    :param scale: what the values are multiplied by, to be in the unit
+    :param scale: the factor that converts the values to the unit
     """
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Row(name, unit, Spread.of(ours, scale), beside, Spread.of(theirs, scale), Spread.of(ratios), rate, ratio_limit, limit)

@@ -1,4 +1,4 @@
-"""What ``import bindsock`` costs beside ``import asyncio``."""
+"""The cost of ``import bindsock``, compared with ``import asyncio``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs one benchmark in a process of its own, so that none inherits another's memory, sockets or threads."""
+"""Runs each benchmark in a process of its own, so that it does not inherit memory, sockets or threads of another one."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from .setting import Size, Unavailable
 from .suite import BENCHMARKS, Benchmark
 
 _GOODBYE = 10.0
-"""Seconds for a process that is interrupted to end in an orderly way."""
+"""How long an interrupted process may take to end orderly, in seconds."""
 
 
 class Failed(Exception):
-    """A benchmark's process did not end well."""
+    """A benchmark's process failed or was ended."""
 
 
 def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | None = None, urgent: bool = False) -> Iterator[Row]:
     """Run a benchmark; yield its rows as they come.
 
-    :param timeout: seconds after which it is ended
-    :param bindsock: a checkout whose bindsock is measured instead of this one's
-    :param urgent: let it go before all other processes
-    :raises Failed: it ended with an error, which is on standard error, or was ended
+    :param timeout: the time limit, in seconds
+    :param bindsock: measure the bindsock of this checkout instead
+    :param urgent: give it priority over all other processes
+    :raises Failed: it ended with an error, which is on standard error, or reached the time limit
     """
     order = json.dumps({"benchmark": benchmark.name, "size": dataclasses.asdict(size), "urgent": urgent})
     here = Path(__file__).parent.parent
     path = [str(p) for p in (bindsock, here) if p is not None]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])}
-    # The other checkout may have benchmarks as well: these are imported before its folder is looked into.
+    # The other checkout may have benchmarks, too: import these before its folder is added to the path.
     program = (
         f"import sys; sys.path.insert(0, {str(here)!r}); import benchmarks; sys.path.pop(0); from benchmarks import isolated"
     )
@@ -64,9 +64,9 @@ def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | No
 
 
 def _go_first() -> None:
-    """Give this process, and those that it starts, the highest priority of what is no real-time process."""
+    """Give this process and its children the highest priority below real-time processes."""
     os.nice(-40)
-    # Where the kernel groups processes by their session, that counts within the session only (sched(7), autogroup).
+    # If the kernel groups processes by session, the priority only counts within the session (sched(7), autogroup).
     with contextlib.suppress(FileNotFoundError):
         Path("/proc/self/autogroup").write_text("-20", encoding="ascii")
 
@@ -81,14 +81,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """End in an orderly way, with all that was started."""
+    """End orderly, with all processes that were started."""
     raise KeyboardInterrupt
 
 
 def _measure(order: str) -> int:
     document = json.loads(order)
     benchmark = next(b for b in BENCHMARKS if b.name == document["benchmark"])
-    # The rows get a descriptor of their own: whatever else a library may print goes to standard error.
+    # The rows get a descriptor of their own; other output of libraries goes to standard error.
     with open(os.dup(1), "w", encoding="utf-8") as rows:
         os.dup2(2, 1)
 
@@ -108,7 +108,7 @@ def _measure(order: str) -> int:
 
 
 def carry_out(order: str) -> NoReturn:
-    """Measure what :func:`run` orders, in the process that it starts."""
+    """Run the benchmark that :func:`run` names, in the process that it starts."""
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         sys.exit(_measure(order))
     sys.exit(130)

@@ -1,4 +1,4 @@
-"""How much memory things take: what the resident set of a fresh process grows by."""
+"""Measures memory: the growth of the resident set of a fresh process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """The resident set of this process, in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def in_a_fork(measure: Callable[[], float]) -> float:
-    """What a function returns, called in a process of its own: memory that others have used and left free is not there.
+    """Call a function in a child process, in which no freed memory of other benchmarks is left.
 
-    :raises RuntimeError: it failed; what it raised is on standard error
+    :return: the function's result
+    :raises RuntimeError: it failed; its exception is on standard error
     """
     reading, writing = os.pipe()
     process = os.fork()

@@ -1,6 +1,6 @@
-"""Moving datagram endpoints, few and thousands, beside the bare system calls that move as many sockets.
+"""Moving few and thousands of datagram endpoints, compared with the bare system calls for as many sockets.
 
-What is compared is the processor's time of the thread that moves them.
+It compares the processor time of the thread that moves them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ _SO_BINDTOIFINDEX = 62
 _FEW = 10
 _PATIENCE = 60.0
 _QUIET = 0.5
-"""Seconds after a change until what follows from it has been done."""
+"""Seconds after a change until all its effects are over."""
 _OVERLAP = 2.5
 """Seconds until the first of two overlapping sockets is closed, and more."""
 
 
 def measure(size: Size) -> Iterator[Row]:
     for count in [size.at_most(2)] if size.quick else [_FEW, size.at_most(2)]:
-        # The bare sockets have a host and a process of their own: there, no port that one of them moves with is taken, and there
-        # are descriptors for all.
+        # The bare sockets have a host and a process of their own, so that their ports are free and there are enough descriptors.
         with laboratory(FEW_ROUTES) as beside, ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as bare:
             with beside.inside():
                 bare.submit(os.getpid).result()  # starts it, in the namespace in which this thread is
@@ -47,7 +46,7 @@ def measure(size: Size) -> Iterator[Row]:
 
 @dataclass(slots=True)
 class _Found:
-    """What the rounds of one kind of move took, in seconds; bare, busy and computing are the processor's."""
+    """The times of the rounds of one kind of move, in seconds; bare, busy and computing are processor time."""
 
     moved: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
@@ -64,7 +63,7 @@ async def _moves(lab: Lab, bare: Executor, actor: Actor, count: int, rounds: int
     async with TransportFactory() as factory:
         transports = await made(factory.create_datagram_endpoint, remote, count)
         for number in range(rounds + 1):
-            if number == 1:  # the first round is for whatever is made once
+            if number == 1:  # the first round includes what is only made once
                 in_place, overlapping = _Found(), _Found()
             await _move(factory, transports, actor, ("down", "wifi0"), in_place)
             await actor.act("default", "eth0")
@@ -96,7 +95,7 @@ def _rows(title: str, found: _Found, ratio_limit: float | None) -> list[Row]:
 async def _move(
     factory: TransportFactory, transports: list[asyncio.DatagramTransport], actor: Actor, order: tuple[str, str], taken: _Found
 ) -> None:
-    """Let the network change, and wait until all have moved."""
+    """Change the network, and wait until all endpoints have moved."""
     count, busy = len(transports), transports[len(transports) // 2]
     old = str(busy.get_extra_info("interface"))
     busy.sendto(b"x")
@@ -132,9 +131,9 @@ def _bound(remote: tuple[str, int], uplink: int) -> socket.socket:
 
 
 def _in_place(remote: tuple[str, int], count: int) -> float:
-    """Seconds of the processor for the calls that move so many sockets without privilege.
+    """The processor time of the calls that move ``count`` sockets without privilege, in seconds.
 
-    They dissolve the connection, bind the socket anew and connect it again.
+    They disconnect each socket, bind it and connect it again.
     """
     old = socket.if_nametoindex("wifi0")
     kernel = LinuxKernel()
@@ -149,7 +148,7 @@ def _in_place(remote: tuple[str, int], count: int) -> float:
 
 
 def _overlapping(remote: tuple[str, int], count: int) -> float:
-    """Seconds of the processor for the calls that make as many new sockets and close the old ones."""
+    """The processor time of the calls that make ``count`` new sockets and close the old ones, in seconds."""
     old, new = (socket.if_nametoindex(name) for name in ("wifi0", "eth0"))
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(_bound(remote, old)) for _ in range(count)]

@@ -1,7 +1,7 @@
 """The stall of a multipath download when its network changes.
 
-It is the longest time without a byte, from the change on; the server sends a megabyte every ten milliseconds, so that ten are no
-stall.
+The stall is the longest time without data after the change. The server sends a megabyte every ten milliseconds, so ten
+milliseconds are no stall.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def measure(size: Size) -> Iterator[Row]:
         return
     with laboratory(FEW_ROUTES) as lab, lab.inside(), Actor(lab) as actor, asyncio.Runner() as runner:
         for number, name in enumerate(("in-kernel", "userspace")):
-            # In the host's namespace, which is the laboratory's own.
+            # This only changes the laboratory's host namespace.
             Path("/proc/sys/net/mptcp/pm_type").write_text(str(number), encoding="ascii")
             for what, words in (("down", "link down"), ("default", "default switched")):
                 stalls = runner.run(_stalls(lab, actor, size.slow_rounds, what))

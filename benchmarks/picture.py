@@ -1,4 +1,4 @@
-"""The picture: one dot a row, the ratio to what stands beside it, on a logarithmic scale. Light and dark."""
+"""Draws the ratios: a dot for each row on a logarithmic scale, in a light and a dark version."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WIDTH = 10.0
 """Inches."""
 _ROW = 0.26
 _LEAST = 0.02
-"""Where the scale begins: what is cheaper is an arrow there."""
+"""The beginning of the scale; smaller ratios are drawn as an arrow."""
 _HEADING = 1.4
-"""How many rows' height a group's title takes."""
+"""The height of a group's title, in rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def draw(report: Report, directory: Path, name: str = "ratios") -> list[Path]:
     }
     groups = _with_ratios(report)
     if not groups:
-        raise ValueError("nothing was measured beside anything")
+        raise ValueError("no row has a ratio")
     paths = []
     for suffix, colours in _THEMES.items():
         with matplotlib.rc_context(settings):

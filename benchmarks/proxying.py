@@ -45,7 +45,7 @@ _PORTS = {"bindsock": 10801, "microsocks": 10802, "dante": 10803}
 
 
 def _commands(directory: str) -> dict[str, list[str] | str]:
-    """How each server is started, or why it cannot be."""
+    """The command of each server, or the reason why it cannot be started."""
     path = f"{os.environ.get('PATH', '')}:{_SOCKS}"
     bindsock = [sys.executable, "-m", "bindsock", "proxy", "--quiet", "--listen", f"127.0.0.1:{_PORTS['bindsock']}"]
     commands: dict[str, list[str] | str] = {"bindsock": bindsock}
@@ -68,7 +68,7 @@ def _commands(directory: str) -> dict[str, list[str] | str]:
 
 @contextlib.contextmanager
 def _running(command: list[str], port: int) -> Iterator[None]:
-    """A server, from when it listens on."""
+    """Run a server; the block begins when it listens."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + _PATIENCE
@@ -82,7 +82,7 @@ def _running(command: list[str], port: int) -> Iterator[None]:
                 time.sleep(0.02)
         yield
     finally:
-        # Dante has a process for each kind of work; they are all of the session that was made for it.
+        # Dante has several processes; all belong to the session that was made for it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -94,7 +94,7 @@ def _running(command: list[str], port: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _source(lab: Lab) -> Iterator[tuple[str, int]]:
-    """A server, in a process of its own, that sends megabytes as fast as it can to whoever says a word."""
+    """A server in a separate process that sends megabytes as fast as it can to clients that send something."""
     with lab.inside("server"):
         listener = socket.create_server((lab.server.ipv4, 0))
         process = os.fork()
@@ -132,7 +132,7 @@ def _request(destination: tuple[str, int]) -> bytes:
 
 
 def _through(proxy: int, destination: tuple[str, int]) -> socket.socket:
-    """A connection through a SOCKS5 server, up to its answer."""
+    """Connect through a SOCKS5 server, and read its answer."""
     sock = socket.create_connection(("127.0.0.1", proxy), _PATIENCE)
     sock.sendall(b"\5\1\0")
     _expect(_exactly(sock, 2), b"\5\0")
@@ -183,7 +183,7 @@ def _first_byte(proxy: int, destination: tuple[str, int]) -> float:
 
 
 def _rate(proxy: int, destination: tuple[str, int]) -> float:
-    """Connections a second, so many at a time, each up to the first byte of a server that speaks first."""
+    """Connections a second, several at the same time, each until the first byte of a server that speaks first."""
     request = _request(destination)
 
     async def connect(waiting: asyncio.Semaphore) -> None:

@@ -1,4 +1,4 @@
-"""What a reading of the network costs in the processor's time, beside pyroute2, and what it leaves in memory."""
+"""The cost of a reading of the network in processor time, compared with pyroute2, and its memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .rounds import in_turn
 from .setting import FEW_ROUTES, MANY_ROUTES, Size, laboratory
 
 _SETTLED = 0.5
-"""Seconds until what is decided ahead has been decided."""
+"""Seconds until the prefetched decisions have been made."""
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -46,7 +46,7 @@ def measure(size: Size) -> Iterator[Row]:
 
 
 def _readings(few: Lab, many: Lab, size: Size) -> Iterator[Row]:
-    """Readings with many routes beside those with few, and what a decision takes."""
+    """Readings with many routes, compared with those with few, and the cost of a decision."""
     with few.inside(), contextlib.closing(LinuxKernel()) as kernel, contextlib.ExitStack() as stack:
         with many.inside():
             there = stack.enter_context(contextlib.closing(LinuxKernel()))
@@ -86,7 +86,7 @@ def _beside_pyroute2(lab: Lab, routes: int, rounds: int) -> Iterator[Row]:
 
 
 def _memory(lab: Lab) -> float:
-    """Bytes by which a process grows as it opens its first connection."""
+    """The growth of a process when it opens its first connection, in bytes."""
 
     async def grown() -> float:
         before = resident()

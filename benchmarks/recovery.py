@@ -1,8 +1,8 @@
-"""How long after a change of the network a program is on its way again, beside one that does it by hand.
+"""How long a program needs after a change of the network until it sends again, compared with one that does it by hand.
 
-The clock starts right before the netlink request that changes the network is sent; so the kernel's own work is in the figures.
-What stands beside waits for the first message of the kernel, decides nothing, and goes to the interface that it knows to be the
-right one.
+The clock starts right before the netlink request that changes the network, so the figures include the kernel's own work. The
+program that it is compared with waits for the kernel's first message, decides nothing, and uses the interface that it knows to
+be right.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Measure = Callable[[Lab, Actor, str], Coroutine[Any, Any, float]]
 
 
 class _Ignore(asyncio.DatagramProtocol):
-    """A protocol that wants nothing."""
+    """A protocol that ignores everything."""
 
 
 async def _datagram(lab: Lab, actor: Actor, what: str) -> float:
@@ -113,7 +113,7 @@ async def _reader_woken(lab: Lab, actor: Actor, what: str, *, tls: bool = False)
     except bindsock.InterfaceChanged:
         taken = time.monotonic() - changed
     else:
-        raise RuntimeError("the reader was told nothing of the lost interface")
+        raise RuntimeError("the reader did not notice the lost interface")
     writer.close()
     if what == "address":
         await actor.act("add_addresses", old)

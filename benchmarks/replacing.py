@@ -1,6 +1,6 @@
-"""Replacing the connections of many streams at once, beside asyncio's own connects of as many.
+"""Replacing the connections of many streams at once, compared with as many connects of asyncio.
 
-What is compared is the processor's time of the thread.
+It compares the processor time of the thread.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .standstill import Standstill, standstill
 _FEW = 10
 _PATIENCE = 120.0
 _AT_ONCE = 100
-"""How many connections are opened at a time at first."""
+"""How many connections are opened at the same time at the beginning."""
 
 
 class _Client:
-    """A connection whose hook does nothing but note when it was called."""
+    """A connection whose hook only records when it was called."""
 
     def __init__(self) -> None:
         self.replaced = asyncio.Event()
@@ -46,7 +46,7 @@ class _Client:
 
 
 async def _together(lab: Lab, actor: Actor, count: int) -> tuple[float, Standstill]:
-    """Seconds until so many streams are back after their link went down, and the loop's standstill meanwhile."""
+    """Seconds until ``count`` streams are back after their link went down, and how long the loop was blocked meanwhile."""
     clients = [_Client() for _ in range(count)]
     for first in range(0, count, _AT_ONCE):
         await asyncio.gather(*(client.open(lab) for client in clients[first : first + _AT_ONCE]))
@@ -68,7 +68,7 @@ async def _together(lab: Lab, actor: Actor, count: int) -> tuple[float, Standsti
 
 
 async def _by_asyncio(lab: Lab, count: int) -> float:
-    """Seconds of the processor until as many connections are open, as many at a time as bindsock has under way."""
+    """The processor time to open ``count`` connections, as many at the same time as bindsock does, in seconds."""
     waiting = asyncio.Semaphore(_AT_ONCE)
 
     async def connect() -> asyncio.StreamWriter:
@@ -89,7 +89,7 @@ def measure(size: Size) -> Iterator[Row]:
     for count in (_FEW, size.at_most(2)):
         ours, theirs = [], []
         for _ in range(2 if size.quick else 3):
-            # A new one for each round: ten thousand connections leave much behind.
+            # A new laboratory for each round, since ten thousand connections leave much behind.
             with laboratory(FEW_ROUTES) as lab, lab.inside(), Actor(lab) as actor, asyncio.Runner() as runner:
                 ours.append(runner.run(_together(lab, actor, count)))
                 theirs.append(runner.run(_by_asyncio(lab, count)))

@@ -17,10 +17,10 @@ _VERSION = 1
 
 @dataclass(slots=True)
 class Report:
-    """What a run has found.
+    """The results of a run.
 
-    :param machine: where it ran
-    :param groups: rows by the title of their benchmark
+    :param machine: the machine it ran on
+    :param groups: the rows, by the title of their benchmark
     """
 
     machine: dict[str, str]
@@ -28,7 +28,7 @@ class Report:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what :meth:`save` has written.
+        """Read a report that :meth:`save` wrote.
 
         :raises OSError: the file cannot be read
         :raises ValueError: it is no report
@@ -47,7 +47,7 @@ class Report:
 
 
 def this_machine() -> dict[str, str]:
-    """What a reader has to know of the machine, and how busy it is now."""
+    """The properties of the machine that matter, and its present load."""
     load = os.getloadavg()
     processors = os.cpu_count() or 1
     if sys.platform == "linux":
@@ -87,7 +87,7 @@ def _verdict(row: Row) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """The table of the documentation."""
+    """The table for the documentation."""
     machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
     lines = [f"Measured on: {machine}.", ""]
     for title, rows in report.groups.items():

@@ -1,4 +1,4 @@
-"""Where a benchmark runs: its size, its event loops, and a laboratory with as many routes as it asks for."""
+"""The setting of a benchmark: its size, its event loops, and a laboratory with a given number of routes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ FEW_ROUTES = 10
 MANY_ROUTES = 100_000
 _UPLINKS = ("wifi0", "eth0", "usb0")
 _PORTS = {"ip_local_port_range": "1024 65535", "tcp_tw_reuse": "1", "tcp_fin_timeout": "1"}
-"""So that tens of thousands of connections to one port, one after the other, find local ones."""
+"""With these, tens of thousands of connections to one port, one after the other, find free local ports."""
 _FEW_DESCRIPTORS = 400
-"""What a process needs besides the sockets that are counted."""
+"""The descriptors that a process needs in addition to the counted sockets."""
 
 
 class Unavailable(Exception):
-    """A benchmark cannot run here. The message says why."""
+    """A benchmark cannot run here. The message tells why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much is measured.
 
-    :param quick: the main rows alone
-    :param rounds: of a measurement that takes milliseconds; those that take seconds make a fifth of it
-    :param many: how many endpoints or streams are many
+    :param quick: only the main rows
+    :param rounds: the rounds of a measurement that takes milliseconds; those that take seconds have a fifth of it
+    :param many: the large number of endpoints or streams
     """
 
     quick: bool
@@ -44,14 +44,14 @@ class Size:
         return max(3, self.rounds // 5)
 
     def at_most(self, descriptors: int) -> int:
-        """How many things fit in a process that takes so many descriptors for each. Allows the process as many as it can get."""
+        """How many things with that many descriptors each fit in a process. It raises the process's limit as far as possible."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return self.many if hard == resource.RLIM_INFINITY else min(self.many, (hard - _FEW_DESCRIPTORS) // descriptors)
 
 
 def loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The event loops that are here, by name."""
+    """The installed event loops, by name."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
     with contextlib.suppress(ImportError):
         import uvloop
@@ -69,9 +69,9 @@ def runners() -> Iterator[dict[str, asyncio.Runner]]:
 
 @contextlib.contextmanager
 def laboratory(routes: int = 0) -> Iterator[Lab]:
-    """A laboratory whose host has so many routes besides its own, all by an uplink that is never the best one.
+    """A laboratory whose host has that many additional routes, all by an uplink that is never the best one.
 
-    :raises Unavailable: there is no ``ip`` command to make the routes with
+    :raises Unavailable: the ``ip`` command, which makes the routes, is not installed
     """
     with Lab(uplinks=_UPLINKS) as lab:
         with lab.inside():
@@ -83,10 +83,10 @@ def laboratory(routes: int = 0) -> Iterator[Lab]:
 
 
 def add_routes(lab: Lab, count: int) -> None:
-    """Give the host so many more routes, to single addresses."""
+    """Add ``count`` routes to single addresses to the host."""
     command = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if command is None:
-        raise Unavailable("many routes are made with the ip command (iproute2), which is not here")
+        raise Unavailable("many routes need the ip command (iproute2), which is not installed")
     gateway = lab.gateway(_UPLINKS[-1])
     lines = (f"route add 11.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 via {gateway} dev {_UPLINKS[-1]}\n" for n in range(count))
     with lab.inside():

@@ -1,7 +1,6 @@
-"""How long the event loop stands still: the longest time between two of its turns.
+"""How long the event loop is blocked: the longest time between two of its turns.
 
-Python's garbage collector stops the loop as well, for the longer the more objects the program has, whoever made them. Its time is
-counted apart.
+Python's garbage collector blocks the loop, too, and longer the more objects the program has. Its time is counted separately.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 _GOING_ROUND = 5e-5
-"""Seconds of the processor's time that a turn takes at most in which nothing is done."""
+"""The longest processor time, in seconds, of a turn in which nothing is done."""
 
 
 @dataclass(slots=True)
 class Standstill:
-    """The longest turn so far, and what all took."""
+    """The longest turn so far, and the sum of all turns."""
 
     seconds: float = 0.0
-    """By the clock on the wall: on a busy machine, another process may have had the processor meanwhile."""
+    """The longest turn by the wall clock: on a busy machine it may include other processes."""
     computing: float = 0.0
-    """Seconds of the processor's time that the loop's thread took in one turn: what the loop itself did."""
+    """The longest processor time of the loop's thread in one turn, in seconds."""
     collecting: float = 0.0
-    """Seconds of the processor's time of the longest garbage collection; it is in no other figure but the first."""
+    """The processor time of the longest garbage collection, in seconds; only the first figure includes it."""
     busy: float = 0.0
-    """Seconds of the processor's time in all turns in which more was done than to go round."""
+    """The processor time of all turns in which something was done, in seconds."""
 
     def forget(self) -> None:
         self.seconds = self.computing = self.collecting = self.busy = 0.0
@@ -36,7 +35,7 @@ class Standstill:
 
 @contextlib.asynccontextmanager
 async def standstill() -> AsyncIterator[Standstill]:
-    """Take a turn of the loop after the other, and note the longest."""
+    """Measure each turn of the loop, and record the longest."""
     longest = Standstill()
     over = False
     collected = begun = 0.0

@@ -28,7 +28,7 @@ from .setting import Size
 class Benchmark:
     """A group of rows that is measured in a process of its own.
 
-    :param quick: part of the main rows
+    :param quick: whether it is one of the main groups
     """
 
     name: str
@@ -55,5 +55,5 @@ BENCHMARKS = (
 
 
 def chosen(patterns: list[str], *, quick: bool) -> list[Benchmark]:
-    """The benchmarks whose names match one of the patterns; all without one, of which quick are the main ones alone."""
+    """The benchmarks whose names match a pattern, all if there are none; with ``quick`` only the main ones."""
     return [b for b in BENCHMARKS if (any(fnmatch.fnmatch(b.name, p) for p in patterns) if patterns else b.quick or not quick)]

@@ -1,7 +1,7 @@
-"""Make an event loop that somebody else has made bind from now on.
+"""Lets an event loop that a framework has made bind new connections.
 
-It is for Jupyter, Textual and other frameworks, where the loop runs before any of your code does. With an event loop of your own,
-use bindsock.EventLoop instead; for a whole program, `bindsock run`.
+It is for Jupyter, Textual and other frameworks, whose loop runs before your code. If you make the event loop yourself, use
+bindsock.EventLoop instead; for a whole program, `bindsock run`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""aiohttp whose connections leave beneath the VPN: asks for a page again and again, whatever the network does meanwhile.
+"""aiohttp whose connections bypass the VPN: it gets a page again and again while the network changes.
 
-Use it to give one session a connector of its own while the rest of the program goes where the VPN wants.
-When the interface goes, a request under way fails at once with aiohttp.ClientError; the next one leaves by the new interface.
+Use it to give one session its own connector while the rest of the program uses the VPN.
+When the interface goes, a pending request fails at once with aiohttp.ClientError; the next one leaves by the new interface.
 """
 
 import argparse
@@ -25,7 +25,7 @@ async def poll(url: str, interval: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Get a page by aiohttp every so often, beneath the VPN, until Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Get a page by aiohttp every so often, bypassing the VPN, until Ctrl-C.")
     parser.add_argument("url")
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between two requests")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""A file by HTTP/3 over one QUIC connection, which goes on by another interface when its own goes, in mid-download.
+"""Downloads a file by HTTP/3 over one QUIC connection, which goes on by another interface when its own goes.
 
-Use it with aioquic for downloads, calls and tunnels that must not begin anew: QUIC knows a connection by its id.
-bindsock.integrations.aioquic.connect() takes what aioquic.asyncio.connect() takes.
+Use it with aioquic for downloads, calls and tunnels that must not start again: QUIC identifies a connection by its id.
+bindsock.integrations.aioquic.connect() takes the arguments of aioquic.asyncio.connect().
 """
 
 import argparse
@@ -19,7 +19,7 @@ from bindsock.integrations.aioquic import connect
 
 
 class HttpClient(QuicConnectionProtocol):
-    """As little of an HTTP/3 client as gets one file."""
+    """A minimal HTTP/3 client that gets one file."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -60,11 +60,11 @@ async def download(host: str, port: int, path: str, certificates: str | None) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a file got by HTTP/3, beneath the VPN, to standard output.")
+    parser = argparse.ArgumentParser(description="Get a file by HTTP/3, bypassing the VPN, and write it to standard output.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("path", nargs="?", default="/")
-    parser.add_argument("--certificates", metavar="FILE", help="of the authorities to trust, instead of the usual ones")
+    parser.add_argument("--certificates", metavar="FILE", help="the authorities to trust, instead of the usual ones")
     arguments = parser.parse_args()
     asyncio.run(download(arguments.host, arguments.port, arguments.path, arguments.certificates))
 

@@ -1,7 +1,7 @@
-"""anyio's streams and datagrams beneath the VPN, on asyncio and on trio.
+"""anyio's streams and datagrams, bypassing the VPN, on asyncio and on trio.
 
 Use it in programs and libraries written for anyio: the functions have its names, arguments and return types.
-When the interface goes, a stream raises anyio.BrokenResourceError at once, caused by bindsock.InterfaceChanged; UDP moves along.
+When the interface goes, a stream raises anyio.BrokenResourceError at once, caused by bindsock.InterfaceChanged; UDP sockets move.
 """
 
 import argparse
@@ -25,7 +25,7 @@ async def ask(host: str, port: int, question: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Send an HTTP request, or a datagram with a question, beneath the VPN.")
+    parser = argparse.ArgumentParser(description="Send an HTTP request, or a datagram with a question, bypassing the VPN.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("path", nargs="?", default="/")

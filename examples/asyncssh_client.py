@@ -1,6 +1,6 @@
-"""A command on another machine, by asyncssh over a socket that bindsock connected.
+"""Runs a command on another machine, by asyncssh over a socket that bindsock connected.
 
-Use it with any library that takes a connected socket as sock=: only that connection is bound, the event loop is a plain one.
+Use it with any library that takes a connected socket as sock=: only that connection is bound, on a plain event loop.
 The socket is followed until it is closed: when its interface goes, the library sees the connection end at once.
 """
 
@@ -16,7 +16,7 @@ import bindsock
 async def run(host: str, port: int, command: str, **options: str) -> int:
     sock = await bindsock.connect(host, port)
     print("connected by", bindsock.interface_of(sock), file=sys.stderr)
-    # The host is for the check of its key, not for dialling.
+    # The host name is used to check the host's key, not to connect.
     async with asyncssh.connect(host, port, sock=sock, **options) as connection:
         result = await connection.run(command)
         print(result.stdout, end="")
@@ -24,7 +24,7 @@ async def run(host: str, port: int, command: str, **options: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a command by SSH, beneath the VPN.")
+    parser = argparse.ArgumentParser(description="Run a command by SSH, bypassing the VPN.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("command")

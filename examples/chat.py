@@ -1,15 +1,16 @@
-"""A chat in which nothing is lost and nothing is said twice, whatever the network does meanwhile: its client, and its server.
+"""The client and the server of a chat that loses no message and shows none twice while the network changes.
 
-Use it as the pattern for a protocol of your own whose connection may be replaced. Each side numbers what it says and keeps it for
-the other. On a new connection the client logs in again and tells the last number that it has seen, and the server tells the last
-that it has had; then each says again what the other lacks, and drops what it has. Every line is WORD NUMBER TEXT:
+Use it as a pattern for your own protocol whose connection may be replaced. Each side numbers its messages and keeps them. On a
+new connection the client logs in again and sends the last number that it has received, and the server answers with the last
+number that it has received; then each sends the messages that the other lacks, and drops the others. Every line is WORD NUMBER
+TEXT:
 
-    login SEEN SESSION NICK    the client has seen the room's messages up to this one
+    login SEEN SESSION NICK    the client has received the room's messages up to this one
     say NUMBER TEXT            a message; the session numbers its own from 1
-    have NUMBER                the server has the session's messages up to this one: the acknowledgement
-    said NUMBER NICK: TEXT     a message of somebody else; the room numbers all of them from 1
-    missed NUMBER              the messages up to this one are not kept any more
-    error 0 TEXT               the server's last word
+    have NUMBER                the acknowledgement: the server has the session's messages up to this one
+    said NUMBER NICK: TEXT     a message of another user; the room numbers all of them from 1
+    missed NUMBER              the server no longer has the messages up to this one
+    error 0 TEXT               the server refuses, and closes the connection
 """
 
 import argparse
@@ -26,26 +27,26 @@ from contextlib import suppress
 import bindsock
 
 HISTORY = 1000
-"""How many messages the server keeps. A client that was away for more of them is told so."""
+"""How many messages the server keeps. A client that missed more is told so."""
 WINDOW = 50
-"""How many messages a client says ahead of their acknowledgement."""
+"""How many unacknowledged messages a client may have sent."""
 LONGEST = 1000
-"""Bytes of a message."""
+"""The largest message, in bytes."""
 
 LINE = re.compile(rb"(\w+) (\d{1,18}) ?(.*)\n")
 
 
 class Refused(Exception):
-    """What the other side said makes no sense, or is a refusal.
+    """The other side sent something invalid, or refused.
 
-    No OSError: when a hook raises one and its connection has ended, the network is to blame, and another connection is tried.
+    This is not an OSError: if a hook raises OSError and its connection has ended, another connection is tried.
     """
 
 
 async def receive(reader: asyncio.StreamReader, *words: bytes) -> tuple[bytes, int, bytes]:
     """The next line, which must begin with one of these words."""
     try:
-        line = await reader.readuntil()  # not readline(), which takes half a line at the end of a connection for a whole one
+        line = await reader.readuntil()  # not readline(), which returns half a line at the end of a connection
     except asyncio.LimitOverrunError:
         raise Refused("the line is too long") from None
     match = LINE.fullmatch(line)
@@ -55,7 +56,7 @@ async def receive(reader: asyncio.StreamReader, *words: bytes) -> tuple[bytes, i
 
 
 def printable(text: bytes) -> str:
-    """What others write must not steer the terminal."""
+    """The text without characters that would control the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.decode(errors="replace"))
 
 
@@ -72,10 +73,11 @@ class Client:
         return f"login {self.seen} {self.session} {self.nick}\n".encode()
 
     async def log_in_again(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
-        # Whole lines in unread could be used, but need not be: they do not count as seen, so the server says them again.
+        # Complete lines in unread are dropped: they do not count as seen, so the server sends them again.
         writer.write(self.login())
         await self.hear(reader)
-        # What was written since the cut is among these; it goes out once more when this returns, and the server drops it.
+        # These include lines written since the old connection was lost; they are sent again when this returns, and the server
+        # drops the duplicates.
         writer.writelines(list(self.unacknowledged.values()))
         await writer.drain()
         print("now by", bindsock.interface_of(writer), file=sys.stderr)
@@ -84,7 +86,7 @@ class Client:
         writer.write(self.login())
         async for text in standard_input():
             if len(text) > LONGEST:
-                print(f"not said: more than {LONGEST} bytes", file=sys.stderr)
+                print(f"not sent: more than {LONGEST} bytes", file=sys.stderr)
                 continue
             await self.acknowledged(all_but=WINDOW - 1)
             self.said += 1
@@ -122,10 +124,11 @@ class Client:
 
 
 async def standard_input() -> AsyncIterator[bytes]:
-    """Its lines, without a thread, which could not be ended, and without O_NONBLOCK, which a terminal's output would get, too."""
+    """The lines of standard input. Not by a thread, which could not be ended, nor by O_NONBLOCK, which would affect a terminal's
+    output."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     mode = os.fstat(0).st_mode
-    waits = os.isatty(0) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)  # files never do, and no epoll takes them
+    waits = os.isatty(0) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)  # a file never waits, and epoll does not accept it
     rest = b""
     while True:
         if waits:
@@ -155,11 +158,11 @@ async def join(host: str, port: int, nick: str, *, tls: bool, patience: float) -
             await client.talk(writer)
             listening.cancel()
     finally:
-        writer.transport.abort()  # all that was said has been acknowledged, or never will be
+        writer.transport.abort()  # everything has been acknowledged, or never will be
 
 
 class Room:
-    """The server. It remembers every session, and the last HISTORY messages, for as long as it runs."""
+    """The server. While it runs, it keeps all sessions and the last HISTORY messages."""
 
     def __init__(self) -> None:
         self.heard: dict[bytes, int] = {}
@@ -169,7 +172,7 @@ class Room:
         self.news = asyncio.Event()
 
     async def attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection until it ends, or another takes its place."""
+        """Serve a connection until it ends, or another one of the session replaces it."""
         telling: asyncio.Task[None] | None = None
         try:
             _, seen, text = await receive(reader, b"login")
@@ -179,13 +182,14 @@ class Room:
             telling = asyncio.create_task(self.tell(session, seen, writer))
             while True:
                 word, number, text = await receive(reader, b"say", b"login")
-                # Another login is the client's first, which was held while the connection was replaced: the hook's went ahead.
+                # A second login is the client's first one, which was held while the connection was replaced; the hook's came
+                # first.
                 if word == b"say":
                     self.hear(session, number, nick + b": " + text)
         except Refused as refusal:
             writer.write(f"error 0 {refusal}\n".encode())
         except (EOFError, OSError):
-            pass  # the client will be back, or not
+            pass  # the client may come back
         finally:
             if telling is not None:
                 telling.cancel()
@@ -196,7 +200,7 @@ class Room:
             raise Refused("this session is not known here any more")
         self.heard.setdefault(session, 0)
         if session in self.writers:
-            # It may look alive: a client that lost its interface could not say goodbye.
+            # The old connection may still look open: a client that lost its interface could not close it.
             self.writers[session].transport.abort()
         self.writers[session] = writer
 
@@ -204,7 +208,7 @@ class Room:
         if number > self.heard[session] + 1:
             raise Refused(f"message {number} does not follow {self.heard[session]}")
         if number <= self.heard[session]:
-            return  # said again by a client that did not know of its arrival
+            return  # a duplicate from a client that got no acknowledgement
         self.heard[session] = number
         self.last += 1
         self.messages[self.last] = session, text
@@ -213,7 +217,7 @@ class Room:
         self.news = asyncio.Event()
 
     async def tell(self, session: bytes, seen: int, writer: asyncio.StreamWriter) -> None:
-        """Tell a client what it does not know, as fast as it reads: one that is slow costs no memory."""
+        """Send a client the messages that it lacks, only as fast as it reads, so that a slow client costs no memory."""
         acknowledged = -1
         with suppress(OSError):
             while True:
@@ -251,19 +255,23 @@ async def serve(host: str, port: int, *, certificate: str | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Chat, beneath the VPN, and lose no line on the way.")
+    parser = argparse.ArgumentParser(description="Chat, bypassing the VPN, and lose no line on the way.")
     commands = parser.add_subparsers(required=True)
-    joining = commands.add_parser("join", help="say what standard input says and print what others say, until its end or Ctrl-C")
+    joining = commands.add_parser(
+        "join", help="send the lines of standard input and print those of others, until its end or Ctrl-C"
+    )
     joining.add_argument("host")
     joining.add_argument("port", type=int)
-    joining.add_argument("nick", help="by which the others know you")
+    joining.add_argument("nick", help="the name that others see")
     joining.add_argument("--tls", action="store_true")
-    joining.add_argument("--patience", type=float, default=30.0, metavar="SECONDS", help="for a lost connection to be replaced")
+    joining.add_argument(
+        "--patience", type=float, default=30.0, metavar="SECONDS", help="how long a lost connection may take to be replaced"
+    )
     joining.set_defaults(run=join)
-    serving = commands.add_parser("serve", help="be the server, until Ctrl-C")
+    serving = commands.add_parser("serve", help="run the server, until Ctrl-C")
     serving.add_argument("host", help="the address to listen on")
     serving.add_argument("port", type=int)
-    serving.add_argument("--certificate", metavar="FILE", help="the chain and the key: speak TLS")
+    serving.add_argument("--certificate", metavar="FILE", help="the certificate chain and the key, for TLS")
     serving.set_defaults(run=serve)
     arguments = vars(parser.parse_args())
     problem = None

@@ -1,7 +1,7 @@
-"""A library that knows nothing of bindsock, and yet leaves beneath the VPN: it runs on bindsock's event loop.
+"""A library that does not use bindsock, but bypasses the VPN: it runs on bindsock's event loop.
 
-Use it where connections are made out of your sight, by loop.create_connection(): asyncpg, aiomysql, nats-py, aiosmtplib.
-LineClient stands for such a library: it speaks to servers that greet and then answer line by line (SMTP, POP3, FTP).
+Use it for libraries that make connections by loop.create_connection(): asyncpg, aiomysql, nats-py, aiosmtplib.
+LineClient stands for such a library: it is a client for servers that greet and then answer line by line (SMTP, POP3, FTP).
 """
 
 import argparse
@@ -13,7 +13,7 @@ import bindsock
 
 
 class LineClient(asyncio.Protocol):
-    """Not a word about bindsock in here."""
+    """A client that does not mention bindsock."""
 
     def __init__(self) -> None:
         self._received = bytearray()
@@ -26,7 +26,7 @@ class LineClient(asyncio.Protocol):
         return client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -59,7 +59,7 @@ async def talk(host: str, port: int, commands: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speak to a server of a line protocol, beneath the VPN.")
+    parser = argparse.ArgumentParser(description="Speak to a server of a line protocol, bypassing the VPN.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("command", nargs="*")

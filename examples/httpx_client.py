@@ -1,7 +1,7 @@
-"""httpx whose connections leave beneath the VPN, on asyncio or trio.
+"""httpx whose connections bypass the VPN, on asyncio or trio.
 
-Use it to give one client a transport of its own while the rest of the program goes where the VPN wants.
-When the interface goes, a request under way fails at once with httpx.ReadError; idle connections are dropped from the pool.
+Use it to give one client its own transport while the rest of the program uses the VPN.
+When the interface goes, a pending request fails at once with httpx.ReadError; idle connections are dropped from the pool.
 """
 
 import argparse
@@ -23,12 +23,12 @@ async def show(client: httpx.AsyncClient, url: str) -> None:
     try:
         response = await client.get(url)
     except httpx.ReadError:
-        response = await client.get(url)  # a GET may be said twice: now by the interface that took over
+        response = await client.get(url)  # a GET may be repeated: now by the new interface
     print(url, response.status_code, response.text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Get pages by httpx, beneath the VPN.")
+    parser = argparse.ArgumentParser(description="Get pages by httpx, bypassing the VPN.")
     parser.add_argument("url", nargs="+")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""A file over one TCP connection that changes its interface in mid-download: multipath TCP, nothing is connected anew.
+"""Downloads a file over one multipath TCP connection, which changes its interface during the download without connecting again.
 
-Use it for long transfers where both ends run Linux and you may change the server; no hook and no protocol of your own is needed.
-The client moves with the privilege CAP_NET_ADMIN, otherwise by whatever endpoints the system has (ip mptcp endpoint).
-The server needs a listener with one more argument, as below, or none: mptcpize run python -m http.server.
+Use it for long transfers if both ends run Linux and you can change the server; it needs no hook and no protocol of your own.
+To move the connection, the client needs the privilege CAP_NET_ADMIN; without it, it depends on the system's endpoints
+(ip mptcp endpoint). The server needs a listener with one more argument, as below, or: mptcpize run python -m http.server.
 """
 
 import argparse
@@ -22,16 +22,16 @@ IPPROTO_MPTCP = getattr(socket, "IPPROTO_MPTCP", 262)
 
 
 async def download(url: str, path: Path) -> None:
-    """Write what the URL has to a file, and print what happens on the way."""
+    """Write the content of the URL to a file, and print the interfaces that are used."""
     parts = urlsplit(url)
     reader, writer = await bindsock.open_connection(parts.hostname, parts.port or 80, multipath=True)
     if not bindsock.multipath_of(writer):
-        print("the server does not speak multipath TCP, or this system does not: plain TCP")
+        print("the server or this system does not support multipath TCP: plain TCP")
     try:
         writer.write(f"GET {parts.path or '/'} HTTP/1.0\r\nHost: {parts.hostname}\r\n\r\n".encode())
         status, *headers = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
         if status.split()[1] != "200":
-            raise ConnectionError(f"the server says {status}")
+            raise ConnectionError(f"the server answered with {status}")
         lengths = [int(line.partition(":")[2]) for line in headers if line.lower().startswith("content-length:")]
         with path.open("wb") as file:
             await copy(reader, writer, file, lengths[0] if lengths else None)
@@ -42,7 +42,7 @@ async def download(url: str, path: Path) -> None:
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, file: BinaryIO, length: int | None) -> None:
-    """Copy to the end, telling of each interface that the connection comes to."""
+    """Copy until the end, and print each interface that the connection moves to."""
     digest, received, interface = hashlib.sha256(), 0, None
     while data := await reader.read(CHUNK):
         received += len(data)
@@ -53,13 +53,13 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, file:
             print(f"by {now} from byte {received - len(data)}", flush=True)
             interface = now
     if length is not None and received != length:
-        raise ConnectionError(f"{received} bytes came instead of {length}")
+        raise ConnectionError(f"received {received} bytes instead of {length}")
     print(f"{received} bytes, sha256 {digest.hexdigest()}")
 
 
 async def serve(host: str, port: int, file: Path) -> None:
-    """Serve one file over HTTP to whoever asks."""
-    length = file.stat().st_size  # noqa: ASYNC240 - nobody is served yet
+    """Serve one file over HTTP."""
+    length = file.stat().st_size  # noqa: ASYNC240 - no client is served yet
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -72,7 +72,9 @@ async def serve(host: str, port: int, file: Path) -> None:
         writer.close()
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP) as listener:  # that is all: plain TCP clients are served, too
+    with socket.socket(
+        family, socket.SOCK_STREAM, IPPROTO_MPTCP
+    ) as listener:  # this is enough; plain TCP clients are served, too
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen()
@@ -82,7 +84,7 @@ async def serve(host: str, port: int, file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Download a file by multipath TCP, beneath the VPN, or serve one.")
+    parser = argparse.ArgumentParser(description="Download a file by multipath TCP, bypassing the VPN, or serve one.")
     commands = parser.add_subparsers(required=True)
     client = commands.add_parser("get", help="download a file by HTTP")
     client.add_argument("url", help="as http://192.0.2.1:8000/file")

@@ -1,7 +1,7 @@
-"""One HTTP request over TCP or TLS that leaves beneath the VPN.
+"""One HTTP request over TCP or TLS that bypasses the VPN.
 
-Use it wherever you would write asyncio.open_connection(): the arguments are the same, and so is what comes back.
-When the interface goes, the reader raises bindsock.InterfaceChanged, a ConnectionError, within milliseconds: dial again.
+Use it instead of asyncio.open_connection(): the arguments and the result are the same.
+When the interface goes, the reader raises bindsock.InterfaceChanged, a ConnectionError, within milliseconds: connect again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ async def request(host: str, port: int, path: str, *, tls: bool) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Send one HTTP request beneath the VPN.")
+    parser = argparse.ArgumentParser(description="Send one HTTP request, bypassing the VPN.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("path", nargs="?", default="/")

@@ -1,7 +1,7 @@
-"""Runs a program, in whatever language, with a proxy in its environment whose connections leave beneath the VPN.
+"""Runs a program in any language with a proxy in its environment whose connections bypass the VPN.
 
-Use it for programs that you cannot change but that heed ALL_PROXY or HTTPS_PROXY: proxy.py curl https://example.com
-To have one proxy for many programs run `bindsock proxy` and give them socks5h://127.0.0.1:1080.
+Use it for programs that you cannot change but that use ALL_PROXY or HTTPS_PROXY: proxy.py curl https://example.com
+For one proxy for many programs, run `bindsock proxy` and give them socks5h://127.0.0.1:1080.
 """
 
 import argparse
@@ -25,7 +25,7 @@ async def run(command: Sequence[str]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run a program beneath the VPN by means of a proxy.")
+    parser = argparse.ArgumentParser(description="Run a program with a proxy that bypasses the VPN.")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if not arguments.command:

@@ -1,7 +1,7 @@
-"""Redis' publish and subscribe, which comes back after each change of network.
+"""A subscription to a Redis channel that is made again after each change of network.
 
-Use it where a library reconnects by itself but cannot be given a socket: all it needs is bindsock's event loop, on which
-the connection ends in milliseconds when its interface goes, instead of waiting in silence for messages that never come.
+Use it if a library reconnects by itself but does not take a socket: it only needs bindsock's event loop, on which the
+connection ends in milliseconds when its interface goes, instead of waiting for messages that never arrive.
 """
 
 import argparse
@@ -26,7 +26,7 @@ async def subscribe(url: str, channel: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print what is published on a channel, beneath the VPN, until Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Print what is published on a channel, bypassing the VPN, until Ctrl-C.")
     parser.add_argument("url", help="as redis://localhost:6379")
     parser.add_argument("channel")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Blocking sockets in threads, here http.client's, that leave beneath the VPN.
+"""Blocking sockets in threads, here those of http.client, that bypass the VPN.
 
-Use bindsock.blocking where a library has no event loop but takes a socket; http.client, smtplib, requests, urllib3 and paho have
-integrations of their own. Without an event loop in the process nothing follows the connections: when the interface goes, connect
+Use bindsock.blocking if a library has no event loop but takes a socket; there are integrations for http.client, smtplib,
+requests, urllib3 and paho. Without an event loop in the process, connections are not followed: when the interface goes, connect
 again.
 """
 
@@ -28,7 +28,7 @@ def get(host: str, port: int, path: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Get pages by HTTP in threads, beneath the VPN.")
+    parser = argparse.ArgumentParser(description="Get pages by HTTP in threads, bypassing the VPN.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("path", nargs="*", default=["/"])

@@ -1,7 +1,7 @@
-"""A trio program all of whose connections leave beneath the VPN.
+"""A trio program all of whose connections bypass the VPN.
 
-Use it where trio's own functions, or a library's on trio, dial: one line at the start does what bindsock.EventLoop does
-for asyncio. When the interface goes, the stream raises trio.BrokenResourceError; the program here dials again.
+Use it for connections of trio's own functions, or of libraries on trio: one line at the start does what bindsock.EventLoop does
+for asyncio. When the interface goes, the stream raises trio.BrokenResourceError; this program connects again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ async def listen(host: str, port: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print what a server says, beneath the VPN, until it ends or Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Print what a server says, bypassing the VPN, until it ends or Ctrl-C.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""A datagram stream that follows the effective interface: one transport, the same local port, whatever the network does.
+"""A stream of datagrams that follows the effective interface, with one transport and the same local port.
 
-Use it for telemetry, games, calls, DNS, a VPN client's own packets: whatever would write loop.create_datagram_endpoint().
-Send and receive as if nothing happened; there is nothing to do when Wi-Fi goes and Ethernet takes over.
+Use it for telemetry, games, calls, DNS, a VPN client's own packets, instead of loop.create_datagram_endpoint().
+The program need not do anything when the network changes, for example from Wi-Fi to Ethernet.
 """
 
 import argparse
@@ -33,7 +33,7 @@ async def stream(host: str, port: int, interval: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Send numbered datagrams to an echo server, beneath the VPN, until Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Send numbered datagrams to an echo server, bypassing the VPN, until Ctrl-C.")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two datagrams")

@@ -1,7 +1,7 @@
-"""Prints each change of the effective interface, the one beneath whatever VPN owns the default route.
+"""Prints each change of the effective interface, the uplink that carries the VPN's traffic.
 
-Use it where a program must know, not only its connections: to refresh a cache, to lower a bit rate on cellular, to log.
-What comes is a change of path: Wi-Fi A to Wi-Fi B is one although both are wlan0; a container's interface is none.
+Use it if the program itself must know of changes: to refresh a cache, to lower a bit rate on cellular, to log.
+It reports changes of the path: from one Wi-Fi to another is a change although both are wlan0; a new container interface is not.
 """
 
 import argparse
@@ -32,7 +32,9 @@ async def watch(preferences: bindsock.Preferences) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the changes of the effective interface until Ctrl-C.")
-    parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="interfaces never to use, as docker*")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="interfaces not to use, such as docker*"
+    )
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(watch(bindsock.Preferences(exclude=arguments.exclude)))

@@ -1,7 +1,7 @@
-"""A WebSocket that is there again after each change of network.
+"""A WebSocket client that reconnects after each change of network.
 
-Use it for feeds and subscriptions: websockets' own reconnecting iterator dials again as soon as the connection ends,
-and on bindsock's event loop that is milliseconds after the interface went, by the one that took over.
+Use it for feeds and subscriptions: websockets' own reconnecting iterator connects again as soon as the connection ends. On
+bindsock's event loop this happens milliseconds after the interface went, and the new connection uses the new interface.
 """
 
 import argparse
@@ -19,7 +19,7 @@ async def listen(url: str, messages: Sequence[str]) -> None:
     async for connection in connect(url):
         print("connected by", bindsock.interface_of(connection.transport))
         try:
-            for message in messages:  # what the server must be told on each connection, a subscription for one
+            for message in messages:  # messages for the server on each connection, such as a subscription
                 await connection.send(message)
             async for received in connection:
                 print("received", received)
@@ -28,9 +28,9 @@ async def listen(url: str, messages: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print what a WebSocket server sends, beneath the VPN, until Ctrl-C.")
+    parser = argparse.ArgumentParser(description="Print what a WebSocket server sends, bypassing the VPN, until Ctrl-C.")
     parser.add_argument("url")
-    parser.add_argument("message", nargs="*", help="said first on each connection")
+    parser.add_argument("message", nargs="*", help="sent first on each connection")
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=bindsock.EventLoop) as runner:
         runner.run(listen(arguments.url, arguments.message))

@@ -482,8 +482,8 @@ def test_multipath_download_serves_and_gets(lab: Lab, tmp_path: Path) -> None:
 
 def test_multipath_download_says_that_it_is_plain_tcp_and_what_went_wrong(servers: Servers, tmp_path: Path) -> None:
     with Example("multipath_download", "get", f"http://{servers.host}:{ports.HTTP}/nowhere", tmp_path / "none") as example:
-        assert example.rest() == ["the server does not speak multipath TCP, or this system does not: plain TCP"]
-        assert example.errors.startswith("the server says HTTP/1.0 404")
+        assert example.rest() == ["the server or this system does not support multipath TCP: plain TCP"]
+        assert example.errors.startswith("the server answered with HTTP/1.0 404")
         assert example.status == 1
 
 
@@ -616,7 +616,7 @@ def test_chat_takes_its_lines_from_a_file_or_a_terminal(lab: Lab, witness: Chatt
         assert alice.status == 0
         assert witness.lines(3) == ["alice: 1", "alice: 2", "alice: last"]
         assert alice.rest() == []
-        assert alice.errors == "connected by wifi0\nnot said: more than 1000 bytes\n"
+        assert alice.errors == "connected by wifi0\nnot sent: more than 1000 bytes\n"
     os.close(source)
     if terminal:
         os.close(keyboard)

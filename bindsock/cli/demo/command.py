@@ -97,7 +97,7 @@ async def _acts(lab: Lab, display: Display, picture: Path | None) -> tuple[list[
     shown += await _routes(lab, display, found)
     display.title("2. The loop: the VPN client's own socket")
     shown += await _loop(lab, display, found)
-    display.title("3. The cling: uplinks come and go beneath the VPN")
+    display.title("3. The cling: uplinks come and go, the VPN stays")
     shown += await _cling(lab, display, found, picture)
     return shown, found
 
