@@ -222,31 +222,18 @@ class BoundLoop(_Base):
         sock: socket.socket | None = None,
     ) -> tuple[asyncio.DatagramTransport, D]:
         """Open an endpoint by the factory, unless it is a server: one with a local port and without a peer."""
+        options: dict[str, Any] = {
+            "family": family,
+            "proto": proto,
+            "flags": flags,
+            "reuse_port": reuse_port,
+            "allow_broadcast": allow_broadcast,
+            "sock": sock,
+        }
         bind = self._is_client(sock) if sock is not None else _for_client(local_addr, remote_addr, family)
-        if bind:
-            return await self.transport_factory.create_datagram_endpoint(
-                protocol_factory,
-                local_addr,
-                remote_addr,
-                family=family,
-                proto=proto,
-                flags=flags,
-                reuse_port=reuse_port,
-                allow_broadcast=allow_broadcast,
-                sock=sock,
-            )
-        plain: tuple[asyncio.DatagramTransport, D] = await super().create_datagram_endpoint(
-            protocol_factory,
-            local_addr,
-            remote_addr,
-            family=family,
-            proto=proto,
-            flags=flags,
-            reuse_port=reuse_port,
-            allow_broadcast=allow_broadcast,
-            sock=sock,
-        )
-        return plain
+        create = self.transport_factory.create_datagram_endpoint if bind else super().create_datagram_endpoint
+        endpoint: tuple[asyncio.DatagramTransport, D] = await create(protocol_factory, local_addr, remote_addr, **options)
+        return endpoint
 
     async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
         """Bind a client's socket to the interface for the destination, and follow it."""

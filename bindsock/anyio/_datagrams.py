@@ -127,11 +127,27 @@ class DatagramQueue(asyncio.DatagramProtocol):
             raise anyio.BrokenResourceError(str(self._lost or "the socket has ended")) from self._lost
 
 
-class FollowedUDPSocket(UDPSocket):
-    """An unconnected UDP socket that moves with the effective interface."""
+class _QueueSocket:
+    """The common part of the two kinds of UDP sockets."""
 
     def __init__(self, queue: DatagramQueue) -> None:
         self._queue = queue
+
+    async def aclose(self) -> None:
+        await self._queue.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._queue.extra_attributes
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        sock: socket.socket = self.extra_attributes[SocketAttribute.raw_socket]()
+        return sock
+
+
+class FollowedUDPSocket(_QueueSocket, UDPSocket):
+    """An unconnected UDP socket that moves with the effective interface."""
 
     async def receive(self) -> UDPPacketType:
         return await self._queue.receive()
@@ -140,23 +156,9 @@ class FollowedUDPSocket(UDPSocket):
         data, address = item
         await self._queue.send(data, address)
 
-    async def aclose(self) -> None:
-        await self._queue.aclose()
 
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._queue.extra_attributes
-
-    @property
-    def _raw_socket(self) -> socket.socket:
-        return self.extra(SocketAttribute.raw_socket)
-
-
-class FollowedConnectedUDPSocket(ConnectedUDPSocket):
+class FollowedConnectedUDPSocket(_QueueSocket, ConnectedUDPSocket):
     """A connected UDP socket that moves with the effective interface."""
-
-    def __init__(self, queue: DatagramQueue) -> None:
-        self._queue = queue
 
     async def receive(self) -> bytes:
         data, _ = await self._queue.receive()
@@ -164,17 +166,6 @@ class FollowedConnectedUDPSocket(ConnectedUDPSocket):
 
     async def send(self, item: bytes) -> None:
         await self._queue.send(item, None)
-
-    async def aclose(self) -> None:
-        await self._queue.aclose()
-
-    @property
-    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        return self._queue.extra_attributes
-
-    @property
-    def _raw_socket(self) -> socket.socket:
-        return self.extra(SocketAttribute.raw_socket)
 
 
 def _plain(address: Any) -> tuple[str, int]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from bindsock.datagram.socket_spec import SocketSpec
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.network import Interface, IPAddress, Network
+    from bindsock.model.statistics import Statistics
+    from bindsock.netmon.runtime import Runtime
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -107,7 +109,6 @@ class DatagramMover:
         "_state",
         "_user",
         "_watcher",
-        "decider",
         "followers",
         "in_place",
         "no_path",
@@ -129,8 +130,6 @@ class DatagramMover:
         self.peer: SockAddr | None = peer_of(sock)
         self.no_path: bool = False
         """There is no path: the transport must not send."""
-        self.decider: Decider | None = None
-        """The decider that placed the socket last."""
         self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
         self.ways: Ways | None = None
         """Finds the socket for each destination; ``None`` if the current socket is for all."""
@@ -144,6 +143,16 @@ class DatagramMover:
         self._retry: Retry | None = None
         self._user: MoverUser | None = None
         self._state = _State.NEW
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of the event loop."""
+        return self._watcher.runtime
+
+    @property
+    def statistics(self) -> Statistics:
+        """The counters of the factory."""
+        return self._watcher.statistics
 
     @property
     def followed(self) -> bool:
@@ -180,12 +189,12 @@ class DatagramMover:
     def start(self, user: MoverUser, decider: Decider) -> None:
         """Start to follow."""
         self._user = user
-        self.decider = decider.with_pin(self._endpoint.pin)
+        decider = decider.with_pin(self._endpoint.pin)
         requirement, spec = self._endpoint.requirement, self._endpoint.spec
         if requirement is not None:
             self.in_place.begin(decider.network)
         if spec is not None and spec.remote is None and self.peer is None and (requirement is not None or spec.address is None):
-            self.ways = Ways(self, self._watcher, spec)
+            self.ways = Ways(self, self._watcher, spec, decider)
         if self.followed:
             self.followers.follow(self)
 
@@ -242,7 +251,9 @@ class DatagramMover:
         if self._state >= _State.STOPPED:
             return
         self._cancel_retry()
-        decider = self.decider = decider.with_pin(self._endpoint.pin)
+        decider = decider.with_pin(self._endpoint.pin)
+        if self.ways is not None:
+            self.ways.decider = decider
         if self._held is not None:
             self._held.end_dead(decider)
         self._forget_ways()

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from bindsock.datagram.drop_counter import DropCounter
     from bindsock.datagram.mover import DatagramMover
     from bindsock.dial.resolving import SockAddr
-    from bindsock.model.statistics import Statistics
     from bindsock.netmon.loop import Timer
-    from bindsock.netmon.runtime import Runtime
 
 HELD_FOR = 5.0
 """Seconds for which a datagram waits for a path."""
@@ -121,8 +119,6 @@ class Sender:
         "_pace",
         "_refusals",
         "_remote",
-        "_runtime",
-        "_statistics",
         "_stopped",
         "_ticks",
         "_time",
@@ -134,22 +130,18 @@ class Sender:
 
     def __init__(
         self,
-        runtime: Runtime,
         mover: DatagramMover,
-        statistics: Statistics,
         user: SenderUser,
         remote: SockAddr | None,
     ) -> None:
         self.backlog: Backlog = Backlog()
         self.errors: list[OSError] = []
         """Errors that have not been reported to the protocol yet."""
-        self._runtime = runtime
         self._mover = mover
         # Cached, because every datagram needs them.
-        self._time = runtime.time
+        self._time = mover.runtime.time
         self._drops = mover.in_place.drops
         self._followers = mover.followers
-        self._statistics = statistics
         self._user = user
         self._remote = remote
         self._writing: socket.socket | None = None
@@ -224,12 +216,12 @@ class Sender:
         if self._pace.timer is not None:
             self._pace.timer.cancel()
             self._pace.timer = None
-        self._statistics.lose(self.backlog.clear(), Loss.CLOSED)
+        self._mover.statistics.lose(self.backlog.clear(), Loss.CLOSED)
         self._count_waiting()
 
     def refuse(self) -> None:
         """Count a datagram that was sent after the end as lost."""
-        self._statistics.lose(1, Loss.CLOSED)
+        self._mover.statistics.lose(1, Loss.CLOSED)
 
     def _attempt(self, data: Data, addr: Any, now: float) -> Outcome:
         mover = self._mover
@@ -268,7 +260,7 @@ class Sender:
         if isinstance(exc, OSError):
             return self._refused(exc, sock, drops, data, addr)
         # As in asyncio, any other exception ends the transport.
-        self._statistics.lose(1, Loss.REFUSED)
+        self._mover.statistics.lose(1, Loss.REFUSED)
         self._user.broken(exc)
         return Outcome.FAILED
 
@@ -285,7 +277,7 @@ class Sender:
             self._own_refusals().latest = exc
             return Outcome.REFUSED
         self.errors.append(exc)
-        self._statistics.lose(1, Loss.REFUSED)
+        self._mover.statistics.lose(1, Loss.REFUSED)
         return Outcome.FAILED
 
     def _refused(self, exc: OSError, sock: socket.socket, drops: DropCounter, data: Data, addr: Any) -> Outcome:
@@ -305,7 +297,7 @@ class Sender:
                 drops.sent()
                 return Outcome.SENT
         self.errors.append(datagram_error(exc, self._mover.interface))
-        self._statistics.lose(1, Loss.REFUSED)
+        self._mover.statistics.lose(1, Loss.REFUSED)
         return Outcome.FAILED
 
     def _is_unreachable(self, addr: object) -> bool:
@@ -317,14 +309,14 @@ class Sender:
         return self._refusals
 
     def _wait(self, waiting: Waiting) -> None:
-        self._statistics.lose(self.backlog.add(waiting), Loss.TOO_MANY)
+        self._mover.statistics.lose(self.backlog.add(waiting), Loss.TOO_MANY)
         self._count_waiting()
         if waiting.held:
             self._tick_later()
         self._user.settled()
 
     def _count_waiting(self) -> None:
-        self._statistics.waiting += len(self.backlog) - self._counted
+        self._mover.statistics.waiting += len(self.backlog) - self._counted
         self._counted = len(self.backlog)
 
     def _flush(self) -> None:
@@ -334,14 +326,14 @@ class Sender:
     def _send_waiting(self) -> None:
         if not self.backlog:
             return
-        now = self._runtime.time()
+        now = self._mover.runtime.time()
         ended = self.backlog.send(lambda waiting: self._attempt_waiting(waiting, now), now)
         if ended is not Outcome.FULL:
             self._remove_writer()
         pace = self._pace
         if ended is Outcome.LATER and pace.timer is None:
             pace = self._own_pace()
-            pace.began, pace.timer = now, self._runtime.call_later(TURN, self._next_turn)
+            pace.began, pace.timer = now, self._mover.runtime.call_later(TURN, self._next_turn)
 
     def _attempt_waiting(self, waiting: Waiting, now: float) -> Outcome:
         if waiting.held and not self._pace.allowance:
@@ -349,7 +341,7 @@ class Sender:
         outcome = self._attempt(waiting.data, waiting.address, now)
         if waiting.held and outcome is Outcome.SENT:
             self._pace.allowance -= 1
-            self._statistics.held += 1
+            self._mover.statistics.held += 1
         return outcome
 
     def _own_pace(self) -> _Pace:
@@ -360,7 +352,7 @@ class Sender:
     def _next_turn(self) -> None:
         self._pace.timer = None
         # On a busy loop this timer fires late.
-        self._pace.allow(self._runtime.time() - self._pace.began)
+        self._pace.allow(self._mover.runtime.time() - self._pace.began)
         self._expire()
         self._flush()
 
@@ -377,7 +369,7 @@ class Sender:
         refusals = self._own_refusals()
         if not refusals.recheck_due:
             refusals.recheck_due = True
-            self._runtime.call_soon(self._recheck)
+            self._mover.runtime.call_soon(self._recheck)
 
     def _recheck(self) -> None:
         self._own_refusals().recheck_due = False
@@ -386,7 +378,7 @@ class Sender:
 
     def _tick_later(self) -> None:
         if self._ticks is None:
-            self._ticks = Retry(self._runtime, self._tick, _FIRST_TICK, _LAST_TICK, jitter=0.0)
+            self._ticks = Retry(self._mover.runtime, self._tick, _FIRST_TICK, _LAST_TICK, jitter=0.0)
         if not self._ticks.scheduled:
             self._ticks.schedule()
 
@@ -401,11 +393,11 @@ class Sender:
 
     def _expire(self) -> None:
         """Give up datagrams that have waited for too long."""
-        now, no_path = self._runtime.time(), self._mover.no_path
+        now, no_path = self._mover.runtime.time(), self._mover.no_path
         # If the path is intact, the destinations of the refused datagrams are unreachable.
         old, refused = self.backlog.expire(now - HELD_FOR, now - (HELD_FOR if no_path else DOUBTED_FOR))
-        self._statistics.lose(len(old), Loss.TOO_OLD)
-        self._statistics.lose(len(refused), Loss.UNREACHABLE)
+        self._mover.statistics.lose(len(old), Loss.TOO_OLD)
+        self._mover.statistics.lose(len(refused), Loss.UNREACHABLE)
         refusals = self._own_refusals()
         if refused and not no_path:
             refusals.unreachable.update(waiting.address for waiting in refused)
@@ -420,7 +412,7 @@ class Sender:
     def _full(self, sock: socket.socket) -> Outcome:
         if self._writing is None:
             self._writing = sock
-            self._runtime.add_writer(sock, self._writable)
+            self._mover.runtime.add_writer(sock, self._writable)
         return Outcome.FULL
 
     def _writable(self) -> None:
@@ -430,5 +422,5 @@ class Sender:
 
     def _remove_writer(self) -> None:
         if self._writing is not None:
-            self._runtime.remove_writer(self._writing)
+            self._mover.runtime.remove_writer(self._writing)
             self._writing = None

@@ -77,7 +77,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._statistics = statistics
         self._remote = remote
         self._strict = strict
-        self._sender = Sender(runtime, mover, statistics, self, remote)
+        self._sender = Sender(mover, self, remote)
         self._high_water = self._low_water = 0
         self._paused = False
         self._singles = 0

@@ -44,11 +44,13 @@ class Ways:
 
     :param mover: the owner of the sockets
     :param spec: how to make another socket
+    :param decider: the newest decider
     """
 
-    __slots__ = ("_before", "_by_address", "_mover", "_spec", "_watcher")
+    __slots__ = ("_before", "_by_address", "_mover", "_spec", "_watcher", "decider")
 
-    def __init__(self, mover: DatagramMover, watcher: Watcher, spec: SocketSpec) -> None:
+    def __init__(self, mover: DatagramMover, watcher: Watcher, spec: SocketSpec, decider: Decider) -> None:
+        self.decider: Decider = decider
         self._mover = mover
         self._watcher = watcher
         self._spec = spec
@@ -83,9 +85,9 @@ class Ways:
         return found
 
     def _find(self, address: Any) -> Any:
-        decider, target = self._mover.decider, _target(address, self._spec.family)
+        decider, target = self.decider, _target(address, self._spec.family)
         for_multicast = self._mover.requirement is None
-        if decider is None or (target is None and not for_multicast):
+        if target is None and not for_multicast:
             return _CURRENT
         if for_multicast and target is not None and is_multicast(target):
             return _CURRENT

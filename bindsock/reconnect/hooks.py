@@ -1,4 +1,7 @@
-"""Runs the program's hook on a new connection, so that it can log in again before the old conversation goes on."""
+"""Runs the program's hook on a new connection, so that it can log in again before the old conversation goes on.
+
+:mod:`bindsock.reconnect.machine` decides what happens when a hook raises.
+"""
 
 from __future__ import annotations
 

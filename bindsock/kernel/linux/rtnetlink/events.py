@@ -1,4 +1,7 @@
-"""The kernel's network events: an rtnetlink socket that joins the multicast groups whose messages can change a decision."""
+"""The kernel's network events: an rtnetlink socket that joins the multicast groups whose messages can change a decision.
+
+If the socket overruns, the kernel has dropped events: the source then reports that everything may have changed.
+"""
 
 from __future__ import annotations
 
