@@ -81,7 +81,7 @@ def create_connection(
     :param all_errors: raise an ``ExceptionGroup`` with the errors of all attempts, instead of the last error
     :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the following event loop does with a working connection when another interface is better
+    :param better_path: what the event loop that follows it does with a working connection when another interface is better
     :param dead_after: seconds without an answer from the peer after which the connection fails; no limit unless given
     :param kernel: the kernel to ask; that of the running system unless given
     :raises NoEffectiveInterface: no address of the host has an interface that may be used
@@ -168,7 +168,7 @@ class BlockingConnector:
 
     :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
-    :param better_path: what the following event loop does with a working connection when another interface is better
+    :param better_path: what the event loop that follows it does with a working connection when another interface is better
     :param dead_after: seconds without an answer from the peer after which a connection fails; no limit unless given
     :param kernel: the kernel to ask, which binds this object to one thread; that of the running system unless given
     """

@@ -11,8 +11,8 @@ ends the connection, and closed then (Apache and nginx call this a lingering clo
 not end the connection within :data:`DEADLINE`, or goes on sending, the connection is reset, as the kernel resets orphaned
 sockets. The reset of an open socket leaves by its device, too.
 
-The stream of a multipath connection ends before its subflows do, and no event tells when they have ended, so they are checked now
-and then.
+The stream of a multipath connection ends before its subflows. The kernel does not report the end of the subflows, so they are
+checked at intervals.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class LingerQueue:
         """Shut a connection down for sending, and keep it.
 
         :param sock: a duplicate that the queue owns; the other descriptors of the connection are closed already
-        :param kernel: says whether the connection has ended after its stream
+        :param kernel: asked whether the connection has ended, after the end of its stream
         :param due: its deadline, in seconds of the caller's clock
         :return: its descriptor, or ``None`` if the connection has ended meanwhile; then it is closed
         """
@@ -253,7 +253,7 @@ class LingeringClose:
     """How a followed socket closes its connection.
 
     :param lingering_sockets: of the socket's event loop
-    :param kernel: says whether a connection needs a lingering close
+    :param kernel: asked whether a connection needs a lingering close
     """
 
     __slots__ = ("_kernel", "_lingering_sockets")

@@ -47,4 +47,5 @@ class Change:
     ipv6: FamilyChange
 
     def of(self, family: socket.AddressFamily) -> FamilyChange:
+        """The change of one address family."""
         return self.ipv4 if family == socket.AF_INET else self.ipv6

@@ -150,10 +150,12 @@ class Route:
 
     @property
     def family(self) -> socket.AddressFamily:
+        """The address family of the destination."""
         return family_of(self.destination)
 
     @property
     def is_default(self) -> bool:
+        """Whether it is a default route."""
         return self.destination.prefixlen == 0
 
 

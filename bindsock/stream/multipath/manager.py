@@ -76,7 +76,7 @@ class SubflowManager:
         """:meth:`move` runs, so its return value tells what comes of it."""
         self._timer: Timer | None = None
         self._retry = Retry(self._runtime, self._try_again, FIRST_RETRY, LAST_RETRY, jitter=0.0)
-        self._powerless = False
+        self._unprivileged = False
         self._network: Network | None = None
         self._refused: set[int] = set()
         """Indices of the interfaces to which it cannot move for now."""
@@ -105,11 +105,11 @@ class SubflowManager:
             self._retry.reset()
             self._paths.retain(network.interfaces.keys())
         seen: Situation = situation(network, subflows, chosen, pin, self._interface_of)
-        return SubflowFacts(seen, self._powerless, frozenset(self._refused))
+        return SubflowFacts(seen, self._unprivileged, frozenset(self._refused))
 
     def refusal(self, facts: SubflowFacts, interface: Interface) -> SubflowFacts:
         """The facts after a move to an interface was refused."""
-        return dataclasses.replace(facts, powerless=self._powerless, refused=facts.refused | {interface.index})
+        return dataclasses.replace(facts, unprivileged=self._unprivileged, refused=facts.refused | {interface.index})
 
     def move(self, interface: Interface) -> bool:
         """Start to move to an interface, unless that is in progress.
@@ -122,7 +122,7 @@ class SubflowManager:
                 move.began = self._runtime.time()
                 self._wait(move)
             return True
-        if self._powerless or interface.index in self._refused or self._runtime.closed:
+        if self._unprivileged or interface.index in self._refused or self._runtime.closed:
             return False
         self.cancel()
         self.suspend()
@@ -181,17 +181,17 @@ class SubflowManager:
                 self.remove(address, "lost")
 
     def remove(self, address: IPAddress, why: RemovalReason) -> bool:
-        """End the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
+        """Remove the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
 
-        :return: whether that could be ordered
+        :return: whether the system has removed them
         """
         sock = self._socket()
-        if sock is None or self._powerless or (address in self._left_alone and why == "left"):
+        if sock is None or self._unprivileged or (address in self._left_alone and why == "left"):
             return False
         try:
             ended = self._paths.remove(sock, address, why)
         except OSError as error:
-            self._powerless |= isinstance(error, PermissionError)
+            self._unprivileged |= isinstance(error, PermissionError)
             _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, error)
             return False
         if not ended:
@@ -220,7 +220,7 @@ class SubflowManager:
         try:
             move.address = self._paths.add(sock, move.target)
         except OSError as error:
-            self._powerless |= isinstance(error, PermissionError)
+            self._unprivileged |= isinstance(error, PermissionError)
             _logger.info("cannot add a subflow on %s to a multipath connection: %s", move.target, error)
             self._failed(move)
         else:

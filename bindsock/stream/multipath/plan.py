@@ -71,7 +71,7 @@ class SubflowFacts:
     """The state of the subflows, as the input of :func:`plan_subflows`."""
 
     situation: Situation
-    powerless: bool = False
+    unprivileged: bool = False
     """The privilege to add or remove subflows is missing."""
     refused: frozenset[int] = frozenset()
     """The indices of the interfaces on which no subflow can be added for now."""
@@ -151,7 +151,7 @@ def plan_subflows(
     move = Move.CANCEL
     leave: tuple[IPAddress, ...] = ()
     if target is not None and not there and not (keep and found.viability is Viability.WORKS):
-        if facts.powerless:
+        if facts.unprivileged:
             move = Move.GO_ON
         elif target.index in facts.refused:
             move = Move.RETRY
@@ -169,9 +169,9 @@ def _without_working_subflow(
     """Decide what to do while no subflow works."""
     if found.target is None:
         return SubflowOrders(found, place, Move.SUSPEND, remove)
-    if not facts.powerless and found.target.index not in facts.refused:
+    if not facts.unprivileged and found.target.index not in facts.refused:
         return SubflowOrders(dataclasses.replace(found, viability=Viability.WORKS, better=None), place, Move.BEGIN, remove)
-    if found.viability is Viability.DEAD and not facts.powerless:
+    if found.viability is Viability.DEAD and not facts.unprivileged:
         # The interface may not have been ready yet, or not any more. The next reading shows it; otherwise the connection ends
         # soon.
         found = dataclasses.replace(found, viability=Viability.STALLED)
