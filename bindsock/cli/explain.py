@@ -20,7 +20,7 @@ from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Route, family_of, unmapped
 from bindsock.model.policy import table_name
 from bindsock.routing.effective import Decider
-from bindsock.routing.usable import unfit
+from bindsock.routing.usable import why_unusable
 
 _EPILOG = """\
 The system resolves names, and every address is explained; without a HOST, the default
@@ -165,7 +165,7 @@ def _nearest(decision: Decision, decider: Decider) -> Interface | None:
     if decider.pin is not None:
         return decider.network.named(decider.pin)
     candidates = (decider.network.interfaces.get(c.index) for c in decision.candidates)
-    return next((i for i in candidates if i is not None and unfit(i, decision.family, decider.preferences) is None), None)
+    return next((i for i in candidates if i is not None and why_unusable(i, decision.family, decider.preferences) is None), None)
 
 
 def _resolve(host: str, wanted: tuple[socket.AddressFamily, ...]) -> list[IPAddress] | str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bindsock.dial.resolving import address_of
 from bindsock.model.network import family_of, unmapped
-from bindsock.routing.usable import unfit
+from bindsock.routing.usable import why_unusable
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +44,7 @@ def uplink_of(decider: Decider, address: IPAddress | None) -> Interface | None:
     if address is None or address.is_loopback or decider.pin is not None:
         return None
     owner = decider.network.owner_of(address)
-    if owner is None or unfit(owner, family_of(address), decider.preferences) is not None:
+    if owner is None or why_unusable(owner, family_of(address), decider.preferences) is not None:
         return None
     return owner
 

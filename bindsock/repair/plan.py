@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from bindsock.model.network import FAMILIES, InterfaceKind, family_name
 from bindsock.model.policy import Repair, is_repair_table
-from bindsock.routing.usable import dead, unfit
+from bindsock.routing.usable import why_dead, why_unusable
 
 if TYPE_CHECKING:
     import socket
@@ -61,14 +61,14 @@ def plan(network: Network, preferences: Preferences, standing: Sequence[Repair],
     impossible: list[Impossible] = []
     for family in FAMILIES:
         ours = [repair for repair in standing if repair.family == family]
-        uplinks = [i for i in network.interfaces.values() if unfit(i, family, preferences) is None]
+        uplinks = [i for i in network.interfaces.values() if why_unusable(i, family, preferences) is None]
         if not _tunnel_is_default(network, family) or any(_has_own_default(network, uplink, family) for uplink in uplinks):
             remove += ours
             continue
         stays = set()
         for repair in ours:
             interface = network.interfaces.get(repair.index)
-            fits = interface is not None and interface.name == repair.interface and dead(interface, family) is None
+            fits = interface is not None and interface.name == repair.interface and why_dead(interface, family) is None
             known = gateway_of(interface, family) if interface is not None and fits else None
             if not fits or (known is not None and known.address != repair.gateway.address):
                 remove.append(repair)

@@ -25,7 +25,7 @@ from bindsock.model.network import MAIN_TABLE, Interface, InterfaceKind, Lookup,
 from bindsock.model.preferences import is_expensive
 from bindsock.model.tables import table_order
 from bindsock.routing.sources import source_of
-from bindsock.routing.usable import Refusal, Stage, is_tunnel, unfit
+from bindsock.routing.usable import Refusal, Stage, is_tunnel, why_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +111,7 @@ class Defaults:
     def _refusal(self, index: int, interface: Interface) -> Refusal | None:
         """Why the interface is not a usable uplink of the family; ``None`` if it is."""
         lookup = self.lookups.get(index)
-        refusal = unfit(interface, self.family, self.preferences, lookup)
+        refusal = why_unusable(interface, self.family, self.preferences, lookup)
         if refusal is not None and refusal.stage in (Stage.TUNNEL, Stage.DUMMY):
             catches = self._catches(index)
             return Refusal(refusal.stage, f"{refusal.reason} ({catches})") if catches else refusal

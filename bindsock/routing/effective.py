@@ -38,7 +38,7 @@ from bindsock.model.prefixes import is_private, specific_in
 from bindsock.model.tables import TableAnswers
 from bindsock.routing.default_route import Defaults, in_table, rank_of
 from bindsock.routing.sources import source_of
-from bindsock.routing.usable import dead, is_tunnel, unfit
+from bindsock.routing.usable import is_tunnel, why_dead, why_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -232,7 +232,7 @@ class Decider:
             return Decision(family, family, None, Basis.PINNED, candidates=(candidate,))
         if lookup is not None and not lookup.usable:
             lookup = None
-        refusal = dead(interface, family, lookup, on_link=on_link)
+        refusal = why_dead(interface, family, lookup, on_link=on_link)
         if refusal is not None:
             candidate = Candidate(interface.name, interface.index, False, f"is pinned, but {refusal.reason}")
             return Decision(family, family, None, Basis.PINNED, candidates=(candidate,))
@@ -263,7 +263,7 @@ class Decider:
         if is_tunnel(interface) or interface.kind is InterfaceKind.LOOPBACK:
             note = f"the scope id itself leads to {interface.name}"
             return Decision(target, family, None, Basis.LINK_SCOPE, unbound=True, notes=(note,))
-        refusal = unfit(interface, family, self.preferences, on_link=True)
+        refusal = why_unusable(interface, family, self.preferences, on_link=True)
         if refusal is not None:
             candidate = Candidate(interface.name, interface.index, False, f"is named by the scope id, but {refusal.reason}")
             return Decision(target, family, None, Basis.LINK_SCOPE, candidates=(candidate,))
@@ -347,7 +347,7 @@ class Decider:
                 )
             # A link-local address is enough for a default route, but not for a specific route to a network beyond the link.
             given = lookup if lookup.source is not None or lookup.needs_source is not None else None
-            refusal = unfit(interface, family, self.preferences, given, on_link=on_link)
+            refusal = why_unusable(interface, family, self.preferences, given, on_link=on_link)
             if tunnel or refusal is not None:
                 reason = "is a tunnel" if tunnel or refusal is None else refusal.reason
                 passed[index] = Candidate(interface.name, interface.index, False, f"{reason} ({prefix})")

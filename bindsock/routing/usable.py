@@ -37,7 +37,7 @@ def is_tunnel(interface: Interface) -> bool:
     return interface.kind is InterfaceKind.TUNNEL
 
 
-def unfit(
+def why_unusable(
     interface: Interface,
     family: socket.AddressFamily,
     preferences: Preferences,
@@ -59,13 +59,13 @@ def unfit(
     excluded = exclusion(interface, preferences)
     if excluded is not None:
         return Refusal(Stage.EXCLUDED, excluded)
-    refusal = dead(interface, family, lookup, on_link=on_link)
+    refusal = why_dead(interface, family, lookup, on_link=on_link)
     if refusal is None and preferences.cost == "never" and is_expensive(interface, preferences):
         return Refusal(Stage.EXPENSIVE, "is expensive, and cost is 'never'")
     return refusal
 
 
-def dead(
+def why_dead(
     interface: Interface, family: socket.AddressFamily, lookup: Lookup | None = None, *, on_link: bool = False
 ) -> Refusal | None:
     """Why the interface cannot carry traffic of the family, be it a tunnel or not; ``None`` if it can.

@@ -10,7 +10,7 @@ from bindsock.cli.doctor import programs, system
 from bindsock.cli.doctor.firewall import obstacles
 from bindsock.model.network import InterfaceKind, family_name
 from bindsock.netmon.no_interface import ANYWHERE
-from bindsock.routing.usable import unfit
+from bindsock.routing.usable import why_unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ class Examination:
         family = decision.family
         network = self._decider.network
         lookup = network.defaults.get((interface.index, family))
-        refusal = unfit(interface, family, self._decider.preferences, lookup)
+        refusal = why_unusable(interface, family, self._decider.preferences, lookup)
         usable = refusal is None and lookup is not None and lookup.usable
         candidate = next((c for c in decision.candidates if c.index == interface.index), None)
         reason = refusal.reason if refusal is not None else candidate.reason if candidate is not None else "has no default route"
