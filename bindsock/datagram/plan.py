@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.decision import Decision, Path, path_on
@@ -147,6 +147,7 @@ class Orders:
 
 def plan(facts: Facts) -> Orders:
     """Decide how to move a socket to where it belongs."""
+    facts = _without_needless_source(facts)
     path, wanted = facts.placement.path, facts.wanted
     count_drops = path is not None and not device_alive(facts.network, path)
     works = path is not None and alive(facts.network, path, facts.source)
@@ -156,6 +157,16 @@ def plan(facts: Facts) -> Orders:
         return Orders(Step.AWAIT, facts.placement, count_drops)
     hold = facts.hop_silent and step in (Step.STAY, Step.IN_PLACE, Step.OVERLAP, Step.TAKE_BACK)
     return Orders(step, wanted, count_drops, gap, hold)
+
+
+def _without_needless_source(facts: Facts) -> Facts:
+    """A socket on the interface that has the source address already need not be bound to it, and stays as it is."""
+    path, wanted = facts.placement.path, facts.wanted.path
+    if path is None or wanted is None or facts.broken or path.index != wanted.index or path.source is not None:
+        return facts
+    if wanted.source is None or wanted.source != facts.source:
+        return facts
+    return replace(facts, wanted=facts.wanted._replace(path=replace(wanted, source=None)))
 
 
 def _step(facts: Facts, works: bool) -> Step:

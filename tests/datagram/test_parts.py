@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from ipaddress import ip_address
 
@@ -117,6 +118,26 @@ def test_the_step_from_one_placement_to_another(what: str) -> None:
     known, expected = STEPS[what]
     orders = plan(known)
     assert (orders.step, orders.placement) == (expected, known.wanted)
+
+
+def from_(placement: Placement, source: IPAddress) -> Placement:
+    assert placement.path is not None
+    return placement._replace(path=dataclasses.replace(placement.path, source=source))
+
+
+@pytest.mark.parametrize(
+    ("known", "step", "placement"),
+    [
+        (facts(network(WIFI), from_(ON_WIFI, HERE)), Step.STAY, ON_WIFI),
+        (facts(network(WIFI_MORE), from_(place_on(WIFI_MORE), ip_address("192.0.2.2"))), Step.OVERLAP, None),
+        (facts(network(WIFI), from_(ON_WIFI, HERE), broken=True), Step.IN_PLACE, None),
+        (facts(network(WIFI), ON_WIFI, placement=from_(ON_WIFI, HERE)), Step.OVERLAP, None),
+    ],
+    ids=["that it has", "that it has not", "of a broken socket", "no more"],
+)
+def test_a_socket_is_not_bound_anew_to_the_source_that_it_has(known: Facts, step: Step, placement: Placement | None) -> None:
+    orders = plan(known)
+    assert (orders.step, orders.placement) == (step, placement or known.wanted)
 
 
 @pytest.mark.parametrize(
