@@ -253,6 +253,30 @@ def test_a_program_is_run_with_repaired_routes_and_none_are_left(lab: Lab) -> No
     assert tables(lab) == before
 
 
+@pytest.mark.parametrize("mode", get_args(VpnMode))
+def test_a_proxy_repairs_routes_for_its_clients_and_leaves_none(lab: Lab, mode: VpnMode) -> None:
+    before = tables(lab)
+    command = [sys.executable, "-m", "bindsock", "proxy", "--listen", "127.0.0.1:0", "--quiet", "--repair-routes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdout is not None
+        port = int(proxy.stdout.readline().split()[-1])
+        assert proxy.stdout.readline() == "connections leave by wifi0 now\n"
+        lab.vpn_up(mode)
+        with nothing_through_the_tunnel(lab, "tun0"):
+            for host in (lab.server.ipv4, f"[{lab.server.ipv6}]"):
+                with socket.create_connection(("127.0.0.1", port), timeout=20) as sock, sock.makefile("rb") as answers:
+                    sock.sendall(f"CONNECT {host}:{lab.server.tcp_port} HTTP/1.1\r\n\r\n".encode())
+                    assert answers.readline().split()[1] == b"200"
+                    while answers.readline() != b"\r\n":
+                        pass
+                    assert lab.interface_of(answers.readline().decode().split()[1]) == "wifi0"
+        proxy.send_signal(signal.SIGTERM)
+        assert proxy.wait(20) == 0
+    assert "proto 181" not in tables(lab)
+    lab.vpn_down()
+    assert sorted(tables(lab).splitlines()) == sorted(before.splitlines())
+
+
 def test_a_forked_child_that_exits_removes_nothing(lab: Lab) -> None:
     factory = bindsock.TransportFactory(repair_routes=True)
     factory.effective_interface()
