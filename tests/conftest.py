@@ -20,10 +20,10 @@ from bindsock.testing.lab.fixtures import lab
 __all__ = ["lab"]
 
 with contextlib.suppress(LabUnavailable):
-    enter_user_namespace()  # for users who are not root; only a process that has no other threads yet can
+    enter_user_namespace()  # for users who are not root; only a process with a single thread can do it
 
 
-# How long an example takes tells of the machine, not of the code.
+# The duration of an example depends on the machine, not on the code.
 _EXAMPLES = {} if os.access(".", os.W_OK) else {"database": None}
 hypothesis.settings.register_profile(
     "bindsock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], **_EXAMPLES
@@ -34,12 +34,12 @@ _IGNORES_INTERRUPTS = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C end the programs that tests start, even where the tests themselves are to ignore it.
+    """Let Ctrl-C end the programs that tests start, even if the tests themselves ignore it.
 
-    What a shell starts in the background (``nohup make test &``) ignores SIGINT, and whatever it starts inherits that. A signal
-    with a handler has its default again in a program that is started (``execve(2)``), so the tests ignore it by a handler.
+    A command in a shell's background (``nohup make test &``) ignores SIGINT, and its child processes inherit that. A signal with
+    a handler is reset to its default in a new program (``execve(2)``), so the tests ignore SIGINT by a handler.
     """
-    inherited: dict[str, bool] = getattr(config, "workerinput", {})  # from the process that pytest-xdist's workers work for
+    inherited: dict[str, bool] = getattr(config, "workerinput", {})  # from the main process of pytest-xdist
     ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     config.stash[_IGNORES_INTERRUPTS] = ignores or inherited.get("ignores_interrupts", False)
     if config.stash[_IGNORES_INTERRUPTS]:
@@ -79,23 +79,23 @@ def _eager(factory: LoopFactory) -> asyncio.AbstractEventLoop:
 
 @pytest.fixture(params=LOOP_FACTORIES)
 def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
-    """For tests that run a loop of their own."""
+    """The loop factory for tests that run their own loop."""
     return LOOP_FACTORIES[request.param]
 
 
 @pytest.fixture
 def vpn() -> None:
-    """Skip the test, and say why, where the laboratory cannot have a VPN."""
+    """Skip the test, with the reason, if the laboratory cannot have a VPN."""
     if (reason := available(vpn=True)) is not None:
         pytest.skip(reason)
 
 
 @pytest.fixture
 def descriptors() -> Any:
-    """Fail the test if it leaves descriptors open: yields nothing, compares before and after."""
+    """Fail the test if it leaves descriptors open."""
     import gc
 
-    # Of the first loop in a process two descriptors stay (libuv src/unix/signal.c, uv__signal_global_init).
+    # The first uvloop in a process opens two descriptors that stay open (libuv src/unix/signal.c, uv__signal_global_init).
     uvloop.new_event_loop().close()
     gc.collect()
     before = set(os.listdir("/dev/fd"))

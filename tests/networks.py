@@ -1,4 +1,4 @@
-"""What is in a network, for tests of what the kernel says."""
+"""Look-ups in a network, for tests of the kernel backends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def named(network: Network, name: str) -> Interface:
-    """The interface of that name. There must be one."""
+    """The interface of that name. It must exist."""
     found = network.named(name)
     assert found is not None
     return found

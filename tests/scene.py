@@ -1,4 +1,4 @@
-"""A watcher on a scripted network whose time passes only when the test says so."""
+"""A watcher on a scripted network, with a clock that only the test advances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.virtual_loop import VirtualLoop
 
 
 class Scene:
-    """What the tests of followers have in common.
+    """The scripted network, the watcher and the clock that the tests of followers share.
 
     :param initial: the network at the start
     :param clock: the loop that the watcher runs on; with a :class:`SteppedLoop` real sockets and transports can be used
@@ -23,10 +23,10 @@ class Scene:
         self.watcher = Watcher(self.kernel, Preferences(), runtime=clock.runtime)
 
     def change(self, network: Network) -> None:
-        """The network changes, and is read before the next line of the test."""
+        """Change the network, and let the watcher read it before this returns."""
         self.kernel.change(network)
         self.watcher.refresh()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, with the timers that are due."""
+        """Advance the clock, and run the timers that are due."""
         self.clock.advance(seconds)

@@ -11,7 +11,7 @@ from bindsock.testing.lab import Lab
 
 
 def serve_inside(lab: Lab, serve: Callable[[], Coroutine[Any, Any, None]], ready: Future[Any]) -> None:
-    """Run servers in the server's namespace until they end. What keeps them from starting is told by the future."""
+    """Run servers in the server's namespace until they end. The future gets the error if they cannot start."""
     with lab.inside("server"):
         try:
             asyncio.run(serve())

@@ -1,4 +1,4 @@
-"""A real event loop whose timers wait until the test lets time pass."""
+"""A real event loop whose timers run only when the test advances the clock."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.virtual_loop import VirtualLoop
 
 
 class SteppedLoop:
-    """A :class:`bindsock.netmon.loop.Loop` with the turns and descriptors of another one, and a clock that a test turns by hand.
+    """A :class:`bindsock.netmon.loop.Loop` on top of a real event loop, with a clock that only the test advances.
 
-    Real sockets and transports work as ever, but a timer of bindsock's is only ever due in :meth:`advance`.
+    Real sockets and transports work as usual, but bindsock's timers run only in :meth:`advance`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -56,9 +56,9 @@ class SteppedLoop:
 
     @property
     def timers(self) -> list[float]:
-        """When the timers are due, the next one first."""
+        """The times at which the timers are due, the next one first."""
         return self._virtual.timers
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and call each timer at its time."""
+        """Advance the clock, and call each timer at its time."""
         self._virtual.advance(seconds)

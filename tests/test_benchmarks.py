@@ -1,4 +1,4 @@
-"""The benchmarks: what they compute from what was measured, and that they run."""
+"""The benchmarks compute the right numbers from measurements, and they run."""
 
 from __future__ import annotations
 

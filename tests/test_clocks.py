@@ -1,4 +1,4 @@
-"""Time is the event loop's: only what has no loop reads the system's clock, so that a test's clock rules everything else."""
+"""Code with an event loop reads the loop's clock, so that a test can control it. Only code without a loop reads the system's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ PACKAGE = Path(bindsock.__file__).parent
 CLOCKS = frozenset({"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"})
 
 WITHOUT_LOOP = {
-    "netmon/loop.py": "it says what the clock of a loop is",
-    "netmon/turns.py": "how long the processor was busy, which a clock that a test sets does not tell",
+    "netmon/loop.py": "it defines the clock of a loop",
+    "netmon/turns.py": "it measures the processor's time, which a test's clock does not show",
     "blocking/lingering_close.py": "blocking sockets belong to threads without a loop",
     "blocking/sockets.py": "blocking sockets belong to threads without a loop",
     "dial/lingering_close.py": "the loop has ended",
     "kernel/linux/mptcp/path_manager.py": "the process ends",
 }
 MEASURING = ("cli/demo/", "testing/lab/")
-"""Several processes note when something happened, by the one clock that they have in common."""
+"""Modules that run in several processes, which need a common clock."""
 
 
 def reads_the_clock(path: Path) -> bool:

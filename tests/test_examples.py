@@ -49,7 +49,7 @@ CHAT = 7700
 
 
 class Example:
-    """An example that runs. Leaving the block interrupts it if it has not ended, as Ctrl-C does: it must end without a word."""
+    """A running example. Leaving the block interrupts it, as Ctrl-C does, if it has not ended: it must end without a message."""
 
     def __init__(self, name: str, *arguments: object, stdin: int | None = None, **environment: str) -> None:
         command = [sys.executable, "-u", "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
@@ -78,28 +78,28 @@ class Example:
                 self._process.kill()
 
     def rest(self) -> list[str]:
-        """All further lines, once it has ended."""
+        """Wait until the example has ended. Returns all further lines."""
         printed, errors = self._process.communicate(timeout=PATIENCE)
         self.errors = errors.decode()
         return (self._read + printed).decode().splitlines()
 
     def interrupt(self) -> list[str]:
-        """Press Ctrl-C. All further lines."""
+        """Press Ctrl-C. Returns all further lines."""
         self._process.send_signal(signal.SIGINT)
         return self.rest()
 
     @property
     def status(self) -> int:
-        """With which it ended."""
+        """The exit status of the example."""
         return self._process.wait(PATIENCE)
 
     def has_more(self, seconds: float) -> bool:
-        """Whether it prints anything within so many seconds."""
+        """Whether the example prints anything within this time."""
         assert self._process.stdout is not None
         return bool(self._read) or bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """The next line that the example prints."""
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._read:
@@ -111,7 +111,7 @@ class Example:
         return line.decode()
 
     def line_with(self, text: str) -> str:
-        """The next line in which the text is."""
+        """The next line that contains the text."""
         for _ in range(1000):
             line = self.line()
             if text in line:
@@ -120,7 +120,7 @@ class Example:
 
 
 def output(name: str, *arguments: object, errors: str = "", **environment: str) -> list[str]:
-    """What an example prints that ends by itself, with nothing else on standard error."""
+    """The output of an example that ends by itself. Its standard error must be ``errors``."""
     with Example(name, *arguments, stdin=None, **environment) as example:
         lines = example.rest()
         assert example.errors == errors
@@ -157,7 +157,7 @@ class HttpOverQuic:
         self._thread.join(timeout=PATIENCE)
 
     def finish(self) -> None:
-        """End the answer with the next line."""
+        """End the answer after the next line."""
         self._finishing = True
 
     def _run(self) -> None:
@@ -205,7 +205,7 @@ class HttpOverQuic:
 
 
 class Chatter(Example):
-    """Somebody who chats."""
+    """A running chat client."""
 
     def __init__(self, lab: Lab, nick: str, *options: object, **environment: str) -> None:
         super().__init__("chat", "join", *options, lab.server.ipv4, CHAT, nick, stdin=subprocess.PIPE, **environment)
@@ -215,13 +215,13 @@ class Chatter(Example):
         self._process.stdin.write("".join(f"{line}\n" for line in lines).encode())
 
     def finish(self) -> None:
-        """Say no more."""
+        """End the client's input."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.stdin = None
 
     def lines(self, count: int) -> list[str]:
-        """So many that it prints."""
+        """The next ``count`` lines that the client prints."""
         return [self.line() for _ in range(count)]
 
 
@@ -457,7 +457,7 @@ def test_multipath_download(lab: Lab, tmp_path: Path) -> None:
             lab.up("wifi0")
             lab.default("wifi0")
             rest = memoryview(2 * block)
-            while rest and not example.has_more(0.05):  # both ways work, and it says so when something comes by the other
+            while rest and not example.has_more(0.05):  # both paths work, and the example prints a line when the path changes
                 served.sendall(rest[: 1 << 14])
                 rest = rest[1 << 14 :]
             assert example.line().startswith("by wifi0 from byte ")
@@ -531,7 +531,7 @@ def test_chat_loses_nothing_and_says_nothing_twice(lab: Lab, wifi: str, eth: str
         both_say(25)
         both_come_from(wifi)
         both_say(25)
-        lab.down("wifi0")  # there is nothing any more
+        lab.down("wifi0")  # now there is no path
         both_say(25)
         lab.up("eth0")
         both_come_from(eth)
@@ -547,7 +547,7 @@ def test_chat_loses_nothing_and_says_nothing_twice(lab: Lab, wifi: str, eth: str
 
 @pytest.fixture
 def witness(lab: Lab) -> Iterator[Chatter]:
-    """Bob, who sits beside the chat's server."""
+    """Bob, a chat client on the server's machine."""
     with chat_server(lab):
         with lab.inside("server"):
             bob = Chatter(lab, "bob")
@@ -561,7 +561,7 @@ def test_chat_whose_acknowledgements_are_lost(lab: Lab, wifi: str, witness: Chat
         alice.say([1])
         witness.say([1])
         assert (alice.line(), witness.line()) == ("bob: 1", "alice: 1")
-        lab.ip("route", "add", "blackhole", wifi, namespace="router")  # the server is heard no more, but still hears
+        lab.ip("route", "add", "blackhole", wifi, namespace="router")  # the server's packets are lost, but it still receives
         alice.say(range(2, 10))
         assert witness.lines(8) == said("alice", range(2, 10))
         witness.say(range(2, 10))
@@ -580,7 +580,7 @@ def test_chat_while_the_new_connection_is_being_made(lab: Lab, witness: Chatter)
         with lab.tap(interface="eth0", protocol="tcp", port=CHAT) as dialling:
             lab.down("wifi0")
             until(lambda: dialling.packets)
-        alice.say(range(2, 10))  # held for the new connection, and said again on it
+        alice.say(range(2, 10))  # kept for the new connection, and sent again on it
         lab.blackhole("eth0", False)
         assert witness.lines(8) == said("alice", range(2, 10))
         alice.say([10])

@@ -1,4 +1,4 @@
-"""What is said where an optional package is missing."""
+"""The error messages when an optional package is missing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EXTRAS = {
     "bindsock.integrations.requests": ("requests", "requests"),
     "bindsock.integrations.urllib3": ("urllib3", "urllib3"),
 }
-"""The extra and a package it brings, by the module that needs it."""
+"""The extra and a package that it installs, by the module that needs it."""
 
 
 def message(module: str, package: str) -> str:
-    """What importing the module says where the package is missing."""
+    """The error message of importing the module without the package."""
     script = f"import sys; sys.modules[{package!r}] = None\ntry: import {module}\nexcept ImportError as error: print(error)"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 

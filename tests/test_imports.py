@@ -1,4 +1,4 @@
-"""What importing bindsock brings with it, and what every module of it does."""
+"""What importing bindsock loads, and rules that hold for every module."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_integration_imports_its_library_and_not_the_others(library: str) -> 
 
 @pytest.mark.parametrize("module", sorted(Path(bindsock.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
 def test_every_task_has_a_name(module: Path) -> None:
-    """``asyncio.all_tasks()`` and, since Python 3.14, ``python -m asyncio ps`` then tell a program's tasks from ours."""
+    """So ``asyncio.all_tasks()`` and, since Python 3.14, ``python -m asyncio ps`` show which tasks are bindsock's."""
     calls = [node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Call)]
     starting = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in _STARTS_A_TASK]
     assert [ast.unparse(call) for call in starting if not any(keyword.arg == "name" for keyword in call.keywords)] == []

@@ -1,4 +1,4 @@
-"""Keywords: every one is shown, checked once, and never ignored."""
+"""Every keyword is in the signature, is checked once, and is never ignored."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_wrapped_function_has_each_keyword_of_the_original_with_its_default(
 
 
 OTHER_DEFAULTS = {
-    (asyncio.open_connection, "limit"),  # the same number, by another name
+    (asyncio.open_connection, "limit"),  # bindsock has it under another name
 }
 
 

@@ -18,9 +18,9 @@ import bindsock
 
 PACKAGE = Path(bindsock.__file__).parent
 FIELDS = 14
-"""How many fields of its own a class may have."""
+"""The maximum number of fields that a class itself may have."""
 TOP_LEVEL = 10
-"""How many modules the package may have at its top level."""
+"""The maximum number of modules at the package's top level."""
 
 
 def lists_names(path: Path) -> bool:

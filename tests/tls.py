@@ -1,4 +1,4 @@
-"""TLS contexts: one authority, which the clients trust, and a certificate for each server."""
+"""TLS contexts: an authority that the clients trust, and a certificate for each server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only when the test says so."""
+"""An event loop with a clock that only the test advances."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class VirtualLoop:
-    """A :class:`bindsock.netmon.loop.Loop` that a test turns by hand.
+    """A :class:`bindsock.netmon.loop.Loop` that runs only when the test calls :meth:`turn` or :meth:`advance`.
 
     :ivar now: the time, in seconds
-    :ivar readers: what to call for each descriptor that is watched for something to read
-    :ivar writers: the same for each that is watched for room
-    :ivar errors: what was given to :meth:`call_exception_handler`
+    :ivar readers: the callback for each descriptor that is watched for reading
+    :ivar writers: the callback for each descriptor that is watched for writing
+    :ivar errors: the contexts that were passed to :meth:`call_exception_handler`
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class VirtualLoop:
         return VirtualFuture(self)
 
     def create_task(self, coroutine: Coroutine[VirtualFuture, None, T]) -> VirtualTask[T]:
-        """Run a coroutine until it waits, and on whenever what it waits for is done."""
+        """Run a coroutine until it waits, and resume it whenever its future is done."""
         return VirtualTask(coroutine)
 
     def add_reader(self, fd: int, callback: Callable[..., object], /, *args: Any) -> None:
@@ -73,15 +73,15 @@ class VirtualLoop:
 
     @property
     def timers(self) -> list[float]:
-        """When the timers are due, the next one first."""
+        """The times at which the timers are due, the next one first."""
         return sorted(when for when, _, timer in self._timers if not timer.cancelled)
 
     def turn(self) -> None:
-        """Call what is due now."""
+        """Call the callbacks that are due now."""
         self.advance(0.0)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and call each timer at its time."""
+        """Advance the clock, and call each timer at its time."""
         end = self.now + seconds
         for _ in range(10_000):
             if not self._timers or self._timers[0][0] > end:
@@ -109,7 +109,7 @@ class VirtualTimer:
 
 
 class VirtualFuture:
-    """What a coroutine on a :class:`VirtualLoop` waits for."""
+    """A future on a :class:`VirtualLoop`."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.on_done: Callable[[], object] | None = None
@@ -143,14 +143,14 @@ class VirtualTask(Generic[T]):
         self._step()
 
     def result(self) -> T | None:
-        """What it has returned, or raises what it has raised."""
+        """The coroutine's result. Raises the coroutine's exception."""
         assert self.done
         if self._error is not None:
             raise self._error
         return self._result
 
     def cancel(self) -> None:
-        """Let the coroutine clean up, and do no more."""
+        """Cancel the coroutine: it cleans up and ends."""
         self._coroutine.close()
 
     def _step(self) -> None:

@@ -1,4 +1,4 @@
-"""Waiting in tests for what happens at a time of its own."""
+"""Functions to wait for events in tests that run in real time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 async def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
     """Wait until something is true.
 
-    :param seconds: after which the test fails
+    :param seconds: the time after which the test fails
     """
     async with asyncio.timeout(seconds):
         while not condition():
@@ -17,7 +17,7 @@ async def until(condition: Callable[[], object], *, seconds: float = 60) -> None
 
 
 async def settle() -> None:
-    """Let what has been scheduled run, and what has been sent over loopback arrive."""
+    """Let scheduled callbacks run, and data sent over loopback arrive."""
     for _ in range(10):
         await asyncio.sleep(0)
     await asyncio.sleep(0.001)

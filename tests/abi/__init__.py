@@ -1,1 +1,1 @@
-"""Darwin's structures and constants, held against Apple's headers by a C compiler: ``python -m tests.abi``."""
+"""A C compiler compares Darwin's structures and constants with Apple's headers: ``python -m tests.abi``."""

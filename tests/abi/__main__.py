@@ -1,4 +1,4 @@
-"""Compile the check for both kinds of Mac; with ``--system`` on a Mac, against its own and whole SDK."""
+"""Compile the check for both kinds of Mac; with ``--system``, on a Mac, compile it with the Mac's own complete SDK."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The check: C source made from :mod:`bindsock.kernel.darwin.abi`, compiled but never run.
 
-Each structure's size, each field's offset and size and each constant becomes one ``_Static_assert``, so that a compiler for the
-other system, on any system, tells whether they are right.
+Each structure's size, each field's offset and size and each constant becomes a ``_Static_assert``. So a cross compiler on any
+system checks them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEADERS = (
 
 
 def constants() -> dict[str, int]:
-    """The constants that some header of the SDK has."""
+    """The constants that are in the SDK's headers."""
     return {
         name: value
         for name, value in vars(abi).items()
@@ -55,9 +55,9 @@ def source(
     structures: Sequence[type[Structure]] = abi.STRUCTURES,
     values: Mapping[str, int] | None = None,
 ) -> str:
-    """The C source.
+    """The C source of the check.
 
-    :param whole_sdk: also what ziglang's selection of headers lacks; for Apple's own compiler
+    :param whole_sdk: also check what ziglang's subset of the headers lacks; for Apple's own compiler
     """
     headers = [*HEADERS, *dict.fromkeys(abi.UNSHIPPED.values())] if whole_sdk else HEADERS
     lines = [f"#include <{header}>" for header in headers]
@@ -87,9 +87,9 @@ def _size(structure: type[Structure]) -> int:
 
 
 def compile_with_zig(text: str, target: str) -> str | None:
-    """Compile for a target.
+    """Compile the source for a target, with zig.
 
-    :return: what the compiler complained of, ``None`` if it did not
+    :return: the compiler's errors, ``None`` without any
     """
     with tempfile.TemporaryDirectory() as directory:
         environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": directory, "ZIG_LOCAL_CACHE_DIR": directory}
@@ -98,9 +98,9 @@ def compile_with_zig(text: str, target: str) -> str | None:
 
 
 def compile_with_system(text: str) -> str | None:
-    """Compile with the machine's own ``cc``, which on a Mac has the whole SDK.
+    """Compile the source with the machine's ``cc``, which has the complete SDK on a Mac.
 
-    :return: what the compiler complained of, ``None`` if it did not
+    :return: the compiler's errors, ``None`` without any
     """
     with tempfile.TemporaryDirectory() as directory:
         return _compile(text, ["cc"], dict(os.environ), Path(directory))

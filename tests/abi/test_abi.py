@@ -1,4 +1,4 @@
-"""The structures and constants are those of Apple's headers, and the check would say so if they were not."""
+"""The structures and constants agree with Apple's headers, and the check fails if they do not."""
 
 from __future__ import annotations
 

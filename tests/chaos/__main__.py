@@ -31,7 +31,7 @@ exit status: 0 nothing failed; 1 something did; 3 the laboratory cannot run here
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
-    """The settings, and whether the outcome is to be one JSON document."""
+    """Parse the command line: the settings, and whether to print the outcome as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +71,7 @@ def _positive(text: str) -> float:
 
 
 class Progress:
-    """Tells what happens: on a terminal a line that changes, elsewhere a line each round."""
+    """Shows the progress: one changing line on a terminal, one line per round elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -92,7 +92,7 @@ class Progress:
 
 
 def again(settings: Settings, failed: Failed) -> str:
-    """The command that does it once more."""
+    """The command that repeats the failed round."""
     words = ["python -m tests.chaos", f"--seed {settings.seed}", f"--round {failed.number}"]
     words += [f"--vpn {mode or NO_VPN}" for mode in settings.modes] if len(settings.modes) < len(MODES) else []
     words += [f"--round-seconds {settings.round_seconds:g}"] if settings.round_seconds != 20.0 else []
@@ -103,7 +103,7 @@ def again(settings: Settings, failed: Failed) -> str:
 
 
 def lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
-    """What a person reads at the end."""
+    """The outcome as text."""
     for failed in outcome.failed:
         yield f"round {failed.number} ({failed.mode or 'no VPN'}) failed:"
         yield from (f"  {text}" for text in failed.texts)
@@ -126,7 +126,7 @@ def lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
 
 
 def document(settings: Settings, outcome: Outcome) -> dict[str, Any]:
-    """The same as JSON."""
+    """The outcome as JSON."""
     return {
         "settings": dataclasses.asdict(settings) | {"without": sorted(settings.without)},
         "uplinks": settings.uplinks,

@@ -1,4 +1,4 @@
-"""What happens to the network in one round: a sequence of values that a seed determines."""
+"""The changes of the network in one round: a sequence of actions that the seed determines."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Verb = Literal[
 SHORT, MEDIUM, LONG = 0.03, 0.4, 2.0
 """The longest pauses between two actions, in seconds."""
 BLOCKING: tuple[VpnMode, ...] = ("replace", "policy-kill")
-"""The modes beneath which IPv4 has no way out while the VPN is up."""
+"""The modes that leave no path for IPv4 outside the VPN while it is up."""
 MARKING: tuple[VpnMode, ...] = ("policy", "policy-kill")
 """The modes in which the VPN marks its own packets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A change of the network, some time after the one before it."""
+    """A change of the network, and the pause before it."""
 
     pause: float
-    """Seconds to wait before it."""
+    """Seconds to wait before the change."""
     verb: Verb
     subject: str = ""
     """The uplink, or the mode of the VPN."""
@@ -40,7 +40,7 @@ class Action:
 
 @dataclass(slots=True)
 class UplinkState:
-    """What has become of an uplink."""
+    """The state of an uplink after the actions so far."""
 
     number: int
     exists: bool = True
@@ -56,7 +56,7 @@ class UplinkState:
 
 
 class Network:
-    """What the actions so far have made of the network.
+    """The state of the network after the actions so far.
 
     :param uplinks: their names
     :param mode: how the VPN takes the default route; ``None`` for no VPN
@@ -69,7 +69,7 @@ class Network:
         self.crashed = False
 
     def apply(self, action: Action) -> None:
-        """Take in what an action has done."""
+        """Update the state for an action."""
         match action.verb:
             case "vpn-up":
                 self.vpn, self.crashed = True, False
@@ -102,7 +102,7 @@ class Network:
                 uplink.blackholed = action.verb == "blackhole"
 
     def possible(self) -> list[tuple[Verb, str, str]]:
-        """What could happen next: verb, subject and value."""
+        """The possible next actions: verb, subject and value."""
         found: list[tuple[Verb, str, str]] = []
         for name, uplink in self.uplinks.items():
             if not uplink.exists:
@@ -122,7 +122,7 @@ class Network:
         return found
 
     def restoring(self) -> list[Action]:
-        """What makes the whole network usable again. The VPN is up afterwards where connections work beneath it."""
+        """Actions that make the whole network usable again. They start the VPN if connections can bypass it."""
         actions = []
         for name, uplink in self.uplinks.items():
             verbs: list[Verb] = []
@@ -134,7 +134,7 @@ class Network:
             verbs += ["whitehole"] if uplink.blackholed else []
             actions += [Action(SHORT, verb, name) for verb in verbs]
         if self.mode is not None and (not self.vpn or self.mode in BLOCKING):
-            # A VPN that crashed leaves its rules, and takes the uplinks' default routes with it, until one has ended in order.
+            # A VPN that crashed leaves its rules behind, and the uplinks' default routes stay deleted, until a VPN ends properly.
             actions += [] if self.vpn else [Action(SHORT, "vpn-up", self.mode)]
             actions += [Action(SHORT, "vpn-down")] if self.mode in BLOCKING else []
         return actions
@@ -144,7 +144,7 @@ def plan(seed: str, uplinks: Sequence[str], mode: VpnMode | None, seconds: float
     """The actions of a round.
 
     :param mode: how the VPN takes the default route; ``None`` for no VPN
-    :param seconds: how long they take together
+    :param seconds: the duration of all actions together
     """
     generator = random.Random(seed)
     network = Network(uplinks, mode)
@@ -169,7 +169,7 @@ def plan(seed: str, uplinks: Sequence[str], mode: VpnMode | None, seconds: float
 
 
 def with_end(actions: Sequence[Action], uplinks: Sequence[str], mode: VpnMode | None) -> list[Action]:
-    """The actions, and those that make the network usable again."""
+    """The actions, followed by those that make the network usable again."""
     network = Network(uplinks, mode)
     for action in actions:
         network.apply(action)
@@ -177,7 +177,7 @@ def with_end(actions: Sequence[Action], uplinks: Sequence[str], mode: VpnMode | 
 
 
 def carry_out(lab: Lab, action: Action) -> None:
-    """Do it."""
+    """Apply an action to the laboratory."""
     name = action.subject
     match action.verb:
         case "down":

@@ -1,4 +1,4 @@
-"""Processes that are told what to do by lines of JSON, and answer each with one."""
+"""Processes that read commands as lines of JSON, and answer each with a line of JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Process(Child):
-    """A module of this package that runs in the namespace of the thread that starts it, until this is closed.
+    """A process that runs a module of this package, in the network namespace of the thread that starts it.
 
     :param module: its name
-    :param errors: a file for what it says to standard error
+    :param errors: a file for its standard error
     """
 
     def __init__(self, module: str, *arguments: str, errors: int) -> None:
-        # A session of its own keeps a terminal's Ctrl-C from it: whoever holds this ends it in order.
+        # In its own session the process gets no Ctrl-C from the terminal: the parent ends it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"tests.chaos.{module}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, cwd=_ROOT, start_new_session=True,
@@ -32,12 +32,12 @@ class Process(Child):
         self._unread = b""
 
     def wait_until_ready(self) -> None:
-        """Wait until it takes commands."""
+        """Wait until the process accepts commands."""
         self._line()
 
 
 async def obeying(obey: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
-    """Say that the process is ready, and carry out commands until standard input ends."""
+    """Report that the process is ready, and carry out commands until standard input ends."""
     commands = asyncio.StreamReader(limit=1 << 20)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     _say({"ready": True})

@@ -1,4 +1,4 @@
-"""What the programs do: conversations with the server that notice whatever must not happen to them."""
+"""The programs' conversations with the server. Each one detects faults: lost, repeated or reordered data, and false ends."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import bindsock
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 WINDOW = 8
-"""Commands that may be on their way at once."""
+"""The maximum number of commands without an answer yet."""
 _RETRY = 0.1
 _KEPT = 20
 
 
 class FalseEnd(EOFError):
-    """The connection seems to have ended in order, although the server ends none."""
+    """The connection reported an orderly end, although the server never ends one."""
 
 
 class Flow:
-    """A conversation that goes on until it is stopped.
+    """A conversation that continues until it is stopped.
 
     :param name: unique in its program
     """
@@ -31,11 +31,11 @@ class Flow:
     def __init__(self, name: str) -> None:
         self.name = name
         self.progress = 0
-        """How often the server has answered."""
+        """The number of answers from the server."""
         self.errors: Counter[str] = Counter()
-        """Errors that a program must expect, by type."""
+        """The number of errors that a program must expect, by type."""
         self.faults: list[str] = []
-        """What must not happen."""
+        """Faults: events that must not happen."""
         self._marked = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -43,14 +43,14 @@ class Flow:
         self._task = asyncio.get_running_loop().create_task(self._guarded(), name=self.name)
 
     async def stop(self) -> None:
-        """End it, and all its connections."""
+        """End the conversation and close all its connections."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
     def mark(self) -> None:
-        """From now on :attr:`stuck` tells whether the server has answered since."""
+        """Make :attr:`stuck` true until the server answers again."""
         self._marked = self.progress
 
     @property
@@ -59,7 +59,7 @@ class Flow:
 
     @property
     def state(self) -> str:
-        """What it is doing, for people."""
+        """A readable description of the conversation's state."""
         return "no endpoint"
 
     async def run(self) -> None:
@@ -68,11 +68,11 @@ class Flow:
     async def _guarded(self) -> None:
         try:
             await self.run()
-        except Exception as error:  # noqa: BLE001 - whatever ends a conversation is a fault
+        except Exception as error:  # noqa: BLE001 - any error that ends a conversation is a fault
             self.fault(f"{type(error).__name__}: {error}")
 
     def failed(self, error: OSError) -> None:
-        """Note an error that may happen."""
+        """Count an error that programs must expect."""
         self.errors[str(error) if type(error) is OSError else type(error).__name__] += 1
 
     def fault(self, text: str) -> None:
@@ -81,11 +81,11 @@ class Flow:
 
 
 class Datagrams(Flow, asyncio.DatagramProtocol):
-    """Numbered datagrams, whatever becomes of those before.
+    """Sends numbered datagrams, without waiting for the replies.
 
-    :param program: begins each of them
+    :param program: the program's name, with which each datagram begins
     :param peer: the server's address and port
-    :param connected: whether the endpoint is given its peer once, or each datagram
+    :param connected: whether the endpoint is connected to the peer; if not, each datagram has its destination
     :param interval: seconds between two of them
     """
 
@@ -151,9 +151,9 @@ class Datagrams(Flow, asyncio.DatagramProtocol):
 
 
 class Commands:
-    """The client's side of numbered commands: which have been said, which are done, and whether an answer may come now.
+    """The client's record of numbered commands: which were sent, which were answered, and which answers are valid now.
 
-    :param name: of the client, unique at the server
+    :param name: the client's name, unique at the server
     """
 
     def __init__(self, name: str) -> None:
@@ -165,7 +165,7 @@ class Commands:
         return f"login {self.name}\n".encode()
 
     def next(self) -> bytes | None:
-        """One more, ``None`` if enough are on their way."""
+        """The next command to send, ``None`` if too many are unanswered."""
         if self.said - self.done >= WINDOW:
             return None
         self.said += 1
@@ -175,9 +175,9 @@ class Commands:
         return [b"do %d\n" % number for number in range(self.done + 1, self.said + 1)]
 
     def answered(self, line: bytes) -> bool:
-        """Take in an answer; whether it tells of something new.
+        """Record an answer. Returns whether it answers a command for the first time.
 
-        :raises ValueError: it cannot come now
+        :raises ValueError: the answer is not valid now
         """
         word, _, argument = line.decode().strip().partition(" ")
         number = int(argument)
@@ -191,11 +191,11 @@ class Commands:
 
 
 class Stream(Flow):
-    """Numbered commands over a stream. When it fails another one is opened; with ``on_reconnect`` it should not.
+    """Sends numbered commands over a stream, and opens a new one when it fails. With ``on_reconnect`` it must not fail.
 
-    :param client: its name at the server
-    :param keywords: for ``bindsock.open_connection``
-    :param replaced: whether to have it replaced beneath
+    :param client: the client's name at the server
+    :param keywords: arguments for ``bindsock.open_connection``
+    :param replaced: whether to use ``on_reconnect``
     :param interval: seconds between two commands
     """
 
@@ -224,7 +224,7 @@ class Stream(Flow):
                 continue
             self._writer = writer
             try:
-                # The answer is not waited for: if the connection is replaced before it comes, the hook gets its own.
+                # Do not wait for the answer: if the connection is replaced before it arrives, the hook is called again.
                 if not writer.is_closing():
                     writer.writelines([self._commands.login, *self._commands.unacknowledged()])
                 await self._converse(reader, writer)
@@ -270,7 +270,7 @@ class Stream(Flow):
 
 
 def _state(connection: Any) -> str:
-    """By which interface a connection goes, over which subflows, and whether it is closed."""
+    """A connection's interface and subflows, and whether it is closed."""
     if connection is None:
         return "dialling"
     multipath = bindsock.multipath_of(connection) if isinstance(connection, asyncio.StreamWriter) else None
@@ -286,7 +286,7 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 class ReplacedProtocol(Flow, asyncio.Protocol):
-    """The same by a protocol with ``connection_replaced``."""
+    """Sends numbered commands by a protocol with ``connection_replaced``."""
 
     def __init__(self, name: str, client: str, address: tuple[str, int], *, interval: float, **keywords: Any) -> None:
         super().__init__(name)
@@ -358,7 +358,7 @@ class ReplacedProtocol(Flow, asyncio.Protocol):
 
 
 class Churn(Flow):
-    """Connections that live for one question, closed in each way in turn."""
+    """Opens a connection for each question, and closes it in each possible way in turn."""
 
     def __init__(self, name: str, client: str, address: tuple[str, int], *, interval: float, **keywords: Any) -> None:
         super().__init__(name)

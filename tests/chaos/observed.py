@@ -1,4 +1,4 @@
-"""What was seen in a round, and what of it must not be."""
+"""The observations of a round, and the faults among them."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 from tests.chaos.actions import Action
 
 _GROWN_BYTES = 8 << 10
-"""Kilobytes by which a program may grow besides a fifth of its size."""
+"""Kilobytes by which a program may grow, in addition to a fifth of its size."""
 _GROWN_DESCRIPTORS = 8
 FEWEST = 9
-"""So many rounds are needed to tell growth from a start."""
+"""The minimum number of rounds that shows growth: a program also grows as it starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A round, all its numbers since the programs were started."""
+    """The observations of a round. All counts are since the start of the programs."""
 
     actions: tuple[Action, ...]
     packets: Mapping[str, Mapping[str, int]]
-    """How many left, by device and kind."""
+    """The number of packets that left, by device and kind."""
     wrong: tuple[str, ...]
-    """Packets that should not have left there, or that are of no known kind."""
+    """Packets that left by the wrong device, or whose kind is unknown."""
     unseen: int
-    """Packets that the tap missed."""
+    """The number of packets that the tap missed."""
     left: Mapping[tuple[str, str], int]
-    """Datagrams that left by a device, as the tap saw them, by program and device."""
+    """The number of datagrams that the tap saw leave, by program and device."""
     arrived: Mapping[str, int]
-    """Datagrams that the server received, by program."""
+    """The number of datagrams that the server received, by program."""
     reports: Mapping[str, Mapping[str, Any]]
-    """Of each program: see :meth:`tests.chaos.program.Program.report`."""
+    """The report of each program: see :meth:`tests.chaos.program.Program.report`."""
     server_faults: tuple[str, ...] = ()
     complaints: str = ""
-    """What the processes said to standard error."""
+    """The standard error of all processes."""
 
 
 def failures(observed: Observed) -> list[str]:
-    """What must not be, in sentences."""
+    """The faults, one sentence each."""
     found = [f"a packet that should not have left: {text}" for text in observed.wrong]
     found += [f"the server: {text}" for text in observed.server_faults]
     for name, report in observed.reports.items():
@@ -74,9 +74,9 @@ def _of_the_sums(observed: Observed, name: str, report: Mapping[str, Any]) -> li
 
 
 def left_behind(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the programs hold although they have closed everything.
+    """What the programs still hold after they have closed everything.
 
-    :param reports: after the end
+    :param reports: the last report of each program
     """
     found = []
     for name, report in reports.items():
@@ -89,7 +89,7 @@ def left_behind(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def growth(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """What grows from round to round: even the least of the last third is more than the most of the first one.
+    """The numbers that grow from round to round: the minimum of the last third is above the maximum of the first third.
 
     :param rounds: the reports at the end of each round, of the same programs
     """
@@ -107,9 +107,10 @@ def growth(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def vanished(observed: Observed) -> dict[str, int]:
-    """By program: datagrams that are counted as sent and were given to no device; a neighbour that did not answer, for one.
+    """The number of datagrams, by program, that are counted as sent but left by no device: a neighbour did not answer, for
+    example.
 
-    Those in ``lost_on_device`` were given to one, for the most part.
+    Most of the datagrams in ``lost_on_device`` did leave by a device.
     """
     result = {}
     for name, report in observed.reports.items():

@@ -1,4 +1,4 @@
-"""What each packet is that left the host, and by which device."""
+"""The kind of each packet that left the host, and the device by which it left."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _FIN, _SYN, _RESET, _ACK = 1, 2, 4, 16
 _DISCARD = 9
 _NAMES = 53
 _FRAGMENT = 0
-"""The port of a fragment that is not the first."""
+"""The port number that stands for "unknown": only the first fragment of a packet has ports."""
 _REMEMBERED, _TOLD, _ENDS = 20000, 8, 10000
 
 
 class Kind(enum.StrEnum):
-    """What a packet is."""
+    """The kind of a packet."""
 
     DATAGRAM = "datagram"
     DATA = "data"
@@ -30,33 +30,33 @@ class Kind(enum.StrEnum):
     END = "end"
     ACKNOWLEDGEMENT = "acknowledgement"
     RESET = "reset"
-    """The answer to what came for a socket that is gone, or an abrupt end."""
+    """A TCP reset: an abort, or the answer to a segment for a socket that no longer exists."""
     LATE = "late acknowledgement"
-    """Of an end that the peer has repeated, since the socket had no route by its device when that came first. What the socket
-    leaves behind (TIME_WAIT) answers, by the routes: so it is where a VPN deletes the uplinks' default routes."""
+    """An acknowledgement of a repeated FIN: the socket had no route by its device when the FIN first arrived. By now the socket
+    is in TIME_WAIT, which answers by the routing table. It happens where a VPN deletes the uplinks' default routes."""
     REPEATED = "repeated acknowledgement"
-    """Of an end that an uplink had acknowledged already: the peer has repeated it, or what it sent before came after it. The
-    socket is gone since (TIME_WAIT follows the acknowledgement, closed or not), and what answers over IPv6 follows the routes."""
+    """An acknowledgement of a FIN that an uplink has acknowledged before: the peer has repeated the FIN, or earlier data arrived
+    after it. The socket is in TIME_WAIT since its first acknowledgement, and TIME_WAIT answers by the routing table over IPv6."""
     FIRST_HOP = "first hop"
-    """The question whether a router answers."""
+    """bindsock's probe whether a router answers."""
     NAME = "name"
-    """The question to the uplink's name server for a NAT64 prefix, where IPv4 has no way out (RFC 7050)."""
+    """The question to the uplink's name server for a NAT64 prefix, on a network without IPv4 (RFC 7050)."""
     ERROR = "error"
-    """ICMP, from the kernel."""
+    """ICMP packets that the kernel sends."""
     LINK = "link"
-    """Neighbour discovery and multicast reports, from the kernel."""
+    """Neighbour discovery and multicast reports that the kernel sends."""
     VPN = "vpn"
-    """Of the VPN's own socket. While no uplink has a route it goes into the VPN's own tunnel."""
+    """A packet of the VPN's own socket. While no uplink has a route, it goes into the VPN's own tunnel."""
     UNKNOWN = "unknown"
 
 
 FOLLOWS_ROUTES = frozenset({Kind.RESET, Kind.ERROR, Kind.LINK, Kind.LATE, Kind.REPEATED, Kind.VPN})
-"""Sent by the kernel for no socket, so that no socket's binding counts, or by the VPN, which binds none."""
+"""Kinds that the kernel sends without a socket, so no binding applies, or that the VPN sends from an unbound socket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """How the traffic of the programs is told from everything else."""
+    """Addresses and ports that identify the traffic of the programs."""
 
     servers: frozenset[str]
     datagram_port: int
@@ -65,7 +65,7 @@ class Endpoints:
 
 
 def classify(packet: Packet, endpoints: Endpoints) -> Kind:
-    """What the packet is."""
+    """The kind of the packet."""
     if packet.interface == "lo" or _is_multicast(packet.destination):
         return Kind.LINK
     match packet.protocol:
@@ -92,7 +92,7 @@ def _is_multicast(address: str) -> bool:
 
 
 def _is_of_link(packet: Packet) -> bool:
-    """Whether it goes no further than the next hop: neighbours have no other business with each other here."""
+    """Whether the packet goes no further than the next hop. The programs have no servers among the neighbours."""
     return ip_address(packet.destination).is_link_local or packet.destination.endswith("::1")
 
 
@@ -108,38 +108,38 @@ def _of_stream(packet: Packet) -> Kind:
 
 @dataclass(slots=True)
 class _PeersEnd:
-    """How the peer has ended a connection."""
+    """The peer's FIN of a connection, and the acknowledgements of it."""
 
     following: int
-    """The number after it, by which it is acknowledged."""
-    told: int = 0
-    """How often it came."""
-    heard: int = 0
-    """How many packets came since, with it."""
+    """The acknowledgement number that acknowledges the FIN."""
+    copies: int = 0
+    """How often the FIN arrived."""
+    packets: int = 0
+    """The number of packets that arrived since the FIN, including it."""
     acknowledged: bool = False
-    """Whether an uplink has sent its acknowledgement."""
+    """Whether an acknowledgement left by an uplink."""
     leaked: bool = False
-    """Whether the tunnel has answered what the socket itself had to answer."""
+    """Whether an acknowledgement left by the tunnel that the socket itself sent."""
 
     def answered_by_tunnel(self) -> Kind:
-        """Take in an acknowledgement by the tunnel; what it is."""
-        self.leaked |= (self.heard if self.acknowledged else self.told) < 2
+        """Record an acknowledgement that left by the tunnel. Returns its kind."""
+        self.leaked |= (self.packets if self.acknowledged else self.copies) < 2
         if self.leaked:
             return Kind.ACKNOWLEDGEMENT
         return Kind.REPEATED if self.acknowledged else Kind.LATE
 
 
 class Census:
-    """Counts packets by device and kind, and keeps those that should not have left.
+    """Counts packets by device and kind, and keeps those that left by the wrong device.
 
-    :param endpoints: how traffic is told apart
+    :param endpoints: identify the traffic of the programs
     """
 
     def __init__(self, endpoints: Endpoints) -> None:
         self._endpoints = endpoints
         self.counts: Counter[tuple[str, Kind]] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
-        """Datagrams by the program's name and the device that sent them, ``""`` if that was gone before the packet was read."""
+        """The number of datagrams by program and device. The device is ``""`` if it was gone before the packet was read."""
         self._wrong: dict[tuple[str, str, int, int], tuple[list[Packet], int]] = {}
         self._ends: OrderedDict[tuple[str, int, int], _PeersEnd] = OrderedDict()
         self._recent: deque[Packet] = deque(maxlen=_REMEMBERED)
@@ -164,10 +164,10 @@ class Census:
                 self._wrong[key] = story, count + 1
 
     def take_wrong(self) -> list[tuple[list[Packet], int]]:
-        """What should not have left, since this was called last.
+        """The packets that left by the wrong device since the last call.
 
-        :return: of each connection and device the first such packet, with those of the connection before it, the latest first;
-            and how many there were
+        :return: for each connection and device: the first such packet and the connection's packets before it, the latest first,
+            and the number of such packets
         """
         wrong, self._wrong = self._wrong, {}
         return list(wrong.values())
@@ -184,16 +184,16 @@ class Census:
                     end = self._ends[connection] = _PeersEnd(following)
                     if len(self._ends) > _ENDS:
                         self._ends.popitem(last=False)
-                end.told += 1
+                end.copies += 1
             if end is not None:
-                end.heard += 1
+                end.packets += 1
         elif packet.flags & _ACK and packet.interface != TUNNEL:
             end = self._end_of(packet)
             if end is not None:
                 end.acknowledged = True
 
     def _end_of(self, packet: Packet) -> _PeersEnd | None:
-        """The peer's end that the packet acknowledges, over IPv6: over IPv4 TIME_WAIT keeps to the device."""
+        """The peer's FIN that the packet acknowledges. Only over IPv6: over IPv4 TIME_WAIT keeps the socket's device."""
         if ":" not in packet.source:
             return None
         end = self._ends.get((packet.source, packet.source_port, packet.destination_port))
@@ -205,7 +205,7 @@ class Census:
         return list(itertools.islice(same, _TOLD))
 
     def by_device(self) -> dict[str, dict[str, int]]:
-        """The counts, for people and documents."""
+        """The counts by the names of devices and kinds, for reports."""
         result: dict[str, dict[str, int]] = {}
         for (interface, kind), count in sorted(self.counts.items()):
             result.setdefault(interface, {})[str(kind)] = count
@@ -213,14 +213,14 @@ class Census:
 
 
 def is_leak(interface: str, kind: Kind) -> bool:
-    """Whether such a packet has no business on the device."""
+    """Whether a packet of this kind must not leave by the interface."""
     return interface == TUNNEL and kind not in FOLLOWS_ROUTES
 
 
 def describe(packet: Packet, start: float) -> str:
     """A packet in one line.
 
-    :param start: the moment that is 0, in monotonic seconds
+    :param start: the time that is shown as 0, in monotonic seconds
     """
     way = "out" if packet.outgoing else "in"
     return (

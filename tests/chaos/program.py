@@ -1,4 +1,4 @@
-"""A program under chaos, in the host's namespace: ``python -m tests.chaos.program SETTINGS``, where the settings are JSON."""
+"""A program under test, in the host's namespace: ``python -m tests.chaos.program SETTINGS``, where the settings are JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PATIENCE = 10.0
 
 
 class Faults(logging.Handler):
-    """Collects what the loop, the collector and the library complain of."""
+    """Collects the warnings and errors of the event loop, the garbage collector and the library."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -52,7 +52,7 @@ class Closed(asyncio.DatagramProtocol):
 
 
 async def open_and_close(settings: dict[str, Any]) -> None:
-    """Use the library once, so that what it keeps until the end of the loop (its event sources) is open already."""
+    """Use the library once, to open what it keeps until the loop is closed: its event sources."""
     address = next(iter(settings["servers"].values())), settings["datagram_port"]
     transport, closed = await bindsock.create_datagram_endpoint(Closed, remote_addr=address)
     transport.close()
@@ -62,7 +62,7 @@ async def open_and_close(settings: dict[str, Any]) -> None:
 class Program:
     """All conversations, over both families.
 
-    :param settings: what :class:`tests.chaos.session.Session` gives
+    :param settings: the settings that :class:`tests.chaos.session.Session` passes
     """
 
     def __init__(self, settings: dict[str, Any], faults: Faults) -> None:
@@ -114,7 +114,7 @@ class Program:
         return self.report()
 
     def report(self) -> dict[str, Any]:
-        """What became of everything so far. It is one moment, so that the sums must be exact."""
+        """The counts and faults so far. They are all of the same moment, so that their sums are exact."""
         faults = self._faults.take()
         for flow in self.flows:
             faults += [f"{flow.name}: {text}" for text in flow.faults]
@@ -133,7 +133,7 @@ class Program:
         }
 
     async def _end(self) -> None:
-        """Close everything, and wait until it is."""
+        """Close everything, and wait until it is closed."""
         await asyncio.gather(*(flow.stop() for flow in self.flows))
         deadline = asyncio.get_running_loop().time() + _PATIENCE
         while descriptors() - self._lingering() > self._resting and asyncio.get_running_loop().time() < deadline:
@@ -141,7 +141,8 @@ class Program:
             gc.collect()
 
     def _lingering(self) -> int:
-        """Closed connections whose peer has not ended them yet: they wait for 30 seconds, since some will never hear of it."""
+        """The number of closed connections that wait for the peer's end. They wait 30 seconds: some peers never hear of the
+        close."""
         return len(runtime_of(asyncio.get_running_loop()).shared(LingeringSockets))
 
 

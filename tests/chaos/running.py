@@ -1,4 +1,4 @@
-"""Rounds of chaos until the time is over, and what became of them."""
+"""Runs rounds of chaos until the time is over, and collects their outcome."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ UPLINKS = ("wifi0", "eth0", "wwan0")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked for."""
+    """The settings of the command line."""
 
     seed: int
     seconds: float
-    """For how long rounds are begun."""
+    """Seconds during which new rounds start."""
     modes: tuple[VpnMode | None, ...]
-    """One for each round, in turn; ``None`` for no VPN."""
+    """The modes of the VPN, one for each round in turn; ``None`` is no VPN."""
     round_seconds: float = 20.0
-    """How long the actions of a round take."""
+    """The duration of a round's actions in seconds."""
     only: int | None = None
-    """The number of the only round."""
+    """The number of the only round to run; ``None`` for all."""
     prefix: int | None = None
-    """Of each round, the first so many actions only."""
+    """The number of actions to run of each round, from the first; ``None`` for all."""
     interval: float = 0.025
-    """Seconds between two things that a conversation says."""
+    """Seconds between two messages of a conversation."""
     without: frozenset[str] = frozenset()
-    """Kinds of conversations that are left out: ``multipath``, for one."""
+    """Kinds of conversations to leave out, for example ``multipath``."""
     shrink: bool = True
     keep_going: bool = False
-    """Whether to go on after a round that failed."""
+    """Whether to continue after a failed round."""
 
     @property
     def uplinks(self) -> tuple[str, ...]:
-        """Two or three, as the seed has it."""
+        """Two or three uplinks, depending on the seed."""
         return UPLINKS[: random.Random(self.seed).choice((2, 3))]
 
     def mode(self, number: int) -> VpnMode | None:
@@ -59,24 +59,24 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A round in which something was wrong."""
+    """A round with faults."""
 
     number: int
     mode: VpnMode | None
     texts: tuple[str, ...]
     actions: tuple[Action, ...]
     prefix: int | None = None
-    """How many of the actions are enough, if it was found out."""
+    """The number of actions, from the first, that still fail; ``None`` if this was not searched for."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the rounds."""
+    """The outcome of all rounds."""
 
     rounds: int = 0
     failed: list[Failed] = field(default_factory=list)
     lasting: list[str] = field(default_factory=list)
-    """What grew from round to round, or was left at the end."""
+    """What grew from round to round, or was still held at the end."""
     packets: dict[str, dict[str, int]] = field(default_factory=dict)
     accepted: int = 0
     sent: int = 0
@@ -84,20 +84,20 @@ class Outcome:
     lost: dict[str, int] = field(default_factory=dict)
     lost_on_device: int = 0
     vanished: int = 0
-    """Datagrams that were counted as sent and given to no device."""
+    """The number of datagrams that were counted as sent but left by no device."""
     arrived: int = 0
     unseen: int = 0
     errors: dict[str, int] = field(default_factory=dict)
-    """Errors that programs must expect, by conversation and type."""
+    """The number of errors that programs must expect, by conversation and type."""
     resident: dict[str, list[int]] = field(default_factory=dict)
-    """Kilobytes at the end of each round."""
+    """The programs' memory in kilobytes at the end of each round."""
 
     @property
     def held(self) -> bool:
         return not self.failed and not self.lasting
 
     def add(self, observed: Observed) -> None:
-        """Take in the numbers of a session at its end."""
+        """Add the counts of a session at its end."""
         for interface, kinds in observed.packets.items():
             for kind, count in kinds.items():
                 self.packets.setdefault(interface, {})
@@ -123,10 +123,10 @@ class Outcome:
 
 
 def run(settings: Settings, tell: Callable[[str], None], outcome: Outcome) -> None:
-    """Go through the rounds.
+    """Run the rounds.
 
-    :param tell: is told what happens
-    :param outcome: is filled, so that what was seen so far is there after Ctrl-C
+    :param tell: called with each progress message
+    :param outcome: updated during the run, so that it is there after Ctrl-C
     """
     deadline = time.monotonic() + settings.seconds
     numbers = iter((settings.only,)) if settings.only is not None else itertools.count(1)
@@ -142,7 +142,7 @@ def run(settings: Settings, tell: Callable[[str], None], outcome: Outcome) -> No
 
 
 def _until(deadline: float, numbers: Iterator[int]) -> Iterator[int]:
-    """The first number whatever the time, and the others before the deadline."""
+    """The first number in any case, and the others until the deadline."""
     for number in numbers:
         yield number
         if time.monotonic() >= deadline:
@@ -150,7 +150,7 @@ def _until(deadline: float, numbers: Iterator[int]) -> Iterator[int]:
 
 
 def _session(settings: Settings, numbers: Iterator[int], tell: Callable[[str], None], outcome: Outcome) -> Failed | None:
-    """Rounds with the same programs, until one fails."""
+    """Run rounds with the same programs, until one fails."""
     reports: list[Mapping[str, Mapping[str, Any]]] = []
     observed: Observed | None = None
     try:
@@ -183,7 +183,7 @@ def _round(session: Session, settings: Settings, number: int, actions: Sequence[
 
 
 def _shortest(settings: Settings, failed: Failed, tell: Callable[[str], None]) -> int | None:
-    """Try beginnings of the round in laboratories of their own."""
+    """Find the shortest beginning of the round that still fails. Each try has its own laboratory."""
 
     def fails(length: int) -> bool:
         tell(f"round {failed.number} again, the first {length} actions")

@@ -1,4 +1,4 @@
-"""The server of the streams: applies each client's numbered commands in order, over plain TCP, TLS and multipath TCP.
+"""The server for the streams. It applies each client's numbered commands in order, over plain TCP, TLS and multipath TCP.
 
 Run in the server's namespace: ``python -m tests.chaos.server CERTIFICATE``, where the file holds key and chain. It never ends a
 connection before its client has, and then only after a moment, so that whoever closes first is left to see.
@@ -24,7 +24,7 @@ _END_DELAY = 0.05
 
 
 class Server:
-    """What the connections have in common: the last command of each client, and what must not be."""
+    """The state that all connections share: the last command of each client, and the faults."""
 
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
@@ -66,7 +66,7 @@ class Server:
                 writer.write(b"done %d\n" % number)
 
     async def obey(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Tell what was seen; it knows no other command."""
+        """Report the observations. This is the only command."""
         faults, self.faults = self.faults, []
         return {"faults": faults, "open": self.open, "endings": dict(self.endings)}
 
@@ -82,13 +82,13 @@ def listening(family: socket.AddressFamily, port: int, protocol: int) -> socket.
 
 
 async def main(certificate: str) -> None:
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of what is written to clients that are gone
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # asyncio warns of writes to clients that are gone
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     server = Server()
     for family in (socket.AF_INET, socket.AF_INET6):
         for port, protocol, tls in ((PLAIN, 0, None), (TLS, 0, context), (MULTIPATH, _IPPROTO_MPTCP, None)):
-            with contextlib.suppress(OSError):  # a kernel without IPv6 or multipath TCP: the clients say so
+            with contextlib.suppress(OSError):  # a kernel without IPv6 or multipath TCP: the clients report it
                 await asyncio.start_server(server.serve, sock=listening(family, port, protocol), ssl=tls)
     await obeying(server.obey)
 

@@ -1,4 +1,4 @@
-"""A laboratory with the programs in it, and the rounds that they go through."""
+"""A laboratory with the programs in it, which runs rounds."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.chaos.packets import Census, Endpoints, describe
 
 LOOPS = ("asyncio", "uvloop")
 PATIENCE = 30.0
-"""Seconds within which everything must work again once the network is whole: more than a dial that has begun in silence takes."""
+"""Seconds within which everything must work again after the network is restored: longer than a dial without an answer takes."""
 _LOOK = 0.1
 _SHOWN = 10
 
 
 class ProgramEnded(RuntimeError):
-    """A program has ended, or does not answer any more."""
+    """A program has ended, or no longer answers."""
 
 
 class Session:
     """Programs on each event loop in a laboratory of their own.
 
-    :param uplinks: names
-    :param interval: seconds between two things that a conversation says
+    :param uplinks: the names of the uplinks
+    :param interval: seconds between two messages of a conversation
     :param without: kinds of conversations to leave out
     """
 
@@ -90,11 +90,11 @@ class Session:
         self._exits.close()
 
     def round(self, actions: Sequence[Action], mode: VpnMode | None, tell: Callable[[str], None]) -> Observed:
-        """Carry out actions, wait until all conversations go on, and end the VPN.
+        """Carry out actions, wait until all conversations work, and end the VPN.
 
-        :param actions: after them the network is usable
-        :param mode: of the VPN
-        :param tell: is told what happens
+        :param actions: they must leave the network usable
+        :param mode: the mode of the VPN
+        :param tell: called with each progress message
         :raises ProgramEnded: one of the programs does not answer
         """
         try:
@@ -111,7 +111,7 @@ class Session:
                 self._look()
                 time.sleep(min(left, _LOOK))
             tell(f"{number} of {len(actions)}: {action}")
-            self._look()  # before a device goes: afterwards nobody knows by which one a packet left
+            self._look()  # before a device is removed: afterwards a packet's device is unknown
             carry_out(self.lab, action)
             due = max(due, time.monotonic())
         tell("all must go on now")
@@ -119,7 +119,7 @@ class Session:
             program.ask(command="mark")
         deadline = time.monotonic() + PATIENCE
         faults: dict[str, list[str]] = {name: [] for name in self._programs}
-        # The packets are read before the last reports, so that no more can have left than are counted.
+        # Read the packets before the last reports, so that the reports count every datagram that left.
         while True:
             time.sleep(_LOOK)
             self._look()

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 
 def shortest_prefix(length: int, fails: Callable[[int], bool], *, tries: int = 12) -> int | None:
-    """Bisect, as far as failing is a matter of how much is done.
+    """Find the length by bisection.
 
-    What fails by chance may pass in one try and fail in the next: the result has failed once, and a shorter one may, too.
+    If the failure is random, a try may pass and the next one fail: the result has failed once, and a shorter one may fail, too.
 
-    :param length: of the sequence that has failed
-    :param fails: tries the first so many, from 0 to ``length``
-    :param tries: how often to try, at the most
-    :return: how many of the first are enough, ``None`` if all of them have passed this time
+    :param length: the length of the sequence that has failed
+    :param fails: whether the beginning of this length fails, from 0 to ``length``
+    :param tries: the maximum number of tries
+    :return: the length of the shortest beginning that failed, ``None`` if even the whole sequence passed this time
     """
     passed = -1
     failed: int | None = None

@@ -1,4 +1,4 @@
-"""What a seed makes happen to the network."""
+"""The actions that a seed determines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a round must not be."""
+"""The faults that are found in the observations of a round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each packet is, and where it may leave."""
+"""The kind of each packet, and the devices by which it may leave."""
 
 from __future__ import annotations
 

@@ -90,9 +90,6 @@ def tunnel() -> Iterator[Tunnel]:
     made.close()
 
 
-# The binary interface
-
-
 def test_the_structures_are_those_of_this_machines_sdk() -> None:
     if subprocess.run(["xcrun", "--show-sdk-path"], capture_output=True, check=False).returncode != 0:
         pytest.skip("there is no SDK on this machine")
@@ -107,9 +104,6 @@ def test_the_sizes_are_those_that_ioctl_numbers_carry() -> None:
     ):
         assert request >> 16 & abi.IOCPARM_MASK == sizeof(structure)
     assert sizeof(ctypes.c_long) == 8
-
-
-# Reading
 
 
 def test_the_interfaces_are_those_that_the_system_lists(kernel: DarwinKernel) -> None:
@@ -178,9 +172,6 @@ def test_status_names_the_effective_interface(uplink: Interface) -> None:
     assert done.stdout.startswith(f"effective interface: {uplink.name}\n")
 
 
-# Binding
-
-
 def test_a_bound_datagram_leaves_by_its_interface(kernel: DarwinKernel, uplink: Interface) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         kernel.bind(sock, uplink)
@@ -246,9 +237,6 @@ def test_the_bytes_of_a_connection_are_counted(kernel: DarwinKernel) -> None:
             sock.sendall(b"twelve bytes")
             assert accepted.recv(100) == b"twelve bytes"
             assert kernel.activity(sock) != before
-
-
-# Events, and tunnels
 
 
 def test_both_event_sources_can_be_opened_and_are_silent_about_our_own_questions(kernel: DarwinKernel, uplink: Interface) -> None:

@@ -260,9 +260,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "FIRST_RETRY", 0.001)
 
 
-# One transport
-
-
 async def test_it_is_a_datagram_transport_to_its_protocol(scene: Scene) -> None:
     transport, protocol = scene.open()
     transport.sendto(b"there")
@@ -377,9 +374,6 @@ def test_a_loop_that_is_closed_by_hand_leaves_nothing(
         del loop
         gc.collect()
     assert gone() is None
-
-
-# Moving
 
 
 async def test_a_move_before_the_protocol_is_told_loses_no_replies_either(scene: Scene) -> None:
@@ -564,9 +558,6 @@ async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: Scene) -> No
     assert end.interface == "wifi0"
 
 
-# The first hop
-
-
 async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_the_old_one_is_used(scene: Scene) -> None:
     transport, _ = scene.open()
     scene.kernel.hops["eth0"] = False
@@ -647,9 +638,6 @@ async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene
     scene.kernel.hops["eth0"] = True
     await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
     assert transport.get_extra_info("socket").fileno() == sock.fileno()
-
-
-# What is sent while there is no path
 
 
 async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(scene: Scene) -> None:
@@ -792,9 +780,6 @@ async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene
     assert scene.statistics.lost_on_device == 3
 
 
-# What is accepted is answered for
-
-
 def answered_for(scene: Scene) -> int:
     """How many datagrams the statistics know of."""
     statistics = scene.statistics
@@ -869,9 +854,6 @@ async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(scene: Sc
     transport.sendto(b"28")
     assert scene.kernel.carried[-1] == ("eth0", b"28")
     assert (scene.statistics.held, scene.statistics.waiting, scene.statistics.lost) == (28, 0, 0)
-
-
-# Failure
 
 
 async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Scene) -> None:
@@ -972,9 +954,6 @@ async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wa
     assert scene.kernel.reads == 26
 
 
-# Flow control
-
-
 async def test_a_full_socket_buffers_pauses_and_resumes_in_order(scene: Scene) -> None:
     transport, protocol = scene.open()
     transport.set_write_buffer_limits(high=10, low=2)
@@ -1003,9 +982,6 @@ async def test_what_is_buffered_leaves_by_the_new_interface(scene: Scene, new: N
     scene.kernel.no_room = 0
     scene.watcher.recheck()
     assert scene.kernel.carried == [("eth0", b"1"), ("eth0", b"2")]
-
-
-# Opening
 
 
 async def test_a_loopback_endpoint_is_a_plain_one(scene: Scene) -> None:
@@ -1320,9 +1296,6 @@ async def test_a_socket_for_both_families_has_a_way_for_each(scene: Scene, own: 
     assert towards("::ffff:198.51.100.7") == "eth0"
     await scene.change(TOGETHER)
     assert (towards("2001:db8:9::9"), towards("::ffff:198.51.100.7")) == ("eth0", "eth0")
-
-
-# Somebody else's socket
 
 
 async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: Scene) -> None:

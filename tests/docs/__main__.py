@@ -13,7 +13,7 @@ from tests.docs.world import ADDRESS, world
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
 LEAKS = "<!--- some of this goes into the tunnel -->"
-"""In a page that shows what happens without bindsock."""
+"""Marks a page that shows what happens without bindsock."""
 
 
 def main(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""The commands of console blocks: which are run, and how the others are checked."""
+"""The commands in console blocks: some are run, the others are checked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _RUN = ("bindsock", "python", "curl", "ip", "iptables", "ss", "sysctl")
 
 
 class Unknown(AssertionError):
-    """A command of which it is not known how to check it."""
+    """There is no check for this command."""
 
 
 def split(source: str) -> list[tuple[str, str]]:
-    """The commands of a console block, each with the output that is shown below it."""
+    """The commands of a console block, each with the output shown below it."""
     commands: list[tuple[str, str]] = []
     continued = False
     for line in source.splitlines():
@@ -41,13 +41,13 @@ def split(source: str) -> list[tuple[str, str]]:
 
 
 def words(command: str) -> list[str]:
-    """A command without ``sudo``, the environment's directory, comments, and what the shell does with it."""
+    """The words of a command without ``sudo``, the environment's directory, comments, pipes and redirections."""
     found = shlex.split(command.removeprefix("sudo ").removeprefix(".venv/bin/"), comments=True)
     return list(itertools.takewhile(lambda word: word not in (">", "|", "&", "&&", "<"), found))
 
 
 def is_run(command: str) -> bool:
-    """Whether the command can be run here: it ends, and touches nothing outside the laboratory."""
+    """Whether the command can be run here: it ends, and changes nothing outside the laboratory."""
     program, *arguments = words(command)
     if program == "bindsock":
         return command.rstrip().endswith("&") or not set(arguments[:1]) & set(_WITHOUT_AN_END)
@@ -61,7 +61,7 @@ def _names_a_test_of_the_project(arguments: Sequence[str]) -> bool:
 def check(command: str) -> None:
     """Check the words of a command as the program would.
 
-    :raises AssertionError: it would not understand them
+    :raises AssertionError: the program would reject them
     """
     match words(command):
         case ["bindsock", *arguments]:
@@ -86,7 +86,7 @@ def check(command: str) -> None:
 
 
 def check_bindsock(arguments: Sequence[str]) -> None:
-    """Give them to the real parser."""
+    """Check the arguments with the command's own parser."""
     try:
         parser().parse_args(arguments)
     except SystemExit as end:
@@ -95,7 +95,7 @@ def check_bindsock(arguments: Sequence[str]) -> None:
 
 
 def check_requirement(requirement: str) -> None:
-    """Check that there is such a package with such extras."""
+    """Check that the package and its extras exist."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = re.fullmatch(r"(?:bindsock|\.)(?:\[(.+)\])?", requirement)
     if found is None:

@@ -1,10 +1,10 @@
-"""A page of the documentation as a program: its blocks, run from top to bottom.
+"""Runs a page of the documentation as a program: its blocks, from top to bottom.
 
-Sybil finds the blocks and the reasons why some are not run::
+Sybil finds the blocks, and the reasons for skipping some::
 
     <!--- skip: next "needs a Mac" -->
 
-and blocks that a reader does not see, which the block below needs or which looks at what the one above has done::
+and blocks that a reader does not see, which prepare the next block or check the previous one::
 
     <!--- invisible-code-block: python
     assert ...
@@ -56,13 +56,13 @@ _ALIKE = (
     (re.compile(r"\b(Linux|Python) \d[\w.+-]*"), r"\1 VERSION"),
     (re.compile(r"\b(ADDRESS port |ADDRESS:)\d+\b"), r"\1PORT"),
     (re.compile(r"\b(table|lookup) \d{9,}\b"), r"\1 TABLE"),
-    # Devices that the modules of some kernels put into every network namespace.
+    # Devices that some kernel modules create in every network namespace.
     (re.compile(r"(?m)^ *- +(?:tunl0|sit0|ip6tnl0|gre0|gretap0|erspan0|ip_vti0|ip6_vti0|ip6gre0) .*\n"), ""),
 )
 
 
 def pages() -> list[Path]:
-    """All that a user reads."""
+    """All pages that a user reads."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
@@ -75,14 +75,14 @@ class Block:
     language: str
     source: str
     skipped: str | None
-    """Why it is not run."""
+    """The reason why the block is skipped."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of a page but for Sphinx's directives."""
+    """The blocks of a page, without Sphinx's directives."""
     document = Document(page.read_text(), str(page))
     for region in RawFencedCodeBlockLexer(re.compile(r"(?P<info>[^\n]*)\n"))(document):
         if not _DIRECTIVE.fullmatch(region.lexemes["info"]):
@@ -93,7 +93,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def inline_commands() -> Iterator[tuple[Path, str]]:
-    """The commands of bindsock that the pages, and what else a user meets on the way to a bug report, name in their text."""
+    """The bindsock commands in the text of the pages and of the files that a user reads before a bug report."""
     others = [ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", ROOT / ".github/ISSUE_TEMPLATE/bug.yml"]
     for path in [*pages(), *(other for other in others if other.exists())]:
         for command in re.findall(r"`(bindsock [^`]+)`", path.read_text()):
@@ -101,15 +101,15 @@ def inline_commands() -> Iterator[tuple[Path, str]]:
 
 
 class Failed(AssertionError):
-    """A block does not do what it should. The message says which, and what it did."""
+    """A block does not do what it should. The message has the block and its result."""
 
 
 class Page:
     """A page that is being run.
 
     :param path: its file
-    :param directory: where its programs run
-    :param names: what its Python blocks know from the beginning
+    :param directory: the directory in which its programs run
+    :param names: the names that its Python blocks have from the beginning
     """
 
     def __init__(self, path: Path, directory: Path, names: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class Page:
         self._environment = os.environ | {
             "PATH": f"{self._programs()}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
-            # A reader has not installed all that the tests of the project need.
+            # A reader has not installed everything that the project's tests need.
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTEST_PLUGINS": "pytest_asyncio.plugin",
         }
@@ -141,7 +141,7 @@ class Page:
     def run(self) -> None:
         """Run all blocks.
 
-        :raises Failed: one does not do what it should
+        :raises Failed: a block does not do what it should
         """
         with asyncio.Runner() as self._runner:
             try:
@@ -225,7 +225,7 @@ class Page:
                 self._compare(expected)
 
     def _start(self, command: str) -> None:
-        """Start a program that goes on, and wait until it says something."""
+        """Start a program that keeps running, and wait for its first output."""
         program = f"exec {command.rstrip().removesuffix('&')}"
         process = subprocess.Popen(
             ["bash", "-c", program],
@@ -250,7 +250,7 @@ class Page:
             raise AssertionError(checker.output_difference(doctest.Example("", want), got, options | doctest.REPORT_NDIFF))
 
     def _ini(self, example: Example) -> None:
-        """A file of settings, or a systemd unit, whose commands are checked."""
+        """Write a settings file, or check the commands of a systemd unit."""
         source = str(example.parsed)
         unit = configparser.ConfigParser(strict=False, interpolation=None)
         unit.optionxform = str  # type: ignore[assignment, method-assign]
@@ -271,7 +271,7 @@ class Page:
 
 
 def normalized(text: str) -> str:
-    """A text without what differs from machine to machine and from run to run."""
+    """The text without the parts that differ between machines and runs."""
     for pattern, replacement in _ALIKE:
         text = pattern.sub(replacement, text)
     return text

@@ -1,4 +1,4 @@
-"""Every code block of the README and of the documentation: what a reader copies works, and prints what the page says."""
+"""Every code block of the README and of the documentation works, and prints what the page says."""
 
 from __future__ import annotations
 

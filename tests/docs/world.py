@@ -1,7 +1,7 @@
-"""The network that the pages describe: a laptop with Wi-Fi, Ethernet and a VPN, and out there ``example.com``.
+"""The network that the pages describe: a laptop with Wi-Fi, Ethernet and a VPN, and the server ``example.com``.
 
-Only this process and what it starts know the names: they are in a mount namespace with an ``/etc/hosts`` and an
-``/etc/resolv.conf`` of its own.
+Only this process and its children can resolve the names: their mount namespace has its own ``/etc/hosts`` and
+``/etc/resolv.conf``.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 def described(page: str) -> tuple[Sequence[str], str]:
-    """The uplinks and the mode of the VPN that a page wants, by a comment; ``none`` is no VPN."""
+    """The uplinks and the mode of the VPN that a comment in the page asks for; ``none`` is no VPN."""
     wanted = _NETWORK.search(page)
     return (wanted["uplinks"].split(","), wanted["vpn"]) if wanted else (("wlan0", "eth0"), "policy")
 
 
 @contextlib.contextmanager
 def world(page: str, directory: Path) -> Iterator[Lab]:
-    """Put this process into it, with a VPN up.
+    """Put this process into the described network, with the VPN up.
 
     :param page: the page's text
-    :param directory: for certificates
+    :param directory: the directory for certificates
     """
     uplinks, vpn = described(page)
     with Lab(uplinks=uplinks) as lab:
@@ -59,7 +59,7 @@ def world(page: str, directory: Path) -> Iterator[Lab]:
             os.environ[name] = str(trusted)
         hosts = "".join(f"{ADDRESS} {name}\n" for name in NAMES)
         _replace_files({"/etc/hosts": f"127.0.0.1 localhost\n{hosts}", "/etc/resolv.conf": ""}, directory)
-        # aioquic and others trust what certifi says, whatever the environment says.
+        # aioquic and others use certifi's certificates, and ignore the environment.
         with mock.patch("certifi.where", return_value=str(trusted)), Servers(lab, authority, directory), lab.inside():
             if vpn != "none":
                 lab.vpn_up(vpn)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def world(page: str, directory: Path) -> Iterator[Lab]:
 
 
 def _replace_files(contents: Mapping[str, str], directory: Path) -> None:
-    """Let files have another content for this process and those that it starts."""
+    """Replace the contents of files, for this process and its children only."""
     _call("unshare", _CLONE_NEWNS)
     _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
     for path, content in contents.items():
@@ -84,7 +84,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 class Servers:
-    """What ``example.com`` serves, on an event loop in a thread of its own."""
+    """The servers of ``example.com``, on an event loop in their own thread."""
 
     def __init__(self, lab: Lab, authority: trustme.CA, directory: Path) -> None:
         self._lab = lab
@@ -137,7 +137,7 @@ class Servers:
         await asyncio.gather(*self._talking.values(), return_exceptions=True)
 
     def _talk_by(self, talk: Talk) -> Talk:
-        """Talk, end the connection, and end it at the servers' end in any case."""
+        """Serve a connection by ``talk``, and close it afterwards, or when the servers end."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -145,7 +145,7 @@ class Servers:
             self._talking[writer] = task
             try:
                 await talk(reader, writer)
-            except (OSError, asyncio.IncompleteReadError):  # the client's uplink is away, or it has ended
+            except (OSError, asyncio.IncompleteReadError):  # the client's uplink is down, or the client has ended
                 pass
             finally:
                 del self._talking[writer]
@@ -178,14 +178,14 @@ def _tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 
 async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """``hello`` and the client's address, whatever is asked for. (aiohttp would read the certificates before they are there.)"""
+    """Answer every request with ``hello`` and the client's address. (aiohttp would read the certificates before they exist.)"""
     body = f"hello {writer.get_extra_info('peername')[0]}\n".encode()
     while await reader.readuntil(b"\r\n\r\n"):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
 
 async def _lines(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Each line is answered by ``ok`` and the line."""
+    """Answer each line with ``ok`` and the line."""
     while line := await reader.readline():
         writer.write(b"ok " + line)
 

@@ -1,4 +1,4 @@
-"""Which libraries leave by the effective interface on which event loop: measured, as a table.
+"""Measures which libraries use the effective interface on which event loop, and writes a table.
 
 ``python -m tests.integrations.capture`` measures in the laboratory and writes ``docs/capture.md``.
 """
@@ -36,7 +36,7 @@ _PATIENCE = 45.0
 
 
 def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:
-    """*bound*, *leaks*, or *n/a* where the loop cannot do it at all."""
+    """Run a library on a loop: *bound*, *leaks*, or *n/a* if it cannot run on this loop."""
     servers.sources.pop(probe.server, None)
     if probe.alone:
         command = [sys.executable, "-m", "tests.integrations.capture", probe.run.__name__, loop, servers.host]
@@ -67,7 +67,7 @@ def _run(probe: Probe, servers: Servers, loop: str) -> None:
 
 
 def measure_under_run(lab: Lab, servers: Servers) -> dict[str, str]:
-    """*bound* or *leaks* on asyncio's own event loop, in one process under ``bindsock run``, for every library that is there."""
+    """Run every installed library on asyncio's own loop, in one process under ``bindsock run``: *bound* or *leaks* for each."""
     with UnderRun(servers) as program:
         results = {}
         for probe in PROBES:
@@ -79,7 +79,7 @@ def measure_under_run(lab: Lab, servers: Servers) -> dict[str, str]:
 
 
 class UnderRun:
-    """A process under ``bindsock run`` that runs one probe after the other, as it is told. It knows nothing of bindsock's run."""
+    """A process under ``bindsock run`` that runs one probe after the other. It does not use bindsock itself."""
 
     def __init__(self, servers: Servers) -> None:
         program = [sys.executable, "-m", "tests.integrations.capture", servers.host, str(servers.authority_file)]
@@ -104,7 +104,7 @@ class UnderRun:
                 self._process.kill()
 
     def run(self, probe: Probe) -> None:
-        """Run a probe, and wait until it is done."""
+        """Run a probe in the process, and wait until it is done."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{probe.run.__name__}\n")
@@ -114,7 +114,7 @@ class UnderRun:
 
 
 def _serve_probes(host: str, authority: str) -> None:
-    """Run the probes whose names come on standard input, one a line. It knows no more of the servers than their address."""
+    """Run the probes named on standard input, one per line. The process has only the servers' address, not their objects."""
     pem = Path(authority).read_bytes()
     context = ssl.create_default_context(cadata=pem.decode())
     servers = cast("Servers", SimpleNamespace(host=host, context=context, authority_pem=pem))
@@ -125,13 +125,13 @@ def _serve_probes(host: str, authority: str) -> None:
 
 
 def _run_alone(name: str, loop: str, host: str) -> None:
-    """Run a probe that needs a process of its own, in that process. It knows no more of the servers than their address."""
+    """Run a probe that needs its own process, in that process. It has only the servers' address, not their objects."""
     (probe,) = [probe for probe in PROBES if probe.run.__name__ == name]
     _run(probe, cast("Servers", SimpleNamespace(host=host)), loop)
 
 
 def table(results: dict[tuple[str, str], str], probes: Iterable[Probe] = PROBES) -> str:
-    """The results as two Markdown tables: the libraries by themselves, and with bindsock's integrations."""
+    """The results as two Markdown tables: the libraries alone, and with bindsock's integrations."""
     alone = [p for p in probes if p.by is not By.INTEGRATION]
     integrated = [p for p in probes if p.by is By.INTEGRATION]
     return f"{_table(results, alone)}\nWith an integration, whatever the event loop:\n\n{_table(results, integrated)}"
@@ -148,7 +148,7 @@ def _table(results: dict[tuple[str, str], str], probes: list[Probe]) -> str:
 def row(probe: Probe, results: Mapping[str, str]) -> str:
     """The table's row of a library.
 
-    :param results: by column
+    :param results: the library's results by column
     """
     return f"| {probe.name} | " + " | ".join(_cell(results[column]) for column in COLUMNS) + " |"
 
@@ -158,19 +158,19 @@ def _cell(result: str) -> str:
 
 
 def written() -> str:
-    """The table as it stands in the documentation."""
+    """The table in the documentation."""
     return TABLE.read_text().split(BEGIN)[1].split(END)[0]
 
 
 def read(text: str) -> dict[tuple[str, str], str]:
-    """The results that a table tells."""
+    """Parse a table."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| |", "| **bound**"))]
     rows = [[cell.strip().strip("*") for cell in line.strip("|").split(" | ")] for line in lines]
     return {(name, loop): result for name, *results in rows for loop, result in zip(COLUMNS, results, strict=True)}
 
 
 def measure_all() -> dict[tuple[str, str], str]:
-    """Run every library on every loop, beneath a VPN that has the default route."""
+    """Run every library on every loop, with a VPN that has the default route."""
     with Lab() as lab, lab.inside():
         lab.vpn_up("metric")
         with Servers(lab) as servers:

@@ -1,4 +1,4 @@
-"""The laboratory with the VPN up and real servers behind it."""
+"""The laboratory with the VPN up, and real servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integrations.servers import Servers
 
 @pytest.fixture
 def servers(lab: Lab) -> Iterator[Servers]:
-    """The servers; the test's thread is in the laboratory's host, beneath a VPN that has the default route."""
+    """The servers. The test's thread is in the laboratory's host, where a VPN has the default route."""
     lab.vpn_up("metric")
     with Servers(lab) as running:
         yield running

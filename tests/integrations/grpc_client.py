@@ -1,4 +1,4 @@
-"""Programs that call the gRPC server, each in a process of its own. They print what they see, a line of JSON each time."""
+"""Programs that call the gRPC server, each in its own process. They print each observation as a line of JSON."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def calls(host: str, authority_pem: str) -> None:
             tell(channel=name, source=source, said=said, talk=talk, total=total, counted=counted, deadline=deadline)
         answer = await second.unary_unary(f"/{SERVICE}/Whence")(b"", timeout=PATIENCE)
         tell(channel="second", answer=answer.decode())
-    # gRPC's own end a moment later.
+    # gRPC closes its connection a moment later.
     tell(
         tasks=[
             repr(task) for task in asyncio.all_tasks() if "bindsock/proxy" in repr(task) or "integrations/grpc.py" in repr(task)
@@ -62,7 +62,7 @@ async def calls(host: str, authority_pem: str) -> None:
 
 
 async def refused(host: str) -> None:
-    """One call where nothing may be used."""
+    """One call without a usable interface."""
     async with bindsock.integrations.grpc.insecure_channel(f"{host}:{PORT}") as channel:
         try:
             await channel.unary_unary(f"/{SERVICE}/Whence")(b"", timeout=5)
@@ -71,13 +71,13 @@ async def refused(host: str) -> None:
 
 
 async def forgetful(host: str) -> None:
-    """One call, and the end without closing the channel."""
+    """One call. The program ends without closing the channel."""
     channel = bindsock.integrations.grpc.insecure_channel(f"{host}:{PORT}")
     tell(source=(await channel.unary_unary(f"/{SERVICE}/Whence")(b"", timeout=PATIENCE)).decode())
 
 
 async def follow(host: str) -> None:
-    """A stream of messages that is opened again whenever it breaks, as a program that watches something does it."""
+    """A stream of messages, opened again whenever it fails, as in a program that watches something."""
     async with bindsock.integrations.grpc.insecure_channel(
         f"{host}:{PORT}",
         options=[("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200)],
@@ -95,7 +95,7 @@ async def follow(host: str) -> None:
 
 
 async def local() -> None:
-    """Targets that stay on this machine: no proxy of the environment and none of bindsock's is asked."""
+    """Targets on this machine: neither a proxy of the environment nor bindsock's proxy is used."""
     server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"local")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Whence": handler}),))

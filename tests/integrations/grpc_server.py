@@ -1,7 +1,7 @@
-"""A real gRPC server in a process of its own, on the laboratory's server, that tells where its clients come from.
+"""A real gRPC server in its own process, in the laboratory's server. It reports its clients' addresses.
 
-gRPC's C core keeps threads for the whole process, and each makes its sockets in the network namespace in which it was born: so
-what serves, and what calls, gets a process of its own.
+gRPC's C core keeps threads for the whole process, and each thread makes its sockets in the network namespace in which it was
+started. So the server and the client each need their own process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SERVICE = "lab.Echo"
 
 @contextlib.contextmanager
 def grpc_server(lab: Lab, servers: Servers) -> Iterator[None]:
-    """Serve until the block is left."""
+    """Run the server until the block is left."""
     command = [sys.executable, "-m", __name__, servers.host, str(servers.chain_file), str(servers.key_file)]
     with (
         lab.inside("server"),
@@ -44,19 +44,19 @@ def grpc_server(lab: Lab, servers: Servers) -> Iterator[None]:
 
 
 def source_of(context: Any) -> str:
-    """The client's address, of which gRPC says ``ipv4:10.0.0.1:1234`` or ``ipv6:%5Bfd00::1%5D:1234``."""
+    """The client's address. gRPC has it as ``ipv4:10.0.0.1:1234`` or ``ipv6:%5Bfd00::1%5D:1234``."""
     return unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 async def whence(request: bytes, context: Any) -> bytes:
-    """The client's address, and as trailing metadata what it sent as metadata."""
+    """Answer with the client's address, and with the client's metadata as trailing metadata."""
     sent = dict(context.invocation_metadata())
     context.set_trailing_metadata((("said", str(sent.get("say", ""))), ("authority", str(sent.get("host", "")))))
     return source_of(context).encode()
 
 
 async def whence_message(request: bytes, context: Any) -> bytes:
-    """The client's address, as a message whose first field is a string."""
+    """Answer with the client's address, in a message whose first field is a string."""
     source = source_of(context).encode()
     return bytes([0x0A, len(source)]) + source
 
@@ -67,7 +67,7 @@ async def never(request: bytes, context: Any) -> bytes:
 
 
 async def count(request: bytes, context: Any) -> AsyncIterator[bytes]:
-    """Numbers, and the client's address, for as long as the client listens."""
+    """Send numbers and the client's address until the client ends the call."""
     number = 0
     while True:
         yield f"{number} {source_of(context)}".encode()

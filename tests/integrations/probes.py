@@ -1,6 +1,6 @@
-"""One short exchange by each library, as its users write it, without a word about bindsock; and then with bindsock's integration.
+"""One short exchange by each library: first as its users write it, without bindsock, and then with bindsock's integration.
 
-Each returns nothing: what counts is the source address that the server saw.
+The probes return nothing: the result is the source address that the server saw.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ _PATIENCE = 15.0
 
 
 class By(enum.Enum):
-    """Who makes the socket."""
+    """The part that makes the socket."""
 
     LOOP = enum.auto()
-    """The event loop: it rides along on one that binds."""
+    """The event loop: a loop that binds also binds the library's sockets."""
     ITSELF = enum.auto()
-    """The library, without asking the event loop."""
+    """The library, without the event loop."""
     INTEGRATION = enum.auto()
-    """bindsock's integration, whatever the event loop."""
+    """bindsock's integration, on any event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,13 @@ class Probe:
 
     name: str
     server: str
-    """Whose list of sources tells."""
+    """The name of the server that records the source address."""
     run: Callable[[Servers], Awaitable[None]]
     by: By
     alone: bool
-    """Whether it needs a process of its own: threads that outlive a loop stay in the network namespace of their birth."""
+    """Whether it needs its own process: threads that outlive a loop stay in the network namespace in which they started."""
     needs: str | None
-    """The module without which it is not measured, for what only `make` installs."""
+    """A module that it needs, and that only `make` installs: without the module it is skipped."""
 
     @property
     def can_run(self) -> bool:
@@ -100,7 +100,7 @@ PROBES: list[Probe] = []
 def probe(
     name: str, server: str, by: By = By.LOOP, *, alone: bool = False, needs: str | None = None
 ) -> Callable[[Callable[[Servers], Awaitable[None]]], Callable[[Servers], Awaitable[None]]]:
-    """Add a row."""
+    """Decorate a function: add it as a row of the table."""
 
     def add(run: Callable[[Servers], Awaitable[None]]) -> Callable[[Servers], Awaitable[None]]:
         PROBES.append(Probe(name, server, run, by, alone, needs))
@@ -239,7 +239,7 @@ async def httpx_tls(servers: Servers) -> None:
 
 @probe("niquests, `AsyncSession`", "http", needs="niquests")
 async def niquests_get(servers: Servers) -> None:
-    import niquests  # its urllib3-future takes urllib3's place, unless the Makefile installs it
+    import niquests  # its urllib3-future replaces urllib3, unless the Makefile installs it
 
     async with niquests.AsyncSession() as session:
         session.trust_env = False
@@ -349,7 +349,7 @@ async def nats_connect(servers: Servers) -> None:
 @probe("aiokafka", "kafka")
 async def aiokafka_bootstrap(servers: Servers) -> None:
     client = AIOKafkaClient(bootstrap_servers=f"{servers.host}:{ports.KAFKA}")
-    with contextlib.suppress(KafkaConnectionError):  # the broker's last word is none
+    with contextlib.suppress(KafkaConnectionError):  # the broker closes without an answer
         await client.bootstrap()
     await client.close()
 
@@ -365,7 +365,7 @@ async def aioimaplib_hello(servers: Servers) -> None:
     client = aioimaplib.IMAP4(servers.host, ports.IMAP)
     await client.wait_hello_from_server()
     await client.logout()
-    client.protocol.transport.abort()  # it waits for the server to close
+    client.protocol.transport.abort()  # close() would wait for the server's close
 
 
 @probe("python-telegram-bot, long polling", "telegram")
@@ -407,7 +407,7 @@ async def grpc_aio(servers: Servers) -> None:
 
 
 async def _call(channel: grpc.aio.Channel) -> None:
-    with contextlib.suppress(grpc.aio.AioRpcError):  # the server is none of gRPC's
+    with contextlib.suppress(grpc.aio.AioRpcError):  # the server does not speak gRPC
         await channel.unary_unary("/lab.Service/Method")(b"", timeout=_PATIENCE)
 
 

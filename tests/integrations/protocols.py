@@ -1,4 +1,4 @@
-"""As much of each protocol as a client needs to connect, to say something and to go: small servers, true to the protocol."""
+"""Small servers with as much of each protocol as a client needs to connect, to send something and to disconnect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVICE = "lab._lab._tcp.local."
 
 
 def mdns(question: bytes) -> bytes | None:
-    """RFC 6762: what a service says to a question about itself, ``None`` to any other."""
+    """A service's answer to a question about itself (RFC 6762), ``None`` to any other question."""
     request = dnslib.DNSRecord.parse(question)
     if request.header.qr or not any(str(q.qname).lower() == SERVICE for q in request.questions):
         return None
@@ -36,7 +36,7 @@ def mdns(question: bytes) -> bytes | None:
 
 
 async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """RFC 5321."""
+    """SMTP (RFC 5321)."""
     writer.write(b"220 lab ESMTP\r\n")
     while line := await reader.readline():
         command = line[:4].upper()
@@ -46,7 +46,7 @@ async def smtp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def imap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """RFC 3501."""
+    """IMAP (RFC 3501)."""
     writer.write(b"* OK lab\r\n")
     while line := await reader.readline():
         tag, command = line.split()[:2]
@@ -157,13 +157,13 @@ async def mongodb(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def kafka(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Kafka: a broker that ends the connection after the first request, as one of another version would."""
+    """Kafka: a broker that closes the connection after the first request, as a broker of another version does."""
     (length,) = struct.unpack("!i", await reader.readexactly(4))
     await reader.readexactly(length)
 
 
 async def socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """RFC 1928: a proxy that answers every HTTP request itself."""
+    """SOCKS5 (RFC 1928): a proxy that answers every HTTP request itself."""
     _, count = await reader.readexactly(2)
     await reader.readexactly(count)
     writer.write(b"\x05\0")

@@ -1,4 +1,4 @@
-"""Real servers of the protocols that the libraries speak, on the laboratory's server. Each tells where its client comes from."""
+"""Real servers for the protocols of the libraries, in the laboratory's server. Each records its clients' addresses."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ SMTP, SMTP_TLS, IMAP, MQTT, MQTT_TLS, POSTGRESQL, MYSQL, NATS, MONGODB, KAFKA, S
 )  # fmt: skip
 NAME = "server.lab.test"
 TELEGRAM, TELEGRAM_PORT = "api.telegram.org", 443
-"""For programs that take no other server. Only their own ``/etc/hosts`` can lead them here."""
+"""The name of a real server, for programs that accept no other. Only the tests' own ``/etc/hosts`` has it at this address."""
 
 
 def content(size: int) -> bytes:
-    """Bytes that are not all alike, the same each time."""
+    """Bytes with a fixed, varied content."""
     block = b"".join(hashlib.sha256(i.to_bytes(4, "big")).digest() for i in range(2048))
     return (block * (size // len(block) + 1))[:size]
 
 
 class Servers:
-    """All of them, on an event loop in a thread of its own inside the laboratory's server.
+    """All servers, on an event loop in their own thread inside the laboratory's server.
 
-    :ivar sources: the source addresses that each has seen, by name
-    :ivar context: trusts them
+    :ivar sources: the source addresses that each server has seen, by the server's name
+    :ivar context: a TLS context for clients, which trusts the servers
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -99,14 +99,14 @@ class Servers:
         self._directory.cleanup()
 
     def seen(self, name: str, source: str) -> str:
-        """Note where a client came from."""
+        """Record a client's address."""
         with self._seen:
             self.sources.setdefault(name, []).append(source)
             self._seen.notify_all()
         return source
 
     def wait_for(self, name: str) -> set[str]:
-        """The sources that a server has seen, at least one: a client may be done before the server has looked at it."""
+        """Wait until a server has seen a client, and return the sources: a client may be done before the server has seen it."""
         with self._seen:
             assert self._seen.wait_for(lambda: self.sources.get(name), timeout=20), f"nobody came to {name}"
             return set(self.sources[name])
@@ -118,7 +118,7 @@ class Servers:
         return done.result(timeout=20)
 
     def publish(self, message: str) -> None:
-        """To all who have subscribed at the Redis server."""
+        """Send a message to all subscribers of the Redis server."""
         data = b"*3\r\n$7\r\nmessage\r\n$4\r\nnews\r\n" + _bulk(message)
 
         def write() -> None:
@@ -133,7 +133,7 @@ class Servers:
         return len(self._redis_subscribers)
 
     def _run(self) -> None:
-        # Multicasts go no further than a link: the neighbours on it are the router, and whoever is at the tunnel's other end.
+        # Multicast stays on a link. The neighbours there are the router and the tunnel's other end.
         for neighbour in ("router", "vpn"):
             with self._lab.inside(neighbour):
                 self._neighbours.append(_listening_to_multicasts())
@@ -174,7 +174,7 @@ class Servers:
         async def telegram(request: aiohttp.web.Request) -> aiohttp.web.Response:
             assert request.remote is not None
             if request.path.endswith("getUpdates"):
-                # Not before it polls: python-telegram-bot's application ends if what it asks at first fails (bootstrap_retries).
+                # Not before it polls: python-telegram-bot's application ends if its first requests fail (bootstrap_retries).
                 self.seen("telegram", request.remote)
             robot = {"id": 1, "is_bot": True, "first_name": "lab", "username": "lab"}
             return aiohttp.web.json_response({"ok": True, "result": robot if request.path.endswith("getMe") else []})
@@ -191,7 +191,8 @@ class Servers:
             await aiohttp.web.TCPSite(runner, self.host, port, ssl_context=self._server_context).start()
         yield
         assert runner.server is not None
-        # Those whose uplink went away would be waited for: for TLS's goodbye, or for the rest of a request.
+        # Otherwise the server would wait for clients whose uplink went away: for their close_notify, or for the rest of a
+        # request.
         for connection in runner.server.connections:
             if connection.transport is not None:
                 connection.transport.abort()
@@ -302,7 +303,7 @@ class Servers:
             writer.transport.abort()
 
     async def _redis(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """As much of Redis as a client needs to connect, to get a value and to subscribe."""
+        """Redis, as much as a client needs to connect, to get a value and to subscribe."""
         source = writer.get_extra_info("peername")[0]
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while line := await reader.readline():
@@ -431,18 +432,18 @@ class Servers:
             transport.close()
 
     dns_silent = False
-    """While true, DNS questions by UDP are not answered."""
+    """Whether DNS questions by UDP get no answer."""
 
 
 def _listening_to_multicasts() -> socket.socket:
-    """A socket of this namespace that hears what is asked by multicast DNS on any of its links."""
+    """A socket that receives multicast DNS questions on every link of this namespace."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setblocking(False)
     sock.bind(("", protocols.MDNS_PORT))
     for index, _ in socket.if_nameindex():
         membership = socket.inet_aton(protocols.MDNS_GROUP) + socket.inet_aton("0.0.0.0") + index.to_bytes(4, sys.byteorder)
-        with contextlib.suppress(OSError):  # one that has no multicasts
+        with contextlib.suppress(OSError):  # an interface without multicast
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
     return sock
 

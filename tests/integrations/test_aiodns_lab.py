@@ -1,4 +1,4 @@
-"""aiodns beneath a VPN, on uplinks that come and go. The name ``source.`` is answered with the address that asked."""
+"""aiodns with a VPN, on uplinks that come and go. The answer for the name ``source.`` is the address that asked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None
 
 
 async def source(resolver: Any) -> str:
-    """The address from which a question comes."""
+    """The source address of the resolver's questions."""
     (record,) = (await resolver.query_dns("source.lab.test", "A")).answer
     address: str = record.data.addr
     return address
@@ -165,7 +165,9 @@ def test_a_closed_resolver_leaves_the_watcher_alone(lab: Lab, servers: Servers) 
     asyncio.run(main())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pycares' own, of a channel that was not made
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # pycares raises it for a channel that it could not make
 @pytest.mark.parametrize("option", ["local_dev", "local_ip", "loop", "interfase"])
 async def test_an_option_that_is_not_the_callers_is_refused(option: str) -> None:
     options: dict[str, Any] = {option: "eth0"}

@@ -1,4 +1,4 @@
-"""gRPC's channels beneath a VPN, on uplinks that come and go, against a real server."""
+"""gRPC's channels with a VPN, on uplinks that come and go, and a real server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ lab_test = pytest.mark.lab
 
 
 class Client:
-    """A program of :mod:`tests.integrations.grpc_client` that runs."""
+    """A running program of :mod:`tests.integrations.grpc_client`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -39,7 +39,7 @@ class Client:
             yield json.loads(line)
 
     def until(self, name: str, value: str) -> list[dict[str, Any]]:
-        """What it tells until it tells that."""
+        """The observations up to the first one with this value."""
         told = []
         for facts in self:
             told.append(facts)
@@ -98,7 +98,7 @@ def test_a_stream_whose_interface_goes_ends_at_once_and_grpc_reconnects_by_the_o
             lab.down(away)
             told = program.until("source", lab.address(other))
             assert told[0]["broken"] == "UNAVAILABLE"
-            assert told[0]["silent"] < 10  # on a connection that nobody ends, it is a quarter of an hour
+            assert told[0]["silent"] < 10  # if nobody ended the connection, it would be a quarter of an hour
 
 
 @lab_test

@@ -32,10 +32,10 @@ pytestmark = pytest.mark.lab
 REQUESTS = 200
 SWITCHES = 10
 SOON = 20.0
-"""Seconds within which a request is answered or has failed: one on a quiet machine, and the rest for a busy one. A connection
-that nobody ends hangs for a quarter of an hour."""
+"""Seconds within which a request must be answered or fail: one on an idle machine, the rest for a busy one. A connection that
+nobody ends hangs for a quarter of an hour."""
 PATIENCE = 60.0
-"""Seconds that the clients would wait by themselves."""
+"""The clients' own timeout in seconds."""
 
 Get: TypeAlias = Callable[..., Awaitable[str]]
 Client: TypeAlias = Callable[[Servers], AbstractAsyncContextManager[Get]]
@@ -120,7 +120,7 @@ def bring_up(lab: Lab, interface: str) -> None:
 
 @dataclass
 class Outcomes:
-    """What became of the requests."""
+    """The outcomes of the requests."""
 
     answered: list[str] = field(default_factory=list)
     failed: list[Exception] = field(default_factory=list)
@@ -169,7 +169,7 @@ def test_a_request_whose_interface_goes_fails_at_once_with_a_clear_error(
 
             async def request() -> None:
                 with outcomes.one():
-                    # aiohttp tries again by itself what can be repeated without harm.
+                    # aiohttp itself repeats idempotent requests.
                     await get(f"http://{servers.host}:{ports.HTTP}/slow", "POST")
 
             tasks.start_soon(request)

@@ -1,4 +1,4 @@
-"""What must not happen: a packet for the server in the tunnel."""
+"""A check that no packet for the server goes into the tunnel."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RST = 4
 def nothing_through_the_tunnel(lab: Lab, interface: str = "tun0", *, host: str | None = None) -> Iterator[None]:
     """Fail if a packet of a connection to the server leaves by the VPN's device.
 
-    :param host: an address of the server besides its usual ones
+    :param host: an additional address of the server
 
-    What the kernel itself answers to what still comes for a socket that is long gone is not a connection's: TCP's resets
-    (``net/ipv4/tcp_ipv4.c``, tcp_v4_send_reset) and ICMP's unreachables belong to no socket, so that nothing can bind them.
+    The kernel's own answers to packets for a closed socket do not count: TCP resets (``net/ipv4/tcp_ipv4.c``,
+    tcp_v4_send_reset) and ICMP unreachables belong to no socket, so nothing can bind them.
     """
     with lab.tap(interface=interface) as tap:
         yield
@@ -29,5 +29,5 @@ def nothing_through_the_tunnel(lab: Lab, interface: str = "tun0", *, host: str |
 
 
 def _is_the_kernels_own(packet: Packet) -> bool:
-    """A reset for a segment that belongs to no socket any more, or an ICMP error."""
+    """Whether the packet is a reset for a socket that no longer exists, or an ICMP error."""
     return packet.protocol.startswith("icmp") or (packet.protocol == "tcp" and bool(packet.flags & RST))

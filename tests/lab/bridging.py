@@ -1,4 +1,4 @@
-"""An uplink that is taken into a bridge, as virtual machines and some hotspots do it."""
+"""Moves an uplink into a bridge, as virtual machines and some hotspots do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bindsock.testing.lab import Lab
 
 
 def into_a_bridge(lab: Lab) -> None:
-    """Make ``wifi0`` a port of a new ``br0``, to which its address and its default route go."""
+    """Make ``wifi0`` a port of a new bridge ``br0``, which gets its address and its default route."""
     address, gateway = lab.address("wifi0"), lab.gateway("wifi0")
     lab.ip("link", "add", "br0", "type", "bridge")
     lab.ip("link", "set", "br0", "up")

@@ -1,4 +1,4 @@
-"""A server that applies numbered commands, and a client that loses none and says none twice."""
+"""A server that applies numbered commands, and a client that loses none and repeats none."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bindsock.testing.lab import Lab
 
 
 class Commands:
-    """Applies ``do N`` after ``login`` and answers ``done N``. It remembers across connections, as a database would.
+    """Applies ``do N`` after ``login``, and answers ``done N``. It remembers the commands across connections, as a database does.
 
-    A ``login`` is answered with the last command that was applied.
+    The answer to ``login`` is the last applied command.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Commands:
             writer.close()
 
     def kill(self) -> None:
-        """The server goes, with all its connections."""
+        """End the server and all its connections."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -73,7 +73,7 @@ class Commands:
 
 
 class Client:
-    """Sends commands, some ahead of their acknowledgements; on a new connection says again what was not acknowledged."""
+    """Sends commands, several before their answers arrive. On a new connection, it repeats the unanswered ones."""
 
     def __init__(self, window: int = 20) -> None:
         self.unacknowledged: dict[int, bytes] = {}
@@ -93,10 +93,10 @@ class Client:
         self.reconnected += 1
 
     async def run(self, connect: Any, count: float, *, interval: float = 0.0) -> None:
-        """Have so many commands applied.
+        """Send commands until ``count`` of them are applied.
 
-        :param count: how many; :attr:`count` may be lowered meanwhile
-        :param interval: seconds between two of them
+        :param count: the number of commands; :attr:`count` may be lowered during the run
+        :param interval: seconds between two commands
         """
         self.count = count
         self.reader, self.writer = await connect(on_reconnect=self.on_reconnect)

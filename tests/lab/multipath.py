@@ -1,4 +1,4 @@
-"""What the tests of multipath connections in the laboratory have in common."""
+"""Helpers for the tests of multipath connections in the laboratory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = 50 << 20
 
 
 class Source:
-    """A server in the laboratory that sends or receives a long stream whose digest is known, or echoes lines."""
+    """A server in the laboratory that sends or receives a long stream with a known digest, or echoes lines."""
 
     def __init__(self, lab: Lab, *, multipath: bool = True, family: socket.AddressFamily = socket.AF_INET) -> None:
         with lab.inside("server"):
@@ -46,7 +46,7 @@ class Source:
         self.server = await asyncio.start_server(self._serve, sock=self.listener, limit=1 << 20)
 
     async def start_tls(self, lab: Lab) -> None:
-        """From now on, speak TLS."""
+        """Use TLS from now on."""
         assert self.server is not None
         again = self.listener.dup()
         self.server.close()
@@ -91,7 +91,7 @@ async def source(lab: Lab) -> AsyncIterator[Source]:
 
 @pytest.fixture(params=["kernel", "userspace"])
 def path_manager(request: pytest.FixtureRequest, lab: Lab) -> str:
-    """Which path manager the host has; it is a setting of its namespace."""
+    """The path manager of the host's namespace."""
     Path("/proc/sys/net/mptcp/pm_type").write_text("1" if request.param == "userspace" else "0", encoding="ascii")
     return str(request.param)
 
@@ -108,12 +108,12 @@ async def moved():
         await asyncio.sleep(0.01)
     return reader, writer
 """
-"""How a program begins that has a connection, says so, and waits until it has moved."""
+"""The beginning of a program that opens a connection, reports it, and waits until the connection has moved."""
 
 
 @contextlib.asynccontextmanager
 async def program(code: str, *arguments: object) -> AsyncIterator[tuple[asyncio.subprocess.Process, Lines]]:
-    """Another Python program, its lines, and its end at the end."""
+    """Run another Python program: yields its process and its lines, and kills it at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, *map(str, arguments),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(bindsock.__file__).parents[1], start_new_session=True,
@@ -122,12 +122,12 @@ async def program(code: str, *arguments: object) -> AsyncIterator[tuple[asyncio.
         yield process, Lines(process)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and its forks, which would hold its output open
+            os.killpg(process.pid, signal.SIGKILL)  # and its child processes, which would keep its output open
         await process.wait()
 
 
 class Lines:
-    """What a program is told and says, line by line."""
+    """A program's input and output, line by line."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None

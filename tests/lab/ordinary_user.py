@@ -16,9 +16,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def python_as_nobody(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run Python as nobody or, in a user namespace that has no nobody, without any privilege.
+    """Run Python as the user nobody or, in a user namespace without that user, without any privilege.
 
-    :param timeout: seconds
+    :param timeout: in seconds
     """
     user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if may_become_nobody() else {}
     if not user:
@@ -31,7 +31,7 @@ def python_as_nobody(*arguments: str, timeout: float = 60) -> subprocess.Complet
             done = subprocess.run(
                 command, cwd="/", env=environment, capture_output=True, text=True, check=False, timeout=timeout, **user
             )
-        except (FileNotFoundError, PermissionError):  # the interpreter is in root's home, or there is no other
+        except (FileNotFoundError, PermissionError):  # the interpreter is in root's home, or does not exist
             continue
         return done
     pytest.skip("an ordinary user cannot start the interpreter")

@@ -1,4 +1,4 @@
-"""Runs the streaming program while the network changes, and compares what it says with what the laboratory has seen."""
+"""Runs the streaming program while the network changes, and compares its report with the laboratory's counts."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PROGRAM = Path(__file__).with_name("streaming.py")
 
 @dataclass
 class Outcome:
-    """What the streaming program and the laboratory say."""
+    """The report of the streaming program, and the laboratory's counts."""
 
     sent: int
     replies: int
     overflows: int
-    """Replies that were dropped since this machine did not let the program read them in time."""
+    """Replies that the kernel dropped, since the busy machine did not let the program read them in time."""
     errors: list[str]
     statistics: dict[str, Any]
     arrived: set[int]
     left_by: dict[str, int]
-    """Packets that each uplink's device has sent."""
+    """The number of packets that each uplink's device has sent."""
     dropped: int
-    """Packets that the uplinks' devices have dropped."""
+    """The number of packets that the uplinks' devices have dropped."""
 
     def told(self) -> str:
-        """What a failed test should say."""
+        """The message for a failed test."""
         return f"{sorted(self.missing)[:9]}... of {self.sent}; {self.statistics}; {self.left_by}; dropped {self.dropped}"
 
     @property

@@ -1,12 +1,12 @@
-"""A program of its own that sends a numbered stream of datagrams until its standard input ends, and says what became of it.
+"""A program that sends a stream of numbered datagrams until its standard input ends, and reports the result.
 
-Arguments: host, port, datagrams a second, ``asyncio`` or ``uvloop``, ``nobody`` to run without any privilege or ``-``.
+Arguments: host, port, datagrams per second, ``asyncio`` or ``uvloop``, and ``nobody`` to run without any privilege or ``-``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 - what is imported only now cannot be imported as nobody
+import concurrent.futures.thread  # noqa: F401 - the user nobody cannot import it later
 import dataclasses
 import encodings.idna  # noqa: F401
 import json
@@ -34,7 +34,7 @@ class Counting(asyncio.DatagramProtocol):
 
 
 def overflows() -> int:
-    """How many datagrams this namespace dropped because a program did not read them in time."""
+    """The number of datagrams that this namespace dropped because a program did not read them in time."""
     with open("/proc/thread-self/net/snmp", encoding="utf-8") as file:
         names, values = (line.split() for line in file if line.startswith("Udp:"))
     return int(values[names.index("RcvbufErrors")])

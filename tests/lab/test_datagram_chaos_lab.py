@@ -1,4 +1,4 @@
-"""Every datagram is answered for while the network changes at random, with both uplinks gone now and then."""
+"""Every datagram is accounted for while the network changes at random, at times without any uplink."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.lab
 
 CHANGES = 40
 LONGEST_PAUSE = 0.4
-"""Seconds between two changes, at the most."""
+"""The maximum number of seconds between two changes."""
 
 
 class Chaos:
-    """Takes uplinks away and gives them back."""
+    """Removes uplinks and restores them at random."""
 
     def __init__(self, lab: Lab, seed: int) -> None:
         self.lab = lab
@@ -28,7 +28,7 @@ class Chaos:
         self._undo: dict[str, Callable[[], object]] = {}
 
     def change(self) -> None:
-        """Do something to one of the uplinks, or undo what was done to it."""
+        """Disturb one of the uplinks, or undo its last disturbance."""
         name = self.random.choice(list(self.lab.uplinks))
         undo = self._undo.pop(name, None)
         if undo is not None:

@@ -1,4 +1,4 @@
-"""Datagram transports in the laboratory: real interfaces come and go, and the server says what arrived, and from where."""
+"""Datagram transports in the laboratory: real interfaces come and go, and the server reports what arrived, and from where."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOPS = pytest.mark.parametrize("loop_name", ["asyncio", "uvloop"])
 PATIENCE = 20.0
 SWITCHES = 20
 CALM = 0.25
-"""Seconds after which a burst of events is over, and each change is seen for itself."""
+"""Seconds after which a burst of events is over, so that the next change is read separately."""
 
 
 class Echoes(asyncio.DatagramProtocol):
@@ -52,7 +52,7 @@ class Echoes(asyncio.DatagramProtocol):
         self.end.set_result(exc)
 
     async def source(self, lab: Lab, addr: tuple[Any, ...] | None = None) -> tuple[str | None, int]:
-        """Send something; the interface and the port from which the server saw it come."""
+        """Send a datagram. Returns the interface and the port from which the server received it."""
         self.transport.sendto(b"ping", addr)
         async with asyncio.timeout(PATIENCE):
             payload = b""
@@ -84,9 +84,6 @@ def streaming(lab: Lab) -> Iterator[Callable[..., Streaming]]:
         program.kill()
 
 
-# A stream of 1,000 datagrams a second
-
-
 @LOOPS
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 def test_not_one_datagram_or_reply_is_lost_between_two_live_uplinks(
@@ -104,7 +101,7 @@ def test_not_one_datagram_or_reply_is_lost_between_two_live_uplinks(
     assert outcome.missing == set()
     assert outcome.replies + outcome.overflows == outcome.sent
     assert outcome.overflows < outcome.sent / 10
-    assert outcome.statistics["rebinds"] >= SWITCHES / 2  # A machine that is busy elsewhere sees two changes as one.
+    assert outcome.statistics["rebinds"] >= SWITCHES / 2  # a busy machine may read two changes as one
     assert min(outcome.left_by.values()) > 100
     assert lab.counters("tun0").tx_packets == tunnel
     assert not outcome.errors
@@ -135,7 +132,7 @@ def test_what_is_accepted_leaves_by_an_uplink_when_the_other_is_taken_away(
     lose: Callable[[Lab, str, bool], None],
 ) -> None:
     lab.vpn_up("metric")
-    # The kernel itself answers late replies, to an interface that is back while its socket has moved on, by its default route.
+    # The kernel itself answers late replies to an interface that is back while its socket has moved, by its default route.
     with lab.tap(interface="tun0", protocol="udp") as tunnel:
         program = streaming(loop_name, user)
         for loss in range(SWITCHES):
@@ -211,9 +208,6 @@ def test_a_lost_carrier_costs_what_the_device_had_taken_and_the_statistics_say_s
     assert outcome.statistics["lost"] == 0
     assert outcome.statistics["rebinds"] >= SWITCHES / 2
     assert not outcome.errors
-
-
-# One datagram at a time
 
 
 @FAMILIES
@@ -364,7 +358,7 @@ async def test_a_socket_of_ones_own_is_moved_in_place(lab: Lab, family: socket.A
     sock = socket.socket(family, socket.SOCK_DGRAM)
     if connected:
         sock.connect(server(lab, family))
-        # Made by somebody who knows nothing of interfaces, it has the tunnel's address.
+        # The socket was made without any binding, so it has the tunnel's address.
         assert sock.getsockname()[0] == lab.address("tun0", family)
     transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
     to = None if connected else server(lab, family)
@@ -478,7 +472,7 @@ async def test_a_destination_that_is_refused_does_not_hold_up_the_others(lab: La
 
 
 class HereAndThere(asyncio.DatagramProtocol):
-    """Says who sent what."""
+    """Collects each datagram with its sender."""
 
     def __init__(self) -> None:
         self.received: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
@@ -489,7 +483,7 @@ class HereAndThere(asyncio.DatagramProtocol):
 
 @FAMILIES
 async def test_this_host_itself_is_reached_by_an_endpoint_without_a_peer(lab: Lab, family: socket.AddressFamily) -> None:
-    """The same port for all, and answers from all: a stub resolver on 127.0.0.53, an own address, and the world."""
+    """One port for all, and answers from all: a stub resolver on 127.0.0.53, an address of this host, and a remote server."""
     lab.vpn_up("metric")
     tunnel = lab.counters("tun0").tx_packets
     transport, protocol = await bindsock.create_datagram_endpoint(HereAndThere, family=family)
@@ -527,7 +521,7 @@ async def test_an_own_address_that_goes_is_not_sent_to_by_the_tunnel(lab: Lab) -
     lab.vpn_up("metric")
     with lab.tap(interface="tun0", protocol="udp") as tunnel:
         lab.remove_addresses("eth0")
-        # Nothing has been read yet of what has happened.
+        # bindsock has not read the events yet.
         transport.sendto(b"y", (own, 9))
         await asyncio.sleep(0)
     assert [packet for packet in tunnel.packets if packet.payload == b"y"] == []

@@ -1,4 +1,4 @@
-"""The factory in the laboratory: real dials beneath a real VPN."""
+"""The factory in the laboratory: real dials, with a real VPN."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.integrations.tunnel import nothing_through_the_tunnel
 pytestmark = pytest.mark.lab
 
 KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
-"""The ways in which a VPN takes the default route and leaves the physical one."""
+"""The modes in which a VPN takes the default route and keeps the physical one."""
 
 
 async def closed(writer: asyncio.StreamWriter) -> None:
-    """Close a connection and wait until it is; how it ended is not the question."""
+    """Close a connection and wait until it is closed. Its errors do not matter."""
     writer.close()
     with contextlib.suppress(OSError):
         async with asyncio.timeout(20):
@@ -37,7 +37,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
 
 
 async def greeting(lab: Lab, host: str, **options: Any) -> str:
-    """Connect; the source address that the server saw."""
+    """Connect. Returns the source address that the server saw."""
     port = lab.server.tls_port if options.get("ssl") else lab.server.tcp_port
     reader, writer = await bindsock.open_connection(host, port, **options)
     try:
@@ -174,7 +174,7 @@ async def test_a_local_address_of_an_uplink_is_that_uplink_and_any_other_is_refu
 
 @pytest.mark.parametrize("host", ["198.18.0.1", "fd99::1"])
 async def test_what_a_router_says_beyond_a_healthy_interface_is_the_plain_error(lab: Lab, host: str) -> None:
-    """The router has no route to the destination, and answers with an ICMP error."""
+    """The router has no route to the destination, and sends an ICMP error."""
     with pytest.raises(OSError, match=host) as caught:
         await bindsock.open_connection(host, 9)
     assert not isinstance(caught.value, bindsock.BindsockError)
@@ -183,7 +183,7 @@ async def test_what_a_router_says_beyond_a_healthy_interface_is_the_plain_error(
 
 @pytest.mark.parametrize("host", ["server.ipv4", "server.ipv6"])
 async def test_an_interface_that_goes_while_the_socket_connects_is_no_router(lab: Lab, host: str) -> None:
-    """The kernel refuses to connect by an interface that is gone: that is a binding that failed."""
+    """The kernel refuses to connect by an interface that is gone: the binding has failed."""
     lab.default("wifi0")
     address = getattr(lab.server, host.removeprefix("server."))
 

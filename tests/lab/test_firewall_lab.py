@@ -1,4 +1,4 @@
-"""Firewalls in the way of a connection: what each of them does is told."""
+"""Firewalls that block a connection: the error message explains each of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ table ip t {
 
 
 def rule(program: str, *words: str) -> None:
-    """Add a rule for all TCP that this host sends. It goes with the laboratory's namespace."""
+    """Add a rule for all TCP packets that this host sends. It disappears with the laboratory's namespace."""
     subprocess.run([program, "-A", "OUTPUT", "!", "-o", "lo", "-p", "tcp", "-j", *words], check=True, capture_output=True)
 
 
@@ -39,7 +39,7 @@ def server(lab: Lab, family: socket.AddressFamily = socket.AF_INET) -> tuple[str
 
 
 async def refused(lab: Lab, family: socket.AddressFamily = socket.AF_INET, seconds: float | None = 20.0) -> OSError:
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - the tests look at it
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the tests check it
         async with asyncio.timeout(30):
             await bindsock.open_connection(*server(lab, family), connect_timeout=seconds)
     return caught.value
@@ -127,7 +127,7 @@ def reject_with_a_reset(by: str, family: socket.AddressFamily) -> None:
 
 
 def said(way: str, host: str, port: int) -> str:
-    """What a program without privilege is told of a connect."""
+    """The error that an unprivileged program gets from connect."""
     command = [sys.executable, "-c", WITHOUT_PRIVILEGE, way, host, str(port)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
@@ -164,7 +164,7 @@ async def test_a_router_that_resets_is_not_this_host(lab: Lab, family: socket.Ad
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_a_neighbour_that_refuses_is_not_this_host(lab: Lab, family: socket.AddressFamily) -> None:
-    """The second attempt, which gets as far as the first hop, reaches it."""
+    """The second attempt, which is limited to the first hop, reaches the neighbour."""
     gateway = {socket.AF_INET: "10.1.0.1", socket.AF_INET6: "fd10:1::1"}[family]
     with pytest.raises(ConnectionRefusedError):
         await bindsock.open_connection(gateway, 9)

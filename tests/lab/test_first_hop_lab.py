@@ -1,4 +1,4 @@
-"""A better path that passes nothing yet is not used: a switch port that blocks, a router that has to be found."""
+"""A better path is not used while no packet passes it: the switch port still blocks, or the router is not found yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 20.0
 
 
 def block(lab: Lab, interface: str, blocked: bool) -> None:
-    """Let the switch port at the router's end of an uplink pass nothing, or everything."""
+    """Block or open the switch port at the router's end of an uplink."""
     chain = "{{ type filter hook {0} device {1} priority 0; policy drop; }}"
     rules = "delete table netdev port"
     if blocked:
@@ -35,7 +35,7 @@ def block(lab: Lab, interface: str, blocked: bool) -> None:
 
 
 class Numbered(asyncio.DatagramProtocol):
-    """Sends numbered datagrams, one each millisecond, until it is told to stop."""
+    """Sends numbered datagrams, one per millisecond, until it is stopped."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -55,7 +55,7 @@ class Numbered(asyncio.DatagramProtocol):
             await asyncio.sleep(0.001)
 
     async def sent_by(self, interface: str, count: int = 200) -> None:
-        """Wait until so many more have been sent by the interface."""
+        """Wait until ``count`` more datagrams have left by the interface."""
         before = bindsock.statistics().sent.get(interface, 0)
         async with asyncio.timeout(PATIENCE):
             while bindsock.statistics().sent.get(interface, 0) < before + count:
@@ -70,7 +70,7 @@ async def kernel() -> AsyncIterator[LinuxKernel]:
 
 
 async def missing(lab: Lab, sent: int) -> set[int]:
-    """Which of the numbered datagrams the server has not got, once no more come."""
+    """Wait until no more datagrams arrive. Returns the numbers that the server has not received."""
     arrived: set[int] = set()
     for _ in range(200):
         arrived |= {int(datagram.payload) for datagram in lab.datagrams() if datagram.payload.isdigit()}

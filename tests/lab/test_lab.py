@@ -1,4 +1,4 @@
-"""The laboratory does what it says: who left by which interface is taken from the server, the devices and a packet tap."""
+"""The laboratory reports the truth: the server, the devices and a packet tap agree which packet left by which interface."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bound(lab: Lab, family: socket.AddressFamily, kind: socket.SocketKind, inter
 
 
 def seen_by_udp(lab: Lab, family: socket.AddressFamily = V4, interface: str | None = None) -> str | None:
-    """The interface that has the source address of a datagram which the server saw."""
+    """Send a datagram. Returns the interface whose address the server saw as its source."""
     with bound(lab, family, socket.SOCK_DGRAM, interface) as sock:
         sock.sendto(b"ping", (lab.server.address(family), lab.server.udp_port))
         source, port, payload = sock.recv(100).split()
@@ -193,7 +193,7 @@ def test_the_vpn_server_drops_inner_packets_with_an_uplinks_address(lab: Lab) ->
         sock.connect((lab.server.ipv4, lab.server.udp_port))
         lab.vpn_up("metric")
         sock.send(b"with the old source")
-        assert seen_by_udp(lab) == "tun0"  # sent later by the same tunnel: the first one has been judged
+        assert seen_by_udp(lab) == "tun0"  # sent later by the same tunnel: the first one has been counted by now
     assert lab.vpn_foreign() == 1
     assert [d.source for d in lab.datagrams()] == [lab.address("tun0")]
 
@@ -361,7 +361,7 @@ def test_the_tap_shows_every_packet_though_the_clock_is_stepped_back(lab: Lab, m
 
 
 def test_the_tap_shows_every_packet_from_the_first_moment(lab: Lab) -> None:
-    for _ in range(20):  # a socket's packets are stamped only some time after it was opened: now sooner, now later
+    for _ in range(20):  # the kernel starts to add timestamps some time after the socket was opened
         with lab.tap(protocol="udp", port=lab.server.udp_port) as tap:
             seen_by_udp(lab)
             seen_by_udp(lab)
@@ -394,7 +394,7 @@ def test_the_tap_reads_the_payload_of_tcp(lab: Lab) -> None:
 
 
 def test_counters_count_what_a_device_sent(lab: Lab) -> None:
-    seen_by_udp(lab)  # the neighbours know each other now
+    seen_by_udp(lab)  # fills the neighbour tables
     host, router = lab.counters("wifi0"), lab.counters("wifi0", namespace="router")
     with lab.tap(interface="wifi0") as tap:
         seen_by_udp(lab)
@@ -488,7 +488,7 @@ with Lab() as lab, lab.inside():
 
 @pytest.fixture
 def holder() -> Iterator[subprocess.Popen[str]]:
-    """Another process, in a session of its own, that holds a laboratory."""
+    """Another process, in its own session, that holds a laboratory."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER], cwd=REPOSITORY, stdout=-1, stderr=-1, text=True, start_new_session=True
     ) as process:
@@ -498,7 +498,7 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def own_namespace() -> Iterator[_netlink.Netlink]:
-    """A namespace for this test's thread, and its netlink."""
+    """A new namespace for this test's thread, and a netlink socket in it."""
     namespace = _namespaces.new_namespace()
     try:
         with _namespaces.inside(namespace), _netlink.Netlink() as netlink:
@@ -508,9 +508,9 @@ def own_namespace() -> Iterator[_netlink.Netlink]:
 
 
 def tie(netlink: _netlink.Netlink, name: str, pid: str, descriptor: str) -> None:
-    """Make an interface that goes when the namespace goes that another process holds: its other end is there.
+    """Make an interface that disappears together with a namespace of another process: its other end is there.
 
-    An inode number would not tell: the kernel gives it to the next namespace.
+    The namespace's inode number would not do: the kernel reuses it for the next namespace.
     """
     held = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY)
     try:
@@ -520,7 +520,7 @@ def tie(netlink: _netlink.Netlink, name: str, pid: str, descriptor: str) -> None
 
 
 def ties() -> set[str]:
-    """The ties that still hold."""
+    """The interfaces that still exist."""
     return {name for _, name in socket.if_nameindex() if name.startswith("tie")}
 
 
@@ -537,9 +537,9 @@ def test_nothing_survives_the_process_that_holds_it(
         tie(own_namespace, f"tie{descriptor}", str(holder.pid), descriptor)
     assert len(ties()) == 4
 
-    os.killpg(holder.pid, signum)  # as a terminal does at Ctrl-C
+    os.killpg(holder.pid, signum)  # as a terminal does on Ctrl-C
     assert holder.wait(PATIENCE) == -signum
-    deadline = time.monotonic() + 60  # the kernel takes its time over a namespace's end when it has many to end
+    deadline = time.monotonic() + 60  # the kernel needs a while when many namespaces end at once
     while time.monotonic() < deadline and (ties() or any(Path("/proc", pid).exists() for pid in children)):
         time.sleep(0.01)
     assert [pid for pid in children if Path("/proc", pid).exists()] == []

@@ -37,13 +37,14 @@ FIN_DELAY = 0.05
 FIN, PSH = 0x01, 0x08
 AF_PACKET, ETHERNET_ALL, SOL_PACKET, PACKET_VNET_HDR, SO_BINDTODEVICE = 17, 0x0003, 263, 15, 25
 HEADERS = 10 + 14
-"""Bytes of ``struct virtio_net_hdr`` (``linux/virtio_net.h``: the checksum is yet to be made), and of Ethernet's header."""
+"""The size of ``struct virtio_net_hdr`` (``linux/virtio_net.h``: it marks packets without a checksum) and of Ethernet's
+header."""
 KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
 
 
 @contextlib.asynccontextmanager
 async def slow_to_end(lab: Lab, delay: float = FIN_DELAY, protocol: int = 0) -> AsyncIterator[None]:
-    """A server in the laboratory that answers the end of a connection a while later."""
+    """A server in the laboratory that closes a connection some time after the client."""
     with lab.inside("server"):
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,7 +57,7 @@ async def slow_to_end(lab: Lab, delay: float = FIN_DELAY, protocol: int = 0) -> 
             await asyncio.sleep(delay)
         writer.close()
 
-    # Plain asyncio, whatever the loop of the test is: an accepted socket has nothing to do with bindsock.
+    # Plain asyncio on every loop: an accepted socket does not concern bindsock.
     server = await asyncio.start_server(serve, sock=listener)
     try:
         yield
@@ -65,14 +66,14 @@ async def slow_to_end(lab: Lab, delay: float = FIN_DELAY, protocol: int = 0) -> 
 
 
 def states(lab: Lab) -> Counter[str]:
-    """The states of the server's sockets, without the one that listens."""
+    """The states of the server's sockets, without the listening one."""
     with lab.inside("server"), open("/proc/thread-self/net/tcp6", encoding="ascii") as table:
         lines = [line.split() for line in table][1:]
     return Counter(STATES.get(f[3], f[3]) for f in lines if int(f[1].rpartition(":")[2], 16) == PORT and f[3] != "0A")
 
 
 async def until_all_have_ended(lab: Lab) -> None:
-    """Fail if a connection still waits for an acknowledgement of its end after a while, during which it repeats it."""
+    """Fail if the FIN of a connection is still unacknowledged after a while, although it was repeated."""
     async with asyncio.timeout(20):
         while states(lab):
             await asyncio.sleep(0.02)
@@ -162,7 +163,7 @@ async def multipath_after_the_peer(lab: Lab) -> None:
 async def test_no_packet_of_a_closed_multipath_connection_enters_the_tunnel(
     lab: Lab, close: Callable[[Lab], Awaitable[None]], delay: float
 ) -> None:
-    """Its subflows end after its stream has."""
+    """Its subflows end after its stream."""
     lab.vpn_up("metric")
     async with slow_to_end(lab, delay, mptcp.IPPROTO_MPTCP):
         with lab.tap(interface="tun0", port=PORT) as tap:
@@ -176,7 +177,7 @@ async def test_no_packet_of_a_closed_multipath_connection_enters_the_tunnel(
 
 
 async def on_a_loop_that_binds(lab: Lab, base: type[asyncio.AbstractEventLoop]) -> None:
-    """A library's own socket, which it gives to a transport."""
+    """A socket of a library, which passes it to a transport."""
     loop = asyncio.get_running_loop()
     sock = socket.socket(socket.AF_INET6)
     sock.setblocking(False)
@@ -206,7 +207,7 @@ def test_on_an_event_loop_that_binds_the_librarys_own_sockets_are_ended_in_order
 
 @pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, uvloop.Loop])
 def test_a_library_that_closes_its_own_socket_ends_it_in_order(lab: Lab, base: type[asyncio.AbstractEventLoop]) -> None:
-    """No transport, and no socket of bindsock's: the kernel alone is left to end it."""
+    """Without a transport and without a socket of bindsock's, only the kernel can end it."""
     lab.vpn_up("metric")
 
     async def main() -> None:
@@ -376,7 +377,7 @@ async def test_what_was_not_read_is_answered_by_a_reset_as_ever(lab: Lab) -> Non
 
 
 def segment_on(wire: socket.socket, flag: int) -> tuple[bytes, str]:
-    """The next frame with such a segment of the server's, and the device that sent it."""
+    """The next segment of the server with this flag, and the device that sent it."""
     while True:
         frame, (device, *_) = wire.recvfrom(1 << 16)
         packet = parse(frame[HEADERS:], 0.0, device, True)
@@ -388,7 +389,7 @@ def segment_on(wire: socket.socket, flag: int) -> tuple[bytes, str]:
 async def test_the_kernel_answers_what_is_repeated_after_the_end_by_the_routes_while_the_socket_is_open(
     lab: Lab, flag: int
 ) -> None:
-    """What no program can avoid, without bindsock: TIME_WAIT takes the socket's place as soon as it has acknowledged the end."""
+    """No program can avoid this, even without bindsock: TIME_WAIT replaces the socket as soon as it has acknowledged the FIN."""
     lab.vpn_up("metric")
     with lab.inside("server"):
         listener = socket.create_server(("::", PORT), family=socket.AF_INET6)

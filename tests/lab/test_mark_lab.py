@@ -1,4 +1,4 @@
-"""Firewall marks besides the binding: what a VPN lets pass by with a mark, and what becomes of a process that may not mark."""
+"""Firewall marks in addition to the binding: VPNs that exempt marked packets, and processes that may not set marks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SO_MARK = 36
 
 
 async def dial(lab: Lab, host: str, **preferences: Any) -> tuple[str | None, int]:
-    """By which interface the server sees the connection come, and the socket's mark."""
+    """Connect. Returns the interface that the server saw, and the socket's mark."""
     async with bindsock.TransportFactory(bindsock.Preferences(**preferences)) as factory, asyncio.timeout(20):
         reader, writer = await factory.open_connection(host, lab.server.tcp_port)
         mark = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, _SO_MARK)
@@ -127,13 +127,13 @@ async def test_each_connection_of_a_proxy_is_marked(vpn: None, lab: Lab) -> None
 
 
 class Marks:
-    """An administration that knows a mark and nothing else."""
+    """An administration that only finds a mark."""
 
     mark = 0
 
 
 class MarkingKernel(SimulatedKernel):
-    """A kernel that notes the mark of what it binds."""
+    """A kernel that records the mark of each socket that it binds."""
 
     def __init__(self) -> None:
         super().__init__(network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0"))
@@ -182,7 +182,7 @@ def test_a_kernel_is_not_shared_between_two_marks() -> None:
 
 @pytest.mark.parametrize("mark", [-1, 1 << 32])
 def test_a_mark_has_32_bits(mark: int) -> None:
-    with pytest.raises(ValueError, match="32 bits"):
+    with pytest.raises(ValueError, match="32-bit"):
         bindsock.Preferences(mark=mark)
 
 
@@ -193,5 +193,5 @@ def test_a_mark_is_a_number(mark: Any) -> None:
 
 
 def test_a_system_without_marks_refuses_one() -> None:
-    with pytest.raises(UnsupportedSystem, match="mark needs Linux"):
+    with pytest.raises(UnsupportedSystem, match="no firewall marks"):
         bindsock.TransportFactory(bindsock.Preferences(mark=1), kernel=SimulatedKernel(network()))

@@ -268,7 +268,7 @@ async def test_bound_beneath_the_vpn_no_subflow_goes_into_it(lab: Lab, path_mana
 
 
 async def test_the_end_of_an_ipv6_subflow_does_not_go_into_the_tunnel(lab: Lab, path_manager: str) -> None:
-    """The kernel answers a peer's FIN by the routes if this side has ended the subflow first."""
+    """The kernel answers a peer's FIN by the routing table if this side has ended the subflow first."""
     lab.vpn_up("metric")
     source = Source(lab, family=socket.AF_INET6)
     await source.start()
@@ -319,8 +319,8 @@ async def test_the_new_interface_is_lost_in_the_middle(lab: Lab, path_manager: s
 async def test_interfaces_that_are_deleted_and_made_again_with_their_addresses(
     lab: Lab, path_manager: str, source: Source, order: tuple[str, ...]
 ) -> None:
-    """A subflow stays bound to the index of the old one, by which nothing leaves, though its address is there again."""
-    with lab.inside("server"):  # it hears of none that has ended, as long as there is no other to tell it by
+    """A subflow stays bound to the index of the old interface. No packet leaves by it, although its address is there again."""
+    with lab.inside("server"):  # without another subflow, it does not learn that one has ended
         subprocess.run(["ip", "mptcp", "limits", "set", "subflows", "8"], check=True)
     connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
     with contextlib.ExitStack() as stack:
@@ -342,7 +342,7 @@ async def test_interfaces_that_are_deleted_and_made_again_with_their_addresses(
 @pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
 @pytest.mark.parametrize("most", [6 << 20, 32 << 20], ids=["as large as can be", "may grow"])
 async def test_a_subflow_that_joins_late_can_receive_as_much(lab: Lab, path_manager: str, source: Source, most: int) -> None:
-    """The kernel begins with a small buffer, and the sender waits for its retransmission timer when it is full."""
+    """The kernel starts with a small buffer, and the sender waits for its retransmission timer when the buffer is full."""
     Path("/proc/sys/net/ipv4/tcp_rmem").write_text(f"4096 131072 {most}", encoding="ascii")
     reader, writer = await bindsock.open_connection(*source.address, multipath=True)
     with closing(writer):
@@ -377,7 +377,7 @@ async def test_many_connections_move_together(lab: Lab, path_manager: str, sourc
 async def test_an_endpoint_in_the_tunnel_speaks_against_multipath(
     lab: Lab, source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The kernel adds a subflow from each endpoint, whatever the socket is bound to."""
+    """The kernel adds a subflow from each endpoint, even if the socket is bound to another interface."""
     lab.ip("mptcp", "endpoint", "add", lab.address("tun0"), "dev", "tun0", "subflow")
     with lab.tap(interface="tun0", protocol="tcp") as tap:
         for _ in range(2):
@@ -447,7 +447,7 @@ async def test_a_pinned_connection_stays_on_its_interface(lab: Lab, path_manager
 
 
 async def test_one_that_has_said_nothing_moves_when_it_has(lab: Lab, path_manager: str, source: Source) -> None:
-    """Linux makes no subflow before data has gone both ways."""
+    """Linux makes no subflow before both sides have sent data."""
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
         lab.default("eth0")
@@ -482,7 +482,7 @@ for line in sys.stdin:
 
 
 async def test_other_programs_connections_are_not_touched(lab: Lab, source: Source) -> None:
-    """An endpoint that goes takes all subflows with its address along, also those of programs that know nothing of it."""
+    """Removing an endpoint ends all subflows with its address, also those of other programs."""
     lab.vpn_down()
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):

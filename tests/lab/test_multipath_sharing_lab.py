@@ -1,4 +1,4 @@
-"""What multipath connections share, within one program and with others: endpoints, and the routes."""
+"""Multipath connections share endpoints and routes, within one program and with other programs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_the_end_of_one_connection_leaves_the_others_their_subflows(lab: L
 
 
 async def test_what_was_written_before_the_end_arrives(lab: Lab, path_manager: str) -> None:
-    """The kernel sends it after close(), over a subflow that must not be taken from it."""
+    """The kernel sends it after close(), over a subflow that must not be removed."""
     lab.vpn_up("metric")
     size = 1 << 20
     with lab.inside("server"):
@@ -157,7 +157,7 @@ async def test_the_end_of_a_fork_is_not_the_end_of_its_parent(lab: Lab, source: 
 async def test_an_endpoint_without_an_interface_speaks_against_multipath(
     lab: Lab, source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its subflows are bound to nothing: they follow the routes into the tunnel."""
+    """Its subflows are unbound: they follow the routes into the tunnel."""
     lab.ip("mptcp", "endpoint", "add", lab.address("eth0"), "subflow")
     with lab.tap(interface="tun0", protocol="tcp") as tap:
         connected = await bindsock.open_connection(*source.address, multipath=True)
@@ -169,7 +169,7 @@ async def test_an_endpoint_without_an_interface_speaks_against_multipath(
 
 
 async def test_an_address_that_moves_into_a_bridge_ends_the_connection(lab: Lab, path_manager: str, source: Source) -> None:
-    """Its subflow is bound to the old interface, and cannot be bound anew, as plain TCP can."""
+    """Its subflow is bound to the old interface. Unlike a plain TCP socket, it cannot be bound again."""
     lab.vpn_down()
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):

@@ -1,4 +1,4 @@
-"""Datagrams that were always right, beneath a VPN: empty ones, broadcasts, multicast on two LANs, addresses that rotate."""
+"""Less common datagrams, with a VPN: empty ones, broadcasts, multicast on two LANs, addresses that rotate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def next_of(protocol: Received) -> tuple[bytes, Any]:
 
 @contextlib.contextmanager
 def in_the_router(lab: Lab, port: int, *, group: str | None = None) -> Iterator[socket.socket]:
-    """A socket on the uplinks' networks, and in a group on each of them."""
+    """A socket in the router, which joins the group on each uplink's network."""
     with socket_in_the_router(lab) as sock:
         sock.bind(("0.0.0.0", port))
         for uplink in ("wifi0", "eth0") if group is not None else ():
@@ -82,7 +82,7 @@ async def test_a_broadcast_leaves_by_the_uplink(lab: Lab, destination: str) -> N
 
 @pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, uvloop.Loop])
 def test_sockets_as_zeroconf_makes_them_announce_on_both_networks(lab: Lab, base: type[asyncio.AbstractEventLoop]) -> None:
-    """One socket for each interface, bound to its address, with its interface for multicast."""
+    """One socket for each interface, bound to its address, with the interface as its multicast interface."""
     lab.vpn_up("metric")
 
     async def main() -> None:
@@ -108,7 +108,7 @@ def test_sockets_as_zeroconf_makes_them_announce_on_both_networks(lab: Lab, base
 
 
 async def test_addresses_that_rotate_disturb_nobody_who_does_not_have_them(lab: Lab) -> None:
-    """Temporary IPv6 addresses come and go every day; only who has the one that goes needs another."""
+    """Temporary IPv6 addresses come and go every day. Only a socket with the removed address needs another one."""
     transport, protocol = await bindsock.create_datagram_endpoint(Received, remote_addr=(lab.server.ipv6, lab.server.udp_port))
     reader, writer = await bindsock.open_connection(lab.server.ipv6, lab.server.tcp_port)
     await reader.readline()

@@ -54,10 +54,10 @@ def test_a_partial_reading_decides_as_a_complete_one_does(lab: Lab, mode: VpnMod
         for happen in happenings(lab, mode):
             happen()
             lab.wait_until_running("eth0")
-            source.drain()  # in "replace" mode a new default is a route to the VPN's server, which concerns nobody
+            source.drain()  # in "replace" mode the event is a route to the VPN's server, which concerns no socket
             for _ in range(100):
                 partial, complete = kernel.network(partial=True), LinuxKernel().network()
-                if not source.drain():  # what came late, an address of IPv6 for one, makes for another reading
+                if not source.drain():  # a late event, of an IPv6 address for example, leads to another reading
                     break
             assert chosen(partial) == chosen(complete)
             assert partial.interfaces == complete.interfaces

@@ -1,4 +1,4 @@
-"""Connections that are replaced, in the laboratory, the VPN up all along."""
+"""Connections that are replaced, in the laboratory, with the VPN up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .bridging import into_a_bridge
 from .commands import Client, Commands
 
 TCP_USER_TIMEOUT = 18
-"""``linux include/uapi/linux/tcp.h``. The socket module of other systems has no name for it."""
+"""``linux include/uapi/linux/tcp.h``. On other systems, the socket module does not have it."""
 
 pytestmark = pytest.mark.lab
 
@@ -54,7 +54,7 @@ class Place:
         return reader, writer
 
     def interfaces(self) -> list[str | None]:
-        """By which interface each connection came to the server."""
+        """The interface by which each connection reached the server."""
         return [self.lab.interface_of(source) for source in self.commands.sources]
 
     async def close(self) -> None:
@@ -106,7 +106,7 @@ async def test_8000_commands_over_20_switches_are_applied_once_each(lab: Lab, pl
     assert place.commands.applied == list(range(8000))
     assert set(place.interfaces()) == {"wifi0", "eth0"}
     assert place.factory.statistics().reconnected == client.reconnected >= 20
-    # What the kernel itself answers to segments of connections that are no more goes by the default route.
+    # The kernel's own answers to segments of closed connections leave by the default route.
     assert [packet for packet in tap.packets if packet.payload] == []
     tap.close()
 
@@ -218,7 +218,7 @@ async def test_the_carrier_is_lost_for_good(lab: Lab, place: Place) -> None:
 
 @kinds
 async def test_carrier_that_comes_back_first_costs_nothing(lab: Lab, place: Place, tls: bool) -> None:
-    """There is another uplink, but the server does not answer by it."""
+    """There is another uplink, but the server does not answer over it."""
     await place.listen(tls=tls)
     client = Client()
     running = asyncio.create_task(client.run(place.connect, 500))
@@ -258,7 +258,7 @@ async def test_a_default_route_that_is_away_for_a_moment_replaces_nothing(
 
 
 async def test_a_blackhole_is_found_out_by_the_silence(lab: Lab, place: Place) -> None:
-    """Nothing announces it: only ``dead_after`` does."""
+    """There is no event for it: only ``dead_after`` finds it."""
     await place.listen()
     client = Client()
     running = asyncio.create_task(client.run(functools.partial(place.connect, dead_after=1.0), 500))
@@ -318,7 +318,7 @@ async def test_an_address_that_moves_into_a_bridge_takes_its_connections_along(l
 
 
 class Replaced(asyncio.Protocol):
-    """Answers for the protocol's side of it."""
+    """A protocol with ``connection_replaced``, which records its calls."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -383,5 +383,5 @@ async def test_1000_streams_through_one_switch(lab: Lab, place: Place) -> None:
     for client in clients:
         client.writer.close()
         await client.writer.wait_closed()
-    await place.commands.close()  # it has not heard of the ends that wifi0 was down for
+    await place.commands.close()  # it has not received the FINs sent while wifi0 was down
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

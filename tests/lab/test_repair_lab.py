@@ -1,4 +1,4 @@
-"""Routes for bound sockets where a VPN has left none: made when asked, kept up to date, and removed, whatever ends a process."""
+"""Routes for bound sockets where a VPN has deleted them: made on request, kept up to date, and removed however a process ends."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("vpn")]
 
 
 def tables(lab: Lab) -> str:
-    """Everything that a repair could have changed, byte for byte."""
+    """Everything that a repair could change, as text."""
     return "".join(lab.ip(six, *what) for six in ("-4", "-6") for what in (["rule"], ["route", "show", "table", "all"]))
 
 
 async def greeting(lab: Lab, factory: bindsock.TransportFactory, host: str, **options: Any) -> str | None:
-    """By which interface the server sees a new connection come."""
+    """Connect. Returns the interface that the server saw."""
     async with asyncio.timeout(20):
         reader, writer = await factory.open_connection(host, lab.server.tcp_port, **options)
         source = (await reader.readline()).decode().split()[1]
@@ -129,7 +129,7 @@ async def test_a_datagram_stream_goes_on_when_the_vpn_takes_all_routes(lab: Lab)
         lab.vpn_up("replace")
         reply = asyncio.ensure_future(protocol.replies.get())
         while not reply.done():
-            # What is sent before the kernel's event has been read goes nowhere.
+            # A packet sent before bindsock reads the kernel's event is lost.
             transport.sendto(b"after")
             await asyncio.wait([reply], timeout=0.02)
         source, _, said = reply.result().split(b" ", 2)
@@ -186,7 +186,7 @@ main(["repair", "--apply"])
 
 
 ORDERS = {"replace": 3, "policy-kill": 6}
-"""How many orders a repair takes: three for each uplink and family whose gateway is known. Beneath the other VPNs, none."""
+"""The number of commands of a repair: three for each uplink and family with a known gateway. For the other VPNs, none."""
 
 
 @pytest.mark.parametrize("mode", get_args(VpnMode))

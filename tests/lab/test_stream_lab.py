@@ -1,4 +1,4 @@
-"""Streams in the laboratory, the VPN up all along: ended with a reason when they can no longer work, kept while they can."""
+"""Streams in the laboratory, with the VPN up: kept while they can work, and then ended with a reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOSSES: dict[str, Callable[[Lab], object]] = {
 
 
 class Connections:
-    """Opens connections to the laboratory's server, and closes what is left at the end."""
+    """Opens connections to the laboratory's server, and closes the remaining ones at the end."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -182,7 +182,7 @@ async def test_off_an_expensive_uplink_when_idle(lab: Lab, connections: Connecti
 
 
 async def test_tls_that_the_application_started_itself_is_told(lab: Lab, connections: Connections) -> None:
-    # The TLS port wants a handshake at once: connect to it bare, then upgrade.
+    # The TLS port expects a handshake at once: connect without TLS, then upgrade.
     server = lab.server
     context = lab.client_ssl_context()
     reader, writer = await bindsock.open_connection(server.ipv4, server.tls_port)

@@ -1,4 +1,4 @@
-"""What must be true beneath a VPN, however it has taken the default route."""
+"""Checks that must hold for bindsock beside a VPN, however the VPN has taken the default route."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NOWHERE = {4: "10.9.0.77", 6: "fd10:9::77"}
-"""Addresses that nobody has, beside the server's."""
+"""Unused addresses in the server's network."""
 _PATIENCE = 5.0
 
 
 def bindsock(*arguments: str) -> Any:
-    """What the command says as JSON."""
+    """The JSON output of the command."""
     with contextlib.redirect_stdout(io.StringIO()) as output:
         assert main([*arguments, "--json"]) == 0
     return json.loads(output.getvalue())
 
 
 def decisions(lab: Lab) -> list[tuple[int, dict[str, Any]]]:
-    """Those of ``bindsock status`` and ``bindsock explain``, with their IP versions."""
+    """The decisions of ``bindsock status`` and ``bindsock explain``, with their IP versions."""
     status = bindsock("status")["effective"]
     explained = [host["addresses"][0] for host in bindsock("explain", lab.server.ipv4, lab.server.ipv6)["hosts"]]
     assert all(address["reachable"] and address["advice"] is None for address in explained)
@@ -42,7 +42,7 @@ def decisions(lab: Lab) -> list[tuple[int, dict[str, Any]]]:
 
 
 def decided_right(lab: Lab, vpn: Vpn, *interfaces: str) -> None:
-    """Everything that bindsock says names the interface, and why it is not the tunnel.
+    """Check that all decisions name the interface, and the reason against the tunnel.
 
     :param interfaces: one for both families, or IPv4's and IPv6's
     """
@@ -57,7 +57,7 @@ def decided_right(lab: Lab, vpn: Vpn, *interfaces: str) -> None:
 
 
 def has_the_default(lab: Lab, vpn: Vpn) -> None:
-    """What is not bound goes into the VPN: otherwise the test would show nothing."""
+    """Check that an unbound socket's packets go into the VPN: otherwise the test would prove nothing."""
     for version in vpn.families:
         family = FAMILIES[version]
         if not vpn.device and not vpn.encapsulated:
@@ -73,29 +73,29 @@ def has_the_default(lab: Lab, vpn: Vpn) -> None:
 
 
 def taken(lab: Lab, vpn: Vpn, address: str) -> Tap:
-    """Collects what the VPN takes of what is sent to an address."""
+    """A tap that collects the packets to an address that go into the VPN."""
     if vpn.encapsulated:
         return lab.tap(protocol=vpn.encapsulated)
     return lab.tap(interface=vpn.device, address=address)
 
 
 def left_by(lab: Lab, fresh: list[tuple[str, str | None, str]], *interfaces: str) -> None:
-    """New connections of both kinds and families say that they use the interface, and the server saw its address."""
+    """Check that new streams and endpoints of both families use the interface, and that the server saw its address."""
     expected = [interfaces[0]] * 2 + [interfaces[-1]] * 2
     assert [(used, uplink_of(lab, source)) for _, used, source in fresh] == [(name, name) for name in expected], fresh
 
 
 def uplink_of(lab: Lab, source: str) -> str | None:
-    """In which uplink's networks an address is. Unlike the laboratory's own, it knows those that a DHCP server gave out."""
+    """The uplink whose networks contain an address. Unlike the laboratory's function, it knows DHCP addresses."""
     numbers = {str(number): name for number, name in enumerate(lab.uplinks, 1)}
     first, second, *_ = source.removeprefix("fd").replace(":", ".").split(".")
     return numbers.get(second) if first == "10" else None
 
 
 def is_refused(lab: Lab, says: str | None = None) -> None:
-    """A new connection ends with an error, and nothing of it gets out beneath the VPN.
+    """Check that a new connection fails, and that no packet of it bypasses the VPN.
 
-    :param says: a regular expression that the error's text contains
+    :param says: a regular expression that must match the error's text
     """
     for host in SERVERS.values():
         with lab.tap(interface="wifi0", address=host) as tap:

@@ -1,4 +1,4 @@
-"""A host beneath a VPN whose connections are watched while its network changes: what may happen to each, and what may not."""
+"""Watches the connections of a host with a VPN while its network changes, and checks what happened to each of them."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
 
 _PATIENCE = 20.0
 _LATE = 5.0
-"""Seconds after which a reply that should come is given up."""
+"""Seconds to wait for an expected reply."""
 _ROUNDS = 10
-"""Answers that every connection must get after an event before it counts as settled."""
+"""The number of answers that every connection must get after an event, until it counts as settled."""
 _ROOT = Path(__file__).parents[2]
 MOVING = ("datagrams", "on_reconnect")
-"""The connections that leave an interface as soon as there is a better one, and know by which they go."""
+"""The connections that move to a better interface as soon as there is one, and report their interface."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """The datagrams of a family that were sent as something happened."""
+    """The datagrams of a family that were sent during an event."""
 
     what: str
     version: int
     sent: range
     replies_too: bool
     gap: bool
-    """Whether some that were sent one after the other may be lost."""
+    """Whether some consecutive datagrams may be lost."""
 
 
 class Journey:
-    """The traffic, its servers, and what was seen of it."""
+    """The traffic, its servers, and the observations."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._exits = contextlib.ExitStack()
         self._parts: list[_Part] = []
         self._ends = {4: 0, 6: 0}
-        """How many datagrams of a family the parts have so far."""
+        """The number of datagrams of a family in all parts so far."""
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as exits:
@@ -110,11 +110,11 @@ class Journey:
         return {name: State(**fields) for name, fields in self._ask("state").items()}
 
     def fresh(self) -> Any:
-        """How new connections leave: what it is, the interface, and the source address that the server saw."""
+        """Open new connections. Returns the kind, the interface, and the source address that the server saw, of each."""
         return self._ask("fresh")
 
     def settled(self, *interfaces: str) -> dict[str, State]:
-        """Wait until every connection has got answers from now on, and those that move go by the interface.
+        """Wait until every connection has received new answers, and those that move use the interface.
 
         :param interfaces: one for both families, or IPv4's and IPv6's
         """
@@ -131,7 +131,7 @@ class Journey:
             time.sleep(0.05)
 
     def undisturbed(self, what: str, event: Callable[[], object], *interfaces: str) -> None:
-        """Let something happen of which no connection may take notice."""
+        """Trigger an event that must not affect any connection."""
         before, after = self.through(what, event, *interfaces)
         for name, state in after.items():
             _is_undisturbed(what, name, before[name], state)
@@ -145,12 +145,12 @@ class Journey:
         gone: str | None = None,
         gap: bool = False,
     ) -> None:
-        """Let something happen that makes another path the one to use.
+        """Trigger an event that makes another path the effective one.
 
-        :param families: of which IP versions; connections of the other take no notice
-        :param gone: the uplink whose path goes, and with it the replies that are on their way; its plain streams end with an
-            error, all others stay where they are. ``None`` if all paths still work: then no reply is lost
-        :param gap: as :meth:`through` has it
+        :param families: the IP versions of the path; connections of the other version are not affected
+        :param gone: the uplink whose path fails, with the replies in flight; its plain streams end with an error, all others
+            continue. ``None`` if all paths still work: then no reply is lost
+        :param gap: see :meth:`through`
         """
         before, after = self.through(what, event, *interfaces, may_lose_replies=families if gone is not None else (), gap=gap)
         for name, state in after.items():
@@ -165,10 +165,10 @@ class Journey:
     def through(
         self, what: str, event: Callable[[], object], *interfaces: str, may_lose_replies: tuple[int, ...] = (), gap: bool = False
     ) -> tuple[dict[str, State], dict[str, State]]:
-        """Let something happen, and wait until all connections work again.
+        """Trigger an event, and wait until all connections work again.
 
-        :param gap: whether a default route of IPv4 goes and its interface stays: what is sent until the event is read then waits
-            for the server on the link (docs/datagrams.md), and must be counted
+        :param gap: whether the event removes an IPv4 default route, but not its interface: datagrams that are sent before
+            bindsock reads the event then wait for the server on the link (docs/datagrams.md), and must be counted
         :return: the states before and after
         """
         before = self.states()
@@ -184,13 +184,13 @@ class Journey:
         return before, after
 
     def _await_replies(self, part: _Part) -> None:
-        """The next event may take those that are on their way along. What has not come by then is lost, as is told at the end."""
+        """Wait for the replies, since the next event may lose those in flight. Missing replies are reported at the end."""
         deadline = time.monotonic() + _LATE
         while set(part.sent).intersection(self.states()[f"datagrams {part.version}"].unanswered) and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def finish(self) -> None:
-        """End the traffic, and compare what was sent with what the servers say they got, and from where."""
+        """End the traffic, and compare what was sent with what the servers received, and from which addresses."""
         output, _ = self._process.communicate(timeout=_PATIENCE)
         assert self._process.returncode == 0
         final = json.loads(output)

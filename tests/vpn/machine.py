@@ -1,8 +1,8 @@
-"""A machine for the programs of a distribution: a namespace of the laboratory with processes and files of its own.
+"""A machine for the programs of a distribution: a namespace of the laboratory with its own processes and files.
 
-They keep their state where the distribution says (``/etc``, ``/run``, ``/var/lib``) and go to the background by themselves. Here
-these directories are the machine's own, and so are its processes: when the first one ends, the kernel ends all others
-(``man 7 pid_namespaces``), so no test has to look for what a program has left behind.
+The programs keep their state in the distribution's directories (``/etc``, ``/run``, ``/var/lib``) and go to the background by
+themselves. Each machine has its own such directories and its own processes: when its first process ends, the kernel ends all
+others (``man 7 pid_namespaces``), so no test has to search for the remains of a program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bindsock.testing.lab._lab import Namespace
 
 _PATIENCE = 40.0
-# bash, since it reaps what is left to it. /sys is read-only as in containers: so those who would wait for udev do not.
+# bash, since it reaps orphaned processes. /sys is read-only, as in containers: then no program waits for udev.
 _FIRST_PROCESS = """
 set -e
 mount -t proc proc /proc
@@ -37,13 +37,13 @@ while read -r line; do :; done
 
 
 class Failed(RuntimeError):
-    """A script failed; the message has what it printed."""
+    """A script failed. The message has its output."""
 
 
 class Machine:
-    """One of the laboratory's namespaces, as a machine. Leaving the context ends all that was started on it.
+    """One of the laboratory's namespaces, as a machine. Leaving the context ends all its processes.
 
-    :param directory: where its scripts run; machines may share it
+    :param directory: the directory in which its scripts run; machines may share it
     """
 
     def __init__(self, lab: Lab, namespace: Namespace, directory: Path) -> None:
@@ -69,7 +69,7 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """End everything that runs on it. Closing twice is harmless."""
+        """End all processes of the machine. Closing twice is allowed."""
         assert self._first.stdin is not None
         assert self._first.stdout is not None
         self._first.stdin.close()
@@ -77,14 +77,14 @@ class Machine:
         self._first.stdout.close()
 
     def run(self, script: str) -> str:
-        """Run a shell script. What it starts in the background goes on; its directory is the machine's.
+        """Run a shell script in the machine's directory. Its background processes continue.
 
-        :return: what it printed
-        :raises Failed: it ended with another status than 0
+        :return: its output
+        :raises Failed: its exit status was not 0
         """
         ns = f"/proc/{self._first.pid}/ns"
         enter = ["nsenter", f"--mount={ns}/mnt", f"--uts={ns}/uts", f"--pid={ns}/pid_for_children", f"--net={ns}/net"]
-        # A file, not a pipe: a program in the background would keep a pipe open.
+        # A file, not a pipe: a background process would keep a pipe open.
         begin = self._log.stat().st_size
         with self._log.open("ab") as log:
             status = subprocess.run(
@@ -102,7 +102,7 @@ class Machine:
         return output
 
     def succeeds(self, script: str) -> bool:
-        """Whether a script ends with status 0."""
+        """Whether a script's exit status is 0."""
         try:
             self.run(script)
         except Failed:
@@ -110,18 +110,18 @@ class Machine:
         return True
 
     def until(self, condition: str) -> None:
-        """Wait until a shell script ends with status 0.
+        """Repeat a shell script until its exit status is 0.
 
-        :raises Failed: it did not
+        :raises Failed: it was not 0 in time
         """
         self.run(f"for i in $(seq 500); do ( {condition} ) >/dev/null 2>&1 && exit 0; sleep 0.05; done; exit 1")
 
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs of the administrator are, too."""
+"""The search path for programs, with those of the administrator."""
 
 
 def missing(*programs: str) -> str | None:
-    """Why programs cannot run here, or ``None``."""
+    """The reason why the programs cannot run here, ``None`` if they can."""
     absent = [p for p in programs if shutil.which(p, path=PATH) is None]
     return f"not installed: {', '.join(absent)}" if absent else None

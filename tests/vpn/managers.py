@@ -1,6 +1,6 @@
-"""The programs of Debian that manage an uplink: DHCP clients, and those that listen to routers or dial in.
+"""The programs of Debian that manage an uplink: DHCP clients, and programs that use router advertisements or PPP.
 
-A description is shell scripts for the host, whose ``wifi0`` gets its IPv4 address from dnsmasq at the router. IPv6 stays.
+A description has shell scripts for the host. Its ``wifi0`` gets the IPv4 address from dnsmasq on the router; IPv6 is static.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ class Manager:
 
     name: str
     needs: tuple[str, ...]
-    """Executables, besides dnsmasq."""
+    """The executables that it needs, besides dnsmasq."""
     start: str
     renew: str
-    """Ask for the lease again, with the address that it has."""
+    """Renew the lease with the current address."""
     ask_anew: str
-    """Ask for a lease after the server has changed its mind."""
+    """Ask for a lease after the server's address for this client has changed."""
     restart: str
-    """End the program and start it again, as an update of its package does."""
+    """Restart the program, as an update of its package does."""
     takes: tuple[int, ...] = (4,)
-    """The IP versions whose address is away for a moment as it asks anew, and with it the replies that are on their way."""
+    """The IP versions whose address is missing for a moment during the renewal, so that replies in flight are lost."""
 
 
 def lease(address: str) -> str:
-    """For the router: have dnsmasq give this address to whoever asks, and refuse all others."""
+    """A script for the router: dnsmasq gives this address to every client, and refuses all others."""
     return f"""
     if [ -e dnsmasq.pid ]; then {end("dnsmasq.pid")}; fi
     cat >dnsmasq.conf <<END
@@ -48,17 +48,17 @@ def lease(address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """What the router says on an uplink (RFC 4861, RFC 4191)."""
+    """The router advertisement on an uplink (RFC 4861, RFC 4191)."""
 
     preference: str = "medium"
     lifetime: int = 1800
-    """Seconds for which it is a default router; 0 if it is none."""
+    """The router lifetime in seconds; 0 if it is no default router."""
     prefix: str = ""
-    """Another than the laboratory's."""
+    """The advertised prefix; ``""`` for the laboratory's."""
 
 
 def advertise(wifi0: Advertisement, eth0: Advertisement) -> str:
-    """For the router: have radvd say this from now on."""
+    """A script for the router: radvd advertises this from now on."""
     interfaces = [
         f"interface {name} {{ AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; AdvDefaultLifetime {said.lifetime};"
         f" AdvDefaultPreference {said.preference}; prefix {said.prefix or prefix} {{ }}; }};"
@@ -77,10 +77,10 @@ for name in wifi0 eth0; do
     for option in accept_ra autoconf; do echo 1 >/proc/sys/net/ipv6/conf/$name/$option; done
 done
 """
-"""For the host: forget the laboratory's IPv6 addresses and routes, and let the kernel make its own."""
+"""A script for the host: delete the laboratory's IPv6 addresses and routes, and let the kernel configure its own."""
 
 PPPOE_ADDRESS = "10.64.0.2"
-"""What the access concentrator at the router gives the host."""
+"""The address that the router's access concentrator assigns to the host."""
 PPPOE_SERVER = f"""
 echo noauth >pppoe.options
 pppoe-server -I wifi0 -L 10.64.0.1 -R {PPPOE_ADDRESS} -N 1 -O $PWD/pppoe.options
@@ -188,4 +188,4 @@ MANAGERS = (
     ),
 )
 NETWORKD_THAT_REMOVES_RULES = _networkd("ManageForeignRoutingPolicyRules=yes")
-"""Which is its default: when it configures an interface again it removes all rules that are not its own (man networkd.conf)."""
+"""The default setting: whenever networkd configures an interface, it removes all rules of other programs (man networkd.conf)."""

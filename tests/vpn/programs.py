@@ -1,7 +1,7 @@
-"""The VPN programs, each in the ways in which it can take the default route.
+"""The VPN programs, in every mode in which each can take the default route.
 
-A description is shell scripts. ``serve`` runs at the VPN's server (10.8.0.10, fd10:8::10), all others on the host, in one
-directory that both share. Inside the tunnel the server is 10.66.0.1 and fd66::1, the host 10.66.0.2 and fd66::2.
+A description has shell scripts. ``serve`` runs on the VPN's server (10.8.0.10, fd10:8::10), all others on the host. Both share
+one directory. Inside the tunnel, the server is 10.66.0.1 and fd66::1, the host 10.66.0.2 and fd66::2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.vpn.machine import Machine
 
 SERVERS = {4: Server().ipv4, 6: Server().ipv6}
-"""What is reached through the VPN by those who are not beneath it."""
+"""The servers' addresses. Unbound sockets reach them through the VPN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Vpn:
 
     name: str
     needs: tuple[str, ...]
-    """Executables."""
+    """The executables that it needs."""
     device: str
     """The tunnel's device on the host."""
     serve: str
@@ -37,32 +37,33 @@ class Vpn:
     down: str
     crash: str
     restarts: Mapping[str, str] = field(default_factory=dict)
-    """What an administrator or the program itself does while it is up."""
+    """Events while it is up, caused by an administrator or by the program itself."""
     families: tuple[int, ...] = (4, 6)
-    """The IP versions of which it takes the default route."""
+    """The IP versions whose default route it takes."""
     ready: str = ""
-    """When it is up, if that is not when the default route leads to its device."""
+    """A condition that holds once it is up, if that is not the default route by its device."""
     prepare: str = ""
-    """What is on the host before any traffic."""
+    """A script that prepares the host before any traffic."""
     encapsulated: str = ""
-    """The IP protocol of what leaves by the uplink in the VPN's name, where there is no device."""
+    """The IP protocol of the VPN's packets on the uplink, if the VPN has no device."""
     kernel: tuple[str, str] = ("", "")
-    """What the kernel must have, and a script that fails where it has not."""
+    """A kernel feature that it needs, and a script that fails without the feature."""
 
     def obstacle(self, host: Machine) -> str | None:
-        """Why it cannot run here."""
+        """The reason why it cannot run here, ``None`` if it can."""
         lacking, test = self.kernel
         return missing(*self.needs) or (f"the kernel lacks {lacking}" if test and not host.succeeds(test) else None)
 
     def start(self, host: Machine) -> None:
-        """Bring it up and wait until it has the default route."""
+        """Start it, and wait until it has the default route."""
         host.run(self.up)
         host.until(self.ready or " && ".join(f"ip route get {SERVERS[v]} | grep -q 'dev {self.device} '" for v in self.families))
 
 
 _SERVER4, _SERVER6 = "10.8.0.10", "fd10:8::10"
 _BY_WIFI = f"ip route replace {_SERVER4} via 10.1.0.1 dev wifi0; ip route replace blackhole {_SERVER4} metric 9999"
-"""The black hole is for when the first goes with its uplink: else the program's packets go into its own tunnel, without end."""
+"""The black hole is for the time when the first route is gone with its uplink: otherwise the program's packets would go into its
+own tunnel, without end."""
 _AUTHORITY = """
 openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=throw-away -keyout ca.key -out ca.pem
 for end in server client; do
@@ -76,12 +77,12 @@ _UNTIL_IT_HAS_ENDED = "for i in $(seq 1000); do kill -0 $pid 2>/dev/null || brea
 
 
 def signal(pid_file: str, name: str) -> str:
-    """Send a process a signal."""
+    """A script that sends a process a signal."""
     return f"kill -{name} $(cat {pid_file})"
 
 
 def end(pid_file: str, name: str = "TERM") -> str:
-    """Tell a process to end and wait until it has."""
+    """A script that ends a process, and waits until it has ended."""
     return f"pid=$(cat {pid_file}); kill -{name} $pid; {_UNTIL_IT_HAS_ENDED}"
 
 
@@ -93,7 +94,7 @@ def _halves(verb: str, device: str, via4: str = "", via6: str = "") -> str:
 
 def _wireguard(name: str, *options: str, endpoint: str = _SERVER4, allowed: str = "0.0.0.0/0, ::/0") -> Vpn:
     up = "WG_QUICK_USERSPACE_IMPLEMENTATION=$PWD/wireguard wg-quick up $PWD/wg0.conf"
-    # wg-quick does not wait for wireguard-go, whose socket would be in the way of the next one.
+    # wg-quick does not wait for wireguard-go, whose socket would conflict with the next one's.
     down = f"pid=$(cat wg0.pid); wg-quick down $PWD/wg0.conf; {_UNTIL_IT_HAS_ENDED}"
     address = f"[{endpoint}]" if ":" in endpoint else endpoint
     interface = "\\n".join(("PrivateKey = $(cat client.key)", "Address = 10.66.0.2/24, fd66::2/64", *options))
@@ -127,7 +128,7 @@ def _wireguard(name: str, *options: str, endpoint: str = _SERVER4, allowed: str 
 
 
 def _kill_switch(verdict: str) -> Vpn:
-    """``wg-quick`` with the rules of its manual, by which nothing leaves but by the tunnel."""
+    """``wg-quick`` with the kill switch of its manual: firewall rules that let packets leave only by the tunnel."""
     rule = "-I OUTPUT ! -o %%i -m mark ! --mark 51820 -m addrtype ! --dst-type LOCAL -j"
     options = [f"PostUp = {tables} {rule} {verdict}" for tables in ("iptables", "ip6tables")]
     return _wireguard(f"wg-quick-{verdict.lower()}", *options)
@@ -136,7 +137,7 @@ def _kill_switch(verdict: str) -> Vpn:
 def _openvpn(
     name: str, serve: str, client: str, *options: str, device: str = "tun0", families: tuple[int, ...] = (4, 6), prepare: str = ""
 ) -> Vpn:
-    """OpenVPN, restarted by each of its signals: SIGUSR1 keeps what is persistent, SIGHUP reads its configuration again."""
+    """OpenVPN, restarted by each of its signals: SIGUSR1 keeps the persistent parts, SIGHUP reads the configuration again."""
     openvpn = "openvpn --cd $PWD --daemon --writepid {0}.pid --log-append {0}.log"
     up = f"{openvpn.format('openvpn')} --remote {_SERVER4} --dev {device} {client} {' '.join(options)}"
     return Vpn(
@@ -153,7 +154,7 @@ def _openvpn(
 
 
 def _initialized(command: str) -> str:
-    """Run a command and wait until OpenVPN says once more that it is up."""
+    """A script that runs a command, and waits until OpenVPN logs once more that it is up."""
     count = "$(cat openvpn.log 2>/dev/null | grep -c 'Initialization Sequence Completed' || true)"
     return f"before={count}; {command}; until [ {count} -gt $before ]; do sleep 0.02; done"
 
@@ -201,7 +202,7 @@ _OPENVPN_RULES = _openvpn_tls(
     "--route-noexec --script-security 2 --route-up $PWD/routes",
     prepare=_ROUTES_BY_RULES,
 )
-"""It leaves the routes to a script, which exempts the server by a rule for its address: no mark."""
+"""It leaves the routes to a script. The script exempts the server by a rule for its address, without a mark."""
 
 _FASTD = Vpn(
     "fastd",
@@ -339,11 +340,12 @@ nft add table inet filter
 nft add chain inet filter input '{ type filter hook input priority 0; }'
 nft add rule inet filter input ct state established accept
 """
-"""As any firewall does it. Else what redirects new connections takes the old ones for new as well."""
+"""Track connections, as any firewall does. Otherwise a redirection of new connections takes existing ones for new, too."""
 
 
 def _charon(name: str, device: str, *, libipsec: bool) -> Vpn:
-    """strongSwan: by the kernel's IPsec with a policy and a virtual address on the uplink, or by its own with a TUN device."""
+    """strongSwan: with the kernel's IPsec, a policy and a virtual address on the uplink, or with its own IPsec and a TUN
+    device."""
 
     def start(*options: str) -> str:
         connection = "\\n ".join(("conn net", "keyexchange = ikev2", "authby = secret", "auto = add", *options))
@@ -376,7 +378,7 @@ def _charon(name: str, device: str, *, libipsec: bool) -> Vpn:
 
 
 def _sshuttle(method: str) -> Vpn:
-    """sshuttle: no device and no route, but a redirection of all TCP connections to a process of its own."""
+    """sshuttle: it has no device and no route, but redirects all TCP connections to its own process."""
     rules = "nft list ruleset" if method == "nft" else "{ iptables-save; ip6tables-save; }"
     return Vpn(
         f"sshuttle-{method}",
@@ -433,17 +435,17 @@ VPNS = (
     _FASTD,
     _charon("charon-libipsec", "ipsec0", libipsec=True),
 )
-"""They leave the uplinks' routes as they are."""
+"""The VPNs that keep the uplinks' routes."""
 WITHOUT_DEVICE = (_charon("charon-policy", "", libipsec=False),)
-"""They have a route by an uplink, and the kernel encapsulates what leaves by it with the VPN's address."""
+"""The VPNs with a route by an uplink: the kernel encapsulates packets that leave by it from the VPN's address."""
 REPLACING = (_openvpn_static("openvpn-static-replace", "--redirect-gateway"),)
-"""They delete the best uplink's default route of IPv4."""
+"""The VPNs that delete the best uplink's IPv4 default route."""
 KILL_SWITCHES = (_kill_switch("REJECT"), _kill_switch("DROP"))
-"""They let nothing pass beneath them."""
+"""The VPNs that nothing can bypass."""
 REDIRECTING = (_sshuttle("nft"), _sshuttle("nat"))
-"""They change no route: a rule of the firewall hands them new TCP connections."""
+"""The VPNs that change no route: a firewall rule redirects new TCP connections to them."""
 
 
 def cases(vpns: tuple[Vpn, ...]) -> list[ParameterSet]:
-    """For parametrized tests."""
+    """The VPNs as parameters of a test."""
     return [pytest.param(v, id=v.name) for v in vpns]

@@ -1,6 +1,6 @@
-"""What a program does to a host's links, addresses, routes and rules, as lines of iproute2: recorded, and done again without it.
+"""Records what a program changes in a host's links, addresses, routes and rules, and replays it with iproute2.
 
-``python -m tests.vpn.recorded [NAME ...]`` records anew.
+``python -m tests.vpn.recorded [NAME ...]`` records again.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _NETFILTER = {
     "iptables": ("iptables-save", ["iptables-restore"]),
     "ip6tables": ("ip6tables-save", ["ip6tables-restore"]),
 }
-"""By the suffix of the file: how the rules are listed, and how they are restored."""
+"""By the suffix of the file: the commands that list and restore the firewall's rules."""
 
 
 def _listed(host: Machine, what: str) -> list[tuple[str, str]]:
-    """What ``ip`` lists of each family: its option, and a line."""
+    """The lines that ``ip`` lists for each family, each with the family's option."""
     listed = [("", host.run(f"ip -4 {what}")), ("-6 ", host.run(f"ip -6 {what}"))]
     return [(six, line.strip()) for six, lines in listed for line in lines.splitlines()]
 
 
 def _routes(host: Machine) -> set[str]:
-    """What the kernel did not add by itself with an address."""
+    """The routes, without those that the kernel adds for an address."""
     lines = _listed(host, "route show table all")
     return {f"{six}route add {line}" for six, line in lines if "proto kernel" not in line and "table local" not in line}
 
@@ -50,7 +50,7 @@ def _rules(host: Machine) -> set[str]:
 
 
 def _policies(host: Machine) -> set[str]:
-    """What IPsec takes of what leaves. A kernel without it lists nothing."""
+    """The outbound policies of IPsec. A kernel without IPsec lists none."""
     lines = (" ".join(line.replace("\\", " ").split()) for line in host.run("ip -oneline xfrm policy || true").splitlines())
     return {f"xfrm policy add {re.sub(r' ptype main| spi 0x[0-9a-f]+', '', line)}" for line in lines if " dir out " in line}
 
@@ -71,7 +71,7 @@ def _links(host: Machine) -> dict[str, dict[str, Any]]:
 
 
 def changes(host: Machine, event: Any) -> list[str]:
-    """The lines of iproute2 that do what the event does."""
+    """The commands of iproute2 that make the same changes as the event."""
     links, before = _links(host), [_routes(host), _rules(host), _policies(host)]
     event()
     links_after, after = _links(host), [_routes(host), _rules(host), _policies(host)]
@@ -82,14 +82,14 @@ def changes(host: Machine, event: Any) -> list[str]:
     result += sorted(_addresses(links_after.values()) - _addresses(links.values()))
     for old, new in zip(before, after, strict=True):
         result += [line.replace(" add ", " del ", 1) for line in sorted(old - new)]
-        # A route by a gateway needs the one that leads to the gateway, and so do none of the shorter lines.
+        # The route to a gateway, without " via ", has to come before the routes by the gateway.
         result += sorted(new - old, key=lambda line: (" via " in line, line))
     return result
 
 
 @contextlib.contextmanager
 def replayed(name: str) -> Iterator[None]:
-    """In this thread's namespace, do what a program did. Its device has a process that reads nothing."""
+    """Repeat a program's changes in this thread's namespace. The process behind its device reads nothing."""
     lines = [line for line in (DIRECTORY / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
     with contextlib.ExitStack() as stack:
         for line in lines:
@@ -104,7 +104,7 @@ def replayed(name: str) -> Iterator[None]:
 
 
 def _neighbours(lines: list[str]) -> Iterator[str]:
-    """Whoever is asked for a gateway's address on a device that has them does not answer. So it is known already."""
+    """Permanent neighbour entries for the gateways: nobody answers neighbour discovery on the replayed devices."""
     taps = [line.split()[2] for line in lines if line.startswith("tuntap") and line.endswith("tap")]
     gateways = {match.groups() for line in lines if (match := re.search(r" via (\S+) dev (\S+)", line))}
     for gateway, device in sorted(gateways):
@@ -118,7 +118,7 @@ def needed(name: str) -> list[str]:
 
 
 def _package(program: str) -> str:
-    """Whose the program is, and the version."""
+    """The program's package and its version."""
     path = shutil.which(program, path=PATH)
     owner = subprocess.run(["dpkg-query", "--search", str(path)], capture_output=True, text=True, check=True).stdout.split(":")[0]
     shown = subprocess.run(["dpkg-query", "--show", owner], capture_output=True, text=True, check=True).stdout.split()
@@ -126,7 +126,7 @@ def _package(program: str) -> str:
 
 
 def record(vpn: Vpn) -> None:
-    """Run a program and write down what it does."""
+    """Run a program and record its changes."""
     with (
         tempfile.TemporaryDirectory() as directory,
         Lab() as lab,
@@ -143,7 +143,7 @@ def record(vpn: Vpn) -> None:
         (DIRECTORY / f"{vpn.name}.txt").write_text("\n".join([header, *lines, ""]))
         found = {suffix: host.run(save) for suffix, (save, _) in _NETFILTER.items()}
         if "\n*" in found["iptables"]:
-            del found["nft"]  # which lists as comments what iptables has made
+            del found["nft"]  # nft lists the rules of iptables as comments
         for suffix, rules in found.items():
             kept = [line for line in rules.splitlines() if "fe80::" not in line and not line.startswith("#")]
             if kept:

@@ -1,4 +1,4 @@
-"""Real programs manage an uplink beneath a real VPN: leases are renewed, and changed."""
+"""Real programs manage an uplink, with a real VPN: leases are renewed, and changed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.vpn.managers import (
 from tests.vpn.programs import VPNS, Vpn, cases
 from tests.vpn.traffic import Echoes, fresh
 
-# A journey is a dozen events, each waited for: two minutes are not enough on a busy machine.
+# A journey has a dozen events and waits for each: two minutes are not enough on a busy machine.
 pytestmark = [pytest.mark.lab, pytest.mark.vpn, pytest.mark.timeout(600)]
 VPN = VPNS[0]
 VPN_TABLE = 51820
 BENEATH_DHCLIENT = ("openvpn-static-def1", "openvpn-tls-persist", "tinc", "charon-libipsec")
-"""Its default route has no metric: there is no room beside it for n2n's, and openconnect's script replaces it."""
+"""The manager's default route has no metric: n2n's cannot be added beside it, and openconnect's script replaces it."""
 OTHERS = tuple(vpn for vpn in VPNS if not vpn.name.startswith("wg-quick"))
 FIRST, SECOND = "10.1.0.50", "10.1.0.51"
 
@@ -49,7 +49,7 @@ def obtains(host: Machine, script: str, address: str) -> None:
 
 @contextlib.contextmanager
 def machines(lab: Lab, directory: Path, *needs: str, vpn: Vpn = VPN) -> Iterator[tuple[Machine, Machine]]:
-    """The host, which has everything to start the VPN, and the router."""
+    """The host, prepared to start the VPN, and the router."""
     if (reason := available(vpn=True) or missing(*needs, *vpn.needs)) is not None:
         pytest.skip(reason)
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def machines(lab: Lab, directory: Path, *needs: str, vpn: Vpn = VPN) -> Iterator
 
 @contextlib.contextmanager
 def beneath_a_vpn(lab: Lab, host: Machine, *interfaces: str, vpn: Vpn = VPN) -> Iterator[Journey]:
-    """Connections that are open when the VPN starts."""
+    """Start the VPN while connections are open."""
     with Journey(lab) as journey:
         journey.settled(*interfaces)
         with nothing_through_the_tunnel(lab, vpn.device):
@@ -152,7 +152,7 @@ def test_connections_stay_when_networkd_takes_the_default_from_the_vpn(lab: Lab,
 
 @contextlib.contextmanager
 def listening_to_routers(lab: Lab, directory: Path, *said: Advertisement) -> Iterator[tuple[Machine, Machine]]:
-    """A host whose IPv6 is what the router advertises."""
+    """A host that configures IPv6 by the router's advertisements."""
     with machines(lab, directory, "radvd") as (host, router):
         host.run(LISTEN_TO_ROUTERS)
         router.run(advertise(*said))

@@ -1,4 +1,4 @@
-"""Real VPN programs take the default route, restart, crash: connections stay beneath them, and lose nothing."""
+"""Real VPN programs take the default route, restart, crash: connections bypass them throughout, and lose nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.vpn.journey import Journey
 from tests.vpn.machine import Machine
 from tests.vpn.programs import KILL_SWITCHES, REDIRECTING, REPLACING, VPNS, WITHOUT_DEVICE, Vpn, cases
 
-# A journey is a dozen events, each waited for: two minutes are not enough on a busy machine.
+# A journey has a dozen events and waits for each: two minutes are not enough on a busy machine.
 pytestmark = [pytest.mark.lab, pytest.mark.vpn, pytest.mark.timeout(600)]
 
 
 @contextlib.contextmanager
 def ready(lab: Lab, directory: Path, vpn: Vpn) -> Iterator[Machine]:
-    """The host on which the program is about to be started."""
+    """The host, prepared to start the program."""
     if (reason := available(vpn=True)) is not None:
         pytest.skip(reason)
     with Machine(lab, "host", directory) as host, Machine(lab, "vpn", directory) as gate:
@@ -35,13 +35,13 @@ def ready(lab: Lab, directory: Path, vpn: Vpn) -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def beside(lab: Lab, directory: Path, vpn: Vpn) -> Iterator[tuple[Machine, Journey]]:
-    """The same, and the connections that are open by then."""
+    """The host, prepared to start the program, and open connections."""
     with ready(lab, directory, vpn) as host, Journey(lab) as journey:
         journey.settled("wifi0")
         with nothing_through_the_tunnel(lab, vpn.device or "-"), lab.tap(protocol=vpn.encapsulated or "-") as tap:
             yield host, journey
             journey.finish()
-            # The one datagram is that by which the test has seen that the VPN takes what is not bound.
+            # The one datagram is the test's own check that the VPN takes unbound packets.
             assert len(tap.packets) == bool(vpn.encapsulated)
 
 

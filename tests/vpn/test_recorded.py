@@ -1,4 +1,4 @@
-"""What the programs did to the routes, done again by iproute2: their rules are met where they are not installed."""
+"""The recorded changes of the VPN programs, replayed by iproute2: so their rules are tested where they are not installed."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""A program of its own, without any privilege, that keeps a connection of every kind busy and says what became of each.
+"""A program without any privilege that keeps a connection of every kind busy, and reports the state of each.
 
-Its argument is an object of JSON, the fields of :class:`Where`. Each line of its input is answered with one: ``state`` with that
-of every connection, ``fresh`` with how new ones leave. At the end of input it waits for what is still to be answered, and says
-the state once more, and how many datagrams are counted as lost on a device.
+Its argument is a JSON object with the fields of :class:`Where`. It answers each line of its input with one line: ``state`` with
+the state of every connection, ``fresh`` with the interfaces of new ones. At the end of input it waits for the missing replies,
+and reports the state once more, with the number of datagrams that are counted as lost on a device.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401 - what is imported only now cannot be imported as nobody
+import concurrent.futures.thread  # noqa: F401 - the user nobody cannot import it later
 import encodings.idna  # noqa: F401
 import json
 import sys
@@ -28,11 +28,11 @@ from tests.lab.streaming import Counting
 from tests.unprivileged import drop_privileges
 
 RATE = 200
-"""Datagrams a second at most, in each family."""
+"""The maximum number of datagrams per second in each family."""
 INTERVAL = 0.03
 """Seconds between two lines."""
 _LATE = 0.5
-"""Seconds that the last replies are waited for."""
+"""Seconds to wait for the last replies."""
 _PATIENCE = 5.0
 _ANSWER = 1000
 
@@ -53,33 +53,33 @@ class Echoes:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """All servers."""
+    """The addresses of all servers."""
 
     echoes: Echoes
     commands: list[tuple[str, int]]
-    """Those of :class:`Commands`, of IPv4 and IPv6."""
+    """The servers for :class:`Commands`, of IPv4 and IPv6."""
     quic: tuple[str, int]
     authority: str
 
 
 @dataclass(slots=True)
 class State:
-    """What became of a connection."""
+    """The state of a connection."""
 
     done: int = 0
-    """Answers that came back."""
+    """The number of answers received."""
     interface: str | None = None
     ended: list[str] = field(default_factory=list)
-    """The errors with which it ended; it was made anew after each."""
+    """The errors that ended it; it was opened again after each."""
     reconnected: int = 0
-    """Calls of ``on_reconnect``."""
+    """The number of calls of ``on_reconnect``."""
     sent: int = 0
     unanswered: list[int] = field(default_factory=list)
-    """Datagrams that have no reply yet."""
+    """The datagrams without a reply so far."""
 
 
 class Datagrams:
-    """A stream of datagrams, each of which is answered."""
+    """Sends datagrams, each of which the server answers."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
@@ -91,7 +91,7 @@ class Datagrams:
     async def run(self) -> None:
         self._transport, self._protocol = await bindsock.create_datagram_endpoint(Counting, remote_addr=self._address)
         while not self._ending:
-            # Nothing is made up for on a busy machine: a burst would be sent before the loop reads what the kernel has to say.
+            # Do not catch up on a busy machine: a burst would be sent before the loop reads the kernel's events.
             self._transport.sendto(b"%d" % self._sent)
             self._sent += 1
             await asyncio.sleep(1 / RATE)
@@ -115,7 +115,7 @@ class Datagrams:
 
 
 class Lines:
-    """A protocol of lines on a plain stream, connected anew when that ends."""
+    """A line protocol on a plain stream, which is opened again when it ends."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
@@ -146,7 +146,7 @@ class Lines:
 
 
 class Commanding:
-    """A protocol of lines on a stream with ``on_reconnect``."""
+    """A line protocol on a stream with ``on_reconnect``."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
@@ -196,9 +196,9 @@ class Quic:
 
 
 async def fresh(echoes: Echoes, **options: Any) -> list[tuple[str, str | None, str]]:
-    """Open a stream and an endpoint in each family: what it is, the interface, the source address that the server saw.
+    """Open a stream and an endpoint in each family. Returns the kind, the interface, and the source address that the server saw.
 
-    :param options: of the stream
+    :param options: arguments for the stream
     """
     result = []
     for host in echoes.hosts:
