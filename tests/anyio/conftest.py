@@ -28,7 +28,7 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(params=BACKENDS)
 def run(request: pytest.FixtureRequest) -> Run:
-    """Run an asynchronous function, which has to end within a minute."""
+    """Run an asynchronous function, which must end within a minute."""
     backend, options = BACKENDS[request.param]
 
     def run(main: Main) -> None:

@@ -1,4 +1,4 @@
-"""anyio's UDP functions beneath the VPN, on every backend."""
+"""anyio's UDP functions with the VPN up, on every backend."""
 
 from __future__ import annotations
 

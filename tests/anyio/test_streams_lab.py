@@ -1,4 +1,4 @@
-"""anyio's TCP functions beneath the VPN, on every backend."""
+"""anyio's TCP functions with the VPN up, on every backend."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.lab
 
 
 async def line(stream: ByteStream) -> bytes:
-    """One line, and nothing after it."""
+    """Read exactly one line."""
     received = b""
     while not received.endswith(b"\n"):
         received += await stream.receive(1)
@@ -335,7 +335,10 @@ def test_nothing_is_left_open(lab: Lab, run: Run) -> None:
     async def main() -> None:
         async with await connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
             await source(stream)
-        with anyio.move_on_after(0.05), contextlib.suppress(OSError):  # which it gets once the router has given up
+        with (
+            anyio.move_on_after(0.05),
+            contextlib.suppress(OSError),
+        ):  # the router reports it once its neighbour discovery has failed
             await connect_tcp("10.9.0.11", 9)
         stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port)
         await stream.aclose()
@@ -350,7 +353,7 @@ def test_nothing_is_left_open(lab: Lab, run: Run) -> None:
 
 @contextlib.contextmanager
 def last_words(lab: Lab, *, ends: bool = True) -> Iterator[int]:
-    """A server that has something to say when its client has said the end.
+    """A server that sends data after its client's end of file.
 
     :param ends: whether it closes afterwards
     """

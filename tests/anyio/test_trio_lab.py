@@ -1,4 +1,4 @@
-"""trio itself: its own streams on sockets that bindsock makes, and the watcher on trio."""
+"""trio: its own streams on sockets that bindsock makes, and the watcher on trio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ON_WIFI = network(WIFI, "default via 192.0.2.1 dev en0")
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run on trio, within a minute."""
+    """Run an asynchronous function on trio, which must end within a minute."""
 
     async def bounded() -> None:
         with trio.fail_after(60):
@@ -112,7 +112,7 @@ def test_datagram_sockets_move(lab: Lab, connected: bool) -> None:
             for _ in range(100):
                 try:
                     answer = await ask()
-                except OSError:  # the watcher has not seen it yet
+                except OSError:  # the watcher has not read the change yet
                     await trio.sleep(0.001)
                     continue
                 break
@@ -153,7 +153,7 @@ def test_a_socket_that_cannot_be_bound_does_not_connect(lab: Lab) -> None:
 
 
 def test_streams_pass_trios_conformance_checks(lab: Lab) -> None:
-    """Both of them: trio's own over a bound socket, and anyio's, dressed as one of trio's."""
+    """Both streams pass: trio's own over a bound socket, and anyio's, wrapped as a trio stream."""
 
     async def bound_sockets() -> tuple[trio.SocketStream, trio.SocketStream]:
         (listener,) = await trio.open_tcp_listeners(0, host=lab.address("eth0"))
@@ -176,7 +176,7 @@ def test_streams_pass_trios_conformance_checks(lab: Lab) -> None:
 
 
 class DressedStream(trio.abc.HalfCloseableStream):
-    """One of anyio's streams with the methods and the errors of trio's."""
+    """An anyio stream with the methods and the errors of a trio stream."""
 
     def __init__(self, stream: anyio.abc.SocketStream) -> None:
         self._stream = stream
@@ -218,7 +218,7 @@ class DressedStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-        await trio.lowlevel.checkpoint()  # anyio's own aclose() is one since 4.16
+        await trio.lowlevel.checkpoint()  # anyio's aclose() is a checkpoint itself since 4.16
 
 
 @contextlib.contextmanager
@@ -278,7 +278,7 @@ def test_the_watcher_can_be_stopped_and_started_on_trio() -> None:
 
 
 def test_the_watcher_keeps_the_runs_time() -> None:
-    """The minute between two readings passes at once on a clock that jumps."""
+    """On trio's autojump clock, the minute between two readings passes at once."""
     kernel = SimulatedKernel(ON_WIFI)
     kernel.silent = True
 
@@ -315,7 +315,7 @@ def test_a_trio_run_that_is_over_leaves_no_runtime() -> None:
 
 
 class Datagrams(asyncio.DatagramProtocol):
-    """Notes the errors that it is told, and when by trio's clock."""
+    """Records the errors that it receives, with their times by trio's clock."""
 
     def __init__(self) -> None:
         self.errors: list[tuple[float, Exception]] = []

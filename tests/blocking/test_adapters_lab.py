@@ -1,4 +1,4 @@
-"""requests, urllib3, http.client, smtplib, paho and aiomqtt beneath a VPN, on uplinks that come and go."""
+"""requests, urllib3, http.client, smtplib, paho and aiomqtt with a VPN, on uplinks that come and go."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATIENCE = 20.0
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
-    """On a loop that follows blocking connections."""
+    """Run an asynchronous function on a loop that follows blocking connections."""
 
     async def bounded() -> None:
         async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""Blocking sockets beneath a VPN: bound, refused with bindsock's errors, and ended by a loop that runs elsewhere."""
+"""Blocking sockets with a VPN: bound, refused with bindsock's errors, and ended by a loop in another thread."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def beneath_vpn(lab: Lab) -> None:
 
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
-    """Run an asynchronous function on a loop that follows."""
+    """Run an asynchronous function on a loop that follows blocking sockets."""
 
     def run(main: Callable[[], Awaitable[None]]) -> None:
         async def bounded() -> None:
-            bindsock.statistics()  # asyncio's own loop follows from the first use of bindsock on
+            bindsock.statistics()  # asyncio's own loop follows after the first use of bindsock
             async with asyncio.timeout(60):
                 await main()
 
@@ -181,7 +181,7 @@ def test_a_tls_connection_on_a_lost_path_is_ended_as_well(lab: Lab, run: Any) ->
                 with pytest.raises(ConnectionError):
                     await receiving
             else:
-                # Before, ssl takes every reset for an end of file (python/cpython#115627).
+                # Before, ssl reports every reset as an end of file (python/cpython#115627).
                 assert await receiving == b""
 
     run(main)

@@ -21,7 +21,7 @@ TUNNEL = interface("4: utun4 tunnel 10.66.0.2/24 delegate 2")
 
 
 def beneath_vpn() -> Network:
-    """The VPN has the default route, the uplinks have worse ones."""
+    """The VPN has the best default route, the uplinks have worse ones."""
     return network(
         LOOPBACK,
         WIFI,
@@ -35,13 +35,13 @@ def beneath_vpn() -> Network:
 
 
 def only_vpn() -> Network:
-    """The VPN has taken the default route, and left none beside it."""
+    """The VPN has the only default route."""
     return network(LOOPBACK, WIFI, TUNNEL, "default dev utun4 metric 50")
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> SimulatedKernel:
-    """The system's kernel from now on."""
+    """Replaces the system's kernel backend."""
     simulated = SimulatedKernel(beneath_vpn())
     monkeypatch.setattr(kernels, "current", lambda: simulated)
     return simulated

@@ -1,4 +1,4 @@
-"""What a shell offers when the tab key is pressed, with the script that ``bindsock --print-completion`` prints."""
+"""The completions that a shell offers on the tab key, with the script that ``bindsock --print-completion`` prints."""
 
 from __future__ import annotations
 

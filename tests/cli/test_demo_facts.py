@@ -1,4 +1,4 @@
-"""The facts on scripted observations: each must fail when what it claims was not seen."""
+"""The facts on scripted observations: each must fail when its claim was not observed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def flow(program: str, protocol: str, interface_at: Callable[[float], str | None
 
 
 def observation() -> Observation:
-    """What is seen when all goes well."""
+    """The observations when all goes well."""
     flows = (
         flow("bindsock", "UDP", effective),
         flow("bindsock", "TCP", effective),
@@ -171,7 +171,7 @@ def test_the_routes_must_lead_plain_traffic_into_the_tunnel_and_ours_beneath_it(
     decision = decide(beneath_vpn(), ip_address("203.0.113.9"))
     nothing = decide(network(), ip_address("203.0.113.9"))
     assert decision.tunnels == ("utun4",)
-    assert [f.held for f in facts.of_routes("tun0", "en0", decision, "en0")] == [True, False]  # looked through another tunnel
+    assert [f.held for f in facts.of_routes("tun0", "en0", decision, "en0")] == [True, False]  # observed through another tunnel
     renamed = dataclasses.replace(decision, tunnels=("tun0",))
     assert [f.held for f in facts.of_routes("tun0", "en0", renamed, "en0")] == [True, True]
     assert [f.held for f in facts.of_routes("en0", "tun0", renamed, "en0")] == [False, False]
@@ -197,7 +197,7 @@ def test_packets_are_told_apart_by_their_tag_and_by_the_connections_port() -> No
     (udp, tcp), unknown = observe([program], packets, horizon=5.0)
     assert (udp.packets, tcp.packets, dict(tcp.others)) == (((1.0, "wifi0"),), ((1.0, "wifi0"),), {"wifi0": 1})
     assert unknown == {"wifi0": 2}
-    assert udp.lost == (1.0,)  # what was sent after the horizon may still be answered
+    assert udp.lost == (1.0,)  # a datagram sent after the horizon may still be answered
 
 
 def test_a_reset_in_the_tunnel_is_told_apart_and_an_acknowledgement_there_is_not() -> None:

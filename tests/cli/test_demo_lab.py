@@ -23,7 +23,7 @@ HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
 
 
 def children(process: int) -> set[int]:
-    """All that descends from a process."""
+    """All descendants of a process."""
     found: set[int] = set()
     for thread in Path(f"/proc/{process}/task").iterdir():
         for child in map(int, (thread / "children").read_text().split()):
@@ -78,7 +78,7 @@ def test_ctrl_c_leaves_nothing_behind_and_gives_the_cursor_back() -> None:
         os.fdopen(ours, "rb", buffering=0) as terminal,
         subprocess.Popen(
             [sys.executable, "-m", "bindsock", "demo"],
-            # Not in asyncio's debug mode, which tells of slow steps on standard error.
+            # Not in asyncio's debug mode, which reports slow callbacks on standard error.
             env={**os.environ, "TERM": "xterm-256color", "PYTHONASYNCIODEBUG": "", "PYTHONDEVMODE": ""},
             stdout=theirs,
             stderr=subprocess.PIPE,
@@ -90,11 +90,11 @@ def test_ctrl_c_leaves_nothing_behind_and_gives_the_cursor_back() -> None:
             shown += terminal.read(1 << 16)
         started = children(process.pid)
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # EIO: nobody has the other side any more
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
             while data := terminal.read(1 << 16):
                 shown += data
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
     assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
-    assert len(started) >= 3  # the server, the two ends of the VPN, whoever notes the kernel's events
+    assert len(started) >= 3  # the server, the two ends of the VPN, the recorder of the kernel's events
     assert [child for child in started if os.path.exists(f"/proc/{child}")] == []

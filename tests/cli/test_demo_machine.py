@@ -1,4 +1,4 @@
-"""``bindsock demo HOST``: what it shows where there is no laboratory."""
+"""``bindsock demo HOST`` on the machine itself, without a laboratory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .conftest import Run, only_vpn
 
 @pytest.fixture
 def port() -> Iterator[str]:
-    """Something that listens on the machine itself; the system accepts for it."""
+    """The port of a listening socket on this machine. The system accepts the connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield str(server.getsockname()[1])
 

@@ -15,7 +15,7 @@ from .conftest import Run, beneath_vpn, only_vpn
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """The names that the system's resolver knows."""
+    """The names that the system's resolver resolves."""
     known: dict[str, list[str]] = {}
 
     def getaddrinfo(host: str, port: object, family: int = 0, **_: object) -> list[Any]:

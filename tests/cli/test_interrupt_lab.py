@@ -1,4 +1,4 @@
-"""Ctrl-C and the commands."""
+"""The commands and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bindsock watch`` on a terminal: what a person sees there."""
+"""``bindsock watch`` on a terminal: what a user sees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Terminal:
-    """A terminal in which a command runs."""
+    """A terminal that runs a command."""
 
     def __init__(self, *arguments: str, columns: int, **environment: str) -> None:
         self._ours, theirs = os.openpty()
@@ -45,7 +45,8 @@ class Terminal:
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def until(self, text: str) -> str:
-        """What is shown from now on, up to the end of the line with a text; styles left out."""
+        """Wait for a line that contains the text. Returns the output since the last call up to the end of this line, without
+        styles."""
         start = len(self._plain())
         while text not in (new := self._plain()[start:]) or not new.endswith("\n"):
             self.shown += os.read(self._ours, 65536).decode()
@@ -57,7 +58,7 @@ class Terminal:
         :return: the last line
         """
         self.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # EIO: nobody has the other side any more
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
             while data := os.read(self._ours, 65536):
                 self.shown += data.decode()
         self.process.wait(20)

@@ -24,7 +24,7 @@ def wired_only() -> Network:
 
 
 def elsewhere() -> Network:
-    """Another Wi-Fi: the same interface, another address and gateway."""
+    """Another Wi-Fi network: the same interface with another address and gateway."""
     wifi = interface("2: en0 wifi 203.0.113.77/24")
     return network(LOOPBACK, wifi, "default via 203.0.113.1 dev en0 metric 600")
 
@@ -36,7 +36,7 @@ def created_anew() -> Network:
 
 @pytest.fixture
 def play(kernel: SimulatedKernel, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let each network come as soon as the one before it has been reported."""
+    """Change to the next network as soon as the current one is reported."""
 
     def begin(*networks: Network) -> None:
         coming: Iterator[Network] = iter(networks)

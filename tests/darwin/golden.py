@@ -1,4 +1,4 @@
-"""The recorded kernel: what Apple's own network stack answered, and stand-ins that answer it again."""
+"""The recorded kernel: the answers of Apple's network stack, and fakes that replay them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ State = dict[str, Any]
 
 @functools.cache
 def golden() -> dict[str, Any]:
-    """The whole file; data/README.md says what it is."""
+    """The whole file, which data/README.md describes."""
     data: dict[str, Any] = json.loads(lzma.decompress(_PATH.read_bytes()))
     return data
 
@@ -42,7 +42,7 @@ def transitions() -> list[dict[str, Any]]:
 
 
 def all_states() -> Iterator[tuple[str, State]]:
-    """Those and the shortened ones before, within and after the transitions."""
+    """The named states, and the abridged states before, during and after the transitions."""
     for state in states():
         yield state["name"], state
     for transition in transitions():
@@ -54,7 +54,7 @@ def all_states() -> Iterator[tuple[str, State]]:
 
 
 def messages_of(state: State) -> list[str]:
-    """The messages, in hex, to which the dumps of a state refer."""
+    """The messages of a state's dumps, in hex."""
     own = state.get("messages")
     if own is None:
         shared: list[str] = golden()["messages"]
@@ -81,7 +81,7 @@ def darwin_error(number: int) -> OSError:
 
 
 class Queue:
-    """A non-blocking socket that gives what has been put into it."""
+    """A non-blocking socket whose reads return the queued messages."""
 
     def __init__(self, messages: Sequence[bytes] = ()) -> None:
         self.messages = deque(messages)
@@ -151,7 +151,7 @@ class Replay:
     """The system calls of a recorded state.
 
     :param dumps: whether the routing table may be read
-    :param silent: whether the kernel knows RTM_GET_SILENT
+    :param silent: whether the kernel supports RTM_GET_SILENT
     """
 
     def __init__(self, state: State, *, dumps: bool = True, silent: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Binding on Darwin: the right option for the family, and what becomes of sockets that move, on the simulated kernel."""
+"""Binding on Darwin, on the simulated kernel: the right option for the family, and the state of sockets that move."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def interface(kernel: DarwinKernel, name: str) -> Interface:
 
 
 class Recorder:
-    """A socket that notes what is called, and has nothing else."""
+    """A fake socket that only records calls."""
 
     def __init__(self, family: int, kind: int, refusals: Sequence[int] = ()) -> None:
         self.family = family

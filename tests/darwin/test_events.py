@@ -1,4 +1,4 @@
-"""Recorded events: what can change a decision is noticed, noise is not, and junk does no harm."""
+"""Recorded events: those that can change a decision are read, noise is ignored, and malformed data does no harm."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOISE = (
     "RTM_GET with SO_USELOOPBACK off",
     "RTM_GET_SILENT with SO_USELOOPBACK off",
 )
-"""What changes nothing, and is heard all the same."""
+"""Events that change no decision, but are read nevertheless."""
 
 
 def sources_of(step: dict[str, Any]) -> tuple[RouteEvents, KernelEvents]:

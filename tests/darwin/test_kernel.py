@@ -1,4 +1,4 @@
-"""The Darwin backend as a whole, on the simulated kernel: situations that nobody recorded, and what a sandbox leaves of it."""
+"""The whole Darwin backend on the simulated kernel: situations without a recording, and the limits of a sandbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole library on Darwin's code: real transports over loopback, on a simulated Mac that pretends that they go far away."""
+"""The whole library on the Darwin backend: real transports over loopback, on a simulated Mac that treats them as remote."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE = 20.0
 
 
 class Mac:
-    """A factory on a simulated Mac, and an echo server that pretends to be far away."""
+    """A factory on a simulated Mac, and an echo server that is treated as remote."""
 
     def __init__(self) -> None:
         self.machine = two_uplinks()

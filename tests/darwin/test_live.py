@@ -1,7 +1,7 @@
-"""The Darwin backend on a live Mac. Elsewhere all of it is skipped.
+"""The Darwin backend on a real Mac. On other systems, all tests are skipped.
 
-Nothing here changes the machine's routes. What leaves it goes to documentation addresses (RFC 5737), which no network answers.
-The tests that make a tunnel need root; a utun is gone as soon as its socket is closed.
+The tests do not change the machine's routes. They send only to documentation addresses (RFC 5737), from which nobody answers.
+The tests that make a tunnel need root. A utun disappears as soon as its socket is closed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def kernel() -> Iterator[DarwinKernel]:
 
 @pytest.fixture
 def uplink(kernel: DarwinKernel) -> Interface:
-    """The effective interface of IPv4."""
+    """The effective interface for IPv4."""
     interface = decide(kernel.network(), socket.AF_INET).interface
     if interface is None:
         pytest.skip("this machine has no IPv4 network")
@@ -269,7 +269,7 @@ def test_a_delegate_is_read_and_its_change_is_an_event(kernel: DarwinKernel, tun
     network = kernel.network()
     assert named(network, tunnel.name).delegate == named(network, other.name).index
     other.close()
-    # The index of what is gone stays behind, or is another's by now: a delegate is only a hint.
+    # The index of a removed interface stays, or belongs to another by now: a delegate is only a hint.
     assert named(kernel.network(), tunnel.name).kind is InterfaceKind.TUNNEL
     route.close()
     events.close()
@@ -301,7 +301,7 @@ def test_a_tunnel_with_an_address_moves_nothing(kernel: DarwinKernel, tunnel: Tu
 
 @needs_root
 def test_a_route_into_a_tunnel_is_looked_through(kernel: DarwinKernel, tunnel: Tunnel, uplink: Interface) -> None:
-    # A part of the address space that nobody uses, so that the machine's own connections are not disturbed.
+    # An unused part of the address space, so that the test does not disturb the machine's own connections.
     subprocess.run(["ifconfig", tunnel.name, "198.51.100.1", "198.51.100.2", "up"], check=True)
     subprocess.run(["route", "-q", "-n", "add", "-net", "203.0.113.0/24", "-interface", tunnel.name], check=True)
     bypassing = decide(kernel.network(), ip_address("203.0.113.7"))

@@ -1,4 +1,4 @@
-"""Routing messages: the traps in them, and that no bytes can do harm."""
+"""Routing messages: their pitfalls, and malformed bytes, which must do no harm."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_what_does_not_tell_the_way_is_left_out(flag: str) -> None:
 
 
 def test_a_cloned_host_route_does_not_pin_its_peer() -> None:
-    # What xnu leaves behind for 9.9.9.9 after a connection through en5 (RTF_WASCLONED), and en5's neighbour (RTF_LLINFO).
+    # The route to 9.9.9.9 that xnu keeps after a connection by en5 (RTF_WASCLONED), and en5's neighbour (RTF_LLINFO).
     peer = sockaddr(ip_address("9.9.9.9"))
     flags = abi.RTF_UP | abi.RTF_GATEWAY | abi.RTF_HOST | abi.RTF_WASCLONED | abi.RTF_IFSCOPE
     cloned = route(flags, peer, GATEWAY, announced=abi.RTA_DST | abi.RTA_GATEWAY, index=4)
@@ -157,7 +157,7 @@ INJECTED = [bytes.fromhex(m) for case in golden()["edge_cases"]["rtm_get"] for m
 
 @st.composite
 def damaged_dumps(draw: st.DrawFn) -> bytes:
-    """A few recorded messages in a row, with bytes changed, cut off, repeated or inserted."""
+    """A sequence of recorded messages, with bytes changed, cut off, repeated or inserted."""
     dump = bytearray(b"".join(draw(st.lists(st.sampled_from(RECORDED + INJECTED), min_size=1, max_size=4))))
     for _ in range(draw(st.integers(0, 6))):
         position = draw(st.integers(0, len(dump) - 1))

@@ -1,4 +1,4 @@
-"""What the simulated Darwin tells its listeners is what was recorded of Apple's, step by step, and it ends in the same state."""
+"""The simulated Darwin sends its listeners the recorded events of Apple's kernel, step by step, and ends in the same state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bindsock.kernel.darwin.syscalls import SystemSocket
 
 _AGEING = {(abi.KEV_ND6_SUBCLASS, 7), (abi.KEV_ND6_SUBCLASS, 10)}
-"""Deprecated addresses and expired prefixes: a timer's doing, which fell into some step or other."""
+"""Deprecated addresses and expired prefixes: a timer causes them, in a step that depends on chance."""
 
 _GROUPS = (abi.RTM_NEWMADDR, abi.RTM_DELMADDR)
 
@@ -41,7 +41,7 @@ def request(kind: int, destination: str, *, sequence: int = 1, length: int | Non
 
 
 class Recorder:
-    """Listens to the simulated kernel as the recorder did, and does what it did."""
+    """Listens to the simulated kernel and repeats the recorder's actions."""
 
     def __init__(self, kernel: SimulatedDarwin) -> None:
         self.kernel = kernel
@@ -58,7 +58,7 @@ class Recorder:
                     perform(self.kernel, action)
 
     def _ask(self, action: str) -> bool:
-        """What the recorder did at another routing socket."""
+        """Repeat the recorder's questions, which it asked on another routing socket."""
         silent = abi.RTM_GET_SILENT if "SILENT" in action else abi.RTM_GET
         if action.startswith("short write"):
             self.other.send(bytes.fromhex("080005047a7a7a7a") if "privilege" in action else bytes(20))
@@ -88,7 +88,7 @@ Recording: TypeAlias = Callable[[State], Recorder]
 
 @pytest.fixture
 def recording() -> Iterator[Recording]:
-    """Makes recorders at a machine in a recorded state, and closes them."""
+    """A function that makes recorders on a machine in a recorded state. They are closed at the end."""
     recorders = []
 
     def make(state: State) -> Recorder:
@@ -110,7 +110,7 @@ def drained(sock: SystemSocket) -> list[bytes]:
 
 
 def route_kinds(messages: list[bytes]) -> Counter[tuple[int, int]]:
-    """Type and errno of well-formed ones; how many groups are joined or left depends on who else is a member."""
+    """Count messages by type and errno, without multicast groups: their number depends on other members."""
     found: Counter[tuple[int, int]] = Counter()
     for message in messages:
         if len(message) < 92:
@@ -127,7 +127,7 @@ def route_kinds(messages: list[bytes]) -> Counter[tuple[int, int]]:
 
 
 def event_kinds(messages: list[bytes]) -> Counter[tuple[int, int]]:
-    """Subclass and code."""
+    """Count events by subclass and code."""
     found: Counter[tuple[int, int]] = Counter()
     for message in messages:
         event = abi.kern_event_msg.from_buffer_copy(message)

@@ -1,4 +1,4 @@
-"""Sockets of the simulated Darwin do what was recorded of Apple's: each call, its errno, its value, what left the machine."""
+"""Sockets of the simulated Darwin behave as recorded on Apple's kernel: each call, its errno, its value, and the packets sent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MEANWHILE = {
         "default route via en0 added again",
     ),
 }
-"""What happened to the machine once, while the sockets of a group were open: all of them lived through it together."""
+"""Events of the whole machine, by group: they happened once, while all sockets of the group were open."""
 
 _BEGUN_AFTER = {
     "udp4 connect with a default route left behind on an interface without address": 1,
@@ -47,11 +47,11 @@ _BEGUN_AFTER = {
     "same, udp4 unbound sendto": 2,
     "same, udp6 unbound sendto": 2,
 }
-"""How much of it had happened before a socket was made that saw nothing of it."""
+"""The number of these events before a socket that was made later and recorded none of them."""
 
 
 def build(group: dict[str, Any]) -> SimulatedDarwin:
-    """The machine of a group: all groups begin alike."""
+    """The machine of a group. All groups start in the same state."""
     kernel = SimulatedDarwin()
     for action in golden()["socket_options"][0]["actions"]:
         if not action.startswith("lo0 "):
@@ -69,7 +69,7 @@ def build(group: dict[str, Any]) -> SimulatedDarwin:
 
 
 class Player:
-    """Plays one recorded socket on the model and compares."""
+    """Replays one recorded socket on the model and compares the results."""
 
     def __init__(self, kernel: SimulatedDarwin, case: dict[str, Any]) -> None:
         self.kernel = kernel
@@ -82,7 +82,7 @@ class Player:
         self.delivered = 0
 
     def play_until(self, meanwhile: tuple[str, ...]) -> None:
-        """Up to something that happened to the machine as a whole, which is left out."""
+        """Replay the calls up to an event of the whole machine, without the event."""
         if self.sock is None:
             self.seen = len(self.kernel.sent)
             self.delivered = self.kernel.delivered
@@ -112,7 +112,7 @@ class Player:
             self.delivered += 1
 
     def compare_system_socket(self, call: dict[str, Any]) -> None:
-        """Routing and event sockets know nothing of interfaces to be bound to."""
+        """Compare a call on a routing or event socket, which cannot be bound to an interface."""
         sock = self.kernel.route_socket() if self.family == "PF_ROUTE" else self.kernel.event_socket()
         try:
             if call["call"] == "setsockopt":
@@ -167,7 +167,7 @@ class Player:
         raise AssertionError(call)
 
     def left(self, sock: SimulatedSocket) -> set[tuple[object, ...]]:
-        """What has left through the socket since it was last looked at; how often something was sent again does not count."""
+        """The different packets that the socket has sent since the last call. Retransmissions do not count."""
         own: list[Packet] = [p for p in self.kernel.sent[self.seen :] if p.source_port == sock.port]
         self.seen = len(self.kernel.sent)
         return {
@@ -191,7 +191,7 @@ class Player:
         return (ip_address(address[0]), self.port(address[1]) if recorded else address[1], *address[2:])
 
     def port(self, recorded: int) -> int:
-        """The model's port for a recorded one: ephemeral ports differ, but a socket keeps its own."""
+        """The model's port for a recorded port: ephemeral ports differ, but each socket keeps its own."""
         if recorded < _EPHEMERAL or self.sock is None:
             return recorded
         return self.ports.setdefault(recorded, self.sock.port)

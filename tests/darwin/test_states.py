@@ -1,4 +1,4 @@
-"""Recorded states of Apple's network stack are read right and lead to the right interface."""
+"""Recorded states of Apple's network stack are read correctly and lead to the right interface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(name: str) -> Network:
 
 
 def check(state: State, network: Network) -> None:
-    """The interfaces by which it says that one should leave are the ones decided for."""
+    """Check that the decisions are the interfaces that the recording names."""
     for name, family in FAMILIES.items():
         expected = state["expected"][name]
         decision = decide(network, family)
@@ -96,7 +96,7 @@ def test_interfaces_are_read_as_the_recorder_saw_them(state: State) -> None:
         assert (interface.up, interface.running) == (bool(flags & abi.IFF_UP), bool(flags & abi.IFF_RUNNING))
         assert (interface.delegate or 0) == recorded["delegate"]
         assert len(interface.addresses) == len(recorded["addresses"])
-        # The kernel keeps a link-local address with its interface's index inside.
+        # The kernel embeds the interface's index in a link-local address.
         kept = [a.replace(f"fe80:{interface.index:x}::", "fe80::") for a in recorded["addresses"]]
         assert [str(a.address) for a in interface.addresses] == [str(ip_address(a)) for a in kept]
 

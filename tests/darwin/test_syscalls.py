@@ -1,4 +1,4 @@
-"""The running system's calls, as far as they can be made on any system."""
+"""The system calls of Darwin, as far as any system can make them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = (4, 17, 0, 0, 7, 0)
 
 
 class FakeSysctl:
-    """A sysctl() with these values, one after the other."""
+    """A fake sysctl() that returns these values, one after the other."""
 
     def __init__(self, *values: bytes) -> None:
         self.values = list(values)
@@ -46,7 +46,7 @@ class FakeSysctl:
 
 
 class Growing(FakeSysctl):
-    """Says that it is small."""
+    """A fake sysctl() that reports too small a size."""
 
     def __call__(self, name: Any, count: int, buffer: Any, size: Any, new: None, new_size: int) -> int:
         if buffer is None:

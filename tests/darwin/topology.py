@@ -1,4 +1,4 @@
-"""The recorded machines, built in the simulated kernel: from the recorder's own words for what it did, or from a dump."""
+"""Builds the recorded machines in the simulated kernel: from the recorder's list of actions, or from a dump."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ADDRESSES = {"en0": "2001:db8:1:0:8866:5aff:fe01:1065/64", "en5": "2001:db8:5:0:8866:5aff:fe02:1565/64"}
-"""What the interfaces made of the advertised prefixes."""
+"""The addresses that the interfaces made from the advertised prefixes."""
 
 _LINK_LOCAL = {
     "en0": "fe80::8866:5aff:fe01:1065/64",
@@ -30,9 +30,9 @@ _KINDS = {"utun": "tunnel", "bridge": "bridge", "pdp_ip": "cellular"}
 
 
 def perform(kernel: SimulatedDarwin, action: str) -> None:
-    """Do what the recorder did.
+    """Repeat an action of the recorder.
 
-    :raises OSError: what the recorder's program got
+    :raises OSError: the recorder's program got the same error
     """
     for pattern, doing in _ACTIONS:
         match = re.fullmatch(pattern, action)
@@ -89,7 +89,7 @@ def _stop_ipv6(kernel: SimulatedDarwin, name: str) -> None:
 
 
 def _nothing(kernel: SimulatedDarwin) -> None:
-    """What neither the model nor, as recorded, any listener notices."""
+    """An action without any effect in the model. The recorded listeners saw none either."""
 
 
 _ACTIONS: list[tuple[str, Callable[..., None]]] = [
@@ -148,7 +148,7 @@ def from_state(state: State) -> SimulatedDarwin:
         if delegate is not None:
             interface.delegate_hardware = delegate.hardware
         elif interface.delegate:
-            # Its index is all that is left of it, and its family.
+            # Only its index and its family are known.
             interface.delegate_hardware = _hardware_with(recorded["functional_type"])
     kernel.state.routes = list(_routes(kernel, state))
     primary = kernel.state.default(6)

@@ -1,4 +1,4 @@
-"""Datagram transports on a scripted network: the sockets are real and talk over loopback, and pretend to be far away."""
+"""Datagram transports on a scripted network: real sockets over loopback, which are treated as remote."""
 
 from __future__ import annotations
 
@@ -62,21 +62,21 @@ PATIENCE = 20.0
 
 
 class ScriptedKernel(SimulatedKernel):
-    """Also carries what sockets send, or does not."""
+    """A simulated kernel that also decides whether a datagram can be sent."""
 
     def __init__(self, initial: Network) -> None:
         super().__init__(initial)
         self.carried: list[tuple[str, bytes]] = []
-        """What left, and by which interface."""
+        """The datagrams sent, with their interfaces."""
         self.drops: dict[int, int] = defaultdict(int)
         self.no_room = 0
-        """How many attempts to send are to find no room in the socket."""
+        """The number of sends that fail because the socket's buffer is full."""
         self.unreachable: set[tuple[Any, ...]] = set()
         self.routeless: set[str] = set()
         self.too_long: set[bytes] = set()
         self.intruders: list[bytes] = []
         self.reads = 0
-        """Datagrams of strangers that the next reads find."""
+        """Datagrams of other senders, for the next reads."""
 
     def carry(self, sock: socket.socket, data: bytes) -> bool:
         index = self.bound(sock)
@@ -103,7 +103,7 @@ class ScriptedKernel(SimulatedKernel):
 
 
 class ScriptedSocket(socket.socket):
-    """Asks the kernel of the script before it sends."""
+    """A socket that asks the scripted kernel before each send."""
 
     kernel: ScriptedKernel
 
@@ -119,7 +119,7 @@ class ScriptedSocket(socket.socket):
 
 @dataclass(frozen=True)
 class FarEndpoint(SocketSpec):
-    """An endpoint that is connected to loopback, and whose sockets obey the script."""
+    """An endpoint that is connected to loopback, with scripted sockets."""
 
     kernel: ScriptedKernel | None = None
 
@@ -132,7 +132,7 @@ class FarEndpoint(SocketSpec):
 
 
 class Recorder(asyncio.DatagramProtocol):
-    """Writes down what it is told."""
+    """A protocol that records its callbacks."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
@@ -166,7 +166,7 @@ class Recorder(asyncio.DatagramProtocol):
 
 
 class Scene:
-    """A watcher on a scripted network, and a peer on loopback that pretends to be far away."""
+    """A watcher on a scripted network, and a peer on loopback that is treated as remote."""
 
     def __init__(self, initial: Network = BOTH, preferences: Preferences | None = None) -> None:
         self.kernel = ScriptedKernel(initial)
@@ -184,7 +184,7 @@ class Scene:
     def open(
         self, *, overlap: float = 60.0, pin: str | None = None, local: tuple[str, int] | None = None
     ) -> tuple[Any, Recorder]:
-        """What ``open_datagram`` does for a remote address that is not on loopback."""
+        """Open a transport as ``open_datagram`` does for a remote address that is not on loopback."""
         decider = self.watcher.refresh().with_pin(pin)
         spec = FarEndpoint(socket.AF_INET, 0, local, self.peer.getsockname(), kernel=self.kernel)
         requirement = Requirement((FAR,), spec.address)
@@ -200,7 +200,7 @@ class Scene:
         return transport, protocol
 
     async def change(self, new: Network) -> None:
-        """Let the network change, and everything see it."""
+        """Change the network, and wait until all transports have followed."""
         readings = self.kernel.readings
         self.kernel.change(new)
         await self.until(lambda: self.kernel.readings > readings)
@@ -210,7 +210,7 @@ class Scene:
         await until(condition)
 
     def arrived(self) -> list[bytes]:
-        """What the peer has received since this was asked last."""
+        """The datagrams that the peer has received since the last call."""
         received = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -229,15 +229,15 @@ class Scene:
 
 
 async def turn(times: int = 5) -> None:
-    """Let everything that is due run."""
+    """Run the callbacks that are due."""
     for _ in range(times):
         await asyncio.sleep(0)
 
 
 @pytest_asyncio.fixture
 async def nothing_left() -> AsyncIterator[None]:
-    """Counts descriptors and compares tasks before and after, inside the loop: uvloop has descriptors of its own while it runs,
-    and opens two of them anew, with other numbers, each time it goes on."""
+    """Fail if descriptors or tasks are left. It compares inside the loop: uvloop has its own descriptors while it runs, and opens
+    two of them again, with other numbers, each time it continues."""
     await turn()
     gc.collect()
     before = len(os.listdir("/dev/fd"))
@@ -536,7 +536,7 @@ async def test_options_and_the_port_go_along(scene: Scene) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x10)
     size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    # On loopback both sockets are on one device, so that the port is taken: it moves in place, rather than to another port.
+    # On loopback both sockets are on one device, so the port is in use: the socket moves in place, and keeps its port.
     await scene.change(ETHERNET_BETTER)
     assert scene.kernel.binds[-1] == ("rebind", "eth0")
     assert transport.get_extra_info("sockname")[1] == port
@@ -647,7 +647,7 @@ async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(sc
     for number in range(5):
         transport.sendto(b"%d" % number)
     assert transport.get_write_buffer_size() == 5
-    # No event tells: the refusal itself makes the watcher look.
+    # There is no event: the refusal itself makes the watcher read the network.
     await scene.until(lambda: scene.statistics.rebinds == 1)
     transport.sendto(b"5")
     assert scene.kernel.carried == [("eth0", b"%d" % number) for number in range(6)]
@@ -781,7 +781,7 @@ async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene
 
 
 def answered_for(scene: Scene) -> int:
-    """How many datagrams the statistics know of."""
+    """The number of datagrams in the statistics."""
     statistics = scene.statistics
     assert sum(statistics.lost_by.values()) == statistics.lost
     assert len(scene.kernel.carried) == sum(statistics.sent.values())
@@ -842,7 +842,7 @@ async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(scene: Sc
         transport.sendto(b"%d" % number)
     await scene.change(ETHERNET_ONLY)
     assert len(scene.kernel.carried) == sending.RATE * sending.TURN == 10
-    # For each one that the program adds another one may go, or a program that sends faster would wait for ever.
+    # For each datagram that the program adds, one is sent. Otherwise a program that sends faster would wait forever.
     for number in range(25, 28):
         transport.sendto(b"%d" % number)
     assert len(scene.kernel.carried) == 13
@@ -945,8 +945,8 @@ async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wa
     for _ in range(9):
         heard = len(protocol.received)
         scene.peer.sendto(b"alone", address)
-        await scene.until(lambda: len(protocol.received) > heard)  # noqa: B023 - it is called at once
-    assert scene.kernel.reads == 10  # after the first, and only then, it was looked for a second one
+        await scene.until(lambda: len(protocol.received) > heard)  # noqa: B023 - called at once
+    assert scene.kernel.reads == 10  # only the first read is followed by a second read
     for _ in range(16):
         scene.peer.sendto(b"together", address)
     await scene.until(lambda: len(protocol.received) > 9)
@@ -1166,14 +1166,14 @@ WIDE_BOTH = network(LOOPBACK, WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET, L
 
 
 class Towards:
-    """Which socket of an unconnected transport takes a destination, without sending anything."""
+    """Finds the socket that an unconnected transport uses for a destination, without sending."""
 
     def __init__(self, scene: Scene, transport: Any) -> None:
         self.scene = scene
         self.mover = transport._mover
 
     def __call__(self, host: str) -> str | None:
-        """The name of the interface; ``"unbound"``, or ``None`` if it waits."""
+        """The name of the socket's interface, ``"unbound"``, or ``None`` if the datagram waits."""
         way = self.mover.ways.to((host, 9) if "." in host and ":" not in host else (host, 9, 0, 0))
         if way is None:
             return None
@@ -1255,7 +1255,7 @@ async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
     assert towards("198.18.0.1") is None
     scene.kernel.hops["lan0"] = True
     assert towards("198.18.0.1") == "lan0"
-    # A way that there has been goes on until another's first hop answers.
+    # The existing path is used until another path's first hop answers.
     scene.kernel.hops["eth0"] = False
     better = "198.18.0.0/15 via 203.0.113.1 dev 3"
     worse = "198.18.0.0/15 via 192.0.2.254 dev lan0 metric 9"

@@ -1,4 +1,4 @@
-"""Thousands of datagram sockets are moved in turns of the event loop, those that were used last first."""
+"""Thousands of datagram sockets are moved over several turns of the event loop, the most recently used ones first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 5.0
 
 
 class Member:
-    """Writes down what it is shown."""
+    """A follower that records each network that it is shown."""
 
     def __init__(self, number: int, log: list[int]) -> None:
         self.seen = 0
@@ -40,7 +40,7 @@ class Member:
 
 
 class Scene:
-    """A watcher on a scripted network, and many who follow it."""
+    """A watcher on a scripted network, and many followers."""
 
     def __init__(self) -> None:
         self.kernel = SimulatedKernel(ON_WIFI)
@@ -89,7 +89,7 @@ async def test_one_that_is_used_is_the_first_to_move_before_the_program_runs_aga
     scene.followers.used(members[50])
     scene.followers.used(members[20])
     scene.followers.unfollow(members[50])
-    scene.followers.used(members[50])  # it is left alone all the same
+    scene.followers.used(members[50])  # it is still not called
     scene.kernel.change(ON_ETHERNET)
     scene.watcher.refresh()
     assert scene.log[:2] == [20, 199]

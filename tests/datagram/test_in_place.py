@@ -1,4 +1,4 @@
-"""Datagram sockets that somebody else made: bound once, and moved in place."""
+"""Datagram sockets made by other code: bound once, and moved in place."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOWHERE = network(LOOPBACK, WIFI)
 
 
 class PickyKernel(SimulatedKernel):
-    """Has no route by some interfaces."""
+    """A kernel without a route by some interfaces."""
 
     routeless: frozenset[str] | set[str] = frozenset()
 

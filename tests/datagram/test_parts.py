@@ -1,4 +1,4 @@
-"""The pure parts of the datagram transport: where a socket belongs, what waits, what a device dropped."""
+"""The parts of the datagram transport without sockets: a socket's interface, waiting datagrams, and drops by a device."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_requirement_of_an_address_goes_wherever_the_address_is() -> None:
 
 
 class Wire:
-    """Takes datagrams, or does not."""
+    """A fake socket that accepts datagrams, or refuses them."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -309,7 +309,7 @@ SOCK = socket.socket.__new__(socket.socket)
 
 
 class Counting:
-    """A kernel that only counts, and the time."""
+    """A fake of the kernel's drop counters and of the clock."""
 
     def __init__(self) -> None:
         self.count: int | None = 0
@@ -359,7 +359,7 @@ def test_only_drops_of_the_last_seconds_count(counting: Counting, devices: Devic
         send(drops, counting, 1)
     counting.count += 5
     send(drops, counting, 9)
-    # The ten that were sent since two seconds ago are at most seven: the two drops in that time, and the five at the end.
+    # Of the ten datagrams of the last two seconds, at most seven were dropped: two in that time, and five at the end.
     assert drops.lost_on_dead_device(SOCK) == 7
 
 

@@ -1,4 +1,4 @@
-"""Fresh sockets that are bound as decided."""
+"""New sockets are bound to the decided interface."""
 
 from __future__ import annotations
 

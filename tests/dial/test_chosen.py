@@ -1,4 +1,4 @@
-"""Sockets whose way their program has chosen."""
+"""Sockets whose interface or source address the program itself has chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets that tell when they are closed."""
+"""Sockets that report when they are closed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.virtual_loop import VirtualLoop
 
 
 class Transport:
-    """Closes its socket when it is freed, after somebody else has opened a file.
+    """Closes its socket when it is freed, after a file was opened in between.
 
-    :param opened: is told the file's descriptor
+    :param opened: called with the file's descriptor
     """
 
     sock: FollowedSocket
@@ -53,7 +53,7 @@ def test_what_is_freed_together_with_its_transport_closes_nobody_elses_file() ->
 
 
 async def test_a_connection_that_ends_as_its_transport_is_made_closes_nobody_elses_file() -> None:
-    """uvloop's transport closes the descriptor before it knows of the socket object."""
+    """uvloop's transport closes the descriptor before it has the socket object."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = await bindsock.connect(*listener.getsockname())
         peer, _ = listener.accept()
@@ -75,7 +75,7 @@ async def test_a_connection_that_ends_as_its_transport_is_made_closes_nobody_els
 
 
 class Cancelling(asyncio.Protocol):
-    """Cancels the dial at the moment when the handshake is over."""
+    """Cancels the dial as soon as the handshake is over."""
 
     dial: asyncio.Task[object]
 
@@ -90,7 +90,7 @@ class Cancelling(asyncio.Protocol):
 
 
 async def test_a_dial_that_is_cancelled_as_its_handshake_ends_leaves_its_descriptor_to_nobody() -> None:
-    """The transport still says goodbye to its peer by then, and the loop watches its descriptor."""
+    """The transport is still closing TLS at this time, and the loop watches its descriptor."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""NAT64 addresses: the examples of RFC 6052 section 2.4, and the prefixes that ipv4only.arpa tells."""
+"""NAT64 addresses: the examples of RFC 6052 section 2.4, and the prefixes found by ipv4only.arpa."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_prefix_of_another_length_is_refused() -> None:
 def test_a_prefix_is_found_in_the_address_that_was_made_with_it(number: int, length: int, known: str) -> None:
     prefix = IPv6Network((number, length), strict=False)
     found = prefixes_in([embed(IPv4Address(known), prefix)])
-    # The known address can stand in the prefix itself, too; a longer prefix is found first then.
+    # The well-known address may also occur in the prefix itself. Then the longer prefix is found first.
     assert found
     assert found[0] == prefix or found[0].subnet_of(prefix)
 
@@ -84,6 +84,6 @@ def test_a_translator_is_for_unicast_literals_of_ipv4(host: str, family: int, ex
 
 
 def test_a_name_needs_no_translator() -> None:
-    """The network's own name servers translate (DNS64)."""
+    """The network's own name servers translate names (DNS64)."""
     info: AddrInfo = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("192.0.2.33", 443))
     assert not is_for_translator("example.com", socket.AF_UNSPEC, [info], Decider(SIX_ONLY, Preferences()))

@@ -1,4 +1,4 @@
-"""Happy eyeballs by a virtual clock: who is tried when, who wins, and that the others are closed."""
+"""Happy eyeballs on a virtual clock: when each attempt begins, which one wins, and that the others are closed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AT_ONCE, LATER, NEVER = "at once", "later", "never"
 
 
 class Scripted(Attempt):
-    """An attempt that goes as the test says.
+    """An attempt whose result the test sets.
 
     :param begins: whether it connects at once, has begun, or fails
     """
@@ -66,7 +66,7 @@ class Scripted(Attempt):
 
 
 class Scene:
-    """A race on a loop that only the test turns."""
+    """A race on a loop that only the test runs."""
 
     def __init__(self, *begins: str, delay: float | None = 0.25) -> None:
         self.loop = VirtualLoop()
@@ -94,11 +94,11 @@ class Scene:
         return self.attempts.index(won) if won is not None else None  # type: ignore[arg-type]
 
     def begun(self) -> list[float | None]:
-        """When each of the attempts began."""
+        """The time at which each attempt began."""
         return [attempt.begun for attempt in self.attempts]
 
     def open(self) -> list[int]:
-        """Whose sockets are open."""
+        """The numbers of the attempts whose sockets are open."""
         return [number for number, attempt in enumerate(self.attempts) if attempt.open]
 
     def change(self, new: object) -> None:
@@ -158,7 +158,7 @@ def test_the_next_address_is_tried_as_soon_as_the_one_before_has_failed() -> Non
         scene.attempts[0].end(refused(scene.attempts[0].destination))
         assert scene.begun() == [0.0, 0.125, 0.125, None]
         scene.loop.advance(0.125)
-        assert scene.begun()[3] is None  # its delay counts from the attempt before
+        assert scene.begun()[3] is None  # its delay starts with the previous attempt
         scene.loop.advance(0.125)
         assert scene.begun()[3] == 0.375
         scene.attempts[2].end()

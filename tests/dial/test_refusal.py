@@ -1,4 +1,4 @@
-"""Which error a refused or unanswered dial ends with, and what it says."""
+"""The errors of refused and unanswered dials, and their messages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_a_firewall_does_is_told(code: int, rejection: Rejection | None, wo
 
 
 class Departing(SimulatedKernel):
-    """A kernel in whose host the same becomes of each attempt to connect."""
+    """A kernel that reports the same outcome for each attempt to connect."""
 
     def __init__(self, becomes: Departure) -> None:
         super().__init__(WIFI)
@@ -91,7 +91,7 @@ def test_it_is_the_servers_where_a_second_attempt_cannot_be_bound() -> None:
 
 
 class Rules:
-    """An administration that knows a firewall and nothing else."""
+    """An administration that only reads a firewall."""
 
     def __init__(self, rules: Sequence[str] | OSError) -> None:
         self.rules = rules
@@ -158,7 +158,7 @@ def test_what_is_no_icmp_message_is_passed_over(data: bytes) -> None:
 
 
 async def test_a_dial_that_nobody_answers_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listener whose queue is full lets no handshake through; the second address is tried after the first one's time."""
+    """A listener with a full queue completes no handshake. The second address is tried after the first one's timeout."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

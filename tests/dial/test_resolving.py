@@ -1,4 +1,4 @@
-"""Numeric hosts are told from names without asking anybody."""
+"""Numeric hosts are recognised without a query."""
 
 from __future__ import annotations
 

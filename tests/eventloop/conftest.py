@@ -1,4 +1,4 @@
-"""Loop classes that bind, made of asyncio's and of uvloop's."""
+"""Loop classes that bind, derived from asyncio's and from uvloop's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 
 @pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.Loop], ids=["asyncio", "uvloop"])
 def base(request: pytest.FixtureRequest) -> type[asyncio.AbstractEventLoop]:
-    """The class to make one of that binds."""
+    """The base class of the loop."""
     base: type[asyncio.AbstractEventLoop] = request.param
     return base
 

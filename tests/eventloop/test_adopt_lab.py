@@ -1,4 +1,4 @@
-"""Event loops that somebody else has made, adopted while they run."""
+"""Event loops made by other code, adopted while they run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the event loop leaves alone, and how it begins and ends: on a scripted network, over loopback."""
+"""What the event loop does not bind, and its start and end: on a scripted network, over loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event loop beneath a real VPN: what libraries do with it, call by call, is bound and follows."""
+"""The event loop with a real VPN: each call that libraries use makes bound sockets, which follow the network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def source(reader: asyncio.StreamReader) -> str:
 
 
 def connected(lab: Lab) -> socket.socket:
-    """A socket that somebody connected without a word to anybody; not even the VPN has it, since it is bound to its address."""
+    """A socket connected by other code, without bindsock. It bypasses the VPN, since it is bound to the uplink's address."""
     sock = socket.create_connection((lab.server.ipv4, lab.server.tcp_port))
     sock.setblocking(False)
     return sock
@@ -101,7 +101,7 @@ def test_sock_connect_binds_and_follows(lab: Lab, run: Run[Any]) -> None:
             assert (await loop.sock_recv(sock, 100)).split()[1].decode() == lab.address("wifi0")
             lab.down("wifi0")
             async with asyncio.timeout(20):
-                with pytest.raises(OSError):  # noqa: PT011 - whichever the system chooses
+                with pytest.raises(OSError):  # noqa: PT011 - the system chooses the error
                     assert await loop.sock_recv(sock, 100) != b""
 
     run(main())
@@ -262,7 +262,7 @@ def test_datagram_sockets_without_a_transport_move(
             if connected:
                 await loop.sock_connect(sock, target)
             else:
-                # What goes to this host does not decide by which interface the rest leaves.
+                # A datagram to this host does not decide the interface for others.
                 await loop.sock_sendto(sock, b"to myself", ("127.0.0.1", 9))
             async with asyncio.timeout(20):
                 assert await ask() == lab.address("wifi0")

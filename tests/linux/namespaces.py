@@ -1,6 +1,6 @@
-"""Two network namespaces joined by two cables: a host with the uplinks ``wifi0`` and ``eth0``, and the world at their other end.
+"""Two network namespaces connected by two cables: a host with the uplinks ``wifi0`` and ``eth0``, and the world at the other end.
 
-Namespaces are held by descriptors and have no name: whatever happens, they go with the process.
+Only descriptors hold the namespaces, which have no name: they always disappear with the process.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def _libc(name: str, *arguments: int) -> None:
 
 
 def new_namespace() -> int:
-    """A descriptor of a new network namespace.
+    """Make a new network namespace. Returns its descriptor.
 
-    :raises OSError: it is not allowed here
+    :raises OSError: this process is not allowed to
     """
     result: list[int | OSError] = []
 
@@ -71,7 +71,7 @@ def new_namespace() -> int:
 
 @contextlib.contextmanager
 def inside(namespace: int) -> Iterator[None]:
-    """Have this thread in the namespace; what it opens meanwhile belongs there for good."""
+    """Move this thread into the namespace for a block. Sockets that it opens there stay in this namespace."""
     before = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _libc("setns", namespace, _CLONE_NEWNET)
@@ -84,7 +84,7 @@ def inside(namespace: int) -> Iterator[None]:
 
 
 def ip(*lines: str, tolerant: bool = False) -> None:
-    """Run lines of iproute2 in this thread's namespace; ``-6`` before a line as in the shell.
+    """Run lines of iproute2 in this thread's namespace. A line may begin with ``-6``, as in a shell.
 
     An IPv6 address that is added ``nodad`` is local when this returns.
     """
@@ -106,7 +106,7 @@ def sysctl(name: str, value: int) -> None:
 
 
 def until(events: RouteEvents, condition: Callable[[], bool]) -> None:
-    """Follow the events until the condition holds: linkwatch may hold a carrier's change back for a second."""
+    """Read events until the condition holds: linkwatch may delay a change of carrier by a second."""
     for _ in range(100):
         if condition():
             return
@@ -116,7 +116,7 @@ def until(events: RouteEvents, condition: Callable[[], bool]) -> None:
 
 
 def until_running(*names: str) -> None:
-    """Wait for the carrier of interfaces of this thread's namespace."""
+    """Wait until interfaces of this thread's namespace have carrier."""
     kernel = LinuxKernel()
     (events,) = kernel.events()
 
@@ -132,7 +132,7 @@ def until_running(*names: str) -> None:
 
 
 class Device:
-    """A tun or tap that has a process attached, and so has carrier."""
+    """A tun or tap device that this process holds open, so that it has carrier."""
 
     def __init__(self, name: str, *, tap: bool = False) -> None:
         self.name = name
@@ -147,7 +147,7 @@ class Device:
 
 
 class World:
-    """The two namespaces. The thread that made it is in the host's.
+    """The two namespaces. The thread that makes it is in the host.
 
     The world's own address is 10.9.0.10 / fd10:9::10. ``wifi0`` is 10.1.0.2 with metric 600, ``eth0`` 10.2.0.2 with 700.
     """
@@ -160,8 +160,8 @@ class World:
         stack.callback(os.close, host)
         with inside(self.peer):
             ip("link set lo up", "addr add 10.9.0.10/32 dev lo", "addr add fd10:9::10/128 dev lo nodad")
-            # Uses up the first indexes: were both ends of a cable of the same index, linkwatch would take them for no pair and
-            # let carrier changes wait for up to a second (linux net/core/link_watch.c, linkwatch_urgent_event).
+            # Use up the first indexes: if both ends of a cable had the same index, linkwatch would not take them for a pair, and
+            # would delay carrier changes by up to a second (linux net/core/link_watch.c, linkwatch_urgent_event).
             ip("link add x0 type veth peer name x1", "link del x0")
         stack.enter_context(inside(host))
         ip("link set lo up")
@@ -244,7 +244,7 @@ class Received(NamedTuple):
     source: str
     port: int
     interface: str
-    """The end of the cable that it came in by; both ends have the same name."""
+    """The end of the cable by which it arrived; both ends have the same name."""
 
     sender: tuple[Any, ...]
 
@@ -259,19 +259,19 @@ def received(world: World, server: socket.socket) -> Received:
 
 
 def carrier(world: World, name: str, on: bool) -> None:
-    """Pull the cable out of the host's interface, or put it back: it takes the other end down."""
+    """Plug or unplug the cable of the host's interface, by setting its other end up or down."""
     with inside(world.peer):
         ip(f"link set {name} {'up' if on else 'down'}")
 
 
 def as_nobody(function: Callable[[], T]) -> T:
-    """What the function returns in a child process of this namespace that has no privilege at all.
+    """Call the function in a child process without any privilege, in this namespace. Returns its result.
 
-    :raises AssertionError: it raised
+    :raises AssertionError: the function raised an error
     """
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads: this child runs Python and returns
+        warnings.simplefilter("ignore", DeprecationWarning)  # about fork() with threads: this child only runs Python and returns
         child = os.fork()
     if child == 0:
         status = 1
@@ -297,5 +297,5 @@ def as_nobody(function: Callable[[], T]) -> T:
 
 
 def in_this_process(function: Callable[[], T]) -> T:
-    """The privileged counterpart of :func:`as_nobody`."""
+    """Call the function in this process: the privileged counterpart of :func:`as_nobody`."""
     return function()

@@ -1,4 +1,4 @@
-"""Where the gateway of an interface is still named when a VPN has taken its default route."""
+"""The sources that still name an interface's gateway after a VPN has taken its default route."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def defaults(network: Network, family: socket.AddressFamily) -> list[Route]:
 
 
 def supported(*line: str) -> bool:
-    """Whether the system can do what the line of iproute2 asks for; it is done if so."""
+    """Run a line of iproute2. Returns whether the system supports it."""
     return subprocess.run(["ip", *line], capture_output=True, check=False).returncode == 0
 
 
@@ -77,7 +77,7 @@ def test_two_readings_of_the_same_network_are_equal(kernel: LinuxKernel) -> None
 
 
 def neighbours() -> str:
-    """The neighbour table: a packet to somebody new would be in it."""
+    """The neighbour table: a packet to a new neighbour would add an entry."""
     return subprocess.run(["ip", "neigh"], capture_output=True, text=True, check=True).stdout
 
 
@@ -376,21 +376,21 @@ def test_nothing_is_reached_by_an_interface_that_is_down_or_gone(kernel: LinuxKe
     assert not kernel.has_route(eth0, ipaddress.ip_address(destination))
 
 
-def cured(kernel: LinuxKernel, destination: IPAddress) -> str:
-    """The commands of the cure, run."""
-    sentence = kernel.route_hint(named(kernel.network(), "eth0"), destination)
-    commands = [part for part in sentence.split("`") if part.startswith("ip ")]
-    assert commands, sentence
+def follow_hint(kernel: LinuxKernel, destination: IPAddress) -> str:
+    """Run the commands of the route hint. Returns the hint."""
+    hint = kernel.route_hint(named(kernel.network(), "eth0"), destination)
+    commands = [part for part in hint.split("`") if part.startswith("ip ")]
+    assert commands, hint
     for command in commands:
         subprocess.run(command.split(), check=True)
-    return sentence
+    return hint
 
 
 @pytest.mark.parametrize("destination", [SERVER4, SERVER6])
 def test_the_cure_of_a_replaced_default_works(world: World, kernel: LinuxKernel, destination: IPAddress) -> None:
     kernel.network()
     replace_main(world)
-    sentence = cured(kernel, destination)
+    sentence = follow_hint(kernel, destination)
     assert "tun0 has taken the default route" in sentence
     assert kernel.has_route(named(kernel.network(), "eth0"), destination)
     assert not kernel.has_route(named(kernel.network(), "wifi0"), destination)
@@ -401,13 +401,13 @@ def test_a_kernel_that_never_saw_the_default_takes_the_gateway_from_the_vpns_hos
 ) -> None:
     replace_main(world)
     ip("route add 10.9.1.10 via 10.2.0.1 dev eth0")
-    assert "`ip route add default via 10.2.0.1 dev eth0 metric 9999`" in cured(kernel, SERVER4)
+    assert "`ip route add default via 10.2.0.1 dev eth0 metric 9999`" in follow_hint(kernel, SERVER4)
     assert kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
 
 
 def test_the_cure_of_a_kill_switch_works(world: World, kernel: LinuxKernel) -> None:
     kill_switch(world)
-    sentence = cured(kernel, SERVER4)
+    sentence = follow_hint(kernel, SERVER4)
     assert "table 51820, which tun0 has, lets nothing past to its default route" in sentence
     assert kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
 
@@ -416,13 +416,13 @@ def test_the_cure_of_a_kill_switch_without_a_default_works(world: World, kernel:
     kernel.network()
     kill_switch(world)
     ip("route del default dev eth0")
-    cured(kernel, SERVER4)
+    follow_hint(kernel, SERVER4)
     assert kernel.has_route(named(kernel.network(), "eth0"), SERVER4)
 
 
 @pytest.fixture
 def asked(kernel: LinuxKernel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The kinds of dumps that were asked for, and how many questions for routes."""
+    """Records the kinds of requested dumps and the questions for routes."""
     counted: list[int] = []
     dump, ask_all = kernel._channel.dump, kernel._channel.ask_all
 

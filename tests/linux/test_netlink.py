@@ -1,4 +1,4 @@
-"""Netlink without a kernel: what recorded messages say, what damaged ones raise, and a channel whose answers go wrong."""
+"""Netlink without a kernel: recorded messages, damaged messages, and a channel with faulty answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECORDED: dict[str, list[bytes]] = {
 
 
 def payloads(name: str) -> list[bytes]:
-    """The entries of a recorded dump, or the one answer."""
+    """The entries of a recorded dump, or a single recorded answer."""
     found = [message for datagram in RECORDED[name] for message in netlink.messages(datagram)]
     return [message.payload for message in found if message.kind not in (netlink.NLMSG_DONE, netlink.NLMSG_ERROR)]
 
@@ -96,7 +96,7 @@ def read_all(datagram: bytes) -> None:
 
 
 def try_to(parse: Callable[[bytes], object], data: bytes) -> None:
-    """KernelError, which is an OSError, may come of it, and nothing else."""
+    """Parse data. It may raise KernelError, which is an OSError, and no other error."""
     with contextlib.suppress(KernelError):
         parse(data)
 
@@ -124,7 +124,7 @@ EVERY_PAYLOAD = [message.payload for datagram in EVERY_DATAGRAM for message in n
 
 @st.composite
 def damaged(draw: st.DrawFn, originals: list[bytes]) -> bytes:
-    """A real message that was cut, overwritten, or joined to another."""
+    """A real message, cut, overwritten, or joined to another."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 4))):
         match draw(st.integers(0, 4)):
@@ -228,7 +228,7 @@ def link(**changes: Any) -> links.Link:
     ("changes", "expected"),
     [
         ({}, InterfaceKind.WIRED),
-        ({"parent": False}, InterfaceKind.WIRED),  # before Linux 5.14 the parent is not told
+        ({"parent": False}, InterfaceKind.WIRED),  # before Linux 5.14 the kernel does not send the parent
         ({"kind": "wireguard", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
         ({"kind": "amneziawg", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
         ({"kind": "a tunnel of next year", "hardware": 65534, "parent": False}, InterfaceKind.TUNNEL),
@@ -272,7 +272,7 @@ UP, RUNNING, CARRIER = 0x1, 0x40, 0x10000
         (UP | RUNNING | CARRIER, 0, True, False),
         (UP | CARRIER, 5, True, True),  # dormant
         (UP | CARRIER, 4, True, True),  # testing
-        (UP | RUNNING | CARRIER, 2, True, True),  # a driver that says "down" and carries all the same
+        (UP | RUNNING | CARRIER, 2, True, True),  # a driver that reports "down" but carries packets
         (UP, 2, False, False),
         (UP, 3, False, False),
     ],
@@ -367,8 +367,8 @@ def route_event(
         (route_event(length=16), "none"),
         (route_event(length=17), "none"),
         (route_event(length=8, to="192.0.0.0"), "none"),
-        (route_event(length=8, to="193.0.0.0"), "partial"),  # what is asked about to find the defaults lies in it
-        (route_event(length=24, to="198.51.100.0"), "partial"),  # and this is what somebody is concerned about
+        (route_event(length=8, to="193.0.0.0"), "partial"),  # contains the address that finds the default routes
+        (route_event(length=24, to="198.51.100.0"), "partial"),  # contains a followed destination
         (route_event(kind=25, length=24, to="198.51.100.0"), "partial"),
         (route_event(kind=25, length=24, to="198.51.101.0"), "none"),
         (route_event(length=24, to=None), "partial"),  # damaged
@@ -439,7 +439,7 @@ CONCERNED = ipaddress.ip_address("198.51.100.7")
 
 
 def pending_events() -> events.PendingEvents:
-    """What is pending where somebody is concerned about one destination."""
+    """The pending events, with one followed destination."""
     asked = AnswerCache(lambda destination: Answers(), lambda: True)
     asked(CONCERNED)
     return events.PendingEvents(asked.concerns)
@@ -485,7 +485,7 @@ ENTRY = struct.pack("=BBBBBBBBI", V4, 0, 0, 0, 254, 3, 0, 1, 0)
 
 
 class ScriptedSocket:
-    """A netlink socket whose answers are made by a function of the question's sequence number, one call for each question."""
+    """A fake netlink socket. For each question, a function makes the answer from the question's sequence number."""
 
     def __init__(self, *answers: Callable[[int], Iterable[Any]], port: int = PORT) -> None:
         self.answers = list(answers)

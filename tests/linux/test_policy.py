@@ -1,4 +1,4 @@
-"""Policy rules read with all their conditions: what we print is what ``ip rule`` prints."""
+"""Policy rules are read with all their conditions, and printed as ``ip rule`` prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Binding and moving sockets, watched from the other end of the cable, with and without privilege."""
+"""Binding and moving sockets, observed from the other end of the cable, with and without privilege."""
 
 from __future__ import annotations
 
@@ -382,7 +382,7 @@ def test_a_move_that_fails_at_the_port_succeeds_later_with_the_port_that_the_cal
             kernel.bind(sock, wifi0)
             sock.connect(server.getsockname())
             peer, port = sock.getpeername(), int(sock.getsockname()[1])
-            # The same port on another device is free as long as this socket has its own.
+            # The port is free on another device while this socket is bound to its own device.
             kernel.bind(squatter, eth0)
             squatter.bind(("", port))
             failed = failure(lambda: kernel.rebind(sock, eth0))
@@ -400,7 +400,7 @@ def test_a_move_that_fails_at_the_port_succeeds_later_with_the_port_that_the_cal
 
 
 class Refusing(socket.socket):
-    """A socket to which the kernel denies one more interface."""
+    """A socket that the kernel refuses to bind by index."""
 
     def setsockopt(self, *arguments: Any) -> None:
         if arguments[:2] == (socket.SOL_SOCKET, 62):
@@ -434,7 +434,7 @@ def test_an_unconnected_socket_that_is_there_already_is_not_touched(world: World
 
 
 class Old(socket.socket):
-    """A socket of a kernel before 5.0, which has no ``SO_BINDTOIFINDEX``."""
+    """A socket on a kernel before 5.0, without ``SO_BINDTOIFINDEX``."""
 
     def setsockopt(self, *arguments: Any) -> None:
         if arguments[:2] == (socket.SOL_SOCKET, 62):

@@ -1,4 +1,4 @@
-"""Which uplink and which source address the kernel's own answers lead to, and that a socket that was bound so gets there."""
+"""The kernel's own answers lead to the right uplink and source address, and a socket bound to them reaches the server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def chosen(kernel: LinuxKernel, target: Target = V4) -> str | None:
 
 
 def sent(world: World, kernel: LinuxKernel, address: IPAddress = SERVER4, *, pin: str | None = None) -> tuple[str, str]:
-    """By which interface, and from which address, a datagram of a bound socket comes to the server."""
+    """Send a datagram from a bound socket. Returns the interface and the source address that the server saw."""
     family = V4 if address.version == 4 else V6
     server, sock = world.server(family), world.client(family)
     decide_and_bind(kernel, decider(kernel, pin=pin), sock, address)
@@ -53,7 +53,7 @@ def sent(world: World, kernel: LinuxKernel, address: IPAddress = SERVER4, *, pin
 
 
 def by_itself(world: World, address: IPAddress = SERVER4) -> tuple[str, str]:
-    """The same for a socket that is bound to nothing."""
+    """Send a datagram from an unbound socket. Returns the interface and the source address that the server saw."""
     family = V4 if address.version == 4 else V6
     server, sock = world.server(family), world.client(family)
     sock.connect((str(address), server.getsockname()[1]))
@@ -68,7 +68,7 @@ def without_defaults() -> None:
 
 
 def link_local(world: World, name: str) -> str:
-    """The address of the router on an uplink, which is link-local."""
+    """The link-local address of the router on an uplink."""
     return {"wifi0": "fe80::1:1", "eth0": "fe80::2:1"}[name]
 
 
@@ -126,7 +126,7 @@ _PREFERENCES = {"high": 0x08, "medium": 0x00, "low": 0x18}
 
 
 def advertise(world: World, name: str, preference: str) -> None:
-    """Have the router on an uplink advertise itself (RFC 4861 4.2, RFC 4191 2.2)."""
+    """Send a router advertisement on an uplink (RFC 4861 4.2, RFC 4191 2.2)."""
     message = struct.pack("!BBHBBHII", 134, 0, 0, 64, _PREFERENCES[preference], 1800, 0, 0)
     with inside(world.peer), socket.socket(V6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
         index = socket.if_nametoindex(name)
@@ -140,7 +140,7 @@ def advertise(world: World, name: str, preference: str) -> None:
 def test_a_routers_preference_decides_between_equal_metrics(world: World, kernel: LinuxKernel, first: str, second: str) -> None:
     without_defaults()
     with inside(world.peer):
-        sysctl("ipv6/conf/all/forwarding", 1)  # a neighbour that says that it is no router loses its default route
+        sysctl("ipv6/conf/all/forwarding", 1)  # the host removes the default route by a neighbour that is no router
     (events,) = kernel.events()
     for name, preference in (("wifi0", first), ("eth0", second)):
         sysctl(f"ipv6/conf/{name}/accept_ra", 2)
@@ -292,7 +292,7 @@ def test_a_source_that_changes_is_another_path(world: World, kernel: LinuxKernel
 
 
 class Nothing(asyncio.DatagramProtocol):
-    """Sends, and receives nothing."""
+    """A protocol that receives nothing."""
 
 
 async def test_an_endpoint_follows_the_source_that_its_route_needs(world: World) -> None:
@@ -344,7 +344,7 @@ def test_ipv6_routes_for_certain_sources_are_found_by_each_uplink(world: World, 
 @pytest.mark.parametrize("uplink", ["wifi0", "eth0"])
 @pytest.mark.parametrize("address", [SERVER4, SERVER6], ids=str)
 def test_policy_ipsecs_virtual_address_is_not_used(world: World, kernel: LinuxKernel, address: IPAddress, uplink: str) -> None:
-    """Whether it is on the uplink, or on another where the client has just been."""
+    """The virtual address may be on the uplink, or on another one that the client used before."""
     ip(f"addr add 10.66.0.2/32 dev {uplink}", "rule add pref 220 table 220")
     ip("route add default via 10.1.0.1 dev wifi0 proto static src 10.66.0.2 table 220")
     ip(f"-6 addr add fd10:66::2/128 dev {uplink} nodad", "-6 rule add pref 220 table 220")

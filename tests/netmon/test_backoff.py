@@ -1,4 +1,4 @@
-"""Delays before something is tried again."""
+"""Delays between retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When the network is read, and what is announced, by a virtual clock."""
+"""When the network is read, and which changes are announced, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def decisions(reading: Network) -> dict[socket.AddressFamily, Decision]:
 
 
 def run(coalescer: Coalescer, events: list[float], until: float, cost: float = 0.0) -> list[tuple[float, Cause]]:
-    """Play the events; the list of readings, as (time, cause)."""
+    """Play the events. Returns the readings as (time, cause)."""
     readings = []
     pending = sorted(events)
     while True:

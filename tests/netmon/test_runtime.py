@@ -1,4 +1,4 @@
-"""One runtime for each event loop: its clock, its timers, and what all share on it."""
+"""One runtime for each event loop: its clock, its timers, and its shared objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 class Counter:
-    """Something that all share on a loop."""
+    """A shared object of a loop."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -133,7 +133,7 @@ def test_a_virtual_loop_calls_each_timer_at_its_time() -> None:
 
 
 class Ending:
-    """Counts how often it was told that the loop ends."""
+    """Counts how often it was told that the loop is closed."""
 
     def __init__(self) -> None:
         self.ended = 0

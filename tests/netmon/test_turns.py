@@ -1,4 +1,4 @@
-"""Work is spread over turns of the loop."""
+"""Work is spread over several turns of the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watcher: what it reads, whom it moves, and that it leaves nothing behind."""
+"""The watcher: when it reads the network, which followers it calls, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WIFI_AND_CONTAINER = network("2: wifi0 wifi 192.0.2.5/24", "9: veth7 wifi", "def
 
 
 class Recorder:
-    """A follower that notes the IPv4 interface it is shown."""
+    """A follower that records the IPv4 interface of each network."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str | None, Cause]] = []
@@ -44,7 +44,7 @@ class Recorder:
 
 
 class Scene:
-    """A watcher on a simulated kernel, on a loop that only the test turns."""
+    """A watcher on a simulated kernel, on a loop that only the test runs."""
 
     def __init__(self, interface: str | None = None) -> None:
         self.kernel = SimulatedKernel(WIFI)
@@ -63,7 +63,7 @@ class Scene:
         self.watcher.refresh()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, with the timers that are due."""
+        """Advance the clock, and run the timers that are due."""
         self.loop.advance(seconds)
 
 
@@ -163,7 +163,7 @@ def test_an_interface_that_is_down_already_takes_nothing_along() -> None:
 
 
 class Poking(Recorder):
-    """A follower that finds out, while it moves, that the network is another already."""
+    """A follower that changes the network while it moves."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__()
@@ -423,7 +423,7 @@ def test_a_watcher_that_is_forgotten_closes_its_event_source() -> None:
 
 @contextlib.contextmanager
 def rested() -> Iterator[Scene]:
-    """A watcher that was needed and is not needed any more."""
+    """A watcher without followers, which had one before."""
     with Scene() as scene:
         scene.watcher.unfollow(scene.follower)
         scene.wait(LINGER)

@@ -1,4 +1,4 @@
-"""The servers of the integrations' tests are what curl asks for."""
+"""The servers of the integrations' tests, for curl."""
 
 from tests.integrations.conftest import servers
 

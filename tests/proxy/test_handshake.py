@@ -1,4 +1,4 @@
-"""What a proxy client says, understood without a socket."""
+"""The proxy's handshake, without a socket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def socks_request(host: str, port: int, *, command: int = 1) -> bytes:
 
 
 def run(conversation: Handshake, data: bytes, *, step: int | None = None) -> list[Event]:
-    """All events up to the first final one, or until more bytes are needed, with the bytes fed in pieces."""
+    """Feed the bytes in pieces. Returns the events up to the first final one, or until more bytes are needed."""
     events: list[Event] = []
     step = step or len(data) or 1
     for start in range(0, len(data), step):

@@ -1,4 +1,4 @@
-"""The proxy's limits and its end, over loopback."""
+"""The proxy's limits and its shutdown, over loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def factory() -> AsyncIterator[TransportFactory]:
 
 @contextlib.asynccontextmanager
 async def echo() -> AsyncIterator[int]:
-    """A server that returns what it has received when it has all of it."""
+    """A server that reads everything, and then sends it back."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The proxy as a program, and curl as a program that does not know bindsock."""
+"""The proxy as a program, and curl as its client, which does not know bindsock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Curl = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @contextlib.contextmanager
 def running_proxy(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """``bindsock proxy`` and the addresses on which it listens."""
+    """Run ``bindsock proxy``. Yields its process and the addresses on which it listens."""
     command = [sys.executable, "-W", "error", "-m", "bindsock", "proxy", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as proxy:
         try:
@@ -75,7 +75,7 @@ def test_the_log_says_who_went_where_by_which_interface(lab: Lab, servers: Serve
     with running_proxy("--listen", "127.0.0.1:0") as (proxy, (address,)):
         assert curl("--proxy", f"http://{address}", f"http://{servers.host}:{ports.HTTP}/").returncode == 0
         assert proxy.stderr is not None
-        begun, ended = proxy.stderr.readline(), proxy.stderr.readline()  # curl may be done before the proxy sees the end
+        begun, ended = proxy.stderr.readline(), proxy.stderr.readline()  # curl may end before the proxy reads the end of file
         proxy.send_signal(signal.SIGTERM)
         assert proxy.stderr.read() == ""
     assert re.search(rf"#1 127\.0\.0\.1:\d+ -> {servers.host}:{ports.HTTP} \(http\) by wifi0$", begun)
@@ -148,7 +148,7 @@ def test_others_need_credentials_and_do_not_reach_the_proxys_own_machine(lab: La
     assert "needs credentials" in refused.stderr
     users = tmp_path / "users"
     users.write_text("alice:secret\n")
-    lab.vpn_down()  # what answers a stranger would go into the tunnel
+    lab.vpn_down()  # the proxy's answers to another host would go into the tunnel
     listen = ("--listen", f"{lab.address('wifi0')}:0", "--listen", "127.0.0.1:0", "--credentials", str(users), "--quiet")
     with running_proxy(*listen) as (_, (address, loopback)), socket.create_server(("127.0.0.1", 0)) as private:
         port = private.getsockname()[1]

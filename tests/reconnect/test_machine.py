@@ -1,4 +1,4 @@
-"""The life of a replaced connection, as a table."""
+"""The states of a replaceable connection, as a table."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_new_network_ends_the_pause() -> None:
     assert A.END_PAUSE in walk(E.LOST, E.DIAL_FAILED, E.USABLE)[1]
 
 
-# The ends are rare, so that the walks are long.
+# Ends are rare, so that the sequences are long.
 events = st.lists(
     st.one_of(
         st.sampled_from([e for e in Event if e not in (E.CLOSE, E.ABORT, E.ENDED, E.FINISHED, E.EXPIRED)]),

@@ -1,4 +1,4 @@
-"""Connections that are replaced: real transports over loopback, a scripted network, each interface with an address of its own."""
+"""Connections that are replaced: real transports over loopback, on a scripted network. Each interface has its own address."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ NAMES = {address: name for name, address in ADDRESSES.items()}
 def reading(*names: str, unplugged: str | None = None, routeless: str | None = None) -> Network:
     """A network with these interfaces up, best first.
 
-    :param unplugged: the name of one that has no carrier
-    :param routeless: the name of one that has no default route
+    :param unplugged: the name of an interface without carrier
+    :param routeless: the name of an interface without a default route
     """
     lines = []
     for index, (name, address) in enumerate(ADDRESSES.items(), 2):
@@ -104,7 +104,7 @@ async def echo(session: Session, line: bytes) -> None:
 
 
 class ReplacingScene(Scene):
-    """And a server on loopback that remembers each connection."""
+    """A scene with a server on loopback that records each connection."""
 
     def __init__(self, tls: bool) -> None:
         self.loop = asyncio.get_running_loop()
@@ -119,7 +119,7 @@ class ReplacingScene(Scene):
         self.server: asyncio.Server
 
     async def pass_until(self, condition: Callable[[], object]) -> None:
-        """Let time pass until something is true."""
+        """Advance the clock until the condition is true."""
         for _ in range(100):
             for _ in range(10):
                 await settle()
@@ -156,7 +156,7 @@ class ReplacingScene(Scene):
         return Dialled(sock, PEER, path)
 
     async def complete(self, rest: Callable[[Any], Awaitable[T]]) -> T:
-        """What :meth:`bindsock.dial.dialer.Dialer.complete` does."""
+        """Do the same as :meth:`bindsock.dial.dialer.Dialer.complete`."""
         for _ in range(6):
             with contextlib.suppress(PathChanged):
                 return await rest(await self.dial())
@@ -247,12 +247,12 @@ def state_of(writer: asyncio.StreamWriter) -> State:
 
 
 async def arrived(reader: asyncio.StreamReader, count: int) -> None:
-    """Wait until so many bytes wait to be read."""
+    """Wait until ``count`` bytes are in the reader's buffer."""
     await until(lambda: f" {count} bytes" in repr(reader))
 
 
 class Log:
-    """An on_reconnect that greets, and remembers what it was told."""
+    """An on_reconnect hook that sends a greeting, and records its calls."""
 
     def __init__(self, returned: bytes | None = None) -> None:
         self.unread: list[bytes] = []
@@ -303,7 +303,7 @@ async def test_a_path_that_goes_while_the_transport_is_made_is_noticed_though_th
 
     async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
         if writer.get_extra_info("sockname")[0] == ADDRESSES["eth0"]:
-            await reader.readline()  # nobody will say anything there
+            await reader.readline()  # no line will arrive on this connection
 
     monkeypatch.setattr(plain, "attach", attach_and_lose)
     reader, writer = await plain.streams(hook)
@@ -410,7 +410,7 @@ async def test_a_better_path_is_taken_when_it_stands_and_nothing_on_its_way_is_l
     await until(lambda: state_of(writer) is State.DRAINING)
     release.set()
     assert await line(reader) == b"wifi0:request\n", "the answer that was on its way"
-    scene.wait(0.2)  # to the server over TLS nothing says that no more will come
+    scene.wait(0.2)  # over TLS, the server does not learn of the end
     writer.write(b"next\n")
     assert await line(reader) == b"eth0:next\n"
     assert scene.sessions[0].error is None, "the server sees a farewell, not a reset"
@@ -647,7 +647,7 @@ async def test_a_reset_is_the_applications_affair(plain: ReplacingScene) -> None
 
 
 async def test_a_silent_death_is_a_loss_of_the_path(plain: ReplacingScene) -> None:
-    """TCP_USER_TIMEOUT ends a connection with ETIMEDOUT, and no event of the network tells why."""
+    """TCP_USER_TIMEOUT ends the connection with ETIMEDOUT, without any network event."""
     reader, writer = await plain.streams(Log())
     transport = cast(Any, writer.transport)
     connection = transport._connection
@@ -696,7 +696,7 @@ async def test_half_closed_by_the_application_it_is_half_closed_again(plain: Rep
 
 
 class Lines(asyncio.Protocol):
-    """Collects what comes; says again what it is told to."""
+    """Collects the received data, and repeats the given lines on a new connection."""
 
     def __init__(self, hook: str = "sync") -> None:
         self.hook = hook
@@ -752,7 +752,7 @@ async def test_a_protocol_goes_on_with_its_stable_transport(scene: ReplacingScen
     await until(lambda: b"held" in protocol.received)
     assert scene.sessions[1].lines == [b"login\n", b"held\n"]
     assert protocol.unread == b""
-    # What it was given in the hook is the stable transport from then on.
+    # The transport passed to the hook is the stable one.
     scene.change(reading("wwan0"))
     await until(lambda: len(scene.sessions) == 3)
     protocol.transport.write(b"to the third\n")
@@ -772,7 +772,7 @@ async def test_a_protocol_is_paused_by_what_is_held_and_resumed(scene: Replacing
     assert protocol.events[-1] == "pause"
     await scene.pass_until(lambda: "resume" in protocol.events)
     await until(lambda: len(scene.sessions) == 2 and len(scene.sessions[1].lines) == 2)
-    # The new connection's own transport pauses it too, when it takes what was held.
+    # The new connection's transport also pauses the protocol, when the kept data is written to it.
     await until(lambda: protocol.events.count("pause") == protocol.events.count("resume"))
 
 
@@ -837,7 +837,7 @@ async def test_abort_in_every_state_leaves_nothing_open(scene: ReplacingScene, d
         await blocked.wait()
 
     for wanted in (state for state in State if state is not State.CLOSED):
-        scene.wait(1.0)  # many changes at once are read only when it is quiet
+        scene.wait(1.0)  # many changes at once are read only after a quiet period
         scene.change(reading("wifi0", "eth0"))
         scene.refuse_dials = 0
         _, writer = await scene.streams(hook)
@@ -907,7 +907,7 @@ async def test_a_task_is_named_for_what_it_does_and_for_the_peer(plain: Replacin
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks come with Python 3.12")
 async def test_eager_tasks_change_nothing(plain: ReplacingScene) -> None:
-    """A dial that fails at once has failed before ``create_task()`` returns, and a hook that is stopped is still waited for."""
+    """A dial may fail before ``create_task()`` returns, and a cancelled hook is still waited for."""
     running, most = 0, 0
     blocked = asyncio.Event()
 
@@ -924,7 +924,7 @@ async def test_eager_tasks_change_nothing(plain: ReplacingScene) -> None:
             running -= 1
 
     def eager(loop: asyncio.AbstractEventLoop, coroutine: Any, *, eager_start: bool = True, **options: Any) -> asyncio.Task[Any]:
-        """uvloop passes ``eager_start=`` to every factory; asyncio's own does not know it before Python 3.13.3."""
+        """uvloop passes ``eager_start=`` to every factory, but asyncio's own factory accepts it only since Python 3.13.3."""
         return asyncio.eager_task_factory(loop, coroutine, **options)  # type: ignore[attr-defined,no-any-return]
 
     plain.loop.set_task_factory(eager)
@@ -959,7 +959,7 @@ async def test_many_are_replaced_a_few_at_a_time(plain: ReplacingScene, monkeypa
     connections = [await plain.streams(Log()) for _ in range(40)]
     most = 0
     plain.change(reading("eth0"))
-    # They are told in turns of some milliseconds; one that has not been told yet would still send by the old path.
+    # Followers are called in turns of some milliseconds. One that was not called yet would still send by the old path.
     await plain.pass_until(
         lambda: all(w.get_extra_info("interface") == "eth0" or state_of(w) is not State.LIVE for _, w in connections)
     )
@@ -986,7 +986,7 @@ async def test_a_forgotten_connection_is_not_kept_by_the_watcher(plain: Replacin
 
 
 async def test_the_application_starts_tls_itself(plain: ReplacingScene) -> None:
-    """STARTTLS: the hook does it anew on each connection, with asyncio's own means."""
+    """STARTTLS: the hook starts TLS on each new connection, by asyncio's own functions."""
     tls = tls_client_context()
 
     async def upgrade(session: Session, request: bytes) -> None:
@@ -1001,7 +1001,7 @@ async def test_the_application_starts_tls_itself(plain: ReplacingScene) -> None:
     async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
         writer.write(b"starttls\n")
         assert await reader.readline() == b"go ahead\n"
-        await settle()  # what comes before the server has called start_tls() is lost (asyncio)
+        await settle()  # asyncio loses data that arrives before the server has called start_tls()
         await writer.start_tls(tls, server_hostname="localhost")
         writer.write(b"again\n")
         assert await reader.readline() == b"eth0:again\n"
@@ -1036,7 +1036,7 @@ async def test_a_hooks_reader_that_is_full_pauses_the_tls_that_the_hook_started(
     async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
         writer.write(b"starttls\n")
         assert await reader.readline() == b"go ahead\n"
-        await settle()  # what comes before the server has called start_tls() is lost (asyncio)
+        await settle()  # asyncio loses data that arrives before the server has called start_tls()
         await writer.start_tls(tls, server_hostname="localhost")
         writer.write(b"more\n")
         await until(lambda: not cast(asyncio.Transport, writer.transport).is_reading())
@@ -1084,7 +1084,7 @@ async def test_nothing_is_sent_on_a_new_connection_that_was_given_up_in_the_hook
     _, protocol = await scene.protocol(GivingUp)
     scene.change(reading("eth0"))
     assert await protocol.lost is None
-    # For the server the new one may have ended in the middle of the handshake, and never begun.
+    # The new connection may have ended during its handshake, so that the server never saw it begin.
     await until(lambda: all(session.finished.is_set() for session in scene.sessions))
     await settle()
     assert not any(session.lines for session in scene.sessions)

@@ -1,4 +1,4 @@
-"""The replaceable reader reads as asyncio's does, and can be emptied beneath one who waits."""
+"""The replaceable reader reads as asyncio's reader does, and its buffer can be emptied while a read waits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 16
 
 
 class Flow:
-    """A transport that only notes whether it is paused."""
+    """A fake transport that only records whether it is paused."""
 
     def __init__(self) -> None:
         self.paused = False

@@ -1,4 +1,4 @@
-"""What is planned: a table of networks, repairs that stand, and gateways that are known."""
+"""The plan of a repair, as a table: networks, existing repairs and known gateways."""
 
 from __future__ import annotations
 

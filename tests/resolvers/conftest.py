@@ -1,4 +1,4 @@
-"""What the resolvers' tests have in common."""
+"""Fixtures for the resolvers' tests."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ async def watcher(kernel: SimulatedKernel) -> AsyncIterator[Watcher]:
 
 @pytest.fixture(params=[asyncio.SelectorEventLoop, uvloop.Loop], ids=["asyncio", "uvloop"])
 def loop_factory_base(request: pytest.FixtureRequest) -> type[asyncio.AbstractEventLoop]:
-    """A loop class to be made one that binds."""
+    """The base class for a loop that binds."""
     base: type[asyncio.AbstractEventLoop] = request.param
     return base

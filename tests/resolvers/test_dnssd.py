@@ -1,4 +1,4 @@
-"""Darwin's resolver daemon, against a library that stands in for libSystem's part of it."""
+"""Darwin's resolver daemon, with a fake of libSystem's client library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HAS_REAL_ONE = hasattr(ctypes.CDLL(None), "DNSServiceGetAddrInfo")
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The stand-in, compiled."""
+    """The compiled fake library."""
     pytest.importorskip("ziglang")
     if HAS_REAL_ONE:
         pytest.skip("this system has the real one")
@@ -28,7 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     shared = directory / "standin.so"
     caches = {name: str(directory / name.lower()) for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}
     source = Path(__file__).with_name("standin.c")
-    # What it calls of libc is in the process already; to link with zig's own would mean to build that first, for half a minute.
+    # The process already has the libc functions that it calls. Linking zig's own libc would first build it, for half a minute.
     options = ["-shared", "-fPIC", "-nostdlib", "-O1", "-fno-sanitize=undefined", "-Wall", "-Werror"]
     command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(shared), str(source)]
     subprocess.run(command, check=True, env={**os.environ, **caches})

@@ -1,4 +1,4 @@
-"""The resolver that asks by the effective interface: what is asked, what is kept, and for how long."""
+"""The resolver that asks by the effective interface: its questions, and the answers that it caches, and for how long."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADDRESSES = {socket.AF_INET: "203.0.113.9", socket.AF_INET6: "2001:db8:9::9"}
 
 
 class Names:
-    """A lookup that answers with what a test says, and keeps the questions."""
+    """A lookup with scripted answers, which records the questions."""
 
     def __init__(self, ttl: float = 60.0) -> None:
         self.ttl = ttl

@@ -1,4 +1,4 @@
-"""An IPv4 literal on a network that has IPv6 alone and a translator, whose place an address of the server takes."""
+"""An IPv4 literal on a network with only IPv6 and a NAT64 translator. The server itself has the translated address."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.lab
 
 PORT = 7200
 TRANSLATED = "64:ff9b::a09:a"
-"""10.9.0.10 behind the translator's prefix."""
+"""10.9.0.10 with the translator's prefix."""
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers as a network with NAT64 does, or as one without."""
+    """A name server of a network with or without NAT64."""
 
     def __init__(self, *, translates: bool) -> None:
         self.translates = translates
@@ -57,7 +57,7 @@ class Echo(asyncio.DatagramProtocol):
 
 @contextlib.asynccontextmanager
 async def six_only(lab: Lab, *, translates: bool) -> AsyncIterator[NameServer]:
-    """The host has IPv6 alone; the server answers at the translated address, and names."""
+    """The host has only IPv6. The server has the translated address, and runs the name server."""
     for uplink in ("wifi0", "eth0"):
         lab.ip("-4", "addr", "flush", "dev", uplink)
     lab.ip("-6", "addr", "add", f"{TRANSLATED}/128", "dev", "lo", "nodad", namespace="server")
@@ -101,7 +101,7 @@ async def test_an_ipv4_literal_is_dialled_by_its_translated_address(lab: Lab) ->
         writer.close()
         await writer.wait_closed()
         assert names.asked == [("AAAA", NAME)]
-        # What the network has told is kept.
+        # The prefix is cached.
         (await connections.connect(lab.server.ipv4, PORT)).close()
         assert len(names.asked) == 1
 

@@ -1,4 +1,4 @@
-"""systemd-resolved, against a socket that speaks as it does."""
+"""systemd-resolved, with a fake of its socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names resolved beneath the VPN, by a real DNS server that tells who asked."""
+"""Names resolved outside the VPN, by a real DNS server that records the clients' addresses."""
 
 from __future__ import annotations
 

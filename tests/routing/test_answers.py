@@ -1,4 +1,4 @@
-"""Decisions from what a kernel says by itself: policy rules, router preferences, sources."""
+"""Decisions from the kernel's own answers: policy rules, router preferences, source addresses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INTERFACES = network(
 ).interfaces
 ANY = ipaddress.ip_network("0.0.0.0/0")
 RULES = {(V4, 300): 0, (V4, 254): 1, (V4, 51820): 2, (V6, 254): 0}
-"""Table 300 comes before main, main before 51820."""
+"""The rules look up table 300 before main, and main before 51820."""
 
 
 def by(
@@ -46,7 +46,7 @@ def by(
 
 
 def asked(*found: Lookup, unbound: Lookup | None = None, tables: dict[tuple[socket.AddressFamily, int], int] = RULES) -> Network:
-    """A network of which the kernel says this."""
+    """A network with these answers of the kernel."""
     defaults = {(lookup.route.interface or 0, V4): lookup for lookup in found}
     return Network(INTERFACES, (), defaults, {V4: unbound} if unbound is not None else {}, tables)
 

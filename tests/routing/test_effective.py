@@ -36,7 +36,7 @@ TWO_DEFAULTS = """
 
 @dataclass(frozen=True)
 class Situation:
-    """A network, a question, and what must come out."""
+    """A network, a question, and the expected decision."""
 
     title: str
     network: Network
@@ -45,7 +45,7 @@ class Situation:
     target: Target | str = V4
     tunnels: tuple[str, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """A part of the reason of some of the candidates."""
+    """A part of the reason, for some of the candidates."""
     note: str = ""
     gateway: str | None = None
     preferences: Preferences = field(default_factory=Preferences)

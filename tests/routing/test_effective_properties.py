@@ -1,4 +1,4 @@
-"""What holds for any network, however odd."""
+"""Properties that hold for any network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NAMES = ("en0", "en1", "eth0", "wifi0", "utun0", "ppp0", "docker0", "lo")
 INDICES = tuple(range(1, len(NAMES) + 1))
 
-# Few addresses and prefixes, so that they meet.
+# Few addresses and prefixes, so that addresses often match a prefix.
 ADDRESSES = tuple(
     map(
         ipaddress.ip_address,
@@ -103,7 +103,7 @@ likely = st.sampled_from((True, True, True, True, False))
 
 @st.composite
 def networks(draw: st.DrawFn, *, sound: bool = False) -> Network:
-    """Any network. In a sound one most interfaces have addresses and default routes, and the kernel confirms those."""
+    """Any network. In a sound one, most interfaces have addresses and default routes, and the kernel confirms these routes."""
     interfaces = {}
     found = draw(st.lists(routes, max_size=12))
     for index, name in zip(INDICES, NAMES, strict=True):
@@ -215,7 +215,7 @@ def test_what_has_no_destination_leaves_by_a_default_the_kernel_confirmed(
     assert (interface.index, family) in made.reachable
     held = [a for a in interface.addresses if a.family == family and not a.tentative]
     assert held
-    # No router forwards what comes from a link-local IPv6 address.
+    # No router forwards packets from a link-local IPv6 address.
     assert family == socket.AF_INET or any(a.usable for a in held)
 
 
@@ -249,7 +249,7 @@ def test_this_host_is_never_bound(made: Network, address: IPAddress, wishes: Pre
 def test_taking_a_refused_interface_away_changes_nothing(
     made: Network, target: Target, wishes: Preferences, data: st.DataObject
 ) -> None:
-    """A tunnel's delegate and its routes do speak, a last resort is taken for one, and an interface owns its addresses."""
+    """Exceptions: a tunnel's delegate and its routes count, an interface may be the last resort, and it owns its addresses."""
     before = decide(made, target, wishes)
     mute = [
         candidate.index
@@ -283,7 +283,7 @@ def test_a_tunnel_gets_only_what_is_its_own_and_only_if_asked_to(made: Network, 
 
 @given(networks(sound=True), addresses, preferences)
 def test_no_longer_prefix_of_a_fit_interface_is_passed_over(made: Network, address: IPAddress, wishes: Preferences) -> None:
-    """The rule once more, naively: of the routes that count, none longer leads to an interface that could have been taken."""
+    """The same rule, written naively: no longer matching route leads to another usable interface."""
     plain = unmapped(address)
     decision = decide(made, address, wishes)
     assume(decision.basis in (Basis.LONGEST_PREFIX, Basis.DEFAULT_ROUTE, Basis.DELEGATE, Basis.SCOPED_DEFAULT, Basis.NONE))

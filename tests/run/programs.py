@@ -1,4 +1,4 @@
-"""Programs under ``bindsock run``: started in the laboratory's host, read line by line, and ended with the block."""
+"""Runs programs under ``bindsock run`` in the laboratory's host, reads their lines, and ends them with the block."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment without the proxies that somebody may use here."""
+    """The environment without the proxies of this machine."""
     plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return {**plain, "PYTHONUNBUFFERED": "1", **variables}
 
 
 def importing(directory: Path) -> str:
-    """The module path with a directory before it."""
+    """The value of ``PYTHONPATH`` with a directory in front."""
     return os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
 
 
@@ -39,7 +39,7 @@ def script(directory: Path, text: str, name: str = "program") -> str:
 
 
 def run(*arguments: str, options: Sequence[str] = (), **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end."""
+    """Run a program and wait for its end."""
     return subprocess.run(
         [*RUN, *options, *arguments],
         capture_output=True,
@@ -51,13 +51,13 @@ def run(*arguments: str, options: Sequence[str] = (), **more: Any) -> subprocess
 
 
 def report_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    """What ``--quiet --report --json`` printed."""
+    """The report that ``--quiet --report --json`` printed."""
     connections: list[dict[str, Any]] = json.loads(done.stderr)["connections"]
     return connections
 
 
 class Program:
-    """A program that runs."""
+    """A running program."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -73,19 +73,19 @@ class Program:
         return line.rstrip("\n")
 
     def until(self, text: str) -> str:
-        """The next line of its output that has the text in it."""
+        """The next line of its output that contains the text."""
         while text not in (line := self.line()):
             pass
         return line
 
     def errors(self) -> str:
-        """What it has written to standard error, once it has ended."""
+        """Wait for its end. Returns its standard error."""
         self.process.wait(PATIENCE)
         self._reader.join(PATIENCE)
         return "".join(self._errors)
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Send it a signal, and wait for its end."""
+        """Send it a signal, and wait for its end. Returns its exit status."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -96,9 +96,9 @@ class Program:
 
 @contextlib.contextmanager
 def running(*arguments: str, options: Sequence[str] = ("--quiet",), prefix: Sequence[str] = (), **more: Any) -> Iterator[Program]:
-    """Run a program while the block lasts.
+    """Run a program for the duration of a block.
 
-    :param prefix: a command that becomes ``bindsock run``, before its arguments
+    :param prefix: a command that executes ``bindsock run``, without the arguments
     """
     command = [*prefix, *RUN, *options, "--", *arguments]
     with subprocess.Popen(

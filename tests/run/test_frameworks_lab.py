@@ -1,6 +1,6 @@
-"""Servers and schedulers under ``bindsock run``: what their applications ask others for leaves beneath the VPN.
+"""Servers and schedulers under ``bindsock run``: the requests of their applications bypass the VPN.
 
-Each row of the table in ``docs/run.md`` is one of these.
+Each row of the table in ``docs/run.md`` has a test here.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ SERVERS = {
 
 
 def answer(started: object) -> str:
-    """What the application says, once it listens."""
+    """Wait until the application listens. Returns its answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(1800):
         try:
@@ -208,7 +208,7 @@ def serve(lab: Lab, servers: Servers, directory: Path, command: tuple[str, ...])
 
 
 def test_uvicorn_without_bindsock_run(lab: Lab, servers: Servers, tmp_path: Path) -> None:
-    """With bindsock's event loop, as uvicorn takes one."""
+    """uvicorn's option for the event loop takes bindsock's loop."""
     pytest.importorskip("uvicorn")
     script(tmp_path, APPLICATION, "application")
     command = f"import uvicorn; uvicorn.run('application:asgi', port={PORT}, loop='bindsock:EventLoop')"
@@ -241,7 +241,7 @@ def broker(lab: Lab, servers: Servers) -> Iterator[str]:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("worker", WORKERS)
 def test_workers(lab: Lab, servers: Servers, tmp_path: Path, broker: str, worker: str) -> None:
-    """Who asks for a job, the worker at its broker, and whom the job asks."""
+    """The worker's connection to its broker, and the connection of the job."""
     for module in ("celery", "arq"):
         pytest.importorskip(module)
     command, ask = WORKERS[worker]
@@ -259,7 +259,7 @@ def test_workers(lab: Lab, servers: Servers, tmp_path: Path, broker: str, worker
 
 @pytest.mark.parametrize("adopts", [False, True])
 def test_a_program_that_makes_its_loop_as_home_assistant_does(lab: Lab, servers: Servers, tmp_path: Path, adopts: bool) -> None:
-    """By a policy of its own. It runs under ``bindsock run``, or an integration in it adopts the loop."""
+    """It sets its own event loop policy. It runs under ``bindsock run``, or an integration in it adopts the loop."""
     program = script(tmp_path, HOME_ASSISTANT)
     variables = environment(LAB_URL=f"http://{servers.host}:{ports.HTTP}/")
     with nothing_through_the_tunnel(lab):

@@ -1,4 +1,4 @@
-"""Installing and uninstalling: what is covered in between, and that nothing is left afterwards."""
+"""Installing and uninstalling: what is covered in between, and that nothing stays afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is replaced can be put back, and modules are patched when they are imported."""
+"""Replaced attributes can be restored, and modules are patched when they are imported."""
 
 from __future__ import annotations
 

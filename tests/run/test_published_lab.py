@@ -1,4 +1,4 @@
-"""Published programs that know nothing of bindsock, unmodified, on uplinks that come and go five times, beneath a VPN."""
+"""Published programs without bindsock, unmodified, with a VPN, on uplinks that come and go five times."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SWITCHES = 5
 COMMANDS = Path(sys.executable).parent
 PROXY_PORT = 8099
 UNREACHABLE = ("(from versions: none)", "connection broken", "Read timed out")
-"""What pip says if a package index cannot be reached, or has no source distributions."""
+"""pip's messages if a package index cannot be reached, or has no source distributions."""
 WITH_HOSTS = ("unshare", "--mount", "sh", "-c", 'mount --bind "$1" /etc/hosts && shift && exec "$@"', "sh")
-"""A command that takes a file for ``/etc/hosts`` and then a command, which alone sees it."""
+"""A command that runs another command with its own ``/etc/hosts``. Its arguments are the file and the other command."""
 PROTO = f"""
     syntax = "proto3";
     package {SERVICE.partition(".")[0]};
@@ -41,24 +41,24 @@ PROTO = f"""
     service {SERVICE.partition(".")[2]} {{ rpc WhenceMessage (Nothing) returns (Source); }}
 """
 Look = Callable[[], set[str]]
-"""The source addresses that the program has shown since the last look."""
+"""A function that returns the program's source addresses since its last call."""
 
 
 def switches(lab: Lab) -> Iterator[str]:
-    """The interface that is effective: at first, and after each of the switches."""
+    """The effective interface: at first, and after each switch."""
     current, other = "wifi0", "eth0"
     yield current
     for _ in range(SWITCHES):
         lab.down(current)
         current, other = other, current
         yield current
-        # The other one is better, or not: what is there and works is what connections stay on, until it goes.
+        # Even if the other interface is better, connections stay on a working one until it is gone.
         bring_up(lab, other)
         lab.metric(other, 900)
 
 
 def survives(lab: Lab, look: Look) -> None:
-    """The program goes on by each interface in turn, and nothing of it is in the tunnel."""
+    """Check that the program works over each interface in turn, and that none of its packets goes into the tunnel."""
     with nothing_through_the_tunnel(lab):
         for interface in switches(lab):
             seen: set[str] = set()
@@ -69,7 +69,7 @@ def survives(lab: Lab, look: Look) -> None:
 
 
 def once(servers: Servers, name: str, *command: str) -> Look:
-    """Run the program from the beginning, each time. It succeeds, or says why by its exit status while the uplinks change."""
+    """Start the program again for each look. It must succeed, or fail with an exit status while the uplinks change."""
 
     def look() -> set[str]:
         servers.sources.pop(name, None)
@@ -89,9 +89,9 @@ def test_a_uvicorn_application_that_asks_others_by_httpx(lab: Lab, servers: Serv
         try:
             with opener.open(f"http://127.0.0.1:{PROXY_PORT}/", timeout=20) as response:
                 return {response.read().decode()}
-        except urllib.error.HTTPError as error:  # the request under way when its uplink went
+        except urllib.error.HTTPError as error:  # its uplink went down during the request
             error.close()
-        except OSError:  # it does not listen yet
+        except OSError:  # the program does not listen yet
             time.sleep(0.05)
         return set()
 
@@ -101,7 +101,7 @@ def test_a_uvicorn_application_that_asks_others_by_httpx(lab: Lab, servers: Serv
 
 @pytest.fixture(scope="module")
 def echobot(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """python-telegram-bot's own example, from the archive of the version that is installed. Skips where pip cannot get it.
+    """python-telegram-bot's own example, from the archive of the installed version. Skips the test if pip cannot get it.
 
     It is downloaded before the laboratory is made: a package index cannot be reached from there.
     """
@@ -142,7 +142,7 @@ def test_a_telegram_poller(echobot: str, lab: Lab, servers: Servers, tmp_path: P
     def look() -> set[str]:
         assert program.process.poll() is None, program.errors()
         seen = servers.sources.pop("telegram", None)
-        if seen is None:  # it waits a while after an error, each time longer
+        if seen is None:  # the program waits after an error, longer each time
             time.sleep(0.05)
         return set(seen or ())
 

@@ -1,4 +1,4 @@
-"""Programs that know nothing of bindsock, under ``bindsock run``, beneath a VPN that has the default route."""
+"""Programs without bindsock, under ``bindsock run``, with a VPN that has the default route."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def http(servers: Servers) -> str:
 
 
 def expect(program: str, *arguments: str, lab: Lab, lines: int = 1, what: str) -> None:
-    """Run a program that prints the source addresses that servers have seen: those of the Wi-Fi, and nothing in the tunnel."""
+    """Run a program that prints the sources that servers saw. They must be the Wi-Fi's, and no packet may enter the tunnel."""
     with nothing_through_the_tunnel(lab):
         done = run(PYTHON, "-W", "error", program, *arguments, options=REPORT)
     assert done.returncode == 0, done.stderr
@@ -236,7 +236,7 @@ def test_the_sitecustomize_that_there_would_be_runs(tmp_path: Path) -> None:
         PYTHON, "-c", "import sitecustomize; print(sitecustomize.__file__)", options=QUIET, env=environment(PYTHONPATH=path)
     )
     there = str(tmp_path / "sitecustomize.py")
-    # The command line itself is Python, and has it as well.
+    # ``bindsock run`` is a Python process with the same options.
     assert done.stdout.splitlines()[-2:] == [f"sitecustomize {there} True", there]
 
 

@@ -1,4 +1,4 @@
-"""Streams are ended with a reason when they can no longer work: real transports over loopback, a scripted network."""
+"""Streams are ended with a reason when they can no longer work: real transports over loopback, on a scripted network."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class StreamScene(Scene):
-    """And a server on loopback that pretends to be far away."""
+    """A scene with a server on loopback that is treated as remote."""
 
     def __init__(self, initial: Network = ON_WIFI) -> None:
         self.loop = asyncio.get_running_loop()
@@ -86,7 +86,7 @@ class StreamScene(Scene):
         writer.write(b"hello\n")
         async with asyncio.timeout(20):
             assert await reader.readline() == b"hello\n"
-        self.exits.callback(writer.close)  # and hold it until then
+        self.exits.callback(writer.close)  # and keep it until then
         return reader, writer
 
     async def close(self) -> None:
@@ -101,7 +101,7 @@ class StreamScene(Scene):
 
 
 class Echo(asyncio.Protocol):
-    """The server's side: returns what comes; ``upgrade`` starts TLS."""
+    """The server's side: sends back what it receives. ``upgrade`` starts TLS."""
 
     def __init__(self, scene: StreamScene) -> None:
         self.scene = scene
@@ -140,7 +140,7 @@ async def tls_scene() -> AsyncIterator[StreamScene]:
 
 
 async def ended(reader: asyncio.StreamReader) -> InterfaceChanged:
-    """The error with which a pending read wakes."""
+    """The error that a pending read raises."""
     with pytest.raises(InterfaceChanged) as caught:
         async with asyncio.timeout(20):
             await reader.readline()
@@ -191,7 +191,7 @@ async def test_a_pending_drain_wakes_with_the_reason(scene: StreamScene) -> None
 async def test_tls_that_the_application_started_later_is_told(scene: StreamScene) -> None:
     reader, writer = await scene.open()
     writer.write(b"upgrade\n")
-    # What a client says before the server calls start_tls() is lost (asyncio).
+    # asyncio loses data that a client sends before the server calls start_tls().
     await until(lambda: bool(scene.upgrades))
     await settle()
     await writer.start_tls(tls_client_context(), server_hostname="localhost")
@@ -561,7 +561,7 @@ def test_a_followed_socket_tells_when_it_is_detached() -> None:
 
 
 async def test_what_has_been_announced_but_not_read_when_following_begins_counts(scene: StreamScene) -> None:
-    """Reading it shows the guard a network before it knows its own place."""
+    """Reading the event shows the guard a network before it knows its own location."""
     with scene.watcher.hold():
         sock = await scene.dial()
         scene.kernel.change(ON_ETHERNET)

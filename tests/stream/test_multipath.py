@@ -1,4 +1,4 @@
-"""Where the subflows of a multipath connection may be, and what is ordered when they are not: on a scripted network."""
+"""The interfaces for the subflows of a multipath connection, and the commands that move them: on a scripted network."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ONLY_USB = network("2: wifi0 wifi down", USB, BY_USB)
 
 
 class MultipathScene(Scene):
-    """And a socket that is taken for a multipath connection, with what follows it."""
+    """A scene with a socket that is treated as a multipath connection, and its follower."""
 
     def __init__(self) -> None:
         super().__init__(ON_WIFI, VirtualLoop())
@@ -71,7 +71,7 @@ class MultipathScene(Scene):
         return self.guard
 
     def systems(self, *addresses: str) -> None:
-        """The system has made subflows from these addresses by itself."""
+        """Simulate subflows from these addresses that the system has made by itself."""
         for address in map(ip_address, addresses):
             self.paths.systems.add(address)
             self.paths.establish(self.sock, address)
@@ -81,7 +81,7 @@ class MultipathScene(Scene):
         return [str(subflow.local) for subflow in self.paths.connections[self.sock]]
 
     def change(self, network: Network) -> None:
-        """The network changes, and what is ordered then has the time to join."""
+        """Change the network, and give new subflows the time to join."""
         super().change(network)
         self.wait(0.02)
 
@@ -143,7 +143,7 @@ def test_what_is_in_the_middle_of_moving_is_not_ended(scene: MultipathScene) -> 
 
 def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(scene: MultipathScene) -> None:
     class Late:
-        """Work is never done in the turn in which it is asked for."""
+        """Turns that never do work in the turn that requests it."""
 
         def __init__(self, runtime: Runtime) -> None:
             self.runtime = runtime
@@ -339,7 +339,7 @@ def test_the_end_of_the_following_leaves_it_as_it_is(scene: MultipathScene) -> N
 def test_a_peer_that_keeps_it_waiting_is_dead(scene: MultipathScene) -> None:
     scene.follow(dead_after=8.0)
     scene.wait(12.0)
-    scene.paths.silences[scene.sock] = 3600.0  # the last answer was long ago, but the question is new
+    scene.paths.silences[scene.sock] = 3600.0  # the last answer is old, but the unanswered data is new
     scene.wait(6.0)
     assert scene.guard.error is None
     scene.wait(3.0)

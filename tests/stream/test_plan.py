@@ -1,4 +1,4 @@
-"""What is to be done with a connection, as tables: from what is known of it to the orders."""
+"""The commands for a multipath connection, as tables of its states."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_it_moves_along_with_its_address_unless_that_was_refused() -> None:
 
 
 def over(seen: Network, *working: Location, keep: bool = False, place: Location = ON_WIFI, **known: Any) -> Orders:
-    """The orders for a multipath connection with these subflows."""
+    """The commands for a multipath connection with these subflows."""
     situation = known.pop("situation", Situation(working))
     subflows = replace(SubflowFacts(situation), **known)
     requirement = Requirement(PEER, better_path="keep" if keep else "auto")

@@ -1,4 +1,4 @@
-"""What a change of the network means for one connection."""
+"""The effect of a network change on one connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance suite of kernel backends: the three that there are pass, and whoever breaks a promise does not."""
+"""The conformance suite of kernel backends: the three backends pass, and a faulty backend fails."""
 
 from __future__ import annotations
 

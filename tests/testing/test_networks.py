@@ -1,4 +1,4 @@
-"""Networks that are written down as ``ip`` prints them."""
+"""Networks written as ``ip`` prints them."""
 
 from __future__ import annotations
 

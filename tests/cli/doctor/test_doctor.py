@@ -1,4 +1,4 @@
-"""``bindsock doctor`` on a scripted network, which is that of a system without policy rules."""
+"""``bindsock doctor`` on a scripted network of a system without policy rules."""
 
 from __future__ import annotations
 

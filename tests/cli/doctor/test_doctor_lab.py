@@ -1,4 +1,4 @@
-"""``bindsock doctor`` in the laboratory, beneath what real VPN programs did, with and without privileges."""
+"""``bindsock doctor`` in the laboratory, on replayed changes of real VPN programs, with and without privileges."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RECORDED = {
     "charon-libipsec": ("ipsec0", "strongSwan"),
     "wg-quick-drop": ("wg0", "wg-quick"),
 }
-"""By recording: the device that has the default, and what the program is called."""
+"""By recording: the device that has the default route, and the program's name."""
 
 
 def doctor(run: Run, lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:

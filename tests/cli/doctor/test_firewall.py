@@ -1,4 +1,4 @@
-"""Which rules of a firewall are in the way of a bound socket, out of what real programs made and of other shapes."""
+"""Which firewall rules block a bound socket: rules of real programs, and other forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which program a VPN looks like: rules as the programs document them. What real ones did is in ``test_doctor_lab.py``."""
+"""The VPN program is recognised by the rules that it documents. Recorded rules are in ``test_doctor_lab.py``."""
 
 from __future__ import annotations
 
