@@ -29,6 +29,8 @@ from tests.integrations.servers import Servers
 from tests.integrations.test_http_lab import bring_up
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
+from .test_blocking_lab import NO_NAME
+
 __all__ = ["servers"]
 
 pytestmark = pytest.mark.lab
@@ -80,7 +82,7 @@ def test_requests_errors_are_its_own(lab: Lab, servers: Servers) -> None:
         with pytest.raises(requests.ConnectTimeout):
             client.get("http://10.9.0.11/", timeout=0.2)
         with pytest.raises(requests.ConnectionError):
-            client.get("http://nowhere.invalid/", timeout=PATIENCE)
+            client.get(f"http://{NO_NAME}/", timeout=PATIENCE)
         with pytest.raises(ValueError, match="PySocks"):
             client.get(urls(servers)[0], timeout=PATIENCE, proxies={"http": "socks5://127.0.0.1:1080"})
         lab.down("wifi0")
