@@ -24,7 +24,7 @@ from tests.integrations.tunnel import nothing_through_the_tunnel
 
 from .programs import PATIENCE, PYTHON, environment, run, running
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.soak, pytest.mark.timeout(240)]
 
 SWITCHES = 5
 COMMANDS = Path(sys.executable).parent
