@@ -11,6 +11,8 @@ READY := $(VENV)/.ready
 # It finds what is installed by the Python that is first in the path. Without a warning it does not ask for newer releases.
 PYRIGHT := PATH="$(abspath $(BIN)):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 LOWEST := $(VENV)-lowest
+# Hundreds of programs are started, and would compile bindsock and what they import each time.
+unexport PYTHONDONTWRITEBYTECODE
 BENCH := $(VENV)-bench
 # The tests wait far more than they compute, so there are many more workers than processors.
 WORKERS ?= 8
