@@ -277,6 +277,7 @@ def test_a_proxy_repairs_routes_for_its_clients_and_leaves_none(lab: Lab, mode: 
     assert sorted(tables(lab).splitlines()) == sorted(before.splitlines())
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # by what earlier tests have started
 def test_a_forked_child_that_exits_removes_nothing(lab: Lab) -> None:
     factory = bindsock.TransportFactory(repair_routes=True)
     factory.effective_interface()
