@@ -118,6 +118,12 @@ def test_errors_of_the_connection_are_the_standard_librarys(lab: Lab) -> None:
         create_connection((NO_NAME, 1), PATIENCE)
 
 
+@pytest.mark.timeout(60, method="thread")  # a signal is not noticed in that wait
+def test_a_refusal_does_not_wait_for_the_timeout(lab: Lab) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        create_connection((lab.server.ipv4, 1), 3600.0)
+
+
 @pytest.mark.parametrize("options", [{"dead_after": 0}, {"better_path": "abrot"}, {"interfase": "eth0"}])
 def test_a_keyword_that_makes_no_sense_is_refused(lab: Lab, options: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):

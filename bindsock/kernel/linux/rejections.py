@@ -29,7 +29,13 @@ def rejection(sock: socket.socket) -> Rejection | None:
     :return: ``None`` if the entry is no ICMP message
     :raises OSError: the queue is empty or cannot be read
     """
-    _, ancillary, _, _ = sock.recvmsg(1, 512, _MSG_ERRQUEUE)
+    timeout = sock.gettimeout()
+    # With a timeout Python would wait for an empty queue, although MSG_ERRQUEUE never blocks.
+    sock.settimeout(0.0)
+    try:
+        _, ancillary, _, _ = sock.recvmsg(1, 512, _MSG_ERRQUEUE)
+    finally:
+        sock.settimeout(timeout)
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_RECVERR:
             return parse(data)
