@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import socket
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -261,17 +262,22 @@ class Connector:
         options: DatagramOptions,
     ) -> tuple[DatagramTransport, D]:
         """See :meth:`bindsock.TransportFactory.create_datagram_endpoint`."""
-        from bindsock.datagram.open import open_datagram
-
-        return await open_datagram(
+        endpoint: tuple[DatagramTransport, D] = await _open_datagram()(
             self.watcher,
             protocol_factory,
             local_addr,
             remote_addr,
             resolve=self.resolve,
             find_nat64=self._nat64_prefixes,
-            **options.as_keywords(),
+            family=options.family,
+            proto=options.proto,
+            flags=options.flags,
+            reuse_port=options.reuse_port,
+            allow_broadcast=options.allow_broadcast,
+            sock=options.sock,
+            interface=options.interface,
         )
+        return endpoint
 
     def follow(self, sock: socket.socket, address: IPAddress, path: Path | None, *, pin: str | None = None) -> None:
         """Follow a socket that has just been bound and connected.
@@ -497,6 +503,14 @@ def _close_unattached(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> N
             sock.shutdown(socket.SHUT_RDWR)
     else:
         sock.close()
+
+
+@functools.cache
+def _open_datagram() -> Any:
+    """Imported at the first endpoint. To say so for each of them again takes a microsecond."""
+    from bindsock.datagram.open import open_datagram
+
+    return open_datagram
 
 
 def _interface_resolver() -> InterfaceResolver:

@@ -31,9 +31,9 @@ from bindsock.options import (
     DRAIN_TIMEOUT,
     RECONNECT_TIMEOUT,
     BetterPath,
-    ConnectOptions,
     check_better_path,
     check_interface,
+    connect_options,
     known_keywords_only,
 )
 from bindsock.reconnect.hooks import HookTransport
@@ -129,7 +129,7 @@ class BoundLoop(_Base):
 
         The keywords are those of :meth:`bindsock.TransportFactory.create_connection`.
         """
-        options = ConnectOptions(
+        options = connect_options(
             ssl=ssl,
             family=family,
             proto=proto,

@@ -32,9 +32,10 @@ from bindsock.options import (
     RECONNECT_TIMEOUT,
     BetterPath,
     ConnectOptions,
-    DatagramOptions,
     check_better_path,
     check_interface,
+    connect_options,
+    datagram_options,
     known_keywords_only,
 )
 
@@ -241,7 +242,7 @@ class TransportFactory:
         :raises TypeError: a keyword is unknown, or a value has the wrong type
         :raises ValueError: a value is out of range, or keywords contradict each other
         """
-        options = ConnectOptions(
+        options = connect_options(
             ssl=ssl,
             family=family,
             proto=proto,
@@ -303,7 +304,7 @@ class TransportFactory:
             returned go on over the new connection. They read the bytes that the hook returns first.
         :raises OSError: as :meth:`create_connection`
         """
-        options = ConnectOptions(
+        options = connect_options(
             ssl=ssl,
             family=family,
             proto=proto,
@@ -352,7 +353,7 @@ class TransportFactory:
         :param happy_eyeballs_delay: seconds after which the next address is tried in parallel; ``None`` to try one by one
         :raises OSError: as :meth:`create_connection`
         """
-        options = ConnectOptions(
+        options = connect_options(
             family=family,
             proto=proto,
             flags=flags,
@@ -422,7 +423,7 @@ class TransportFactory:
         :raises NoRoute: no route to the remote address leaves by the interface
         :raises BindFailed: the system refused to bind, or the local address does not belong to an uplink
         """
-        options = DatagramOptions(
+        options = datagram_options(
             family=family,
             proto=proto,
             flags=flags,

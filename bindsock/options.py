@@ -11,13 +11,16 @@ import difflib
 import functools
 import inspect
 import math
+import operator
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
 F = TypeVar("F", bound=Callable[..., Any])
+K = ParamSpec("K")
+V = TypeVar("V")
 
 BetterPath: TypeAlias = Literal["auto", "keep", "abort"]
 """What to do with a working stream when the effective interface has changed: see ``TransportFactory``."""
@@ -94,11 +97,13 @@ class ConnectOptions:
         :param host: the name that the server's certificate is checked against, unless ``server_hostname`` is given
         :raises ValueError: a TLS keyword is given without ``ssl``, or there is no name to check the certificate against
         """
-        given = {
-            name: value
-            for name in ("server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout")
-            if (value := getattr(self, name)) is not None
-        }
+        given: dict[str, Any] = {}
+        if self.server_hostname is not None:
+            given["server_hostname"] = self.server_hostname
+        if self.ssl_handshake_timeout is not None:
+            given["ssl_handshake_timeout"] = self.ssl_handshake_timeout
+        if self.ssl_shutdown_timeout is not None:
+            given["ssl_shutdown_timeout"] = self.ssl_shutdown_timeout
         if not self.ssl:
             for name in given:
                 raise ValueError(f"{name} is only meaningful with ssl")
@@ -128,13 +133,6 @@ class DatagramOptions:
 
     def __post_init__(self) -> None:
         check_interface(self.interface)
-
-    def as_keywords(self) -> dict[str, Any]:
-        """The options as keyword arguments."""
-        return {name: getattr(self, name) for name in _DATAGRAM_KEYWORDS}
-
-
-_DATAGRAM_KEYWORDS = tuple(field.name for field in dataclasses.fields(DatagramOptions))
 
 
 def check_interface(interface: object) -> None:
@@ -199,3 +197,24 @@ def unknown_keyword(function: str, unknown: str, known: frozenset[str]) -> str:
     message = f"{function}() got an unexpected keyword argument {unknown!r}"
     nearest = difflib.get_close_matches(unknown, sorted(known), n=1, cutoff=0.5)
     return f"{message}; did you mean {nearest[0]!r}?" if nearest else message
+
+
+def _one_for_the_defaults(kind: Callable[K, V], *defaults: object) -> Callable[K, V]:
+    """Make values of a class by keyword; one object serves all calls in which every keyword is the default itself.
+
+    :param defaults: in the order in which the keywords are given
+    """
+    shared = kind()  # type: ignore[call-arg]
+
+    def make(*args: K.args, **kwargs: K.kwargs) -> V:
+        if len(kwargs) == len(defaults) and all(map(operator.is_, kwargs.values(), defaults)):
+            return shared
+        return kind(*args, **kwargs)
+
+    return make
+
+
+connect_options = _one_for_the_defaults(ConnectOptions, *(field.default for field in dataclasses.fields(ConnectOptions)))
+"""Makes :class:`ConnectOptions`, for each connection."""
+datagram_options = _one_for_the_defaults(DatagramOptions, *(field.default for field in dataclasses.fields(DatagramOptions)))
+"""Makes :class:`DatagramOptions`, for each endpoint."""

@@ -18,7 +18,7 @@ import bindsock
 import bindsock.anyio
 import bindsock.blocking
 from bindsock.integrations import aioquic, grpc, httpx
-from bindsock.options import ConnectOptions, DatagramOptions, unknown_keyword
+from bindsock.options import ConnectOptions, DatagramOptions, connect_options, unknown_keyword
 from bindsock.testing import SimulatedKernel, network
 
 BoundUvloop = bindsock.loop_factory(uvloop.Loop)
@@ -253,3 +253,12 @@ async def test_a_connected_socket_cannot_become_multipath() -> None:
 def test_the_nearest_keyword_is_only_named_when_it_is_near(name: str) -> None:
     known = frozenset({"multipath", "interface"})
     assert ("did you mean" in unknown_keyword("f", name, known)) == (name == "multipath")
+
+
+def test_one_value_serves_all_calls_that_leave_everything_at_its_default() -> None:
+    given: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(ConnectOptions)}
+    assert connect_options(**given) is connect_options(**given)
+    assert connect_options(**given) == ConnectOptions()
+    assert connect_options(**{**given, "interface": "eth0"}) == ConnectOptions(interface="eth0")
+    with pytest.raises(TypeError, match="multipath"):
+        connect_options(**{**given, "multipath": 0})

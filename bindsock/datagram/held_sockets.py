@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from bindsock.datagram.plan import alive, device_alive
 from bindsock.model.network import IPAddress
+from bindsock.netmon.expiry import Expiry
 
 if TYPE_CHECKING:
     import socket
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from bindsock.datagram.drop_counter import DropCounter
     from bindsock.model.decision import Path
-    from bindsock.netmon.loop import Timer
     from bindsock.netmon.runtime import Runtime
     from bindsock.routing.effective import Decider
 
@@ -39,10 +39,15 @@ class HeldSocket:
     way: Way
     path: Path | None
     source: IPAddress | None
-    timer: Timer | None = None
-    """Closes an old socket when it fires; ``None`` for a way."""
+    owner: HeldSockets
+    until: float | None = None
+    """When an old socket is closed; ``None`` for a way."""
     drops: DropCounter | None = None
     """Counts the drops of its device, if the endpoint sends by this socket."""
+
+    def expire(self) -> None:
+        """Close an old socket in time."""
+        self.owner.end(self)
 
     def works(self, decider: Decider) -> bool:
         """Whether it can still receive."""
@@ -90,26 +95,26 @@ class HeldSockets:
         if self._runtime.closed:
             self._discard(sock, True)
             return
-        held = HeldSocket(sock, path.index, path, source)
-        held.timer = self._runtime.call_later(self._overlap, self._end, held)
+        held = HeldSocket(sock, path.index, path, source, self)
+        self._runtime.shared(Expiry).add(held, self._overlap)
         self._held.append(held)
-        old = [held for held in self._held if held.timer is not None]
-        if len(old) > MAX_HELD_SOCKETS:
-            self._end(old[0])
+        if len(self._held) > MAX_HELD_SOCKETS:
+            old = [held for held in self._held if held.until is not None]
+            if len(old) > MAX_HELD_SOCKETS:
+                self.end(old[0])
 
     def add_way(self, held: HeldSocket) -> None:
         """Keep a socket that the endpoint sends by."""
         self._held.append(held)
-        ways = [held for held in self._held if held.timer is None]
+        ways = [held for held in self._held if held.until is None]
         if len(ways) > MAX_WAYS:
-            self._end(ways[0])
+            self.end(ways[0])
 
     def way(self, way: Way) -> HeldSocket | None:
         """The socket of a way; ``None`` if there is none. If it was an old socket, it becomes a way and is kept."""
         held = next((held for held in self._held if held.way == way), None)
-        if held is not None and held.timer is not None:
-            held.timer.cancel()
-            held.timer = None
+        if held is not None:
+            held.until = None
         return held
 
     def take_back(self, index: int) -> socket.socket:
@@ -121,14 +126,14 @@ class HeldSockets:
     def end_at(self, index: int) -> None:
         """Close the socket on an interface, if there is one, because another one takes its place."""
         for held in [held for held in self._held if held.path is not None and held.path.index == index]:
-            self._end(held)
+            self.end(held)
 
     def end_dead(self, decider: Decider) -> None:
         """Close the sockets that cannot receive any more."""
         for held in [held for held in self._held if not held.works(decider)]:
             if held.drops is not None and held.path is not None and not device_alive(decider.network, held.path):
                 self._lost(held.drops.lost_on_dead_device(held.sock))
-            self._end(held)
+            self.end(held)
 
     def end_all(self) -> None:
         """Close all sockets, without reading the remaining datagrams."""
@@ -136,11 +141,11 @@ class HeldSockets:
             self._forget(held)
             self._discard(held.sock, False)
 
-    def _end(self, held: HeldSocket) -> None:
+    def end(self, held: HeldSocket) -> None:
+        """Close one."""
         self._forget(held)
         self._discard(held.sock, True)
 
     def _forget(self, held: HeldSocket) -> None:
         self._held.remove(held)
-        if held.timer is not None:
-            held.timer.cancel()
+        held.until = None

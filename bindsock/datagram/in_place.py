@@ -49,7 +49,6 @@ class InPlace:
     :param watcher: provides the event loop, the kernel and the statistics
     :param requirement: decides the placement of the socket
     :param placement: the present placement
-    :param local: the local address of the socket
     """
 
     __slots__ = (
@@ -66,11 +65,11 @@ class InPlace:
         "requirement",
     )
 
-    def __init__(self, watcher: Watcher, requirement: Requirement | None, placement: Placement, local: SockAddr) -> None:
+    def __init__(self, watcher: Watcher, requirement: Requirement | None, placement: Placement) -> None:
         runtime = watcher.runtime
         self._watcher = watcher
-        self._local = local
-        self._port: int = local[1]
+        self._local: SockAddr = ("", 0)  # asked for when it is needed
+        self._port = 0
         self._source: IPAddress | None = None
         self._source_known = False
         self._hops = runtime.shared(FirstHops)
@@ -97,7 +96,7 @@ class InPlace:
     def port(self, sock: socket.socket) -> int:
         """The local port; 0 if there is none yet. It is remembered, because a failed move may leave the socket without it."""
         if not self._port:
-            self._port = self.local_address(sock)[1]
+            self._port = self._local[1] or self.local_address(sock)[1]
         return self._port
 
     def source(self, sock: socket.socket, peer: SockAddr | None) -> IPAddress | None:
@@ -107,7 +106,7 @@ class InPlace:
         if peer is None:
             return None
         if not self._source_known:
-            address = unmapped(address_of(sock.getsockname()))
+            address = unmapped(address_of(self.local_address(sock)))
             self._source, self._source_known = (None if address.is_unspecified else address), True
         return self._source
 
@@ -286,7 +285,7 @@ class InPlaceMover:
         self._watcher = watcher
         self._followers = followers_of(watcher)
         self._peer = peer_of(sock)
-        self._in_place = InPlace(watcher, requirement, placement, sock.getsockname())
+        self._in_place = InPlace(watcher, requirement, placement)
         self._pin = pin
         self._retry = Retry(watcher.runtime, self._try_again, FIRST_RETRY, LAST_RETRY)
         self._sock: weakref.ref[socket.socket] | None = watch_end(sock, self.close)

@@ -15,10 +15,8 @@ import enum
 import errno
 import logging
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from bindsock.datagram.drop_counter import SAMPLE_INTERVAL
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.held_sockets import HeldSocket, HeldSockets
@@ -61,8 +59,7 @@ class MoverUser(Protocol):
         """End with an error: there will never be a path again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """The unchanging properties of an endpoint."""
 
     requirement: Requirement | None
@@ -115,7 +112,6 @@ class DatagramMover:
         "peer",
         "seen",
         "sock",
-        "used_until",
         "ways",
     )
 
@@ -130,13 +126,11 @@ class DatagramMover:
         self.peer: SockAddr | None = peer_of(sock)
         self.no_path: bool = False
         """There is no path: the transport must not send."""
-        self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement, sock.getsockname())
+        self.in_place: InPlace = InPlace(watcher, endpoint.requirement, placement)
         self.ways: Ways | None = None
         """Finds the socket for each destination; ``None`` if the current socket is for all."""
         self.followers: DatagramFollowers = followers_of(watcher)
         self.seen: int = self.followers.reading
-        self.used_until: float = 0.0
-        """When :meth:`used` must be called again, in monotonic seconds."""
         self._watcher = watcher
         self._endpoint = endpoint
         self._held: HeldSockets | None = None
@@ -319,11 +313,6 @@ class DatagramMover:
         if silent and gateway is not None:
             hops.when_answered(interface, gateway, self._way_answers)
         return silent
-
-    def used(self, now: float) -> None:
-        """Record that the endpoint sends or receives, so that it moves before others."""
-        self.used_until = now + SAMPLE_INTERVAL
-        self.followers.used(self)
 
     def catch_up(self) -> None:
         """Process the newest reading now, before the endpoint sends."""

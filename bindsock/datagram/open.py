@@ -91,7 +91,14 @@ async def open_datagram(
         else:
             pairs = await _address_pairs(local_addr, remote_addr, family, proto, flags, resolve)
             specs = [
-                SocketSpec(socket.AddressFamily(f), p, local, remote, bool(reuse_port), bool(allow_broadcast))
+                SocketSpec(
+                    f if isinstance(f, socket.AddressFamily) else socket.AddressFamily(f),
+                    p,
+                    local,
+                    remote,
+                    bool(reuse_port),
+                    bool(allow_broadcast),
+                )
                 for (f, p), (local, remote) in pairs
             ]
 
@@ -151,13 +158,13 @@ async def _address_pairs(
         if family == socket.AF_UNSPEC:
             raise ValueError("unexpected address family")
         return [((family, proto), (None, None))]
-    locals_ = await _resolved(local_addr, family, proto, flags, resolve) if local_addr is not None else {}
     remotes = await _resolved(remote_addr, family, proto, flags, resolve) if remote_addr is not None else {}
+    if local_addr is None:
+        return [(key, (None, remote)) for key, remote in remotes.items()]
+    locals_ = await _resolved(local_addr, family, proto, flags, resolve)
     keys = dict.fromkeys((*locals_, *remotes))
     pairs: list[_Pair] = [
-        (key, (locals_.get(key), remotes.get(key)))
-        for key in keys
-        if (local_addr is None or key in locals_) and (remote_addr is None or key in remotes)
+        (key, (locals_.get(key), remotes.get(key))) for key in keys if key in locals_ and (remote_addr is None or key in remotes)
     ]
     if not pairs:
         raise ValueError("can not get address information")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.decision import Decision, Path, path_on
@@ -45,8 +45,7 @@ UNBOUND = Placement(None, unbound=True)
 GONE = Placement(None, gone=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
+class Requirement(NamedTuple):
     """Decides the placement of a socket."""
 
     targets: tuple[Target, ...]
@@ -86,8 +85,7 @@ class Requirement:
         return Placement(path_on(owner, family_of(self.address)))
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """The input of :func:`plan`."""
 
     network: Network
@@ -130,8 +128,7 @@ class Step(enum.Enum):
     """Fail: there will never be a path again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
+class Orders(NamedTuple):
     """What to do: count the drops of a dead device, then take the step."""
 
     step: Step
@@ -166,7 +163,7 @@ def _without_needless_source(facts: Facts) -> Facts:
         return facts
     if wanted.source is None or wanted.source != facts.source:
         return facts
-    return replace(facts, wanted=facts.wanted._replace(path=replace(wanted, source=None)))
+    return facts._replace(wanted=facts.wanted._replace(path=replace(wanted, source=None)))
 
 
 def _step(facts: Facts, works: bool) -> Step:

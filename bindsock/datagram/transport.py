@@ -13,6 +13,7 @@ import socket
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from bindsock.datagram.drop_counter import SAMPLE_INTERVAL
 from bindsock.datagram.sender import Data, Sender
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _BATCH = 16
 _SINGLES = 8
 """After a datagram that came alone, so many are read one at a time: a read without a result takes 2 µs."""
 _MAX_DATAGRAM = 1 << 16
+_HIGH_WATER = 64 * 1024
 _LAST_BATCHES = 64
 _WARN_AFTER = 5
 """Sends on a closed transport before a warning is logged."""
@@ -52,6 +54,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         "_singles",
         "_statistics",
         "_strict",
+        "_used_until",
     )
 
     def __init__(
@@ -78,12 +81,12 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._remote = remote
         self._strict = strict
         self._sender = Sender(mover, self, remote)
-        self._high_water = self._low_water = 0
+        self._high_water, self._low_water = _HIGH_WATER, _HIGH_WATER // 4
         self._paused = False
         self._singles = 0
+        self._used_until = 0.0
         self._closing = False
         self._lost = 0
-        self.set_write_buffer_limits()
         runtime.call_soon(self._begin, protocol, waiter)
 
     def _begin(self, protocol: asyncio.DatagramProtocol, waiter: Future | None) -> None:
@@ -140,7 +143,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if high is None:
-            high = 64 * 1024 if low is None else 4 * low
+            high = _HIGH_WATER if low is None else 4 * low
         if low is None:
             low = high // 4
         if not high >= low >= 0:
@@ -185,8 +188,9 @@ class DatagramTransport(asyncio.DatagramTransport):
     def readable(self, sock: socket.socket) -> None:
         """Read a batch of datagrams."""
         now = self._runtime.time()
-        if now >= self._mover.used_until:
-            self._mover.used(now)
+        if now >= self._used_until:
+            self._used_until = now + SAMPLE_INTERVAL
+            self._mover.followers.used(self._mover)
         if self._singles:
             self._singles -= 1
             self._read(sock, 1)

@@ -136,7 +136,7 @@ class Ways:
         if held is None:
             source = path.source if path is not None else None
             sock = self._open(interface, source if isinstance(way, int) else way)
-            held = HeldSocket(sock, way, path, None)
+            held = HeldSocket(sock, way, path, None, self._mover.held)
             self._mover.add_way(held)
         if held.drops is None:
             runtime = self._watcher.runtime

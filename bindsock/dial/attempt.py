@@ -8,8 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.dial.binding import NONBLOCKING, bind_or_close, check_egress, check_local_address, connect_error, departure
 from bindsock.dial.followed_socket import FollowedSocket
@@ -31,8 +30,7 @@ _logger = logging.getLogger("bindsock")
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR})
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """One address of the host, and the interface for it."""
 
     info: AddrInfo
@@ -43,8 +41,7 @@ class Destination:
     """The watcher's newest one, without the pin of the dial."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dialled:
+class Dialled(NamedTuple):
     """A connected socket, with its decision and its path."""
 
     sock: FollowedSocket

@@ -99,19 +99,37 @@ class Dialer:
             if len(destinations) > 1:
                 destinations = self._in_order(destinations)
             attempts = [Attempt(self, destination, local_infos) for destination in destinations]
-            race = Race(self.watcher, attempts, options.happy_eyeballs_delay, options.connect_timeout)
-            winner = race.begin() or await race.run(interruptible=redials < MAX_REDIALS)
+            winner = await self._winner(attempts, interruptible=redials < MAX_REDIALS)
             if winner is not None:
                 try:
                     return await rest(winner.verified())
                 except PathChanged as change:
                     if redials == MAX_REDIALS:
                         raise change.error from change.error.__cause__
-            elif not race.interrupted:
-                raise self._failure(race.errors)
             self.watcher.statistics.redialled += 1
             _logger.info("the path to %s changed during the dial, dialling again", self.host)
         raise AssertionError("the last dial returns or raises")
+
+    async def _winner(self, attempts: list[Attempt], *, interruptible: bool) -> Attempt | None:
+        """Connect to one of the addresses.
+
+        :param interruptible: whether a path change may end the race
+        :return: the attempt that succeeded, ``None`` if the path has changed
+        :raises OSError: all have failed
+        :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
+        """
+        failure = None
+        try:
+            if attempts[0].begin():
+                return attempts[0]
+        except OSError as error:
+            failure = error
+        race = Race(self.watcher, attempts, self.options.happy_eyeballs_delay, self.options.connect_timeout)
+        race.first_has_begun(failure)
+        winner = await race.run(interruptible=interruptible)
+        if winner is None and not race.interrupted:
+            raise self._failure(race.errors)
+        return winner
 
     async def _resolved(self, host: str | None, port: int | str | None) -> Sequence[AddrInfo]:
         """The addresses of a host, resolved according to the options."""
@@ -128,7 +146,7 @@ class Dialer:
 
         :param local_infos: the requested local addresses; the address of an uplink pins the dial to this uplink
         """
-        own = {info[0]: unmapped(address_of(info[4])) for info in reversed(local_infos or ())}
+        own = {info[0]: unmapped(address_of(info[4])) for info in reversed(local_infos)} if local_infos is not None else {}
         on_no_interface = self.watcher.preferences.on_no_interface
         candidates = infos
         while True:

@@ -84,17 +84,17 @@ class Race:
         self._end: Future | None = None
         self._timer: Timer | None = None
 
-    def begin(self) -> Attempt | None:
-        """Start the first attempt, without waiting.
+    def first_has_begun(self, error: OSError | None) -> None:
+        """Take over the first attempt, which was started without a race, as most dials need none.
 
-        :return: an attempt that has already succeeded; if it is ``None``, await :meth:`run`
+        :param error: how it failed; ``None`` if it is connecting
         """
-        try:
+        self._begun = 1
+        if error is None:
+            self._wait_for(self._attempts[0])
+        else:
+            self.errors.append(error)
             self._begin_next()
-        except BaseException:
-            self._close()
-            raise
-        return self._take_winner()
 
     async def run(self, *, interruptible: bool) -> Attempt | None:
         """Connect.

@@ -27,6 +27,8 @@ class EventSources:
         """Whether the sources have been opened. A kernel may have none."""
         self.registered: bool = False
         """Whether the sources are registered with the event loop."""
+        self.registering: bool = False
+        """Whether the event loop will watch them in a moment."""
         self._runtime = runtime
         self._readable = readable
         self._sources: list[EventSource] = []

@@ -36,6 +36,10 @@ LINGER = 1.0
 """Seconds after which a watcher that is not needed any more rests, so that it does not stop and start for every dial."""
 
 
+_REGISTER_AFTER = 3
+"""Turns of the event loop until it watches the sources of a watcher that is needed. A dial takes two for its transport."""
+
+
 class Follower(Protocol):
     """A follower moves a socket with the effective interface. The watcher passes it each new reading."""
 
@@ -71,7 +75,7 @@ class Watcher:
     @property
     def running(self) -> bool:
         """Whether it is needed: there is a follower, a listener or a hold, and it was not stopped."""
-        return self._sources.registered and self._needed
+        return self._sources.opened and self._needed
 
     @property
     def resting(self) -> bool:
@@ -126,7 +130,7 @@ class Watcher:
         if self.statistics.readings != readings:
             return  # there was an event after all
         now = self.runtime.time()
-        if self._sources.registered and self._coalescer.event(now, Cause.SEND_ERROR):
+        if self.running and self._coalescer.event(now, Cause.SEND_ERROR):
             self._read(Cause.SEND_ERROR, partial=True, event_time=now)
         self._set_alarm()
 
@@ -204,8 +208,19 @@ class Watcher:
             return
         if not self._sources.opened:
             self._open()
-        self._sources.register()
-        self._set_alarm()
+        if not self._sources.registering:
+            # Not now, since whoever dials need not wait for it. What happens meanwhile is read then, or at the next dial.
+            self._sources.registering = True
+            self.runtime.call_soon(self._register, _REGISTER_AFTER)
+
+    def _register(self, turns: int) -> None:
+        if turns > 1:
+            self.runtime.call_soon(self._register, turns - 1)
+            return
+        self._sources.registering = False
+        if self.running and not self._sources.registered:
+            self._sources.register()
+            self._set_alarm()
 
     def _rest_if_idle(self) -> None:
         if self._sources.registered and not self._needed:

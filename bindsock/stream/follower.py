@@ -138,8 +138,8 @@ class PathFollower:
         """
         if orders.step is Step.MOVE_ALONG:
             if not self._move_along(sock, orders.place, orders.found.moved):
-                return dataclasses.replace(facts, immovable=True)
-            return dataclasses.replace(facts, place=self.place)
+                return facts._replace(immovable=True)
+            return facts._replace(place=self.place)
         if self._manager is not None and orders.subflows is not None:
             return self._order_subflows(self._manager, facts, orders.subflows)
         return None
@@ -168,16 +168,14 @@ class PathFollower:
             manager.arrived(orders.place)
         for address, why in orders.remove:
             if not manager.remove(address, why) and why == "forbidden":
-                return dataclasses.replace(
-                    facts, subflows=dataclasses.replace(subflows, irremovable=subflows.irremovable | {address})
-                )
+                return facts._replace(subflows=dataclasses.replace(subflows, irremovable=subflows.irremovable | {address}))
         target = orders.found.target
         if orders.move is Move.BEGIN:
             assert target is not None
             if not manager.move(target):
                 done = dataclasses.replace(subflows.situation, lost=(), forbidden=())
                 again = manager.refusal(dataclasses.replace(subflows, situation=done), target)
-                return dataclasses.replace(facts, place=self.place, subflows=again)
+                return facts._replace(place=self.place, subflows=again)
         elif orders.move is Move.RETRY:
             manager.retry()
         elif orders.move is Move.CANCEL:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Network
@@ -20,8 +20,7 @@ from bindsock.stream.multipath.plan import SubflowFacts, SubflowOrders, plan_sub
 from bindsock.stream.viability import Assessment, Location, Viability, assess
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
+class Requirement(NamedTuple):
     """What the program requires of a connection."""
 
     target: IPAddress
@@ -36,8 +35,7 @@ class Requirement:
     """The connection will be replaced when it is lost. A stalled one is kept until its replacement is ready."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """The input of :func:`plan`."""
 
     requirement: Requirement
@@ -76,8 +74,7 @@ class Step(enum.Enum):
     """The same as :attr:`LEAVE`, but only once it is idle."""
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
+class Orders(NamedTuple):
     """What to do: first the orders to the subflows, then the step."""
 
     step: Step

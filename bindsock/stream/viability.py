@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Network, without_scope
@@ -48,8 +49,7 @@ class Location:
     has the address of another interface (the weak host model)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
+class Assessment(NamedTuple):
     """The state of a connection in a reading of the network."""
 
     viability: Viability

@@ -619,6 +619,17 @@ async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scen
     await scene.until(lambda: scene.kernel.carried == [("wifi0", b"x")])
 
 
+async def test_a_first_hop_that_answers_while_it_is_asked_is_not_waited_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, _ = scene.open()
+    scene.kernel.hops["eth0"] = False
+    monkeypatch.setattr(scene.kernel, "ask_first_hop", lambda *_: scene.kernel.hops.update(eth0=True))
+    scene.kernel.change(ETHERNET_BETTER)
+    scene.watcher.refresh()
+    assert transport.get_extra_info("interface") == "eth0"
+
+
 async def test_many_endpoints_ask_for_one_first_hop_together(scene: Scene) -> None:
     transports = [scene.open()[0] for _ in range(5)]
     scene.kernel.hops["eth0"] = False

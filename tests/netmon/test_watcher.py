@@ -54,6 +54,7 @@ class Scene:
 
     def __enter__(self) -> Self:
         self.watcher.follow(self.follower)
+        self.loop.turn()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -316,6 +317,8 @@ def test_it_runs_only_while_somebody_needs_it() -> None:
     assert scene.kernel.open_sources == 0
     scene.watcher.follow(scene.follower)
     with scene.watcher.hold():
+        assert len(scene.loop.readers) == 0, "whoever dials does not wait for that"
+        scene.loop.turn()
         assert len(scene.loop.readers) == 1
         scene.watcher.unfollow(scene.follower)
         assert scene.watcher.running
@@ -381,6 +384,7 @@ def test_a_follower_that_comes_to_a_watcher_that_rests_is_shown_what_happened_me
     with rested() as scene:
         scene.kernel.change(ETHERNET)
         scene.watcher.follow(scene.follower)
+        scene.loop.turn()
         for call in list(scene.loop.readers.values()):
             call()
         assert scene.follower.seen == [("eth0", Cause.EVENTS)]

@@ -93,13 +93,13 @@ def test_what_it_means_for_one_that_is_replaced(seen: Network, better_path: Bett
 
 
 def test_one_that_has_been_stalled_for_long_ends_if_another_could_be_made() -> None:
-    assert plan(replace(facts(UNPLUGGED), waited=True)).step is Step.END
-    assert plan(replace(facts(UNPLUGGED_ALONE), waited=True)).step is Step.KEEP
-    assert plan(replace(facts(BOTH), waited=True)).step is Step.STAY
+    assert plan(facts(UNPLUGGED)._replace(waited=True)).step is Step.END
+    assert plan(facts(UNPLUGGED_ALONE)._replace(waited=True)).step is Step.KEEP
+    assert plan(facts(BOTH)._replace(waited=True)).step is Step.STAY
 
 
 def test_one_that_is_replaced_is_never_ended_for_being_stalled() -> None:
-    orders = plan(replace(facts(UNPLUGGED, Requirement(PEER, replaceable=True)), waited=True))
+    orders = plan(facts(UNPLUGGED, Requirement(PEER, replaceable=True))._replace(waited=True))
     assert (orders.step, orders.overdue) == (Step.WAIT, True)
 
 
@@ -111,8 +111,8 @@ def test_a_lost_route_is_given_a_moment_and_a_lost_carrier_none() -> None:
 def test_it_moves_along_with_its_address_unless_that_was_refused() -> None:
     orders = plan(facts(BRIDGED))
     assert orders.place == Location("br0", 4, HERE, 4)
-    assert plan(replace(facts(BRIDGED), place=orders.place)).step is Step.STAY
-    assert plan(replace(facts(BRIDGED), immovable=True)).step is Step.END
+    assert plan(facts(BRIDGED)._replace(place=orders.place)).step is Step.STAY
+    assert plan(facts(BRIDGED)._replace(immovable=True)).step is Step.END
 
 
 def over(seen: Network, *working: Location, keep: bool = False, place: Location = ON_WIFI, **known: Any) -> Orders:
@@ -120,7 +120,7 @@ def over(seen: Network, *working: Location, keep: bool = False, place: Location 
     situation = known.pop("situation", Situation(working))
     subflows = replace(SubflowFacts(situation), **known)
     requirement = Requirement(PEER, better_path="keep" if keep else "auto")
-    return plan(replace(facts(seen, requirement, place), subflows=subflows))
+    return plan(facts(seen, requirement, place)._replace(subflows=subflows))
 
 
 def subflow_orders(orders: Orders) -> SubflowOrders:

@@ -174,8 +174,12 @@ class LinuxKernel:
         answers = self._current.cache.known.get(destination)
         if answers is not None and interface.index in answers.by_interface:
             sources = self._sources.open()
-            if sources and not any(source.pending.may_change(destination) for source in sources):
-                return True
+            for source in sources:
+                if source.pending.may_change(destination):
+                    break
+            else:
+                if sources:
+                    return True
         return self._reader.has_route(interface, destination)
 
     def route_hint(self, interface: Interface, destination: IPAddress) -> str:

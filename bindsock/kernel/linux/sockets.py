@@ -25,6 +25,8 @@ from bindsock.kernel.sockets import check_local_address, fail, keep_alive, resco
 from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface, IPAddress
 
@@ -46,6 +48,11 @@ _LONGEST_FIN_WAIT2 = 120
 """The longest time in FIN_WAIT2 that the kernel accepts, in seconds (``include/net/tcp.h``, TCP_FIN_TIMEOUT_MAX)."""
 _TCP_USER_TIMEOUT = 18
 
+_family: Callable[[socket.socket], int] = socket.SocketType.family.__get__
+_type: Callable[[socket.socket], int] = socket.SocketType.type.__get__
+_AF_INET6, _SOCK_STREAM, _SOCK_DGRAM = int(socket.AF_INET6), int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
+"""As numbers: :mod:`socket` makes members of enumerations of them each time, which takes as long as the system calls here."""
+
 
 def bind(sock: socket.socket, interface: Interface) -> None:
     """Bind a socket that is bound to no interface, or already to this one.
@@ -59,7 +66,7 @@ def bind(sock: socket.socket, interface: Interface) -> None:
         # Without privilege a second call fails with EPERM, even for the same interface.
         if error.errno != errno.EPERM or bound(sock) != interface.index:
             fail(error, "SO_BINDTOIFINDEX", interface)
-    if sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM:
+    if _family(sock) == _AF_INET6 and _type(sock) == _SOCK_STREAM:
         _keep_bound_in_fin_wait(sock)
 
 
@@ -317,7 +324,7 @@ def activity(sock: socket.socket) -> object:
 
 
 def _is_datagram(sock: socket.socket) -> bool:
-    return sock.type == socket.SOCK_DGRAM
+    return _type(sock) == _SOCK_DGRAM
 
 
 def _check(sock: socket.socket, interface: Interface) -> None:
@@ -325,15 +332,20 @@ def _check(sock: socket.socket, interface: Interface) -> None:
     if sock.fileno() < 0:
         fail(_error(errno.EBADF), "SO_BINDTOIFINDEX", interface, "the socket is closed")
     try:
-        _name(sock, interface.index)
+        _request(sock, interface.index)
     except OSError as error:
         fail(error, "SIOCGIFNAME", interface)
 
 
 def _name(sock: socket.socket, index: int) -> bytes:
     """The present name of the interface, in the socket's network namespace."""
-    name: bytes = _IFREQ.unpack(fcntl.ioctl(sock.fileno(), _SIOCGIFNAME, _IFREQ.pack(b"", index)))[0]
+    name: bytes = _IFREQ.unpack(_request(sock, index))[0]
     return name.split(b"\0", 1)[0]
+
+
+def _request(sock: socket.socket, index: int) -> bytes:
+    answer: bytes = fcntl.ioctl(sock.fileno(), _SIOCGIFNAME, _IFREQ.pack(b"", index))
+    return answer
 
 
 def _set_device(sock: socket.socket, index: int) -> None:

@@ -6,7 +6,6 @@ the subflows on other interfaces are removed. :mod:`bindsock.stream.multipath.ma
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def plan_subflows(
             move = Move.RETRY
         else:
             move = Move.BEGIN
-            found = dataclasses.replace(found, viability=Viability.WORKS, better=None)
+            found = found._replace(viability=Viability.WORKS, better=None)
     elif there and not keep:
         leave = tuple(subflow.local for subflow in working if subflow.index != here.index)
     return SubflowOrders(found, here, move, tuple(remove), leave, settle=True)
@@ -170,11 +169,11 @@ def _without_working_subflow(
     if found.target is None:
         return SubflowOrders(found, place, Move.SUSPEND, remove)
     if not facts.unprivileged and found.target.index not in facts.refused:
-        return SubflowOrders(dataclasses.replace(found, viability=Viability.WORKS, better=None), place, Move.BEGIN, remove)
+        return SubflowOrders(found._replace(viability=Viability.WORKS, better=None), place, Move.BEGIN, remove)
     if found.viability is Viability.DEAD and not facts.unprivileged:
         # The interface may not have been ready yet, or not any more. The next reading shows it; otherwise the connection ends
         # soon.
-        found = dataclasses.replace(found, viability=Viability.STALLED)
+        found = found._replace(viability=Viability.STALLED)
     return SubflowOrders(found, place, Move.GO_ON, remove)
 
 
@@ -191,4 +190,4 @@ def _is_at(subflow: Location, place: Location) -> bool:
 
 def _dead(found: Assessment, reason: str) -> Assessment:
     """The assessment that ends the connection, whether or not a new one could be made."""
-    return dataclasses.replace(found, viability=Viability.DEAD, usable=True, reason=reason)
+    return found._replace(viability=Viability.DEAD, usable=True, reason=reason)

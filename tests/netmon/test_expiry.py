@@ -1,0 +1,52 @@
+"""Things that end by themselves share one timer of the event loop."""
+
+from __future__ import annotations
+
+from bindsock.netmon.expiry import Expiry
+from tests.virtual_loop import VirtualLoop
+
+
+class Thing:
+    """Writes down when it ended."""
+
+    def __init__(self, loop: VirtualLoop, log: list[tuple[float, str]], name: str) -> None:
+        self.until: float | None = None
+        self._loop = loop
+        self._log = log
+        self._name = name
+
+    def expire(self) -> None:
+        self._log.append((round(self._loop.now - 1000.0, 6), self._name))
+        if self._name == "broken":
+            raise ZeroDivisionError
+
+
+def test_each_ends_in_its_time_and_one_that_fails_or_is_kept_holds_up_nobody() -> None:
+    loop = VirtualLoop()
+    expiry = Expiry(loop.runtime)
+    log: list[tuple[float, str]] = []
+    things = {name: Thing(loop, log, name) for name in ("broken", "kept", "second", "short", "late")}
+    expiry.add(things["broken"], 2.0)
+    expiry.add(things["kept"], 2.0)
+    expiry.add(things["second"], 2.0)
+    expiry.add(things["short"], 0.5)
+    loop.advance(1.0)
+    expiry.add(things["late"], 2.0)
+    things["kept"].until = None
+    loop.advance(5.0)
+    assert log == [(0.5, "short"), (2.0, "broken"), (2.0, "second"), (3.0, "late")]
+    assert all(thing.until is None for thing in things.values())
+    expiry.add(things["kept"], 2.0)
+    loop.advance(2.0)
+    assert log[-1] == (8.0, "kept")
+
+
+def test_many_that_end_at_once_all_end() -> None:
+    loop = VirtualLoop()
+    expiry = Expiry(loop.runtime)
+    log: list[tuple[float, str]] = []
+    for number in range(1_000):
+        expiry.add(Thing(loop, log, str(number)), 2.0)
+    assert len(loop._timers) == 1
+    loop.advance(2.0)
+    assert [name for _, name in log] == [str(number) for number in range(1_000)]
