@@ -63,7 +63,7 @@ def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | No
             _end(process)
 
 
-def _go_first() -> None:
+def go_first() -> None:
     """Give this process and its children the highest priority below real-time processes."""
     os.nice(-40)
     # If the kernel groups processes by session, the priority only counts within the session (sched(7), autogroup).
@@ -98,7 +98,7 @@ def _measure(order: str) -> int:
         signal.signal(signal.SIGTERM, interrupt)
         try:
             if document["urgent"]:
-                _go_first()
+                go_first()
             enter_user_namespace()
             for row in benchmark.measure(Size(**document["size"])):
                 say(row)

@@ -70,9 +70,9 @@ async def _moves(lab: Lab, bare: Executor, actor: Actor, count: int, rounds: int
             await actor.act("up", "wifi0")
             await actor.act("wait_until_running", "wifi0")
             await asyncio.sleep(_QUIET)
-            in_place.bare.append(bare.submit(_in_place, remote, count).result())
+            in_place.bare.append(bare.submit(bare_in_place, remote, count).result())
             await _move(factory, transports, actor, ("default", "wifi0"), overlapping)
-            overlapping.bare.append(bare.submit(_overlapping, remote, count).result())
+            overlapping.bare.append(bare.submit(bare_overlapping, remote, count).result())
             await asyncio.sleep(_OVERLAP)
         await abort(transports)
     return [
@@ -130,7 +130,7 @@ def _bound(remote: tuple[str, int], uplink: int) -> socket.socket:
     return sock
 
 
-def _in_place(remote: tuple[str, int], count: int) -> float:
+def bare_in_place(remote: tuple[str, int], count: int) -> float:
     """The processor time of the calls that move ``count`` sockets without privilege, in seconds.
 
     They disconnect each socket, bind it and connect it again.
@@ -147,7 +147,7 @@ def _in_place(remote: tuple[str, int], count: int) -> float:
         return time.thread_time() - begun
 
 
-def _overlapping(remote: tuple[str, int], count: int) -> float:
+def bare_overlapping(remote: tuple[str, int], count: int) -> float:
     """The processor time of the calls that make ``count`` new sockets and close the old ones, in seconds."""
     old, new = (socket.if_nametoindex(name) for name in ("wifi0", "eth0"))
     with contextlib.ExitStack() as stack:

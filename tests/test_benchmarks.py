@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.figures import Spread, alone, compared, skipped
 from benchmarks.isolated import Failed, run
+from benchmarks.profile import SUBJECTS, Subject
 from benchmarks.report import Report, as_markdown, as_text
 from benchmarks.rounds import in_turn
 from benchmarks.setting import Size
@@ -110,6 +111,23 @@ def test_a_benchmark_measures_in_the_laboratory(lab: Lab, name: str) -> None:
 
     assert rows
     assert all(row.ours is not None for row in rows if not row.skipped)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+def test_the_steps_of_a_profile_are_functions_that_there_are(subject: Subject) -> None:
+    for step in subject.steps:
+        assert all(callable(function) for _, _, function in step.resolved()), step.what
+
+
+@pytest.mark.lab
+def test_a_profile_says_what_each_step_takes(lab: Lab, tmp_path: Path) -> None:
+    table = tmp_path / "profile.md"
+    command = [sys.executable, "-m", "benchmarks.profile", "send", "--table", str(table)]
+    subprocess.run(command, check=True, timeout=100)
+    rows = [line.split(" | ") for line in table.read_text().splitlines() if line.startswith("| ")]
+    took = {cells[0].removeprefix("| "): cells[1] for cells in rows}
+    assert {step.what for step in SUBJECTS["send"].steps} <= took.keys()
+    assert float(took["the system sends"]) > 0
 
 
 def test_ctrl_c_ends_the_benchmarks_with_130_and_keeps_what_was_measured(tmp_path: Path) -> None:
