@@ -30,6 +30,8 @@ class SimulatedPathManager:
         """The local addresses of subflows that the system itself made."""
         self.orders: list[tuple[str, str]] = []
         """The calls: ("add", interface), ("arrived", address), ("remove", address), ("release", "") or ("sweep", "")."""
+        self.reasons: list[str] = []
+        """Why subflows were removed, in the order of the removals."""
         self.privileged = True
         self.needed = False
         """The result of :meth:`release` and :meth:`sweep`: whether something is left to undo."""
@@ -82,6 +84,7 @@ class SimulatedPathManager:
             return False
         self._demand_privilege()
         self.orders.append(("remove", str(address)))
+        self.reasons.append(why)
         self.connections[sock] = [subflow for subflow in self.connections[sock] if subflow.local != address]
         return True
 

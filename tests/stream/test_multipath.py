@@ -98,6 +98,19 @@ def scene() -> Iterator[MultipathScene]:
     made.close()
 
 
+@pytest.mark.parametrize(("change", "reason"), [(ON_WIFI, "left"), (ETHERNET_LOST, "lost")])
+def test_an_order_that_is_not_wanted_any_more_is_undone_as_its_interface_is(
+    scene: MultipathScene, change: Network, reason: str
+) -> None:
+    """Of an interface that works, subflows of other programs may be there, too."""
+    scene.paths.joins = False
+    scene.follow(better_path="abort")
+    scene.change(ETHERNET_BETTER)
+    scene.change(change)
+    assert (scene.addresses, scene.paths.orders[-1]) == ([str(HERE)], ("remove", str(THERE)))
+    assert scene.paths.reasons == [reason]
+
+
 def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: MultipathScene) -> None:
     scene.follow()
     scene.change(WIFI_LOST)

@@ -178,7 +178,11 @@ class SubflowManager:
         while self._unwanted:
             address = self._unwanted.pop()
             if address not in (place.local, ordered):
-                self.remove(address, "lost")
+                self.remove(address, "left" if self._works(address) else "lost")
+
+    def _works(self, address: IPAddress) -> bool:
+        owner = self._network.owner_of(address) if self._network is not None else None
+        return owner is not None and owner.up and owner.running
 
     def remove(self, address: IPAddress, why: RemovalReason) -> bool:
         """Remove the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
