@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 
 import pytest
 
 import bindsock
+from bindsock import kernel as kernels
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.testing.lab import Lab
 from tests.lab.bridging import into_a_bridge
 from tests.lab.multipath import MOVING, Source, closing, endpoints, interfaces, path_manager, ping, program, source
@@ -178,3 +181,46 @@ async def test_an_address_that_moves_into_a_bridge_ends_the_connection(lab: Lab,
         with pytest.raises(bindsock.InterfaceChanged):
             async with asyncio.timeout(20):
                 await connected[0].readline()
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    return bool(select.select([], [sock], [], 0)[1])
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endpoint_goes(lab: Lab, path_manager: str) -> None:
+    lab.vpn_up("metric")
+    source = Source(lab, family=socket.AF_INET6)
+    await source.start()
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    with lab.tap(interface="tun0", protocol="tcp") as tap, contextlib.ExitStack() as stack:
+        connected = []
+        for _ in range(2):
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
+            sock.setblocking(False)
+            kernels.current().bind(sock, wifi)
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(source.address)
+            await until(lambda sock=sock: _is_connected(sock))  # type: ignore[misc]
+            streams = await asyncio.open_connection(sock=sock)
+            stack.enter_context(closing(streams[1]))
+            await ping(streams, b"x\n")
+            connected.append((sock, streams))
+        (ours, our_streams), (theirs, their_streams) = connected
+        paths = PathManager()
+        paths.register(ours)
+        address = paths.add(ours, ethernet)
+
+        def are_at(sock: socket.socket, present: bool) -> bool:
+            return any(subflow.local == address for subflow in paths.subflows(sock) or ()) == present
+
+        await until(lambda: are_at(ours, True) and are_at(theirs, True))
+        paths.remove(ours, address, "lost")
+        await until(lambda: are_at(ours, False) and are_at(theirs, False) and endpoints(lab) == "")
+        for streams in (our_streams, their_streams):
+            await ping(streams, b"y\n")
+    await source.close()
+    paths.close()
+    assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & 4] == []

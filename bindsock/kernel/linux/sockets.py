@@ -15,6 +15,7 @@ import ipaddress
 import os
 import socket
 import struct
+import sys
 import termios
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ _SO_BINDTOIFINDEX = 62
 _IP_UNICAST_IF = 50
 _IPV6_UNICAST_IF = 76
 _SIOCGIFNAME = 0x8910
+_SIOCGIFFLAGS = 0x8913
+_RUNNING = 0x1 | 0x40
+"""IFF_UP and IFF_RUNNING (``include/uapi/linux/if.h``)."""
 _IFREQ = struct.Struct("@16si20x")
 _TCP_KEEPIDLE = 4
 _TCP_KEEPINTVL = 5
@@ -137,6 +141,19 @@ def bound(sock: socket.socket) -> int | None:
         if error.errno not in (errno.ENODEV, errno.ENXIO):
             raise
         return -1
+
+
+def is_running(index: int) -> bool:
+    """Whether an interface is up and has a carrier; true also if the index is 0, which is no interface's."""
+    if not index:
+        return True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            answer: bytes = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, _IFREQ.pack(_name(sock, index), 0))
+        except OSError:
+            return False
+    flags = int.from_bytes(answer[16:18], sys.byteorder)
+    return flags & _RUNNING == _RUNNING
 
 
 def chosen_options(sock: socket.socket) -> frozenset[str]:

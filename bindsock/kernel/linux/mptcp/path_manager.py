@@ -8,8 +8,6 @@ There are two path managers; ``net.mptcp.pm_type`` chooses one when a socket is 
   address. So an endpoint that this process added is removed only if no connection, of this or another program, loses its only
   subflow by that. Until then, a connection that leaves the address has only its own subflow reset. The kernel makes one
   subflow from an endpoint for each connection, and another one only if the endpoint is removed and added again.
-
-The generic netlink family ``mptcp_pm`` and its numbers are those of ``include/uapi/linux/mptcp_pm.h``.
 """
 
 from __future__ import annotations
@@ -25,68 +23,29 @@ import struct
 import time
 import weakref
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink, sockets
-from bindsock.kernel.linux.mptcp import sock_diag
+from bindsock.kernel.linux.mptcp import commands, sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.linux.mptcp.commands import Commands, address_attribute
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from bindsock.kernel import RemovalReason
+    from bindsock.kernel.linux.mptcp.commands import Endpoint
     from bindsock.model.network import Interface
 
 _logger = logging.getLogger("bindsock")
 
-_GENL_ID_CTRL = 16
-_CTRL_CMD_GETFAMILY = 3
-_CTRL_ATTR_FAMILY_ID = 1
-_CTRL_ATTR_FAMILY_NAME = 2
-_GENERIC_HEADER = struct.Struct("=BBH")
-_VERSION = 1
-_U16 = struct.Struct("=H")
-
-_CMD_ADD_ADDR = 1
-_CMD_DEL_ADDR = 2
-_CMD_GET_ADDR = 3
-_CMD_GET_LIMITS = 6
-_CMD_REMOVE = 9
-_CMD_SUBFLOW_CREATE = 10
-_CMD_SUBFLOW_DESTROY = 11
-_ATTR_ADDR = 1
-_ATTR_RCV_ADD_ADDRS = 2
-_ATTR_TOKEN = 4
-_ATTR_LOC_ID = 5
-_ATTR_ADDR_REMOTE = 6
-_ADDR_FAMILY = 1
-_ADDR_ID = 2
-_ADDR_ADDR4 = 3
-_ADDR_ADDR6 = 4
-_ADDR_PORT = 5
-_ADDR_FLAGS = 6
-_ADDR_IF_IDX = 7
-_FLAG_SUBFLOW = 1 << 1
-_FLAG_IMPLICIT = 1 << 4
-"""Marks an endpoint that the kernel made itself for an address in use. It causes no subflows."""
-
 _EXIT_SECONDS = 0.5
 """How long the process, when it exits, waits for connections to end."""
-
-
-class _Endpoint(NamedTuple):
-    address: IPAddress
-    identifier: int
-    flags: int
-    bound: int
-    """The index of the interface that its subflows are bound to; 0 if they are bound to none."""
-    attributes: bytes
-    """The endpoint's netlink attributes, with which it can be added again."""
 
 
 @dataclass(eq=False)
@@ -114,9 +73,8 @@ class PathManager:
     """The :class:`bindsock.kernel.PathManager` of Linux."""
 
     def __init__(self) -> None:
-        self._genl_channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_GENERIC))
+        self._commands = Commands()
         self._diag_channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
-        self._family: int | None = None
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
         self._added: dict[IPAddress, int] = {}
         """The endpoints that this process has added, and the indices of their interfaces."""
@@ -130,12 +88,12 @@ class PathManager:
         """Ask the in-kernel path manager, if it is in use. Needs no privilege."""
         if _is_userspace():
             return Endpoints()
-        limits = netlink.attributes(self._ask(_CMD_GET_LIMITS), _GENERIC_HEADER.size)
-        endpoints = [endpoint for endpoint in self._endpoints() if not endpoint.flags & _FLAG_IMPLICIT]
+        limits = netlink.attributes(self._commands.ask(commands.CMD_GET_LIMITS), commands.HEADER.size)
+        endpoints = [endpoint for endpoint in self._commands.endpoints() if not endpoint.flags & commands.FLAG_IMPLICIT]
         return Endpoints(
             tuple(endpoint.address for endpoint in endpoints),
             tuple(endpoint.address for endpoint in endpoints if not endpoint.bound),
-            follows_peer=bool(netlink.u32(limits.get(_ATTR_RCV_ADD_ADDRS, bytes(4)))),
+            follows_peer=bool(netlink.u32(limits.get(commands.ATTR_RCV_ADD_ADDRS, bytes(4)))),
         )
 
     def subflows(self, sock: socket.socket) -> tuple[Subflow, ...] | None:
@@ -186,11 +144,11 @@ class PathManager:
             # An address that was used before must keep its number, or the kernel refuses.
             used = connection.identifiers.values()
             identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
-            self._tell(
-                _CMD_SUBFLOW_CREATE,
-                netlink.attribute_u32(_ATTR_TOKEN, connection.token),
-                _address(_ATTR_ADDR, local, identifier=identifier, index=interface.index),
-                _address(_ATTR_ADDR_REMOTE, remote, port=port),
+            self._commands.tell(
+                commands.CMD_SUBFLOW_CREATE,
+                netlink.attribute_u32(commands.ATTR_TOKEN, connection.token),
+                address_attribute(commands.ATTR_ADDR, local, identifier=identifier, index=interface.index),
+                address_attribute(commands.ATTR_ADDR_REMOTE, remote, port=port),
             )
         else:
             self._add_endpoint(connection, local, interface)
@@ -225,7 +183,7 @@ class PathManager:
         if connection.userspace:
             self._destroy(connection, address, remaining)
         elif not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
-            self._remove_endpoint(address, first=connection.first == address, lost=why == "lost")
+            self._remove_endpoint(address, first=connection.first == address)
         if address.version == 6:
             # Also reset a subflow that is ending: on a lost interface its end could go on later.
             self._reset(sock, remaining)
@@ -242,7 +200,7 @@ class PathManager:
             if index not in interfaces and os.getpid() == self._process:
                 try:
                     if not self._needing(address, None, lost=True):
-                        self._remove_endpoint(address, lost=True)
+                        self._remove_endpoint(address)
                 except OSError as error:
                     _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
@@ -268,7 +226,7 @@ class PathManager:
 
     def close(self) -> None:
         """Close the netlink sockets; the next call opens them again."""
-        self._genl_channel.close()
+        self._commands.close()
         self._diag_channel.close()
 
     def _known(self, sock: socket.socket) -> _Connection:
@@ -320,43 +278,46 @@ class PathManager:
 
     def _is_systems(self, address: IPAddress) -> bool:
         """Whether the system has an endpoint with the address that causes subflows."""
-        return any(endpoint.address == address for endpoint in self._endpoints() if endpoint.flags & _FLAG_SUBFLOW)
+        return any(
+            endpoint.address == address for endpoint in self._commands.endpoints() if endpoint.flags & commands.FLAG_SUBFLOW
+        )
 
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
             sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow),))
 
     def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
-        token = netlink.attribute_u32(_ATTR_TOKEN, connection.token)
+        token = netlink.attribute_u32(commands.ATTR_TOKEN, connection.token)
         # The kernel keeps the number of a subflow that the peer ended, and refuses to give it to another address.
         identifier = connection.identifiers.pop(address, 0 if subflows else None)
         if identifier is not None:
-            number = netlink.attribute(_ATTR_LOC_ID, bytes([identifier]))
-            self._tell(_CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
+            number = netlink.attribute(commands.ATTR_LOC_ID, bytes([identifier]))
+            self._commands.tell(commands.CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
         for subflow in subflows:
-            self._tell(
-                _CMD_SUBFLOW_DESTROY,
+            self._commands.tell(
+                commands.CMD_SUBFLOW_DESTROY,
                 token,
-                _address(_ATTR_ADDR, subflow.local, port=subflow.local_port),
-                _address(_ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
+                address_attribute(commands.ATTR_ADDR, subflow.local, port=subflow.local_port),
+                address_attribute(commands.ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
                 harmless=sock_diag.GONE,
             )
 
     def _add_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> None:
+        index = interface.index
         try:
-            self._tell(_CMD_ADD_ADDR, _address(_ATTR_ADDR, local, index=interface.index, flags=_FLAG_SUBFLOW))
+            self._commands.add_endpoint(local, index)
         except FileExistsError:
             # The endpoint is the system's, or one of ours from which this connection already had a subflow.
-            for endpoint in self._endpoints():
+            for endpoint in self._commands.endpoints():
                 if endpoint.address == local:
                     self._renew_endpoint(endpoint, connection, interface)
-        else:
-            if not self._added:
-                atexit.register(self._at_exit)
-            self._added[local] = interface.index
-            _logger.info("added the multipath endpoint %s of %s, which all programs use", local, interface)
+            return
+        if not self._added:
+            atexit.register(self._at_exit)
+        self._added[local] = index
+        _logger.info("added the multipath endpoint %s of %s, which all programs use", local, interface)
 
-    def _renew_endpoint(self, endpoint: _Endpoint, connection: _Connection, interface: Interface) -> None:
+    def _renew_endpoint(self, endpoint: Endpoint, connection: _Connection, interface: Interface) -> None:
         """Remove and add an endpoint again, for the interface that has its address now, unless other connections need it."""
         address = endpoint.address
         stale = endpoint.bound not in (0, interface.index)
@@ -367,12 +328,12 @@ class PathManager:
             return
         attributes = netlink.attributes(endpoint.attributes)
         if stale:
-            attributes[_ADDR_IF_IDX] = struct.pack("=I", interface.index)
+            attributes[commands.ADDR_IF_IDX] = struct.pack("=I", interface.index)
         if stale or address in self._added:
             # A new number: the peer is told by the new subflow that the old number is gone.
-            del attributes[_ADDR_ID]
-        self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=endpoint.identifier))
-        self._tell(_CMD_ADD_ADDR, netlink.nested(_ATTR_ADDR, *(netlink.attribute(*pair) for pair in attributes.items())))
+            del attributes[commands.ADDR_ID]
+        self._commands.remove_endpoint(address, endpoint.identifier)
+        self._commands.restore_endpoint(attributes)
         if address in self._added:
             self._added[address] = interface.index
 
@@ -392,82 +353,34 @@ class PathManager:
                 return
             time.sleep(0.01)
 
-    def _remove_endpoint(self, address: IPAddress, *, first: bool = False, lost: bool = False) -> None:
+    def _remove_endpoint(self, address: IPAddress, *, first: bool = False) -> None:
         """Remove an endpoint, which ends all subflows with the address and tells the peers.
 
+        After an orderly end of an IPv6 subflow, whichever program's, the kernel would answer the peer's FIN by the routing table:
+        so they are reset. Where nothing leaves the peer would not hear of that: there the kernel tells it first, by another
+        subflow.
+
         :param first: the address may be that of a first subflow, which has no endpoint but the number 0
-        :param lost: the address can carry nothing any more, so let the kernel tell the peer by another subflow before the reset
         """
-        ending = self._remaining_ipv6(address)
-        if not lost:
-            self._reset_all(ending)
         self._added.pop(address, None)
         if not self._added:
             atexit.unregister(self._at_exit)
-        identifiers = [endpoint.identifier for endpoint in self._endpoints() if endpoint.address == address]
+        ending = _listed(self._diag_channel, address) if address.version == 6 else []
+        working = [listed for listed in ending if sockets.is_running(listed.bound)]
+        _reset_listed(self._diag_channel, working)
+        identifiers = [endpoint.identifier for endpoint in self._commands.endpoints() if endpoint.address == address]
         for identifier in [*identifiers, *([0] if first else [])]:
-            self._tell(_CMD_DEL_ADDR, _address(_ATTR_ADDR, address, identifier=identifier), harmless=(errno.EINVAL,))
-        if lost:
-            self._reset_all(ending)
-
-    def _remaining_ipv6(self, address: IPAddress) -> list[tuple[socket.socket, list[Subflow]]]:
-        """The subflows of all connections with an IPv6 address. They need a reset: after an orderly end the kernel would answer
-        the peer's FIN by the routing table."""
-        if address.version == 4:
-            return []
-        return [(sock, self._remaining(sock, address)) for sock in list(self._connections) if sock.fileno() != -1]
-
-    def _reset_all(self, ending: list[tuple[socket.socket, list[Subflow]]]) -> None:
-        for sock, subflows in ending:
-            self._reset(sock, subflows)
-
-    def _endpoints(self) -> list[_Endpoint]:
-        found = []
-        for payload in self._genl_channel.dump(self._family_number(), _GENERIC_HEADER.pack(_CMD_GET_ADDR, _VERSION, 0)):
-            raw = netlink.attributes(payload, _GENERIC_HEADER.size).get(_ATTR_ADDR, b"")
-            entry = netlink.attributes(raw)
-            packed = entry.get(_ADDR_ADDR4) or entry.get(_ADDR_ADDR6)
-            if packed is None or len(packed) not in (4, 16):
-                continue
-            address = IPv4Address(packed) if len(packed) == 4 else unmapped(IPv6Address(packed))
-            flags, bound = (netlink.u32(entry.get(kind, bytes(4))) for kind in (_ADDR_FLAGS, _ADDR_IF_IDX))
-            found.append(_Endpoint(address, entry.get(_ADDR_ID, b"\0")[0], flags, bound, raw))
-        return found
-
-    def _family_number(self) -> int:
-        if self._family is None:
-            body = _GENERIC_HEADER.pack(_CTRL_CMD_GETFAMILY, _VERSION, 0)
-            answer = self._genl_channel.ask(_GENL_ID_CTRL, body + netlink.attribute(_CTRL_ATTR_FAMILY_NAME, b"mptcp_pm\0"))
-            found = netlink.attributes(answer.payload, _GENERIC_HEADER.size)
-            (self._family,) = netlink.fixed(_U16, found.get(_CTRL_ATTR_FAMILY_ID, b""))
-        return self._family
-
-    def _ask(self, command: int) -> bytes:
-        return self._genl_channel.ask(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0)).payload
-
-    def _tell(self, command: int, *body: bytes, harmless: tuple[int, ...] = ()) -> None:
-        try:
-            self._genl_channel.tell(self._family_number(), _GENERIC_HEADER.pack(command, _VERSION, 0) + b"".join(body))
-        except OSError as error:
-            if error.errno not in harmless:
-                raise
+            self._commands.remove_endpoint(address, identifier)
+        _reset_listed(self._diag_channel, [listed for listed in ending if listed not in working])
 
 
-def _address(
-    kind: int, address: IPAddress, *, port: int = 0, identifier: int | None = None, index: int = 0, flags: int = 0
-) -> bytes:
-    family, option = (socket.AF_INET, _ADDR_ADDR4) if address.version == 4 else (socket.AF_INET6, _ADDR_ADDR6)
-    parts = [netlink.attribute(_ADDR_FAMILY, _U16.pack(family))]
-    if identifier is not None:
-        parts.append(netlink.attribute(_ADDR_ID, bytes([identifier])))
-    parts.append(netlink.attribute(option, address.packed))
-    if port:
-        parts.append(netlink.attribute(_ADDR_PORT, _U16.pack(port)))
-    if flags:
-        parts.append(netlink.attribute_u32(_ADDR_FLAGS, flags))
-    if index:
-        parts.append(netlink.attribute_u32(_ADDR_IF_IDX, index))
-    return netlink.nested(kind, *parts)
+def _listed(diag_channel: Channel, address: IPAddress) -> list[sock_diag.ListedSubflow]:
+    return [listed for listed in sock_diag.subflows(diag_channel) if listed.address == address]
+
+
+def _reset_listed(diag_channel: Channel, listed: Iterable[sock_diag.ListedSubflow]) -> None:
+    for each in listed:
+        sock_diag.reset(diag_channel, each.subflow, (each.bound,))
 
 
 def _is_userspace() -> bool:

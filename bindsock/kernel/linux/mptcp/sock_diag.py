@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.kernel.linux import netlink
 from bindsock.model.network import IPAddress, family_of, unmapped
+from bindsock.model.subflows import Subflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bindsock.kernel.linux.netlink import Channel
-    from bindsock.model.subflows import Subflow
 
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _DIAG_REQUEST = struct.Struct("=BBBBI")
-_DIAG_ENTRY = struct.Struct("=BB2x2s2x16s16xI28x")
-"""From ``struct inet_diag_msg``: family, state, local port and address, and the interface that the socket is bound to."""
+_DIAG_ENTRY = struct.Struct("=BB2x2s2s16s16sI28x")
+"""From ``struct inet_diag_msg``: family, state, both ports and addresses, and the interface that the socket is bound to."""
 _DIAG_ULP_INFO = 19
 _DIAG_WITH_INFO = 1 << 1
 """Ask for INET_DIAG_INFO, since INET_DIAG_ULP_INFO only comes with it (``net/ipv4/inet_diag.c``, inet_sk_diag_fill)."""
@@ -45,11 +45,15 @@ class ListedSubflow(NamedTuple):
     """A subflow of any program's connection."""
 
     token: int
-    address: IPAddress
-    port: int
+    subflow: Subflow
     established: bool
     bound: int
     """The index of the interface that it is bound to; 0 if it is bound to none."""
+
+    @property
+    def address(self) -> IPAddress:
+        """The local address."""
+        return self.subflow.local
 
 
 def subflows(channel: Channel) -> list[ListedSubflow]:
@@ -58,13 +62,17 @@ def subflows(channel: Channel) -> list[ListedSubflow]:
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
         for entry in channel.dump(_SOCK_DIAG_BY_FAMILY, request):
-            of, state, port, address, bound = netlink.fixed(_DIAG_ENTRY, entry)
+            of, state, local_port, remote_port, local, remote, bound = netlink.fixed(_DIAG_ENTRY, entry)
             protocols = netlink.attributes(netlink.attributes(entry, _DIAG_ENTRY.size).get(_DIAG_ULP_INFO, b""))
             token = netlink.attributes(protocols.get(_ULP_INFO_MPTCP, b"")).get(_SUBFLOW_ATTR_TOKEN_LOC)
             if token is not None and state not in _TCP_OVER:
-                local = unmapped(ip_address(address[: 4 if of == socket.AF_INET else 16]))
-                number = int.from_bytes(port, "big")
-                found.append(ListedSubflow(netlink.u32(token), local, number, state == _TCP_ESTABLISHED, bound))
+                subflow = Subflow(
+                    _address(of, local),
+                    int.from_bytes(local_port, "big"),
+                    _address(of, remote),
+                    int.from_bytes(remote_port, "big"),
+                )
+                found.append(ListedSubflow(netlink.u32(token), subflow, state == _TCP_ESTABLISHED, bound))
     return found
 
 
@@ -83,7 +91,7 @@ def bound(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) ->
         else:
             return int(netlink.fixed(_DIAG_ENTRY, answer.payload)[-1])
     seen = subflows(channel)
-    return next((s.bound for s in seen if (s.address, s.port) == (subflow.local, subflow.local_port)), None)
+    return next((s.bound for s in seen if s.subflow == subflow), None)
 
 
 def reset(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) -> None:
@@ -106,6 +114,10 @@ def reset(channel: Channel, subflow: Subflow, likely: tuple[int | None, ...]) ->
 
 def _candidates(likely: tuple[int | None, ...]) -> Iterable[int]:
     return dict.fromkeys([*filter(None, likely), *(index for index, _ in socket.if_nameindex()), 0])
+
+
+def _address(family: int, packed: bytes) -> IPAddress:
+    return unmapped(ip_address(packed[: 4 if family == socket.AF_INET else 16]))
 
 
 def _connection(subflow: Subflow, index: int) -> bytes:
