@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -39,3 +41,13 @@ def run(request: pytest.FixtureRequest) -> Run:
         anyio.run(bounded, backend=backend, backend_options=options)
 
     return run
+
+
+def opens_no_more_descriptors(run: Run, main: Main) -> None:
+    """Run ``main`` twice, and check that the second run leaves no more descriptors open than the first."""
+    run(main)
+    gc.collect()
+    before = os.listdir("/dev/fd")
+    run(main)
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) <= len(before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import socket
 
 import anyio
@@ -14,6 +12,7 @@ import bindsock
 import bindsock.anyio
 from bindsock.anyio import BindsockAttribute, create_connected_udp_socket, create_udp_socket
 from bindsock.testing.lab import Lab
+from tests.anyio.conftest import opens_no_more_descriptors
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
 from .conftest import Run
@@ -168,9 +167,4 @@ def test_nothing_is_left_open(lab: Lab, run: Run) -> None:
         async with await create_udp_socket(socket.AF_INET):
             pass
 
-    run(main)
-    gc.collect()
-    before = set(os.listdir("/dev/fd"))
-    run(main)
-    gc.collect()
-    assert len(set(os.listdir("/dev/fd"))) <= len(before)
+    opens_no_more_descriptors(run, main)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import os
 import socket
 import ssl
 import threading
@@ -23,6 +21,7 @@ import bindsock.anyio
 from bindsock.anyio import BindsockAttribute, ReconnectingStream, TCPConnectable, connect_tcp
 from bindsock.dial.resolving import AddrInfo, numeric
 from bindsock.testing.lab import Lab
+from tests.anyio.conftest import opens_no_more_descriptors
 from tests.integrations.tunnel import nothing_through_the_tunnel
 
 from .conftest import Run
@@ -343,12 +342,7 @@ def test_nothing_is_left_open(lab: Lab, run: Run) -> None:
         stream = await connect_tcp(lab.server.ipv4, lab.server.tcp_port)
         await stream.aclose()
 
-    run(main)
-    gc.collect()
-    before = set(os.listdir("/dev/fd"))
-    run(main)
-    gc.collect()
-    assert len(set(os.listdir("/dev/fd"))) <= len(before)
+    opens_no_more_descriptors(run, main)
 
 
 @contextlib.contextmanager

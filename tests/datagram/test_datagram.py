@@ -203,11 +203,8 @@ class Scene:
         """Change the network, and wait until all transports have followed."""
         readings = self.kernel.readings
         self.kernel.change(new)
-        await self.until(lambda: self.kernel.readings > readings)
+        await until(lambda: self.kernel.readings > readings)
         await turn()
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        await until(condition)
 
     def arrived(self) -> list[bytes]:
         """The datagrams that the peer has received since the last call."""
@@ -267,13 +264,13 @@ async def test_it_is_a_datagram_transport_to_its_protocol(scene: Scene) -> None:
     assert (protocol.made, protocol.transport) == (1, transport)
     assert scene.arrived() == [b"there"]
     scene.peer.sendto(b"back", transport.get_extra_info("sockname"))
-    await scene.until(lambda: protocol.received == [b"back"])
+    await until(lambda: protocol.received == [b"back"])
     assert isinstance(transport, asyncio.DatagramTransport)
     assert transport.get_protocol() is protocol
     other = Recorder()
     transport.set_protocol(other)
     scene.peer.sendto(b"again", transport.get_extra_info("sockname"))
-    await scene.until(lambda: other.received == [b"again"])
+    await until(lambda: other.received == [b"again"])
 
 
 async def test_extra_information_is_read_live(scene: Scene) -> None:
@@ -328,11 +325,11 @@ async def test_an_exception_of_the_protocol_is_the_loops_business(scene: Scene) 
     protocol.obstinate = True
     await turn()
     scene.peer.sendto(b"x", transport.get_extra_info("sockname"))
-    await scene.until(lambda: told)
+    await until(lambda: told)
     assert isinstance(told[0], ZeroDivisionError)
     protocol.obstinate = False
     scene.peer.sendto(b"y", transport.get_extra_info("sockname"))
-    await scene.until(lambda: protocol.received == [b"y"])
+    await until(lambda: protocol.received == [b"y"])
 
 
 async def test_an_unclosed_transport_warns_and_leaves_no_descriptor(nothing_left: None) -> None:
@@ -385,7 +382,7 @@ async def test_a_move_before_the_protocol_is_told_loses_no_replies_either(scene:
     assert transport.get_extra_info("interface") == "eth0"
     assert protocol.made == 0
     scene.peer.sendto(b"early", old)
-    await scene.until(lambda: protocol.received == [b"early"])
+    await until(lambda: protocol.received == [b"early"])
 
 
 async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received(scene: Scene) -> None:
@@ -399,7 +396,7 @@ async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received
     assert new != old
     scene.peer.sendto(b"to the old", old)
     scene.peer.sendto(b"to the new", new)
-    await scene.until(lambda: len(protocol.received) == 2)
+    await until(lambda: len(protocol.received) == 2)
     assert set(protocol.received) == {b"to the old", b"to the new"}
     assert scene.statistics.rebinds == 1
 
@@ -410,7 +407,7 @@ async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the
     old = transport._mover.sock
     scene.peer.sendto(b"last words", transport.get_extra_info("sockname"))
     await scene.change(ETHERNET_BETTER)
-    await scene.until(lambda: old.fileno() == -1)
+    await until(lambda: old.fileno() == -1)
     assert protocol.received == [b"last words"]
 
 
@@ -438,7 +435,7 @@ async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: 
     assert scene.kernel.binds == binds
     assert scene.statistics.rebinds == 3
     scene.peer.sendto(b"x", first.getsockname())
-    await scene.until(lambda: protocol.received == [b"x"])
+    await until(lambda: protocol.received == [b"x"])
 
 
 async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +463,7 @@ async def test_an_endpoint_that_waits_for_its_turn_to_move_moves_when_it_is_sent
     waiting[0].sendto(b"x")
     assert scene.kernel.carried == [("eth0", b"x")]
     assert waiting[-1].get_extra_info("interface") == "wifi0"
-    await scene.until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
+    await until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
     assert scene.statistics.rebinds == 80
 
 
@@ -565,7 +562,7 @@ async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_
     transport.sendto(b"before")
     assert scene.kernel.asked_hops == ["eth0"]
     scene.kernel.hops["eth0"] = True
-    await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
+    await until(lambda: transport.get_extra_info("interface") == "eth0")
     transport.sendto(b"after")
     assert scene.kernel.carried == [("wifi0", b"before"), ("eth0", b"after")]
     assert scene.statistics.rebinds == 1
@@ -578,7 +575,7 @@ async def test_a_first_hop_that_never_answers_is_waited_for_no_longer_than_state
     transport, _ = scene.open()
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)
-    await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
+    await until(lambda: transport.get_extra_info("interface") == "eth0")
     assert scene.kernel.asked_hops == ["eth0"]
 
 
@@ -592,7 +589,7 @@ async def test_a_path_that_dies_while_the_better_one_is_waited_for_is_left_at_on
     transport.sendto(b"2")
     assert (scene.kernel.carried, scene.statistics.waiting) == ([("wifi0", b"1")], 1)
     scene.kernel.hops["eth0"] = True
-    await scene.until(lambda: scene.kernel.carried == [("wifi0", b"1"), ("eth0", b"2")])
+    await until(lambda: scene.kernel.carried == [("wifi0", b"1"), ("eth0", b"2")])
 
 
 async def test_a_path_whose_first_hop_answers_at_last_is_used_while_a_better_ones_is_silent(scene: Scene) -> None:
@@ -603,9 +600,9 @@ async def test_a_path_whose_first_hop_answers_at_last_is_used_while_a_better_one
     await scene.change(BOTH)
     assert (scene.kernel.carried, transport.get_extra_info("interface")) == ([], "eth0")
     scene.kernel.hops["eth0"] = True
-    await scene.until(lambda: scene.kernel.carried == [("eth0", b"x")])
+    await until(lambda: scene.kernel.carried == [("eth0", b"x")])
     scene.kernel.hops["wifi0"] = True
-    await scene.until(lambda: transport.get_extra_info("interface") == "wifi0")
+    await until(lambda: transport.get_extra_info("interface") == "wifi0")
 
 
 async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scene) -> None:
@@ -616,7 +613,7 @@ async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scen
     await scene.change(BOTH)
     assert scene.kernel.carried == []
     scene.kernel.hops["wifi0"] = True
-    await scene.until(lambda: scene.kernel.carried == [("wifi0", b"x")])
+    await until(lambda: scene.kernel.carried == [("wifi0", b"x")])
 
 
 async def test_a_first_hop_that_answers_while_it_is_asked_is_not_waited_for(
@@ -636,7 +633,7 @@ async def test_many_endpoints_ask_for_one_first_hop_together(scene: Scene) -> No
     await scene.change(ETHERNET_BETTER)
     assert scene.kernel.asked_hops == ["eth0"]
     scene.kernel.hops["eth0"] = True
-    await scene.until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
+    await until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
 
 
 async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene: Scene) -> None:
@@ -647,7 +644,7 @@ async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene
     await scene.change(ETHERNET_BETTER)
     assert transport.get_extra_info("interface") == "wifi0"
     scene.kernel.hops["eth0"] = True
-    await scene.until(lambda: transport.get_extra_info("interface") == "eth0")
+    await until(lambda: transport.get_extra_info("interface") == "eth0")
     assert transport.get_extra_info("socket").fileno() == sock.fileno()
 
 
@@ -659,7 +656,7 @@ async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(sc
         transport.sendto(b"%d" % number)
     assert transport.get_write_buffer_size() == 5
     # There is no event: the refusal itself makes the watcher read the network.
-    await scene.until(lambda: scene.statistics.rebinds == 1)
+    await until(lambda: scene.statistics.rebinds == 1)
     transport.sendto(b"5")
     assert scene.kernel.carried == [("eth0", b"%d" % number) for number in range(6)]
     assert (scene.statistics.held, scene.statistics.lost) == (5, 0)
@@ -683,9 +680,9 @@ async def test_what_waits_too_long_is_lost_and_told_once(scene: Scene, monkeypat
     await scene.change(NOTHING)
     transport.sendto(b"a")
     transport.sendto(b"b")
-    await scene.until(lambda: scene.statistics.lost == 2)
+    await until(lambda: scene.statistics.lost == 2)
     transport.sendto(b"c")
-    await scene.until(lambda: scene.statistics.lost == 3)
+    await until(lambda: scene.statistics.lost == 3)
     (error,) = protocol.errors
     assert isinstance(error, InterfaceChanged)
     assert error.interface == "wifi0"
@@ -712,7 +709,7 @@ async def test_a_refusal_on_an_intact_path_is_told_as_asyncio_tells_it(scene: Sc
     scene.kernel.unreachable.add(scene.peer.getsockname())
     transport.sendto(b"first")
     assert protocol.errors == []
-    await scene.until(lambda: protocol.errors)
+    await until(lambda: protocol.errors)
     transport.sendto(b"second")
     assert [error.errno for error in protocol.errors] == [errno.ENETUNREACH] * 2  # type: ignore[attr-defined]
     assert transport.get_write_buffer_size() == 0
@@ -727,7 +724,7 @@ async def test_a_peers_refusal_is_told_and_does_not_cost_a_datagram(scene: Scene
     peer = scene.peer.getsockname()
     scene.peer.close()
     transport.sendto(b"into the void")
-    await scene.until(lambda: protocol.errors)
+    await until(lambda: protocol.errors)
     assert isinstance(protocol.errors[0], ConnectionRefusedError)
     scene.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     scene.peer.bind(peer)
@@ -769,7 +766,7 @@ async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: S
     for _ in range(3):
         transport.sendto(b"vanishes")
     scene.kernel.signal()
-    await scene.until(lambda: scene.statistics.rebinds == 1)
+    await until(lambda: scene.statistics.rebinds == 1)
     transport.sendto(b"arrives")
     assert len(scene.arrived()) == 5
     assert scene.statistics.lost_on_device == 3
@@ -787,7 +784,7 @@ async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene
     scene.kernel.drops[WIFI.index] += 10
     del silent
     scene.kernel.signal()
-    await scene.until(lambda: scene.statistics.rebinds == 3)
+    await until(lambda: scene.statistics.rebinds == 3)
     assert scene.statistics.lost_on_device == 3
 
 
@@ -817,7 +814,7 @@ async def test_every_datagram_is_sent_by_a_named_interface_or_waits_or_is_lost_f
     other.sendto(b"held until it is closed")
     assert scene.statistics.waiting == 2
     other.abort()
-    await scene.until(lambda: scene.statistics.waiting == 0)
+    await until(lambda: scene.statistics.waiting == 0)
     transport.abort()
     transport.sendto(b"after the end")
     assert scene.statistics.lost_by == {"refused": 1, "closed": 2, "too old": 1}
@@ -872,10 +869,10 @@ async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Sc
     scene.kernel.refuse = {"eth0"}
     await scene.change(ETHERNET_ONLY)
     transport.sendto(b"waits")
-    await scene.until(lambda: scene.statistics.rebinds_failed >= 3)
+    await until(lambda: scene.statistics.rebinds_failed >= 3)
     assert scene.kernel.carried == []
     scene.kernel.refuse = set()
-    await scene.until(lambda: scene.kernel.carried)
+    await until(lambda: scene.kernel.carried)
     assert scene.kernel.carried == [("eth0", b"waits")]
     assert scene.statistics.rebinds == 1
     assert not protocol.errors
@@ -901,11 +898,11 @@ async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene:
     transport, _ = scene.open()
     scene.kernel.refuse = {"eth0"}
     await scene.change(ETHERNET_BETTER)
-    await scene.until(lambda: scene.statistics.rebinds_failed >= 2)
+    await until(lambda: scene.statistics.rebinds_failed >= 2)
     transport.sendto(b"x")
     assert scene.kernel.carried == [("wifi0", b"x")]
     scene.kernel.refuse = set()
-    await scene.until(lambda: scene.statistics.rebinds == 1)
+    await until(lambda: scene.statistics.rebinds == 1)
     assert transport.get_extra_info("interface") == "eth0"
 
 
@@ -936,7 +933,7 @@ async def test_an_interface_without_a_route_to_the_peer_is_not_moved_to(scene: S
     assert scene.statistics.rebinds_failed >= 1
     assert scene.kernel.carried == []
     scene.kernel.routeless = set()
-    await scene.until(lambda: scene.kernel.carried == [("eth0", b"x")])
+    await until(lambda: scene.kernel.carried == [("eth0", b"x")])
 
 
 async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: Scene) -> None:
@@ -944,7 +941,7 @@ async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: Sce
     await turn()
     scene.kernel.intruders = [b"spoofed"]
     scene.peer.sendto(b"genuine", transport.get_extra_info("sockname"))
-    await scene.until(lambda: protocol.received)
+    await until(lambda: protocol.received)
     assert protocol.received == [b"genuine"]
     assert scene.statistics.foreign == 1
 
@@ -956,11 +953,11 @@ async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wa
     for _ in range(9):
         heard = len(protocol.received)
         scene.peer.sendto(b"alone", address)
-        await scene.until(lambda: len(protocol.received) > heard)  # noqa: B023 - called at once
+        await until(lambda: len(protocol.received) > heard)  # noqa: B023 - called at once
     assert scene.kernel.reads == 10  # only the first read is followed by a second read
     for _ in range(16):
         scene.peer.sendto(b"together", address)
-    await scene.until(lambda: len(protocol.received) > 9)
+    await until(lambda: len(protocol.received) > 9)
     assert protocol.received[9:] == [b"together"] * 16
     assert scene.kernel.reads == 26
 
@@ -975,7 +972,7 @@ async def test_a_full_socket_buffers_pauses_and_resumes_in_order(scene: Scene) -
         transport.sendto(data)
     assert transport.get_write_buffer_size() == 24
     assert protocol.flow == ["pause"]
-    await scene.until(lambda: protocol.flow == ["pause", "resume"])
+    await until(lambda: protocol.flow == ["pause", "resume"])
     assert scene.arrived() == sent
     assert (transport.get_write_buffer_size(), scene.statistics.held) == (0, 0)
     with pytest.raises(ValueError, match="low"):
@@ -1023,7 +1020,7 @@ async def test_an_endpoint_without_a_peer_is_bound_by_family(scene: Scene) -> No
     assert scene.kernel.binds == [("bind", "wifi0")]
     port = transport.get_extra_info("sockname")[1]
     scene.peer.sendto(b"in", ("127.0.0.1", port))
-    await scene.until(lambda: protocol.received == [b"in"])
+    await until(lambda: protocol.received == [b"in"])
     with pytest.raises(ValueError, match="destination"):
         transport.sendto(b"x")
 
@@ -1243,7 +1240,7 @@ async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene:
     assert scene.statistics.sent["lo"] == 2
     (side,) = transport._mover.held.sockets
     scene.peer.sendto(b"back", ("127.0.0.1", side.getsockname()[1]))
-    await scene.until(lambda: protocol.received == [b"back"])
+    await until(lambda: protocol.received == [b"back"])
 
 
 async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> None:
@@ -1273,7 +1270,7 @@ async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
     await scene.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, ETHERNET, better, worse, BY_ETHERNET))
     assert towards("198.18.0.1") == "lan0"
     scene.kernel.hops["eth0"] = True
-    await scene.until(lambda: towards("198.18.0.1") == "eth0")
+    await until(lambda: towards("198.18.0.1") == "eth0")
 
 
 async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene: Scene) -> None:
@@ -1319,7 +1316,7 @@ async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: Scen
     assert scene.kernel.binds == [("rebind", "wifi0"), ("rebind", "eth0")]
     assert transport.get_extra_info("socket").fileno() == sock.fileno()
     scene.peer.sendto(b"x", ("127.0.0.1", sock.getsockname()[1]))
-    await scene.until(lambda: protocol.received == [b"x"])
+    await until(lambda: protocol.received == [b"x"])
     transport.close()
     await turn()
     assert sock.fileno() == -1

@@ -58,6 +58,7 @@ class Scene:
         return any(member.seen != self.followers.reading for member in members)
 
     async def until(self, condition: Callable[[], object]) -> None:
+        """Check the condition in every turn of the loop: the tests look at single turns."""
         async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import ssl
 from typing import Any
 
 from bindsock.testing.lab import Lab
+from tests.waiting import until
 
 
 class Commands:
@@ -66,9 +67,7 @@ class Commands:
 
     async def close(self) -> None:
         self.kill()
-        async with asyncio.timeout(20):
-            while self.open:
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.open, seconds=20)
         await asyncio.sleep(0.02)
 
 

@@ -18,6 +18,7 @@ from bindsock.datagram import open as datagram
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.testing.lab import Lab, VpnMode
 from tests.lab.stream_runner import Streaming
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -62,9 +63,7 @@ class Echoes(asyncio.DatagramProtocol):
 
     async def used(self, interface: str) -> None:
         """Wait until the transport uses the interface."""
-        async with asyncio.timeout(PATIENCE):
-            while self.transport.get_extra_info("interface") != interface:
-                await asyncio.sleep(0.001)
+        await until(lambda: self.transport.get_extra_info("interface") == interface, seconds=PATIENCE)
 
 
 def server(lab: Lab, family: socket.AddressFamily = V4) -> tuple[str, int]:
@@ -263,9 +262,7 @@ async def test_the_same_interface_in_another_network(lab: Lab, family: socket.Ad
     before = transport.get_extra_info("sockname")
     lab.down("eth0")
     lab.renumber("wifi0", "b")
-    async with asyncio.timeout(PATIENCE):
-        while transport.get_extra_info("sockname") == before:
-            await asyncio.sleep(0.001)
+    await until(lambda: transport.get_extra_info("sockname") != before, seconds=PATIENCE)
     assert await protocol.source(lab) == ("wifi0", before[1])
     assert transport.get_extra_info("sockname")[0] == lab.address("wifi0", family) != before[0]
     transport.close()
@@ -447,9 +444,7 @@ async def test_a_port_nobody_listens_on_is_an_error_and_not_the_end(lab: Lab) ->
     transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=(lab.server.ipv4, 9))
     for number in range(1, 4):
         transport.sendto(b"x")
-        async with asyncio.timeout(PATIENCE):
-            while len(protocol.errors) < number:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(protocol.errors) >= number, seconds=PATIENCE)  # noqa: B023 - called at once
     assert {type(error) for error in protocol.errors} == {ConnectionRefusedError}
     assert not transport.is_closing()
     assert bindsock.statistics().lost == 0
@@ -463,9 +458,7 @@ async def test_a_destination_that_is_refused_does_not_hold_up_the_others(lab: La
     transport.sendto(b"x", ("::ffff:192.0.2.1", 9))
     assert transport.get_write_buffer_size() == 1
     assert (await protocol.source(lab, server(lab, V6)))[0] == "wifi0"
-    async with asyncio.timeout(PATIENCE):
-        while not protocol.errors:
-            await asyncio.sleep(0.01)
+    await until(lambda: protocol.errors, seconds=PATIENCE)
     transport.sendto(b"x", ("::ffff:192.0.2.1", 9))
     assert [error.errno for error in protocol.errors if isinstance(error, OSError)] == [errno.ENETUNREACH] * 2
     transport.close()
@@ -536,9 +529,7 @@ async def test_an_old_socket_is_closed_when_the_overlap_is_over(lab: Lab, monkey
         before = set(os.listdir("/proc/self/fd"))
         lab.default("eth0")
         await protocol.used("eth0")
-        async with asyncio.timeout(PATIENCE):
-            while len(os.listdir("/proc/self/fd")) > len(before):
-                await asyncio.sleep(0.01)
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= len(before), seconds=PATIENCE)
         assert (await protocol.source(lab))[0] == "eth0"
         transport.close()
         await protocol.end

@@ -15,6 +15,7 @@ import pytest
 import bindsock
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.testing.lab import Lab
+from tests.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")]
 
@@ -57,9 +58,7 @@ class Numbered(asyncio.DatagramProtocol):
     async def sent_by(self, interface: str, count: int = 200) -> None:
         """Wait until ``count`` more datagrams have left by the interface."""
         before = bindsock.statistics().sent.get(interface, 0)
-        async with asyncio.timeout(PATIENCE):
-            while bindsock.statistics().sent.get(interface, 0) < before + count:
-                await asyncio.sleep(0.01)
+        await until(lambda: bindsock.statistics().sent.get(interface, 0) >= before + count, seconds=PATIENCE)
 
 
 @pytest.fixture
@@ -121,9 +120,7 @@ async def test_a_path_whose_route_is_gone_is_left_at_once_though_the_other_passe
         lab.wait_until_running("eth0")
         block(lab, "eth0", True)
         lab.ip("-6" if family == V6 else "-4", "route", "delete", "default", "dev", "wifi0")
-        async with asyncio.timeout(PATIENCE):
-            while bindsock.statistics().waiting < 200:
-                await asyncio.sleep(0.01)
+        await until(lambda: bindsock.statistics().waiting >= 200, seconds=PATIENCE)
         assert transport.get_extra_info("interface") == "eth0"
         block(lab, "eth0", False)
         await protocol.sent_by("eth0", 500)

@@ -28,6 +28,7 @@ from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.netmon.runtime import runtime_of
 from bindsock.testing.lab import Lab, VpnMode
 from bindsock.testing.lab._tap import parse
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -74,9 +75,7 @@ def states(lab: Lab) -> Counter[str]:
 
 async def until_all_have_ended(lab: Lab) -> None:
     """Fail if the FIN of a connection is still unacknowledged after a while, although it was repeated."""
-    async with asyncio.timeout(20):
-        while states(lab):
-            await asyncio.sleep(0.02)
+    await until(lambda: not states(lab), seconds=20)
 
 
 async def by_writer(lab: Lab) -> None:
@@ -170,9 +169,7 @@ async def test_no_packet_of_a_closed_multipath_connection_enters_the_tunnel(
             await asyncio.gather(*(close(lab) for _ in range(5)))
             await until_all_have_ended(lab)
             waiting = runtime_of(asyncio.get_running_loop()).shared(lingering_close.LingeringSockets)
-            async with asyncio.timeout(20):
-                while len(waiting):
-                    await asyncio.sleep(0.02)
+            await until(lambda: not len(waiting), seconds=20)
             assert tap.packets == []
 
 

@@ -15,6 +15,7 @@ import pytest_asyncio
 import bindsock
 from bindsock.stream import viability
 from bindsock.testing.lab import Lab
+from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
@@ -109,9 +110,7 @@ async def test_one_with_the_address_of_another_uplink_outlives_the_default_one(l
     connected = await connections.open(local_addr=(lab.address("eth0"), 0))
     lab.down("wifi0")
     lab.wait_until_running("wifi0", False)
-    async with asyncio.timeout(20):
-        while bindsock.effective_interface().name != "eth0" or not bindsock.statistics().readings > 1:
-            await asyncio.sleep(0.01)
+    await until(lambda: bindsock.effective_interface().name == "eth0" and bindsock.statistics().readings > 1, seconds=20)
     assert await works(connected)
 
 

@@ -26,6 +26,7 @@ from bindsock.netmon.watcher import LINGER, Watcher
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, network
 from tests.virtual_loop import VirtualLoop
+from tests.waiting import settle, until
 
 WIFI = network("2: wifi0 wifi 192.0.2.5/24", "default via 192.0.2.1 dev wifi0")
 ETHERNET = network("3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0")
@@ -470,12 +471,6 @@ def test_a_pin_replaces_the_watchers_own() -> None:
         assert scene.watcher.refresh().decide(socket.AF_INET).interface is not None
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_the_event_loop_delivers() -> None:
     kernel = SimulatedKernel(WIFI)
     watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
@@ -484,7 +479,7 @@ async def test_the_event_loop_delivers() -> None:
     descriptors = len(os.listdir("/dev/fd"))
     watcher.follow(follower)
     kernel.change(ETHERNET)
-    await _until(lambda: bool(follower.seen))
+    await until(lambda: bool(follower.seen))
     assert follower.seen == [("eth0", Cause.EVENTS)]
     assert asyncio.all_tasks() == tasks
     watcher.stop()
@@ -556,7 +551,7 @@ async def test_changes_are_merged_for_a_slow_reader() -> None:
         for reading in (ETHERNET, WIFI, ETHERNET):
             kernel.change(reading)
             watcher.refresh()
-        await asyncio.sleep(0.01)
+        await settle()
         change: Change | None = listener.take()
         assert change is not None
         assert change.number == 3

@@ -13,6 +13,7 @@ import pytest
 from bindsock import TransportFactory
 from bindsock.proxy import Proxy
 from bindsock.testing import SimulatedKernel, network
+from tests.waiting import until
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -131,9 +132,7 @@ async def test_closing_the_proxy_ends_its_connections_and_leaves_nothing_open(fa
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
         await end(writer)
-        async with asyncio.timeout(20):
-            while len(os.listdir("/dev/fd")) > before:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(os.listdir("/dev/fd")) <= before, seconds=20)
 
 
 async def test_the_log_says_of_a_connection_that_the_proxys_end_has_ended_it(
