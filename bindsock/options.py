@@ -199,10 +199,11 @@ def unknown_keyword(function: str, unknown: str, known: frozenset[str]) -> str:
     return f"{message}; did you mean {nearest[0]!r}?" if nearest else message
 
 
-def _one_for_the_defaults(kind: Callable[K, V], *defaults: object) -> Callable[K, V]:
-    """Make values of a class by keyword; one object serves all calls in which every keyword is the default itself.
+def _share_defaults(kind: Callable[K, V], *defaults: object) -> Callable[K, V]:
+    """Make a function that makes values of a class. All calls with only default values return the same object.
 
-    :param defaults: in the order in which the keywords are given
+    :param kind: the class
+    :param defaults: the default values, in the order of the keywords in the calls
     """
     shared = kind()  # type: ignore[call-arg]
 
@@ -214,7 +215,7 @@ def _one_for_the_defaults(kind: Callable[K, V], *defaults: object) -> Callable[K
     return make
 
 
-connect_options = _one_for_the_defaults(ConnectOptions, *(field.default for field in dataclasses.fields(ConnectOptions)))
+connect_options = _share_defaults(ConnectOptions, *(field.default for field in dataclasses.fields(ConnectOptions)))
 """Makes :class:`ConnectOptions`, for each connection."""
-datagram_options = _one_for_the_defaults(DatagramOptions, *(field.default for field in dataclasses.fields(DatagramOptions)))
+datagram_options = _share_defaults(DatagramOptions, *(field.default for field in dataclasses.fields(DatagramOptions)))
 """Makes :class:`DatagramOptions`, for each endpoint."""

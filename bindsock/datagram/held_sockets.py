@@ -46,7 +46,7 @@ class HeldSocket:
     """Counts the drops of its device, if the endpoint sends by this socket."""
 
     def expire(self) -> None:
-        """Close an old socket in time."""
+        """Close an old socket, because the overlap is over."""
         self.owner.end(self)
 
     def works(self, decider: Decider) -> bool:
@@ -142,7 +142,7 @@ class HeldSockets:
             self._discard(held.sock, False)
 
     def end(self, held: HeldSocket) -> None:
-        """Close one."""
+        """Close a socket, after reading the remaining datagrams."""
         self._forget(held)
         self._discard(held.sock, True)
 

@@ -68,7 +68,7 @@ class InPlace:
     def __init__(self, watcher: Watcher, requirement: Requirement | None, placement: Placement) -> None:
         runtime = watcher.runtime
         self._watcher = watcher
-        self._local: SockAddr = ("", 0)  # asked for when it is needed
+        self._local: SockAddr = ("", 0)  # read from the socket when it is needed
         self._port = 0
         self._source: IPAddress | None = None
         self._source_known = False

@@ -103,7 +103,7 @@ class _Pace:
 _NO_PACE = _Pace()
 """The pace of a sender that has not held a datagram yet."""
 _NO_BACKLOG = Backlog()
-"""The backlog of a sender that has not held a datagram yet: a deque takes more memory than all the rest of a sender."""
+"""The backlog of a sender that has not held a datagram yet. A deque takes more memory than the rest of a sender."""
 
 
 class Sender:

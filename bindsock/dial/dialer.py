@@ -114,8 +114,8 @@ class Dialer:
         """Connect to one of the addresses.
 
         :param interruptible: whether a path change may end the race
-        :return: the attempt that succeeded, ``None`` if the path has changed
-        :raises OSError: all have failed
+        :return: the attempt that succeeded; ``None`` if the path has changed
+        :raises OSError: all attempts failed
         :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
         """
         failure = None
@@ -125,7 +125,7 @@ class Dialer:
         except OSError as error:
             failure = error
         race = Race(self.watcher, attempts, self.options.happy_eyeballs_delay, self.options.connect_timeout)
-        race.first_has_begun(failure)
+        race.take_first(failure)
         winner = await race.run(interruptible=interruptible)
         if winner is None and not race.interrupted:
             raise self._failure(race.errors)

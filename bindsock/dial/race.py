@@ -84,8 +84,8 @@ class Race:
         self._end: Future | None = None
         self._timer: Timer | None = None
 
-    def first_has_begun(self, error: OSError | None) -> None:
-        """Take over the first attempt, which was started without a race, as most dials need none.
+    def take_first(self, error: OSError | None) -> None:
+        """Take over the first attempt, which was started before the race, because most dials need no race.
 
         :param error: how it failed; ``None`` if it is connecting
         """

@@ -1,4 +1,4 @@
-"""Ends many things that each have the same time to live: all of them with one timer of the event loop."""
+"""Ends many objects after a lifetime. All objects with the same lifetime share one timer of the event loop."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
-_PIECE = 4
-"""Things that end between two looks at the clock."""
+_BATCH = 4
+"""How many objects end before the time budget is checked again."""
 _SHORTEST = 0.001
-"""Seconds between two looks at a thing that is not due yet: a loop's timers may come a little early."""
+"""The shortest delay in seconds, because the timers of a loop may fire a little early."""
 
 
 class Expiring(Protocol):
-    """A thing that ends by itself."""
+    """An object with a lifetime."""
 
     until: float | None
-    """When it ends, on the runtime's clock; set it to ``None`` and it does not."""
+    """When it ends, in monotonic seconds; ``None`` if it does not end."""
 
     def expire(self) -> None:
-        """Its time is over."""
+        """End, because the lifetime is over."""
 
 
 class Expiry:
-    """The things that end by themselves on one event loop.
+    """The objects with a lifetime on one event loop.
 
     :param runtime: the event loop
     """
@@ -40,37 +40,37 @@ class Expiry:
         self._runtime = runtime
         self._budget = runtime.shared(CallbackBudget)
         self._waiting: dict[float, deque[Expiring]] = {}
-        """By the seconds that they have: those that came first end first."""
+        """The objects by lifetime in seconds, the oldest first."""
 
-    def add(self, thing: Expiring, seconds: float) -> None:
-        """End a thing after some seconds."""
-        thing.until = self._runtime.time() + seconds
+    def add(self, expiring: Expiring, seconds: float) -> None:
+        """End an object after so many seconds."""
+        expiring.until = self._runtime.time() + seconds
         waiting = self._waiting.get(seconds)
         if waiting is None:
             waiting = self._waiting[seconds] = deque()
-            self._runtime.call_later(seconds, self._look, seconds)
-        waiting.append(thing)
+            self._runtime.call_later(seconds, self._end_due, seconds)
+        waiting.append(expiring)
 
-    def _look(self, seconds: float) -> None:
+    def _end_due(self, seconds: float) -> None:
         waiting, now = self._waiting[seconds], self._runtime.time()
         ended = 0
-        while waiting and ended < _PIECE:
-            thing = waiting[0]
-            if thing.until is not None and thing.until > now:
-                self._runtime.call_later(max(thing.until - now, _SHORTEST), self._look, seconds)
+        while waiting and ended < _BATCH:
+            expiring = waiting[0]
+            if expiring.until is not None and expiring.until > now:
+                self._runtime.call_later(max(expiring.until - now, _SHORTEST), self._end_due, seconds)
                 return
             waiting.popleft()
-            if thing.until is not None:
+            if expiring.until is not None:
                 ended += 1
-                self._end(thing)
+                self._end(expiring)
         if waiting:
-            self._budget.do(functools.partial(self._look, seconds))
+            self._budget.do(functools.partial(self._end_due, seconds))
         else:
             del self._waiting[seconds]
 
-    def _end(self, thing: Expiring) -> None:
-        thing.until = None
+    def _end(self, expiring: Expiring) -> None:
+        expiring.until = None
         try:
-            thing.expire()
+            expiring.expire()
         except Exception:
-            _logger.exception("something failed to end; the others end all the same")
+            _logger.exception("an object failed to end; the others are not affected")

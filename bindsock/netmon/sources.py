@@ -28,7 +28,7 @@ class EventSources:
         self.registered: bool = False
         """Whether the sources are registered with the event loop."""
         self.registering: bool = False
-        """Whether the event loop will watch them in a moment."""
+        """Whether the sources will be registered soon."""
         self._runtime = runtime
         self._readable = readable
         self._sources: list[EventSource] = []

@@ -37,7 +37,7 @@ LINGER = 1.0
 
 
 _REGISTER_AFTER = 3
-"""Turns of the event loop until it watches the sources of a watcher that is needed. A dial takes two for its transport."""
+"""Iterations of the event loop before the sources are registered. A dial needs two of them for its transport."""
 
 
 class Follower(Protocol):
@@ -209,7 +209,7 @@ class Watcher:
         if not self._sources.opened:
             self._open()
         if not self._sources.registering:
-            # Not now, since whoever dials need not wait for it. What happens meanwhile is read then, or at the next dial.
+            # Register later, so that a dial need not wait. Events that arrive meanwhile are processed then, or by the next dial.
             self._sources.registering = True
             self.runtime.call_soon(self._register, _REGISTER_AFTER)
 

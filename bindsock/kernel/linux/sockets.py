@@ -55,7 +55,7 @@ _TCP_USER_TIMEOUT = 18
 _family: Callable[[socket.socket], int] = socket.SocketType.family.__get__
 _type: Callable[[socket.socket], int] = socket.SocketType.type.__get__
 _AF_INET6, _SOCK_STREAM, _SOCK_DGRAM = int(socket.AF_INET6), int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
-"""As numbers: :mod:`socket` makes members of enumerations of them each time, which takes as long as the system calls here."""
+"""Plain numbers, because :mod:`socket` converts them to enumerations each time, which takes as long as a system call."""
 
 
 def bind(sock: socket.socket, interface: Interface) -> None:
@@ -144,7 +144,7 @@ def bound(sock: socket.socket) -> int | None:
 
 
 def is_running(index: int) -> bool:
-    """Whether an interface is up and has a carrier; true also if the index is 0, which is no interface's."""
+    """Whether an interface is up and has carrier; true for the index 0, which no interface has."""
     if not index:
         return True
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
