@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(shutil.which("nft") is None, r
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["ipv4", "ipv6"])
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def block(lab: Lab, interface: str, blocked: bool) -> None:
