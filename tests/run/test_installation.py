@@ -63,7 +63,7 @@ def test_each_patch_says_what_it_covers_and_is_of_a_module_that_exists(patch: An
 
 
 def test_a_second_installation_is_an_error() -> None:
-    with bindsock.install(), pytest.raises(RuntimeError, match="installed already"):
+    with bindsock.install(), pytest.raises(RuntimeError, match="already installed"):
         bindsock.install()
     with bindsock.install():
         pass
