@@ -406,6 +406,34 @@ _OVERLAPPING = (
         ("bindsock.netmon.runtime:Runtime.add_reader",),
     ),
 )
+_EVENT = (
+    Step(
+        "the kernel's message is read",
+        "recv(), and a look at what it is about",
+        ("bindsock.netmon.watcher:Watcher._drain",),
+    ),
+    Step(
+        "the network is read",
+        "the default route by each interface, and the way to the destination; 0.1 ms where it was done a moment ago",
+        ("bindsock.netmon.reading:NetworkReader.read",),
+    ),
+    Step("it is decided", "pure; kept until the next event", ("bindsock.routing.effective:Decider._decide",)),
+    Step(
+        "the first hop is asked",
+        "a path that passes nothing yet is not taken",
+        ("bindsock.datagram.in_place:InPlace.hop_silent",),
+    ),
+    Step(
+        "the endpoint is moved",
+        "as above, with nothing in the processor's caches",
+        ("bindsock.datagram.mover:DatagramMover.network_changed",),
+    ),
+    Step(
+        "the followers are told",
+        "and the next readings are scheduled",
+        ("bindsock.netmon.watcher:Watcher._read",),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +446,8 @@ class Subject:
     """What stands beside it."""
     measure: Callable[[Subject], Profile]
     loop: str = "asyncio"
+    count: int = 1
+    """How many endpoints move."""
 
 
 Make = Callable[[], Awaitable[Any]]
@@ -531,8 +561,12 @@ def _sent(subject: Subject) -> Profile:
                 transport.sendto(data)
             return (time.perf_counter_ns() - begun) / count
 
-        for _ in range(_ROUNDS + 1):
-            whole, beside = each(ours), each(own)
+        for turn in range(4 * _ROUNDS + 1):
+            for transport in (ours, own):  # what is done the first time after a pause does not count
+                transport.sendto(data)
+            order = (ours, own) if turn % 2 else (own, ours)
+            taken = {transport: each(transport) for transport in order}
+            whole, beside = taken[ours], taken[own]
             stopwatch = Stopwatch(subject.steps)
             with stopwatch.running():
                 each(ours)
@@ -554,24 +588,26 @@ async def _until_moved(factory: TransportFactory, moved: int) -> None:
 def _moved(subject: Subject) -> Profile:
     """Profile moves of many endpoints."""
     in_place = subject.steps is _IN_PLACE
-    everything = (Step("all", "", _IN_TURNS.functions),)
+    outermost = (*_EVENT[0].functions, *_EVENT[-1].functions) if subject.steps is _EVENT else _IN_TURNS.functions
+    everything = (Step("all", "", outermost),)
+    count = subject.count
 
     async def move(factory: TransportFactory, lab: Lab, steps: Sequence[Step]) -> dict[str, float]:
         """Nanoseconds of the steps for each endpoint that moves from wifi0 to eth0."""
         await asyncio.sleep(_SETTLED)
         gc.collect()
-        moved = factory.statistics().rebinds + _MOVED
+        moved = factory.statistics().rebinds + count
         stopwatch = Stopwatch(steps)
         with stopwatch.running():
             lab.down("wifi0") if in_place else lab.default("eth0")
             await _until_moved(factory, moved)
-            found = {what: spent / _MOVED for what, spent in stopwatch.spent().items()}
+            found = {what: spent / count for what, spent in stopwatch.spent().items()}
         if in_place:
             lab.default("eth0")
             lab.up("wifi0")
             lab.wait_until_running("wifi0")
         await asyncio.sleep(_OVERLAP)
-        moved = factory.statistics().rebinds + _MOVED
+        moved = factory.statistics().rebinds + count
         lab.default("wifi0")
         await _until_moved(factory, moved)
         await asyncio.sleep(_OVERLAP)
@@ -581,11 +617,11 @@ def _moved(subject: Subject) -> Profile:
         there = (elsewhere.server.ipv4, elsewhere.server.udp_port)
         found = []
         async with TransportFactory() as factory:
-            transports = await made(factory.create_datagram_endpoint, (lab.server.ipv4, lab.server.udp_port), _MOVED)
-            for _ in range(4):
+            transports = await made(factory.create_datagram_endpoint, (lab.server.ipv4, lab.server.udp_port), count)
+            for _ in range(4 if count > 1 else 6):
                 whole = (await move(factory, lab, everything))["all"]
                 with elsewhere.inside():
-                    bare = (bare_in_place if in_place else bare_overlapping)(there, _MOVED) / _MOVED * 1e9
+                    bare = (bare_in_place if in_place else bare_overlapping)(there, count) / count * 1e9
                 found.append((whole, bare, await move(factory, lab, subject.steps)))
             await abort(transports)
         return found
@@ -609,11 +645,13 @@ SUBJECTS = {
     "rested": Subject("A connect on asyncio after nothing was followed for a while", _RESTED, "asyncio's own", _after_a_rest),
     "rested-uvloop": Subject("The same on uvloop", _RESTED, "uvloop's own", _after_a_rest, "uvloop"),
     "endpoint": Subject("A connected datagram endpoint on asyncio", _ENDPOINT, "asyncio's own", _made),
-    "endpoint-uvloop": Subject("The same on uvloop", _ENDPOINT, "uvloop's own", _made, "uvloop"),
     "send": Subject("A datagram that is sent on asyncio", _SEND, "asyncio's own", _sent),
     "send-uvloop": Subject("The same on uvloop", _SEND, "uvloop's own", _sent, "uvloop"),
-    "in-place": Subject(f"One of {_MOVED:,} endpoints that move in place", _IN_PLACE, "the bare calls", _moved),
-    "overlapping": Subject(f"One of {_MOVED:,} endpoints that move with an overlap", _OVERLAPPING, "the bare calls", _moved),
+    "in-place": Subject(f"One of {_MOVED:,} endpoints that move in place", _IN_PLACE, "the bare calls", _moved, count=_MOVED),
+    "overlapping": Subject(
+        f"One of {_MOVED:,} endpoints that move with an overlap", _OVERLAPPING, "the bare calls", _moved, count=_MOVED
+    ),
+    "switch": Subject("The first endpoint that moves when the default is switched", _EVENT, "the bare calls", _moved),
 }
 
 
