@@ -225,6 +225,11 @@ class Scene:
         assert self.kernel.open_sources == 0
 
 
+def socket_of(transport: DatagramTransport) -> socket.socket:
+    """The current socket itself. ``get_extra_info("socket")`` would wrap it in a new object each time."""
+    return transport._mover.sock
+
+
 async def turn(times: int = 5) -> None:
     """Run the callbacks that are due."""
     for _ in range(times):
@@ -404,7 +409,7 @@ async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received
 async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the_last(scene: Scene) -> None:
     transport, protocol = scene.open(overlap=0.0)
     await turn()
-    old = transport._mover.sock
+    old = socket_of(transport)
     scene.peer.sendto(b"last words", transport.get_extra_info("sockname"))
     await scene.change(ETHERNET_BETTER)
     await until(lambda: old.fileno() == -1)
@@ -414,7 +419,7 @@ async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the
 async def test_the_old_socket_is_closed_when_its_interface_is_gone(scene: Scene) -> None:
     transport, _ = scene.open()
     await turn()
-    old = transport._mover.sock
+    old = socket_of(transport)
     await scene.change(ETHERNET_BETTER)
     assert old.fileno() != -1
     await scene.change(ETHERNET_ONLY)
@@ -424,14 +429,14 @@ async def test_the_old_socket_is_closed_when_its_interface_is_gone(scene: Scene)
 async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: Scene) -> None:
     transport, protocol = scene.open()
     await turn()
-    first = transport._mover.sock
+    first = socket_of(transport)
     await scene.change(ETHERNET_BETTER)
-    second = transport._mover.sock
+    second = socket_of(transport)
     binds = list(scene.kernel.binds)
     await scene.change(BOTH)
-    assert transport._mover.sock is first
+    assert socket_of(transport) is first
     await scene.change(ETHERNET_BETTER)
-    assert transport._mover.sock is second
+    assert socket_of(transport) is second
     assert scene.kernel.binds == binds
     assert scene.statistics.rebinds == 3
     scene.peer.sendto(b"x", first.getsockname())
@@ -441,12 +446,12 @@ async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: 
 async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_sockets, "MAX_HELD_SOCKETS", 2)
     transport, _ = scene.open()
-    used = [transport._mover.sock]
+    used = [socket_of(transport)]
     for index in range(10, 14):
         parts = [f"{i}: usb{i} wifi 127.0.0.1/8" for i in range(10, index + 1)]
         best = f"default via 127.0.0.254 dev usb{index} metric {50 - index}"
         await scene.change(network(WIFI, BY_WIFI, *parts, best))
-        used.append(transport._mover.sock)
+        used.append(socket_of(transport))
     assert [sock.fileno() != -1 for sock in used] == [False, False, True, True, True]
 
 
@@ -471,9 +476,9 @@ async def test_an_endpoint_that_waits_for_its_turn_to_move_moves_when_it_is_sent
 async def test_from_a_dead_interface_it_moves_in_place(scene: Scene, dead: Network) -> None:
     transport, protocol = scene.open()
     await turn()
-    before = transport._mover.sock, transport.get_extra_info("sockname")
+    before = socket_of(transport), transport.get_extra_info("sockname")
     await scene.change(dead)
-    assert (transport._mover.sock, transport.get_extra_info("sockname")) == before
+    assert (socket_of(transport), transport.get_extra_info("sockname")) == before
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "eth0")]
     transport.sendto(b"on")
     assert scene.kernel.carried == [("eth0", b"on")]
@@ -501,7 +506,7 @@ async def test_an_interface_that_was_created_again_is_another_one(scene: Scene) 
     transport, _ = scene.open()
     await scene.change(network(WIFI_AGAIN, "default via 127.0.0.254 dev wifi0"))
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
-    assert scene.kernel.bound(transport._mover.sock) == 7
+    assert scene.kernel.bound(socket_of(transport)) == 7
 
 
 async def test_where_binding_does_not_filter_a_socket_without_a_peer_moves_in_place(scene: Scene) -> None:
@@ -537,7 +542,7 @@ async def test_options_and_the_port_go_along(scene: Scene) -> None:
     await scene.change(ETHERNET_BETTER)
     assert scene.kernel.binds[-1] == ("rebind", "eth0")
     assert transport.get_extra_info("sockname")[1] == port
-    again = transport._mover._endpoint.spec.duplicate_on(transport._mover.sock, scene.kernel, ETHERNET, [0])
+    again = transport._mover._endpoint.spec.duplicate_on(socket_of(transport), scene.kernel, ETHERNET, [0])
     assert again.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
     assert again.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0x10
     again.close()
@@ -909,7 +914,7 @@ async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene:
 async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: Scene) -> None:
     transport, _ = scene.open()
     await turn()
-    first = transport._mover.sock
+    first = socket_of(transport)
     await scene.change(ETHERNET_BETTER)
     scene.kernel.refuse = {"usb0"}
     usb = interface("4: usb0 wifi 127.0.0.1/8")
@@ -917,7 +922,7 @@ async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: S
     await scene.change(network(WIFI, usb, BY_WIFI, by_usb))
     assert scene.statistics.rebinds_failed >= 1
     await scene.change(network(WIFI, BY_WIFI))
-    assert transport._mover.sock is first
+    assert socket_of(transport) is first
     binds = list(scene.kernel.binds)
     await scene.change(CHANGES_NOTHING["another gateway"])
     transport.sendto(b"x")
