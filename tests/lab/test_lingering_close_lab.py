@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import Counter
@@ -23,17 +24,20 @@ import uvloop
 
 import bindsock
 import bindsock.anyio
+import bindsock.blocking
 from bindsock.dial import lingering_close
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.netmon.runtime import runtime_of
 from bindsock.testing.lab import Lab, VpnMode
 from bindsock.testing.lab._tap import parse
+from tests.tls import tls_client_context, tls_server_context
 from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
 PORT = 7100
 STATES = {"01": "ESTABLISHED", "08": "CLOSE_WAIT", "09": "LAST_ACK"}
+TIME_WAIT = "06"
 FIN_DELAY = 0.05
 FIN, PSH = 0x01, 0x08
 AF_PACKET, ETHERNET_ALL, SOL_PACKET, PACKET_VNET_HDR, SO_BINDTODEVICE = 17, 0x0003, 263, 15, 25
@@ -44,7 +48,9 @@ KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
 
 
 @contextlib.asynccontextmanager
-async def slow_to_end(lab: Lab, delay: float = FIN_DELAY, protocol: int = 0) -> AsyncIterator[None]:
+async def slow_to_end(
+    lab: Lab, delay: float = FIN_DELAY, protocol: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[None]:
     """A server in the laboratory that closes a connection some time after the client."""
     with lab.inside("server"):
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, protocol)
@@ -54,12 +60,14 @@ async def slow_to_end(lab: Lab, delay: float = FIN_DELAY, protocol: int = 0) -> 
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
+            if tls is not None:
+                writer.write(await reader.read(5))
             await reader.read()
             await asyncio.sleep(delay)
         writer.close()
 
     # Plain asyncio on every loop: an accepted socket does not concern bindsock.
-    server = await asyncio.start_server(serve, sock=listener)
+    server = await asyncio.start_server(serve, sock=listener, ssl=tls)
     try:
         yield
     finally:
@@ -238,6 +246,51 @@ asyncio.run(main())
             assert await killed.wait() == -signal.SIGKILL
             await until_all_have_ended(lab)
             assert tap.packets == []
+
+
+def exchange_by_blocking_tls(lab: Lab, *, notify: bool) -> None:
+    context = tls_client_context()
+    sock = context.wrap_socket(bindsock.blocking.create_connection((lab.server.ipv6, PORT)), server_hostname="localhost")
+    sock.sendall(b"hello")
+    assert sock.recv(5) == b"hello"
+    if notify:
+        sock.setblocking(False)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            sock.unwrap()
+    sock.close()
+
+
+@pytest.mark.parametrize("notify", [False, True])
+async def test_blocking_tls_that_the_server_answers_with_close_notify_ends_in_order(lab: Lab, notify: bool) -> None:
+    """The ``ssl`` module has the descriptor, and data arrives after the program has closed it."""
+    lab.vpn_up("metric")
+    async with slow_to_end(lab, tls=tls_server_context()):
+        with lab.tap(interface="tun0", port=PORT) as tap:
+            for _ in range(5):
+                await asyncio.to_thread(exchange_by_blocking_tls, lab, notify=notify)
+            await until(lambda: set(states(lab)) <= {TIME_WAIT}, seconds=20)
+            assert tap.packets == []
+
+
+def serve_without_close_notify(listener: socket.socket, context: ssl.SSLContext, number: int) -> None:
+    for _ in range(number):
+        with context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+            sock.sendall(sock.recv(5))
+            assert sock.recv(1) == b""
+            time.sleep(FIN_DELAY)
+
+
+async def test_blocking_tls_that_the_server_only_closes_ends_in_order(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    with lab.inside("server"):
+        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    with listener, lab.tap(interface="tun0", port=PORT) as tap:
+        serving = asyncio.create_task(asyncio.to_thread(serve_without_close_notify, listener, tls_server_context(), 5))
+        for _ in range(5):
+            await asyncio.to_thread(exchange_by_blocking_tls, lab, notify=False)
+        await serving
+        await until_all_have_ended(lab)
+        assert tap.packets == []
 
 
 async def by_anyio_stream(lab: Lab) -> None:
