@@ -15,12 +15,13 @@ class Scene:
 
     :param initial: the network at the start
     :param clock: the loop that the watcher runs on; with a :class:`SteppedLoop` real sockets and transports can be used
+    :param interface: the only interface that the watcher may choose
     """
 
-    def __init__(self, initial: Network, clock: SteppedLoop | VirtualLoop) -> None:
+    def __init__(self, initial: Network, clock: SteppedLoop | VirtualLoop, interface: str | None = None) -> None:
         self.clock = clock
         self.kernel = SimulatedKernel(initial)
-        self.watcher = Watcher(self.kernel, Preferences(), runtime=clock.runtime)
+        self.watcher = Watcher(self.kernel, Preferences(), runtime=clock.runtime, interface=interface)
 
     def change(self, network: Network) -> None:
         """Change the network, and let the watcher read it before this returns."""

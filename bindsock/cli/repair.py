@@ -65,11 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
                 repairs.remove(repair)
             for repair in planned.make:
                 repairs.make(repair)
-        standing = repairs.existing()
+        existing = repairs.existing()
     finally:
         repairs.close()
         asked.kernel.close()
-    _show(arguments, planned, standing)
+    _show(arguments, planned, existing)
     undone = planned.impossible or ((planned.make or planned.remove) and not arguments.apply)
     return Exit.NO if undone else Exit.OK
 
@@ -83,7 +83,7 @@ def _undo(arguments: argparse.Namespace, repairs: Repairs) -> int:
     return Exit.OK
 
 
-def _show(arguments: argparse.Namespace, planned: Plan, standing: Any) -> None:
+def _show(arguments: argparse.Namespace, planned: Plan, existing: Any) -> None:
     if arguments.json:
         document(
             {
@@ -93,7 +93,7 @@ def _show(arguments: argparse.Namespace, planned: Plan, standing: Any) -> None:
                 "impossible": [
                     {"interface": i.interface, "family": family_name(i.family), "reason": str(i)} for i in planned.impossible
                 ],
-                "standing": [_document(repair) for repair in standing],
+                "existing": [_document(repair) for repair in existing],
             }
         )
         return
@@ -107,7 +107,7 @@ def _show(arguments: argparse.Namespace, planned: Plan, standing: Any) -> None:
     for impossible in planned.impossible:
         printer.line(str(impossible), BAD)
     if not (planned.make or planned.remove or planned.impossible):
-        held = f"; repairs in place: {len(standing)}" if standing else ""
+        held = f"; repairs in place: {len(existing)}" if existing else ""
         printer.line(f"nothing needs repair{held}", GOOD)
     elif planned.make and not arguments.apply:
         printer.line("nothing has been changed; to make the repairs: bindsock repair --apply")

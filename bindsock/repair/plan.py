@@ -48,19 +48,19 @@ class Plan:
     impossible: tuple[Impossible, ...] = ()
 
 
-def plan(network: Network, preferences: Preferences, standing: Sequence[Repair], gateway_of: GatewayOf) -> Plan:
+def plan(network: Network, preferences: Preferences, existing: Sequence[Repair], gateway_of: GatewayOf) -> Plan:
     """Decide which repairs to add and to remove.
 
     :param network: a reading of the network, with the existing repairs
     :param preferences: an excluded interface gets no repair, but keeps an existing one
-    :param standing: the existing repairs
+    :param existing: the existing repairs
     :param gateway_of: returns the gateway of an interface; ``None`` if it is unknown
     """
     remove: list[Repair] = []
     make: list[Repair] = []
     impossible: list[Impossible] = []
     for family in FAMILIES:
-        ours = [repair for repair in standing if repair.family == family]
+        ours = [repair for repair in existing if repair.family == family]
         uplinks = [i for i in network.interfaces.values() if why_unusable(i, family, preferences) is None]
         if not _tunnel_is_default(network, family) or any(_has_own_default(network, uplink, family) for uplink in uplinks):
             remove += ours

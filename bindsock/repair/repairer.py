@@ -38,7 +38,7 @@ class Repairer:
         self._administration: Administration = administration
         self._preferences = preferences
         self._seen: Network | None = None
-        self._standing = False
+        self._existing = False
         self._repairs: Repairs | None = None
         self._end: weakref.finalize[..., Repairer] | None = None
         administration.repairer = self
@@ -61,7 +61,7 @@ class Repairer:
     def close(self) -> None:
         """Remove the repairs, unless another process repairs, too. Does nothing the second time."""
         self._seen = None
-        self._standing = False
+        self._existing = False
         if self._end is not None:
             self._end()
             self._end = self._repairs = None
@@ -79,19 +79,19 @@ class Repairer:
 
     def _carry_out(self, network: Network) -> bool:
         assert self._repairs is not None
-        standing = self._repairs.existing() if self._standing else ()
-        planned = plan(network, self._preferences, standing, self._administration.gateway)
-        if planned.make and not self._standing:
+        existing = self._repairs.existing() if self._existing else ()
+        planned = plan(network, self._preferences, existing, self._administration.gateway)
+        if planned.make and not self._existing:
             # Another process may have added them already. The tables are only read if the plan adds something.
-            standing = self._repairs.existing()
-            planned = plan(network, self._preferences, standing, self._administration.gateway)
+            existing = self._repairs.existing()
+            planned = plan(network, self._preferences, existing, self._administration.gateway)
         for repair in planned.remove:
             self._repairs.remove(repair)
             _logger.info("removed the repaired %s", _described(repair))
         for repair in planned.make:
             self._repairs.make(repair)
             _logger.info("added a %s; the gateway is known from %s", _described(repair), repair.gateway.named_by)
-        self._standing = bool(standing or planned.make)
+        self._existing = bool(existing or planned.make)
         self._set_problem("; ".join(map(str, planned.impossible)))
         return bool(planned.remove or planned.make)
 

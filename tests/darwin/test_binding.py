@@ -41,7 +41,7 @@ def interface(kernel: DarwinKernel, name: str) -> Interface:
     return found
 
 
-class Recorder:
+class FakeSocket:
     """A fake socket that only records calls."""
 
     def __init__(self, family: int, kind: int, refusals: Sequence[int] = ()) -> None:
@@ -64,7 +64,7 @@ EN0 = Interface("en0", 3)
     [(abi.AF_INET, (0, 25)), (abi.AF_INET6, (41, 125)), (socket.AF_INET, (0, 25)), (socket.AF_INET6, (41, 125))],
 )
 def test_bind_calls_setsockopt_alone_with_the_option_of_the_family(family: int, option: tuple[int, int]) -> None:
-    datagram, stream = Recorder(family, abi.SOCK_DGRAM), Recorder(family, abi.SOCK_STREAM)
+    datagram, stream = FakeSocket(family, abi.SOCK_DGRAM), FakeSocket(family, abi.SOCK_STREAM)
     for sock in (datagram, stream):
         DarwinKernel(SimulatedDarwin()).bind(plain(sock), EN0)
     assert datagram.calls == [(*option, 3)]
@@ -72,14 +72,14 @@ def test_bind_calls_setsockopt_alone_with_the_option_of_the_family(family: int, 
 
 
 def test_a_system_without_noaddrerr_binds_all_the_same() -> None:
-    sock = Recorder(abi.AF_INET, abi.SOCK_STREAM, (0, abi.ENOPROTOOPT))
+    sock = FakeSocket(abi.AF_INET, abi.SOCK_STREAM, (0, abi.ENOPROTOOPT))
     DarwinKernel(SimulatedDarwin()).bind(plain(sock), EN0)
     assert len(sock.calls) == 2
 
 
 @pytest.mark.parametrize("index", [0, -1])
 def test_an_index_that_would_unbind_never_reaches_the_socket(index: int) -> None:
-    sock = Recorder(abi.AF_INET, abi.SOCK_DGRAM)
+    sock = FakeSocket(abi.AF_INET, abi.SOCK_DGRAM)
     with pytest.raises(BindFailed) as raised:
         DarwinKernel(SimulatedDarwin()).bind(plain(sock), Interface("en0", index))
     assert (raised.value.errno, sock.calls) == (abi.ENXIO, [])
@@ -87,13 +87,13 @@ def test_an_index_that_would_unbind_never_reaches_the_socket(index: int) -> None
 
 def test_a_socket_of_another_family_is_refused() -> None:
     with pytest.raises(BindFailed, match="AF_INET6") as raised:
-        DarwinKernel(SimulatedDarwin()).bind(plain(Recorder(1, abi.SOCK_STREAM)), EN0)
+        DarwinKernel(SimulatedDarwin()).bind(plain(FakeSocket(1, abi.SOCK_STREAM)), EN0)
     assert raised.value.errno == abi.EAFNOSUPPORT
 
 
 def test_a_failure_names_the_call_the_interface_and_darwins_errno() -> None:
     with pytest.raises(BindFailed) as raised:
-        DarwinKernel(SimulatedDarwin()).bind(plain(Recorder(abi.AF_INET6, abi.SOCK_DGRAM, (abi.ENXIO,))), EN0)
+        DarwinKernel(SimulatedDarwin()).bind(plain(FakeSocket(abi.AF_INET6, abi.SOCK_DGRAM, (abi.ENXIO,))), EN0)
     assert (raised.value.call, raised.value.interface, raised.value.errno) == ("IPV6_BOUND_IF", "en0", abi.ENXIO)
 
 
@@ -259,7 +259,7 @@ def test_a_bound_stream_fails_fast_when_its_address_is_gone(machine: SimulatedDa
 
 
 def test_the_addresses_of_an_interface_are_compared_without_a_mapping(kernel: DarwinKernel) -> None:
-    class Stream(Recorder):
+    class Stream(FakeSocket):
         def getsockname(self) -> tuple[Any, ...]:
             return "::ffff:192.0.2.5", 1, 0, 0
 
@@ -276,7 +276,7 @@ def test_an_aborted_stream_is_shut_down_in_both_directions(machine: SimulatedDar
 
 
 def test_activity_is_what_the_kernel_counts_of_the_connection(kernel: DarwinKernel) -> None:
-    class Counting(Recorder):
+    class Counting(FakeSocket):
         asked: tuple[int, int] = (0, 0)
 
         def getsockopt(self, level: int, option: int, size: int) -> bytes:

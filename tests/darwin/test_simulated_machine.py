@@ -40,7 +40,7 @@ def request(kind: int, destination: str, *, sequence: int = 1, length: int | Non
     return bytes(abi.rt_msghdr(length or size, abi.RTM_VERSION, kind, rtm_addrs=abi.RTA_DST, rtm_seq=sequence)) + body
 
 
-class Recorder:
+class Replay:
     """Listens to the simulated kernel and repeats the recorder's actions."""
 
     def __init__(self, kernel: SimulatedDarwin) -> None:
@@ -83,21 +83,21 @@ class Recorder:
             sock.close()
 
 
-Recording: TypeAlias = Callable[[State], Recorder]
+MakeReplay: TypeAlias = Callable[[State], Replay]
 
 
 @pytest.fixture
-def recording() -> Iterator[Recording]:
-    """A function that makes recorders on a machine in a recorded state. They are closed at the end."""
-    recorders = []
+def recording() -> Iterator[MakeReplay]:
+    """A function that makes replays on a machine in a recorded state. They are closed at the end."""
+    replays = []
 
-    def make(state: State) -> Recorder:
-        recorders.append(Recorder(from_state(state)))
-        return recorders[-1]
+    def make(state: State) -> Replay:
+        replays.append(Replay(from_state(state)))
+        return replays[-1]
 
     yield make
-    for recorder in recorders:
-        recorder.close()
+    for replay in replays:
+        replay.close()
 
 
 def drained(sock: SystemSocket) -> list[bytes]:
@@ -138,26 +138,26 @@ def event_kinds(messages: list[bytes]) -> Counter[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("transition", [t for t in transitions() if t["name"] != "fast_flaps"], ids=lambda t: t["name"])
-def test_every_step_is_told_as_recorded(transition: dict[str, Any], recording: Recording) -> None:
-    recorder = recording(transition["before"])
+def test_every_step_is_told_as_recorded(transition: dict[str, Any], recording: MakeReplay) -> None:
+    replay = recording(transition["before"])
     if transition["name"] == "noise":
         # The recorder's machine could not reach 8.8.8.8, and had a route to 10/8.
-        assert recorder.kernel.state.lookup(ip_address(_UNANSWERED)) is None
+        assert replay.kernel.state.lookup(ip_address(_UNANSWERED)) is None
     for step in transition["steps"]:
-        recorder.do(step["do"])
-        route, events = recorder.heard()
+        replay.do(step["do"])
+        route, events = replay.heard()
         assert route_kinds(route) == route_kinds([bytes.fromhex(m) for m in step["route"]]), step["do"]
         assert event_kinds(events) == event_kinds([bytes.fromhex(m) for m in step["kev"]]), step["do"]
 
 
 @pytest.mark.parametrize("transition", [t for t in transitions() if t["name"] != "fast_flaps"], ids=lambda t: t["name"])
-def test_every_transition_ends_as_recorded(transition: dict[str, Any], recording: Recording) -> None:
-    recorder = recording(transition["before"])
+def test_every_transition_ends_as_recorded(transition: dict[str, Any], recording: MakeReplay) -> None:
+    replay = recording(transition["before"])
     for step in transition["steps"]:
-        recorder.do(step["do"])
+        replay.do(step["do"])
         if "state" in step:
-            check(recorder.kernel, step["state"])
-    check(recorder.kernel, transition["after"])
+            check(replay.kernel, step["state"])
+    check(replay.kernel, transition["after"])
 
 
 def check(kernel: SimulatedDarwin, state: dict[str, Any]) -> None:
@@ -174,12 +174,12 @@ def check(kernel: SimulatedDarwin, state: dict[str, Any]) -> None:
         assert list(decision.tunnels) == expected["tunnels"]
 
 
-def test_fast_flaps_overflow_a_default_buffer_as_recorded(recording: Recording) -> None:
+def test_fast_flaps_overflow_a_default_buffer_as_recorded(recording: MakeReplay) -> None:
     transition = next(t for t in transitions() if t["name"] == "fast_flaps")
     summary = transition["steps"][0]["summary"]
-    recorder = recording(transition["before"])
+    replay = recording(transition["before"])
     for _ in range(50):
-        recorder.do(
+        replay.do(
             [
                 "link off en0",
                 "route delete 0.0.0.0/0 via 192.168.1.1 dev en0",
@@ -187,8 +187,8 @@ def test_fast_flaps_overflow_a_default_buffer_as_recorded(recording: Recording) 
                 "route add 0.0.0.0/0 via 192.168.1.1 dev en0",
             ]
         )
-    small = drained(recorder.other)
-    route, events = recorder.heard()
+    small = drained(replay.other)
+    route, events = replay.heard()
     assert len(route) == summary["route_256k"]["messages"]
     assert len(small) == summary["route_default_buffer"]["messages"]
     assert small == route[: len(small)]

@@ -131,7 +131,7 @@ class FarEndpoint(SocketSpec):
         return sock
 
 
-class Recorder(asyncio.DatagramProtocol):
+class RecordingProtocol(asyncio.DatagramProtocol):
     """A protocol that records its callbacks."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class Recorder(asyncio.DatagramProtocol):
         self.flow.append("resume")
 
 
-class Scene:
+class DatagramScene:
     """A watcher on a scripted network, and a peer on loopback that is treated as remote."""
 
     def __init__(self, initial: Network = BOTH, preferences: Preferences | None = None) -> None:
@@ -183,7 +183,7 @@ class Scene:
 
     def open(
         self, *, overlap: float = 60.0, pin: str | None = None, local: tuple[str, int] | None = None
-    ) -> tuple[Any, Recorder]:
+    ) -> tuple[Any, RecordingProtocol]:
         """Open a transport as ``open_datagram`` does for a remote address that is not on loopback."""
         decider = self.watcher.refresh().with_pin(pin)
         spec = FarEndpoint(socket.AF_INET, 0, local, self.peer.getsockname(), kernel=self.kernel)
@@ -193,7 +193,7 @@ class Scene:
         sock = spec.make()
         spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
         mover = DatagramMover(self.watcher, Endpoint(requirement, spec, False, pin, overlap), sock, placement)
-        protocol = Recorder()
+        protocol = RecordingProtocol()
         transport = DatagramTransport(runtime_of(self.loop), protocol, mover, self.statistics, remote=spec.remote)
         mover.start(transport, decider)
         self.transports.append(transport)
@@ -251,8 +251,8 @@ async def nothing_left() -> AsyncIterator[None]:
 
 
 @pytest_asyncio.fixture
-async def scene(nothing_left: None) -> AsyncIterator[Scene]:
-    scene = Scene()
+async def scene(nothing_left: None) -> AsyncIterator[DatagramScene]:
+    scene = DatagramScene()
     yield scene
     await scene.close()
 
@@ -262,7 +262,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "FIRST_RETRY", 0.001)
 
 
-async def test_it_is_a_datagram_transport_to_its_protocol(scene: Scene) -> None:
+async def test_it_is_a_datagram_transport_to_its_protocol(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     transport.sendto(b"there")
     await turn()
@@ -272,13 +272,13 @@ async def test_it_is_a_datagram_transport_to_its_protocol(scene: Scene) -> None:
     await until(lambda: protocol.received == [b"back"])
     assert isinstance(transport, asyncio.DatagramTransport)
     assert transport.get_protocol() is protocol
-    other = Recorder()
+    other = RecordingProtocol()
     transport.set_protocol(other)
     scene.peer.sendto(b"again", transport.get_extra_info("sockname"))
     await until(lambda: other.received == [b"again"])
 
 
-async def test_extra_information_is_read_live(scene: Scene) -> None:
+async def test_extra_information_is_read_live(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     before = transport.get_extra_info("socket").fileno()
     assert transport.get_extra_info("interface") == "wifi0"
@@ -292,7 +292,7 @@ async def test_extra_information_is_read_live(scene: Scene) -> None:
     assert transport.get_extra_info("interface") == "eth0"
 
 
-async def test_sendto_accepts_what_asyncios_does(scene: Scene) -> None:
+async def test_sendto_accepts_what_asyncios_does(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     peer = scene.peer.getsockname()
     for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"view"), b""):
@@ -306,7 +306,7 @@ async def test_sendto_accepts_what_asyncios_does(scene: Scene) -> None:
     assert not protocol.errors
 
 
-async def test_closing_ends_it_once(scene: Scene) -> None:
+async def test_closing_ends_it_once(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await turn()
     transport.close()
@@ -323,7 +323,7 @@ async def test_closing_ends_it_once(scene: Scene) -> None:
     assert scene.arrived() == []
 
 
-async def test_an_exception_of_the_protocol_is_the_loops_business(scene: Scene) -> None:
+async def test_an_exception_of_the_protocol_is_the_loops_business(scene: DatagramScene) -> None:
     told: list[Any] = []
     scene.loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
     transport, protocol = scene.open()
@@ -338,7 +338,7 @@ async def test_an_exception_of_the_protocol_is_the_loops_business(scene: Scene) 
 
 
 async def test_an_unclosed_transport_warns_and_leaves_no_descriptor(nothing_left: None) -> None:
-    scene = Scene()
+    scene = DatagramScene()
     transport, protocol = scene.open()
     await turn()
     gone = weakref.ref(transport)
@@ -363,7 +363,7 @@ def test_a_loop_that_is_closed_by_hand_leaves_nothing(
     loop = loop_factory()
 
     async def program() -> None:
-        scene = Scene()
+        scene = DatagramScene()
         scene.open()
         await turn()
         scene.peer.close()
@@ -378,7 +378,7 @@ def test_a_loop_that_is_closed_by_hand_leaves_nothing(
     assert gone() is None
 
 
-async def test_a_move_before_the_protocol_is_told_loses_no_replies_either(scene: Scene) -> None:
+async def test_a_move_before_the_protocol_is_told_loses_no_replies_either(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     old = transport.get_extra_info("sockname")
     scene.kernel.silent = True
@@ -390,7 +390,7 @@ async def test_a_move_before_the_protocol_is_told_loses_no_replies_either(scene:
     await until(lambda: protocol.received == [b"early"])
 
 
-async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received(scene: Scene) -> None:
+async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     old = transport.get_extra_info("sockname")
     transport.sendto(b"before")
@@ -406,7 +406,7 @@ async def test_a_better_path_is_taken_at_once_and_replies_in_flight_are_received
     assert scene.statistics.rebinds == 1
 
 
-async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the_last(scene: Scene) -> None:
+async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the_last(scene: DatagramScene) -> None:
     transport, protocol = scene.open(overlap=0.0)
     await turn()
     old = socket_of(transport)
@@ -416,7 +416,7 @@ async def test_the_old_socket_is_closed_when_the_overlap_is_over_and_read_to_the
     assert protocol.received == [b"last words"]
 
 
-async def test_the_old_socket_is_closed_when_its_interface_is_gone(scene: Scene) -> None:
+async def test_the_old_socket_is_closed_when_its_interface_is_gone(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     await turn()
     old = socket_of(transport)
@@ -426,7 +426,7 @@ async def test_the_old_socket_is_closed_when_its_interface_is_gone(scene: Scene)
     assert old.fileno() == -1
 
 
-async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: Scene) -> None:
+async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await turn()
     first = socket_of(transport)
@@ -443,7 +443,7 @@ async def test_coming_back_within_the_overlap_takes_the_old_socket_again(scene: 
     await until(lambda: protocol.received == [b"x"])
 
 
-async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_than_a_few_old_sockets_are_kept(scene: DatagramScene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_sockets, "MAX_HELD_SOCKETS", 2)
     transport, _ = scene.open()
     used = [socket_of(transport)]
@@ -456,7 +456,7 @@ async def test_no_more_than_a_few_old_sockets_are_kept(scene: Scene, monkeypatch
 
 
 async def test_an_endpoint_that_waits_for_its_turn_to_move_moves_when_it_is_sent_by(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "BUDGET", 1e-9)
     transports = [scene.open()[0] for _ in range(80)]
@@ -473,7 +473,7 @@ async def test_an_endpoint_that_waits_for_its_turn_to_move_moves_when_it_is_sent
 
 
 @pytest.mark.parametrize("dead", [ETHERNET_ONLY, UNPLUGGED, network(ETHERNET, BY_ETHERNET)], ids=["down", "unplugged", "deleted"])
-async def test_from_a_dead_interface_it_moves_in_place(scene: Scene, dead: Network) -> None:
+async def test_from_a_dead_interface_it_moves_in_place(scene: DatagramScene, dead: Network) -> None:
     transport, protocol = scene.open()
     await turn()
     before = socket_of(transport), transport.get_extra_info("sockname")
@@ -487,7 +487,7 @@ async def test_from_a_dead_interface_it_moves_in_place(scene: Scene, dead: Netwo
 
 
 @pytest.mark.parametrize("what", CHANGES_NOTHING)
-async def test_it_stays_where_its_address_is(scene: Scene, what: str) -> None:
+async def test_it_stays_where_its_address_is(scene: DatagramScene, what: str) -> None:
     transport, _ = scene.open()
     await scene.change(CHANGES_NOTHING[what])
     transport.sendto(b"x")
@@ -496,28 +496,28 @@ async def test_it_stays_where_its_address_is(scene: Scene, what: str) -> None:
     assert scene.statistics.rebinds == 0
 
 
-async def test_a_renumbered_interface_needs_a_new_source(scene: Scene) -> None:
+async def test_a_renumbered_interface_needs_a_new_source(scene: DatagramScene) -> None:
     scene.open()
     await scene.change(network(WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET))
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
 
 
-async def test_an_interface_that_was_created_again_is_another_one(scene: Scene) -> None:
+async def test_an_interface_that_was_created_again_is_another_one(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     await scene.change(network(WIFI_AGAIN, "default via 127.0.0.254 dev wifi0"))
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
     assert scene.kernel.bound(socket_of(transport)) == 7
 
 
-async def test_where_binding_does_not_filter_a_socket_without_a_peer_moves_in_place(scene: Scene) -> None:
+async def test_where_binding_does_not_filter_a_socket_without_a_peer_moves_in_place(scene: DatagramScene) -> None:
     scene.kernel.binding_filters_ingress = False
-    transport, _ = await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, family=socket.AF_INET)
     scene.transports.append(transport)
     await scene.change(ETHERNET_BETTER)
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "eth0")]
 
 
-async def test_a_pin_stays_and_follows_its_name(scene: Scene) -> None:
+async def test_a_pin_stays_and_follows_its_name(scene: DatagramScene) -> None:
     transport, _ = scene.open(pin="wifi0")
     await scene.change(ETHERNET_BETTER)
     assert transport.get_extra_info("interface") == "wifi0"
@@ -528,7 +528,7 @@ async def test_a_pin_stays_and_follows_its_name(scene: Scene) -> None:
     assert scene.kernel.carried == [("wifi0", b"held")]
 
 
-async def test_options_and_the_port_go_along(scene: Scene) -> None:
+async def test_options_and_the_port_go_along(scene: DatagramScene) -> None:
     free = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -548,7 +548,7 @@ async def test_options_and_the_port_go_along(scene: Scene) -> None:
     again.close()
 
 
-async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: Scene) -> None:
+async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: DatagramScene) -> None:
     transport, protocol = scene.open(local=("127.0.0.1", 0))
     await scene.change(ETHERNET_BETTER)
     assert transport.get_extra_info("interface") == "wifi0"
@@ -560,7 +560,7 @@ async def test_a_local_address_is_a_pin_and_its_loss_the_end(scene: Scene) -> No
     assert end.interface == "wifi0"
 
 
-async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_the_old_one_is_used(scene: Scene) -> None:
+async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_the_old_one_is_used(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)
@@ -574,7 +574,7 @@ async def test_a_better_path_is_taken_when_its_first_hop_answers_and_until_then_
 
 
 async def test_a_first_hop_that_never_answers_is_waited_for_no_longer_than_stated(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(first_hop, "PATIENCE", 0.5)
     transport, _ = scene.open()
@@ -584,7 +584,7 @@ async def test_a_first_hop_that_never_answers_is_waited_for_no_longer_than_state
     assert scene.kernel.asked_hops == ["eth0"]
 
 
-async def test_a_path_that_dies_while_the_better_one_is_waited_for_is_left_at_once(scene: Scene) -> None:
+async def test_a_path_that_dies_while_the_better_one_is_waited_for_is_left_at_once(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)
@@ -597,7 +597,7 @@ async def test_a_path_that_dies_while_the_better_one_is_waited_for_is_left_at_on
     await until(lambda: scene.kernel.carried == [("wifi0", b"1"), ("eth0", b"2")])
 
 
-async def test_a_path_whose_first_hop_answers_at_last_is_used_while_a_better_ones_is_silent(scene: Scene) -> None:
+async def test_a_path_whose_first_hop_answers_at_last_is_used_while_a_better_ones_is_silent(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     scene.kernel.hops = {"wifi0": False, "eth0": False}
     await scene.change(ETHERNET_ONLY)
@@ -610,7 +610,7 @@ async def test_a_path_whose_first_hop_answers_at_last_is_used_while_a_better_one
     await until(lambda: transport.get_extra_info("interface") == "wifi0")
 
 
-async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scene) -> None:
+async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     await scene.change(NOTHING)
     transport.sendto(b"x")
@@ -622,7 +622,7 @@ async def test_what_was_held_waits_until_the_first_hop_answers_again(scene: Scen
 
 
 async def test_a_first_hop_that_answers_while_it_is_asked_is_not_waited_for(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport, _ = scene.open()
     scene.kernel.hops["eth0"] = False
@@ -632,7 +632,7 @@ async def test_a_first_hop_that_answers_while_it_is_asked_is_not_waited_for(
     assert transport.get_extra_info("interface") == "eth0"
 
 
-async def test_many_endpoints_ask_for_one_first_hop_together(scene: Scene) -> None:
+async def test_many_endpoints_ask_for_one_first_hop_together(scene: DatagramScene) -> None:
     transports = [scene.open()[0] for _ in range(5)]
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)
@@ -641,9 +641,9 @@ async def test_many_endpoints_ask_for_one_first_hop_together(scene: Scene) -> No
     await until(lambda: {transport.get_extra_info("interface") for transport in transports} == {"eth0"})
 
 
-async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene: Scene) -> None:
+async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene: DatagramScene) -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    transport, _ = await open_datagram(scene.watcher, Recorder, sock=sock)
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, sock=sock)
     scene.transports.append(transport)
     scene.kernel.hops["eth0"] = False
     await scene.change(ETHERNET_BETTER)
@@ -653,7 +653,7 @@ async def test_a_socket_of_ones_own_waits_for_a_better_paths_first_hop_too(scene
     assert transport.get_extra_info("socket").fileno() == sock.fileno()
 
 
-async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(scene: Scene) -> None:
+async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     scene.kernel.silent = True
     scene.kernel.change(ETHERNET_ONLY)
@@ -668,7 +668,7 @@ async def test_refused_sends_are_held_and_leave_in_order_by_the_new_interface(sc
     assert not protocol.errors
 
 
-async def test_without_any_interface_sends_wait_for_one(scene: Scene) -> None:
+async def test_without_any_interface_sends_wait_for_one(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await scene.change(NOTHING)
     transport.sendto(b"patience")
@@ -679,7 +679,7 @@ async def test_without_any_interface_sends_wait_for_one(scene: Scene) -> None:
     assert not protocol.errors
 
 
-async def test_what_waits_too_long_is_lost_and_told_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_too_long_is_lost_and_told_once(scene: DatagramScene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "HELD_FOR", 0.01)
     transport, protocol = scene.open()
     await scene.change(NOTHING)
@@ -697,7 +697,7 @@ async def test_what_waits_too_long_is_lost_and_told_once(scene: Scene, monkeypat
     assert scene.kernel.carried == [("wifi0", b"d")]
 
 
-async def test_what_is_held_is_bounded_and_the_oldest_goes_first(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_held_is_bounded_and_the_oldest_goes_first(scene: DatagramScene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "MAX_HELD", 3)
     transport, _ = scene.open()
     await scene.change(NOTHING)
@@ -708,7 +708,9 @@ async def test_what_is_held_is_bounded_and_the_oldest_goes_first(scene: Scene, m
     assert [data for _, data in scene.kernel.carried] == [b"2", b"3", b"4"]
 
 
-async def test_a_refusal_on_an_intact_path_is_told_as_asyncio_tells_it(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refusal_on_an_intact_path_is_told_as_asyncio_tells_it(
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sending, "DOUBTED_FOR", 0.01)
     transport, protocol = scene.open()
     scene.kernel.unreachable.add(scene.peer.getsockname())
@@ -723,7 +725,7 @@ async def test_a_refusal_on_an_intact_path_is_told_as_asyncio_tells_it(scene: Sc
     assert scene.arrived() == [b"third"]
 
 
-async def test_a_peers_refusal_is_told_and_does_not_cost_a_datagram(scene: Scene) -> None:
+async def test_a_peers_refusal_is_told_and_does_not_cost_a_datagram(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await turn()
     peer = scene.peer.getsockname()
@@ -739,7 +741,7 @@ async def test_a_peers_refusal_is_told_and_does_not_cost_a_datagram(scene: Scene
     assert (scene.statistics.held, scene.statistics.lost) == (0, 0)
 
 
-async def test_closing_sends_what_waits_first(scene: Scene) -> None:
+async def test_closing_sends_what_waits_first(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await scene.change(NOTHING)
     transport.sendto(b"the will")
@@ -752,7 +754,7 @@ async def test_closing_sends_what_waits_first(scene: Scene) -> None:
     assert protocol.ends == [None]
 
 
-async def test_aborting_loses_what_waits(scene: Scene) -> None:
+async def test_aborting_loses_what_waits(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await scene.change(NOTHING)
     transport.sendto(b"x")
@@ -762,7 +764,7 @@ async def test_aborting_loses_what_waits(scene: Scene) -> None:
     assert scene.statistics.lost == 1
 
 
-async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: Scene) -> None:
+async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     for _ in range(4):
         transport.sendto(b"arrives")
@@ -777,7 +779,7 @@ async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: S
     assert scene.statistics.lost_on_device == 3
 
 
-async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene) -> None:
+async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     other, _ = scene.open()
     silent, _ = scene.open()
@@ -793,7 +795,7 @@ async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: Scene
     assert scene.statistics.lost_on_device == 3
 
 
-def answered_for(scene: Scene) -> int:
+def answered_for(scene: DatagramScene) -> int:
     """The number of datagrams in the statistics."""
     statistics = scene.statistics
     assert sum(statistics.lost_by.values()) == statistics.lost
@@ -802,7 +804,7 @@ def answered_for(scene: Scene) -> int:
 
 
 async def test_every_datagram_is_sent_by_a_named_interface_or_waits_or_is_lost_for_a_reason(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "HELD_FOR", 0.01)
     transport, _ = scene.open()
@@ -826,7 +828,7 @@ async def test_every_datagram_is_sent_by_a_named_interface_or_waits_or_is_lost_f
     assert answered_for(scene) == 6
 
 
-async def test_what_has_no_room_waits_and_is_lost_when_the_transport_is_aborted(scene: Scene) -> None:
+async def test_what_has_no_room_waits_and_is_lost_when_the_transport_is_aborted(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     scene.kernel.no_room = 10**6
     for _ in range(3):
@@ -836,7 +838,9 @@ async def test_what_has_no_room_waits_and_is_lost_when_the_transport_is_aborted(
     assert (scene.statistics.waiting, scene.statistics.lost_by) == (0, {"closed": 3})
 
 
-async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns: list[Callable[[], object]] = []
     runtime = runtime_of(scene.loop)
     call_later = runtime.call_later
@@ -869,7 +873,7 @@ async def test_what_was_held_is_sent_at_a_stated_rate_the_oldest_first(scene: Sc
     assert (scene.statistics.held, scene.statistics.waiting, scene.statistics.lost) == (28, 0, 0)
 
 
-async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Scene) -> None:
+async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     scene.kernel.refuse = {"eth0"}
     await scene.change(ETHERNET_ONLY)
@@ -883,7 +887,7 @@ async def test_a_move_that_fails_is_tried_again_and_what_is_sent_waits(scene: Sc
     assert not protocol.errors
 
 
-async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_retries_back_off(scene: DatagramScene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "FIRST_RETRY", 1.0)
     runtime_of(scene.loop).random = lambda: 0.0
     transport, _ = scene.open()
@@ -899,7 +903,7 @@ async def test_the_retries_back_off(scene: Scene, monkeypatch: pytest.MonkeyPatc
     assert scene.statistics.rebinds_failed == 6
 
 
-async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene: Scene) -> None:
+async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     scene.kernel.refuse = {"eth0"}
     await scene.change(ETHERNET_BETTER)
@@ -911,7 +915,7 @@ async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene:
     assert transport.get_extra_info("interface") == "eth0"
 
 
-async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: Scene) -> None:
+async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     await turn()
     first = socket_of(transport)
@@ -930,7 +934,7 @@ async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: S
     assert scene.kernel.carried == [("wifi0", b"x")]
 
 
-async def test_an_interface_without_a_route_to_the_peer_is_not_moved_to(scene: Scene) -> None:
+async def test_an_interface_without_a_route_to_the_peer_is_not_moved_to(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     scene.kernel.routeless = {"eth0"}
     await scene.change(ETHERNET_ONLY)
@@ -941,7 +945,7 @@ async def test_an_interface_without_a_route_to_the_peer_is_not_moved_to(scene: S
     await until(lambda: scene.kernel.carried == [("eth0", b"x")])
 
 
-async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: Scene) -> None:
+async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     await turn()
     scene.kernel.intruders = [b"spoofed"]
@@ -951,7 +955,7 @@ async def test_strangers_that_slipped_in_while_it_moved_are_not_heard(scene: Sce
     assert scene.statistics.foreign == 1
 
 
-async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wait_together(scene: Scene) -> None:
+async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wait_together(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     address = transport.get_extra_info("sockname")
     await turn()
@@ -967,7 +971,7 @@ async def test_datagrams_that_come_alone_are_read_one_at_a_time_and_many_that_wa
     assert scene.kernel.reads == 26
 
 
-async def test_a_full_socket_buffers_pauses_and_resumes_in_order(scene: Scene) -> None:
+async def test_a_full_socket_buffers_pauses_and_resumes_in_order(scene: DatagramScene) -> None:
     transport, protocol = scene.open()
     transport.set_write_buffer_limits(high=10, low=2)
     assert transport.get_write_buffer_limits() == (2, 10)
@@ -985,7 +989,7 @@ async def test_a_full_socket_buffers_pauses_and_resumes_in_order(scene: Scene) -
 
 
 @pytest.mark.parametrize("new", [ETHERNET_BETTER, ETHERNET_ONLY], ids=["overlap", "in place"])
-async def test_what_is_buffered_leaves_by_the_new_interface(scene: Scene, new: Network) -> None:
+async def test_what_is_buffered_leaves_by_the_new_interface(scene: DatagramScene, new: Network) -> None:
     transport, _ = scene.open()
     scene.kernel.no_room = 10**6
     transport.sendto(b"1")
@@ -997,9 +1001,9 @@ async def test_what_is_buffered_leaves_by_the_new_interface(scene: Scene, new: N
     assert scene.kernel.carried == [("eth0", b"1"), ("eth0", b"2")]
 
 
-async def test_a_loopback_endpoint_is_a_plain_one(scene: Scene) -> None:
-    transport, protocol = await open_datagram(scene.watcher, Recorder, remote_addr=scene.peer.getsockname())
-    local, _ = await open_datagram(scene.watcher, Recorder, local_addr=("127.0.0.1", 0))
+async def test_a_loopback_endpoint_is_a_plain_one(scene: DatagramScene) -> None:
+    transport, protocol = await open_datagram(scene.watcher, RecordingProtocol, remote_addr=scene.peer.getsockname())
+    local, _ = await open_datagram(scene.watcher, RecordingProtocol, local_addr=("127.0.0.1", 0))
     transport.sendto(b"x")
     assert scene.arrived() == [b"x"]
     local.sendto(b"y", scene.peer.getsockname())
@@ -1013,9 +1017,9 @@ async def test_a_loopback_endpoint_is_a_plain_one(scene: Scene) -> None:
     assert protocol.ends == [None]
 
 
-async def test_an_endpoint_without_a_peer_is_bound_by_family(scene: Scene) -> None:
+async def test_an_endpoint_without_a_peer_is_bound_by_family(scene: DatagramScene) -> None:
     transport, protocol = await open_datagram(
-        scene.watcher, Recorder, local_addr=("0.0.0.0", 0), reuse_port=True, allow_broadcast=True
+        scene.watcher, RecordingProtocol, local_addr=("0.0.0.0", 0), reuse_port=True, allow_broadcast=True
     )
     scene.transports.append(transport)
     assert protocol.made == 1
@@ -1044,49 +1048,49 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD_ARGUMENTS)
-async def test_arguments_are_checked_as_asyncio_checks_them(scene: Scene, what: str) -> None:
+async def test_arguments_are_checked_as_asyncio_checks_them(scene: DatagramScene, what: str) -> None:
     options, error, words = BAD_ARGUMENTS[what]
     with pytest.raises(error, match=words):
-        await open_datagram(scene.watcher, Recorder, **options)
+        await open_datagram(scene.watcher, RecordingProtocol, **options)
 
 
-async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: Scene) -> None:
-    def broken() -> Recorder:
+async def test_a_protocol_that_cannot_be_made_leaves_nothing(scene: DatagramScene) -> None:
+    def broken() -> RecordingProtocol:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         await open_datagram(scene.watcher, broken, family=socket.AF_INET)
 
 
-async def test_a_local_address_of_an_interface_that_is_no_uplink_is_refused(scene: Scene) -> None:
+async def test_a_local_address_of_an_interface_that_is_no_uplink_is_refused(scene: DatagramScene) -> None:
     elsewhere = interface("3: utun0 tunnel 203.0.113.5/24")
     scene.kernel.change(network(WIFI_RENUMBERED, elsewhere, BY_WIFI, BY_ETHERNET))
     with pytest.raises(BindFailed, match=r"203\.0\.113\.5 does not belong to wifi0") as refusal:
-        await open_datagram(scene.watcher, Recorder, local_addr=("203.0.113.5", 0))
+        await open_datagram(scene.watcher, RecordingProtocol, local_addr=("203.0.113.5", 0))
     assert refusal.value.errno == errno.EADDRNOTAVAIL
 
 
-async def test_without_an_interface_opening_fails(scene: Scene) -> None:
+async def test_without_an_interface_opening_fails(scene: DatagramScene) -> None:
     scene.kernel.change(NOTHING)
     with pytest.raises(NoEffectiveInterface, match="wifi0"):
-        await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
+        await open_datagram(scene.watcher, RecordingProtocol, family=socket.AF_INET)
 
 
-async def test_without_a_route_to_the_peer_opening_fails_and_names_the_cure(scene: Scene) -> None:
+async def test_without_a_route_to_the_peer_opening_fails_and_names_the_cure(scene: DatagramScene) -> None:
     scene.kernel.routeless = {"wifi0"}
     with pytest.raises(NoRoute, match=r"give wifi0 a route to 198\.51\.100\.7"):
-        await open_datagram(scene.watcher, Recorder, remote_addr=(str(FAR), 9))
+        await open_datagram(scene.watcher, RecordingProtocol, remote_addr=(str(FAR), 9))
 
 
-async def test_a_bind_that_fails_leaves_nothing(scene: Scene) -> None:
+async def test_a_bind_that_fails_leaves_nothing(scene: DatagramScene) -> None:
     scene.kernel.refuse = {"wifi0"}
     with pytest.raises(BindFailed):
-        await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
+        await open_datagram(scene.watcher, RecordingProtocol, family=socket.AF_INET)
 
 
 async def test_opening_waits_for_an_interface_if_that_is_preferred(nothing_left: None) -> None:
-    scene = Scene(NOTHING, Preferences(on_no_interface="wait"))
-    opening = asyncio.ensure_future(open_datagram(scene.watcher, Recorder, family=socket.AF_INET))
+    scene = DatagramScene(NOTHING, Preferences(on_no_interface="wait"))
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, RecordingProtocol, family=socket.AF_INET))
     await turn()
     assert not opening.done()
     scene.kernel.change(BOTH)
@@ -1097,8 +1101,8 @@ async def test_opening_waits_for_an_interface_if_that_is_preferred(nothing_left:
 
 
 async def test_unbound_if_that_is_preferred_and_bound_when_there_is_an_interface(nothing_left: None) -> None:
-    scene = Scene(NOTHING, Preferences(on_no_interface="unbound"))
-    transport, _ = await open_datagram(scene.watcher, Recorder, family=socket.AF_INET)
+    scene = DatagramScene(NOTHING, Preferences(on_no_interface="unbound"))
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, family=socket.AF_INET)
     scene.transports.append(transport)
     assert transport.get_extra_info("interface") is None
     transport.sendto(b"unbound", scene.peer.getsockname())
@@ -1111,14 +1115,14 @@ async def test_unbound_if_that_is_preferred_and_bound_when_there_is_an_interface
     await scene.close()
 
 
-async def test_cancelling_while_a_name_is_resolved_leaves_nothing(scene: Scene) -> None:
+async def test_cancelling_while_a_name_is_resolved_leaves_nothing(scene: DatagramScene) -> None:
     asked = asyncio.Event()
 
     async def never(*args: Any, **options: Any) -> Any:
         asked.set()
         await asyncio.Event().wait()
 
-    opening = asyncio.ensure_future(open_datagram(scene.watcher, Recorder, remote_addr=("name.test", 9), resolve=never))
+    opening = asyncio.ensure_future(open_datagram(scene.watcher, RecordingProtocol, remote_addr=("name.test", 9), resolve=never))
     await asked.wait()
     assert scene.watcher.running
     opening.cancel()
@@ -1128,11 +1132,11 @@ async def test_cancelling_while_a_name_is_resolved_leaves_nothing(scene: Scene) 
 
 
 async def test_cancelling_while_it_waits_for_an_interface_leaves_nothing(nothing_left: None) -> None:
-    scene = Scene(NOTHING, Preferences(on_no_interface="wait"))
+    scene = DatagramScene(NOTHING, Preferences(on_no_interface="wait"))
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     several: tuple[dict[str, Any], ...] = ({"family": socket.AF_INET}, {"sock": sock})
     for options in several:
-        opening = asyncio.ensure_future(open_datagram(scene.watcher, Recorder, **options))
+        opening = asyncio.ensure_future(open_datagram(scene.watcher, RecordingProtocol, **options))
         await turn()
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -1141,8 +1145,8 @@ async def test_cancelling_while_it_waits_for_an_interface_leaves_nothing(nothing
     await scene.close()
 
 
-async def test_cancelling_before_the_protocol_is_told_closes_the_transport(scene: Scene) -> None:
-    protocol = Recorder()
+async def test_cancelling_before_the_protocol_is_told_closes_the_transport(scene: DatagramScene) -> None:
+    protocol = RecordingProtocol()
     opening = asyncio.ensure_future(open_datagram(scene.watcher, lambda: protocol, family=socket.AF_INET))
     await asyncio.sleep(0)
     opening.cancel()
@@ -1181,7 +1185,7 @@ WIDE_BOTH = network(LOOPBACK, WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET, L
 class Towards:
     """Finds the socket that an unconnected transport uses for a destination, without sending."""
 
-    def __init__(self, scene: Scene, transport: Any) -> None:
+    def __init__(self, scene: DatagramScene, transport: Any) -> None:
         self.scene = scene
         self.mover = transport._mover
 
@@ -1195,9 +1199,9 @@ class Towards:
 
 
 @pytest.fixture
-async def lan(scene: Scene) -> Towards:
+async def lan(scene: DatagramScene) -> Towards:
     scene.kernel.change(WIDE_BOTH)
-    transport, _ = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     return Towards(scene, transport)
 
@@ -1235,9 +1239,9 @@ async def test_the_current_socket_and_a_way_change_places_when_the_default_moves
     assert (lan("192.0.2.9"), lan("198.51.100.7")) == ("lan0", "lan0")
 
 
-async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene: Scene) -> None:
+async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene: DatagramScene) -> None:
     scene.kernel.change(WIDE_BOTH)
-    transport, protocol = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
+    transport, protocol = await open_datagram(scene.watcher, RecordingProtocol, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     for host in ("127.0.0.1", "localhost"):
         transport.sendto(b"to this host", (host, scene.peer.getsockname()[1]))
@@ -1248,9 +1252,9 @@ async def test_what_comes_by_any_way_is_received_and_what_goes_is_counted(scene:
     await until(lambda: protocol.received == [b"back"])
 
 
-async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> None:
+async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: DatagramScene) -> None:
     scene.kernel.change(WIDE_BOTH)
-    transport, protocol = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
+    transport, protocol = await open_datagram(scene.watcher, RecordingProtocol, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     scene.kernel.refuse = {"lan0"}
     transport.sendto(b"x", ("192.0.2.9", 9))
@@ -1258,10 +1262,10 @@ async def test_a_way_that_cannot_be_had_is_told_and_counted(scene: Scene) -> Non
     assert scene.statistics.lost_by == {"refused": 1}
 
 
-async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
+async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: DatagramScene) -> None:
     beyond = "198.18.0.0/15 via 192.0.2.254 dev lan0"
     scene.kernel.change(network(LOOPBACK, WIFI_RENUMBERED, BY_WIFI, LAN, beyond))
-    transport, _ = await open_datagram(scene.watcher, Recorder, local_addr=("0.0.0.0", 0))
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, local_addr=("0.0.0.0", 0))
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     scene.kernel.hops["lan0"] = False
@@ -1278,10 +1282,10 @@ async def test_a_silent_first_hop_of_a_way_is_waited_for(scene: Scene) -> None:
     await until(lambda: towards("198.18.0.1") == "eth0")
 
 
-async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene: Scene) -> None:
+async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene: DatagramScene) -> None:
     scene.kernel.change(WIDE_BOTH)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    transport, _ = await open_datagram(scene.watcher, Recorder, sock=sock)
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, sock=sock)
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     assert (towards("198.51.100.7"), towards("192.0.2.9"), towards("127.0.0.1")) == ("wifi0", "lan0", "lo")
@@ -1293,14 +1297,14 @@ async def test_a_socket_of_ones_own_has_ways_too_and_stays_the_current_one(scene
 
 @pytest.mark.usefixtures("both_families")
 @pytest.mark.parametrize("own", [False, True], ids=["made", "given"])
-async def test_a_socket_for_both_families_has_a_way_for_each(scene: Scene, own: bool) -> None:
+async def test_a_socket_for_both_families_has_a_way_for_each(scene: DatagramScene, own: bool) -> None:
     scene.kernel.change(SPLIT)
     sock = None
     if own:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
-    transport, _ = await open_datagram(scene.watcher, Recorder, None if own else ("::", 0), sock=sock)
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, None if own else ("::", 0), sock=sock)
     scene.transports.append(transport)
     towards = Towards(scene, transport)
     assert transport.get_extra_info("interface") == "eth0"
@@ -1311,10 +1315,10 @@ async def test_a_socket_for_both_families_has_a_way_for_each(scene: Scene, own: 
     assert (towards("2001:db8:9::9"), towards("::ffff:198.51.100.7")) == ("eth0", "eth0")
 
 
-async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: Scene) -> None:
+async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: DatagramScene) -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(("", 0))
-    transport, protocol = await open_datagram(scene.watcher, Recorder, sock=sock)
+    transport, protocol = await open_datagram(scene.watcher, RecordingProtocol, sock=sock)
     scene.transports.append(transport)
     assert sock.getblocking() is False
     await scene.change(ETHERNET_BETTER)
@@ -1327,7 +1331,7 @@ async def test_a_socket_of_ones_own_is_bound_and_only_moved_in_place(scene: Scen
     assert sock.fileno() == -1
 
 
-async def test_a_socket_that_is_bound_already_is_left_alone(scene: Scene) -> None:
+async def test_a_socket_that_is_bound_already_is_left_alone(scene: DatagramScene) -> None:
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     scene.kernel.bind(bound, ETHERNET)
     addressed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -1336,7 +1340,7 @@ async def test_a_socket_that_is_bound_already_is_left_alone(scene: Scene) -> Non
     connected.connect(scene.peer.getsockname())
     names = []
     for sock in (bound, addressed, connected):
-        transport, _ = await open_datagram(scene.watcher, Recorder, sock=sock)
+        transport, _ = await open_datagram(scene.watcher, RecordingProtocol, sock=sock)
         scene.transports.append(transport)
         names.append(transport.get_extra_info("interface"))
     with scene.watcher.hold():
@@ -1346,30 +1350,30 @@ async def test_a_socket_that_is_bound_already_is_left_alone(scene: Scene) -> Non
     assert scene.statistics.tracked == 0
 
 
-async def test_a_connected_socket_of_ones_own_ignores_the_destination_as_asyncio_does(scene: Scene) -> None:
+async def test_a_connected_socket_of_ones_own_ignores_the_destination_as_asyncio_does(scene: DatagramScene) -> None:
     connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     connected.connect(scene.peer.getsockname())
-    transport, _ = await open_datagram(scene.watcher, Recorder, sock=connected)
+    transport, _ = await open_datagram(scene.watcher, RecordingProtocol, sock=connected)
     scene.transports.append(transport)
     transport.sendto(b"x", ("192.0.2.1", 1))
     assert scene.arrived() == [b"x"]
 
 
-async def test_a_socket_that_cannot_be_bound_is_closed(scene: Scene) -> None:
+async def test_a_socket_that_cannot_be_bound_is_closed(scene: DatagramScene) -> None:
     scene.kernel.refuse = {"wifi0"}
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with pytest.raises(BindFailed):
-        await open_datagram(scene.watcher, Recorder, sock=sock)
+        await open_datagram(scene.watcher, RecordingProtocol, sock=sock)
     assert sock.fileno() == -1
 
 
-async def test_a_socket_must_be_one_for_datagrams_and_comes_alone(scene: Scene) -> None:
+async def test_a_socket_must_be_one_for_datagrams_and_comes_alone(scene: DatagramScene) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream, pytest.raises(ValueError, match="UDP Socket was expected"):
-        await open_datagram(scene.watcher, Recorder, sock=stream)
+        await open_datagram(scene.watcher, RecordingProtocol, sock=stream)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix, pytest.raises(ValueError, match="only IPv4 and IPv6"):
-        await open_datagram(scene.watcher, Recorder, sock=unix)
+        await open_datagram(scene.watcher, RecordingProtocol, sock=unix)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
         pytest.raises(ValueError, match=r"socket modifier keyword arguments .*family=2"),
     ):
-        await open_datagram(scene.watcher, Recorder, sock=sock, family=socket.AF_INET)
+        await open_datagram(scene.watcher, RecordingProtocol, sock=sock, family=socket.AF_INET)

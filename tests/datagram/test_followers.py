@@ -39,7 +39,7 @@ class Member:
             raise ZeroDivisionError
 
 
-class Scene:
+class Crowd:
     """A watcher on a scripted network, and many followers."""
 
     def __init__(self) -> None:
@@ -65,11 +65,11 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    scene = Scene()
-    yield scene
-    scene.watcher.forget_followers()
-    scene.watcher.stop()
+async def crowd() -> AsyncIterator[Crowd]:
+    crowd = Crowd()
+    yield crowd
+    crowd.watcher.forget_followers()
+    crowd.watcher.stop()
 
 
 @pytest.fixture
@@ -77,110 +77,110 @@ def _one_piece_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "BUDGET", 1e-9)
 
 
-async def test_a_few_are_moved_at_once_and_one_that_fails_stops_nobody(scene: Scene) -> None:
-    scene.members(14)
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
-    assert scene.log == [13, 12]
-    await scene.until(lambda: len(scene.log) == 14)
+async def test_a_few_are_moved_at_once_and_one_that_fails_stops_nobody(crowd: Crowd) -> None:
+    crowd.members(14)
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
+    assert crowd.log == [13, 12]
+    await crowd.until(lambda: len(crowd.log) == 14)
 
 
-async def test_one_that_is_used_is_the_first_to_move_before_the_program_runs_again(scene: Scene) -> None:
-    members = scene.members(200)
-    scene.followers.used(members[50])
-    scene.followers.used(members[20])
-    scene.followers.unfollow(members[50])
-    scene.followers.used(members[50])  # it is still not called
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
-    assert scene.log[:2] == [20, 199]
-    await scene.until(lambda: not scene.pending([member for member in members if member is not members[50]]))
-    assert sorted(scene.log) == [number for number in range(200) if number != 50]
+async def test_one_that_is_used_is_the_first_to_move_before_the_program_runs_again(crowd: Crowd) -> None:
+    members = crowd.members(200)
+    crowd.followers.used(members[50])
+    crowd.followers.used(members[20])
+    crowd.followers.unfollow(members[50])
+    crowd.followers.used(members[50])  # it is still not called
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
+    assert crowd.log[:2] == [20, 199]
+    await crowd.until(lambda: not crowd.pending([member for member in members if member is not members[50]]))
+    assert sorted(crowd.log) == [number for number in range(200) if number != 50]
 
 
 @pytest.mark.usefixtures("_one_piece_a_turn")
-async def test_of_many_those_used_last_are_moved_first_and_the_program_runs_in_between(scene: Scene) -> None:
-    members = scene.members(200)
+async def test_of_many_those_used_last_are_moved_first_and_the_program_runs_in_between(crowd: Crowd) -> None:
+    members = crowd.members(200)
     between: list[int] = []
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
-    at_once = len(scene.log)
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
+    at_once = len(crowd.log)
     assert 0 < at_once < 50
-    while len(scene.log) < 200:
-        before = len(scene.log)
+    while len(crowd.log) < 200:
+        before = len(crowd.log)
         await asyncio.sleep(0)
-        between.append(len(scene.log) - before)
-    assert scene.log == list(range(199, -1, -1))
+        between.append(len(crowd.log) - before)
+    assert crowd.log == list(range(199, -1, -1))
     assert max(between) <= 8
-    assert not scene.pending(members)
+    assert not crowd.pending(members)
 
 
-async def test_a_program_that_sends_runs_as_soon_as_those_used_last_have_moved(scene: Scene) -> None:
-    members = scene.members(200)
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
-    assert 0 < len(scene.log) < 50  # although there is time for more in this turn
+async def test_a_program_that_sends_runs_as_soon_as_those_used_last_have_moved(crowd: Crowd) -> None:
+    members = crowd.members(200)
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
+    assert 0 < len(crowd.log) < 50  # although there is time for more in this turn
     assert members[-1].shown
-    await scene.until(lambda: len(scene.log) == 200)
+    await crowd.until(lambda: len(crowd.log) == 200)
 
 
 @pytest.mark.usefixtures("_one_piece_a_turn")
-async def test_a_second_change_in_the_middle_starts_over_and_nobody_is_forgotten(scene: Scene) -> None:
-    members = scene.members(200)
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
-    await scene.until(lambda: len(scene.log) > 100)
-    scene.kernel.change(NOWHERE)
-    scene.watcher.refresh()
-    newest = scene.watcher.latest
-    await scene.until(lambda: not scene.pending(members))
+async def test_a_second_change_in_the_middle_starts_over_and_nobody_is_forgotten(crowd: Crowd) -> None:
+    members = crowd.members(200)
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
+    await crowd.until(lambda: len(crowd.log) > 100)
+    crowd.kernel.change(NOWHERE)
+    crowd.watcher.refresh()
+    newest = crowd.watcher.latest
+    await crowd.until(lambda: not crowd.pending(members))
     assert all(member.shown[-1] is newest for member in members)
     assert {len(member.shown) for member in members} == {1, 2}
 
 
 @pytest.mark.usefixtures("_one_piece_a_turn")
-async def test_one_that_is_used_meanwhile_is_moved_at_once_and_only_once(scene: Scene) -> None:
-    members = scene.members(200)
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
+async def test_one_that_is_used_meanwhile_is_moved_at_once_and_only_once(crowd: Crowd) -> None:
+    members = crowd.members(200)
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
     first = members[0]
-    assert scene.pending([first])
-    scene.followers.catch_up(first)
-    assert first.shown == [scene.watcher.latest]
-    await scene.until(lambda: len(scene.log) == 200)
+    assert crowd.pending([first])
+    crowd.followers.catch_up(first)
+    assert first.shown == [crowd.watcher.latest]
+    await crowd.until(lambda: len(crowd.log) == 200)
     assert len(first.shown) == 1
 
 
 @pytest.mark.usefixtures("_one_piece_a_turn")
-async def test_one_that_has_gone_meanwhile_is_not_moved(scene: Scene) -> None:
-    members = scene.members(200)
-    scene.kernel.change(ON_ETHERNET)
-    scene.watcher.refresh()
-    scene.followers.unfollow(members[0])
-    await scene.until(lambda: not scene.pending(members[1:]))
+async def test_one_that_has_gone_meanwhile_is_not_moved(crowd: Crowd) -> None:
+    members = crowd.members(200)
+    crowd.kernel.change(ON_ETHERNET)
+    crowd.watcher.refresh()
+    crowd.followers.unfollow(members[0])
+    await crowd.until(lambda: not crowd.pending(members[1:]))
     assert members[0].shown == []
 
 
 @pytest.mark.usefixtures("_one_piece_a_turn")
-async def test_those_who_wait_for_the_same_are_moved_in_turns_too(scene: Scene) -> None:
-    members = scene.members(200)
+async def test_those_who_wait_for_the_same_are_moved_in_turns_too(crowd: Crowd) -> None:
+    members = crowd.members(200)
     for member in members:
-        scene.followers.recheck(member)
-    assert len(scene.log) < 50
-    await scene.until(lambda: len(scene.log) == 200)
+        crowd.followers.recheck(member)
+    assert len(crowd.log) < 50
+    await crowd.until(lambda: len(crowd.log) == 200)
 
 
-async def test_each_of_them_is_counted(scene: Scene) -> None:
-    members = scene.members(3)
-    assert scene.watcher.statistics.tracked == 3
-    scene.followers.unfollow(members[0])
-    scene.followers.unfollow(members[0])
-    assert scene.watcher.statistics.tracked == 2
-    assert [scene.followers.follows(member) for member in members] == [False, True, True]
-    scene.watcher.forget_followers()
-    assert scene.watcher.statistics.tracked == 0
-    assert not any(scene.followers.follows(member) for member in members)
-    scene.followers.follow(members[0])
-    assert scene.watcher.statistics.tracked == 1
-    scene.followers.unfollow(members[0])
-    assert (scene.watcher.statistics.tracked, scene.watcher.running) == (0, False)
+async def test_each_of_them_is_counted(crowd: Crowd) -> None:
+    members = crowd.members(3)
+    assert crowd.watcher.statistics.tracked == 3
+    crowd.followers.unfollow(members[0])
+    crowd.followers.unfollow(members[0])
+    assert crowd.watcher.statistics.tracked == 2
+    assert [crowd.followers.follows(member) for member in members] == [False, True, True]
+    crowd.watcher.forget_followers()
+    assert crowd.watcher.statistics.tracked == 0
+    assert not any(crowd.followers.follows(member) for member in members)
+    crowd.followers.follow(members[0])
+    assert crowd.watcher.statistics.tracked == 1
+    crowd.followers.unfollow(members[0])
+    assert (crowd.watcher.statistics.tracked, crowd.watcher.running) == (0, False)

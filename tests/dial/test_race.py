@@ -35,7 +35,7 @@ class Scripted(Attempt):
 
     __slots__ = ("begins", "begun", "ends", "scene")
 
-    def __init__(self, scene: Scene, destination: Destination, begins: str) -> None:
+    def __init__(self, scene: RaceScene, destination: Destination, begins: str) -> None:
         super().__init__(scene.dialer, destination, None)
         self.scene = scene
         self.begins = begins
@@ -65,7 +65,7 @@ class Scripted(Attempt):
         return self.sock is not None and self.sock.fileno() != -1
 
 
-class Scene:
+class RaceScene:
     """A race on a loop that only the test runs."""
 
     def __init__(self, *begins: str, delay: float | None = 0.25) -> None:
@@ -124,8 +124,8 @@ def refused(destination: Destination) -> OSError:
 
 
 @contextmanager
-def racing(*begins: str, delay: float | None = 0.25) -> Iterator[Scene]:
-    scene = Scene(*begins, delay=delay)
+def racing(*begins: str, delay: float | None = 0.25) -> Iterator[RaceScene]:
+    scene = RaceScene(*begins, delay=delay)
     scene.start()
     yield scene
     assert scene.loop.writers == {}, "a socket is still watched"
@@ -218,7 +218,7 @@ def test_a_change_that_concerns_another_path_does_not_end_a_race() -> None:
 
 
 def test_a_race_that_is_not_to_be_interrupted_is_not() -> None:
-    scene = Scene(LATER)
+    scene = RaceScene(LATER)
     scene.start(interruptible=False)
     scene.change(ETHERNET)
     assert not scene.task.done

@@ -25,6 +25,7 @@ from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import LINGER, Watcher
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, network
+from tests.scene import Scene
 from tests.virtual_loop import VirtualLoop
 from tests.waiting import settle, until
 
@@ -33,7 +34,7 @@ ETHERNET = network("3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev e
 WIFI_AND_CONTAINER = network("2: wifi0 wifi 192.0.2.5/24", "9: veth7 wifi", "default via 192.0.2.1 dev wifi0")
 
 
-class Recorder:
+class RecordingFollower:
     """A follower that records the IPv4 interface of each network."""
 
     def __init__(self) -> None:
@@ -44,42 +45,35 @@ class Recorder:
         self.seen.append((chosen.name if chosen else None, cause))
 
 
-class Scene:
-    """A watcher on a simulated kernel, on a loop that only the test runs."""
+class WatcherScene(Scene):
+    """A watcher with one follower, on a loop that only the test runs."""
+
+    clock: VirtualLoop
 
     def __init__(self, interface: str | None = None) -> None:
-        self.kernel = SimulatedKernel(WIFI)
-        self.loop = VirtualLoop()
-        self.watcher = Watcher(self.kernel, Preferences(), runtime=self.loop.runtime, interface=interface)
-        self.follower = Recorder()
+        super().__init__(WIFI, VirtualLoop(), interface)
+        self.follower = RecordingFollower()
 
     def __enter__(self) -> Self:
         self.watcher.follow(self.follower)
-        self.loop.turn()
+        self.clock.turn()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.watcher.stop()
 
-    def deliver(self) -> None:
-        self.watcher.refresh()
-
-    def wait(self, seconds: float) -> None:
-        """Advance the clock, and run the timers that are due."""
-        self.loop.advance(seconds)
-
 
 def test_a_change_moves_the_followers_at_once() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         assert scene.follower.seen == [("eth0", Cause.EVENTS)]
 
 
 def test_events_that_change_nothing_that_matters_move_nobody() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.change(WIFI_AND_CONTAINER)
-        scene.deliver()
+        scene.watcher.refresh()
         scene.wait(10.0)
         assert scene.follower.seen == []
         assert scene.watcher.statistics.events == 1
@@ -87,11 +81,11 @@ def test_events_that_change_nothing_that_matters_move_nobody() -> None:
 
 
 def test_what_is_not_urgent_waits_for_a_complete_reading() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         (source,) = scene.kernel.sources
         source.urgent = False
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         assert scene.follower.seen == []
         scene.wait(QUIET)
         assert scene.follower.seen == [("eth0", Cause.EVENTS)]
@@ -110,15 +104,15 @@ BOTH = network(
 @pytest.mark.parametrize("index", [2, 3])
 def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | None) -> None:
     targets = [socket.AF_INET, ip_address("198.51.100.7"), ip_address("8.8.8.8"), ip_address("203.0.113.5")]
-    with Scene(pin) as scene:
+    with WatcherScene(pin) as scene:
         scene.kernel.change(BOTH)
-        scene.deliver()
+        scene.watcher.refresh()
         for target in targets:
             scene.watcher.refresh().decide(target)
         scene.wait(QUIET)
         gone = taken_down(BOTH, frozenset({index}))
         scene.kernel.change(gone)
-        scene.deliver()
+        scene.watcher.refresh()
         decider = scene.watcher.refresh()
         assert set(targets) <= set(decider.targets())
         for target in targets:
@@ -127,12 +121,12 @@ def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | N
 
 
 def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.change(BOTH)
-        scene.deliver()
+        scene.watcher.refresh()
         scene.wait(QUIET)
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         assert scene.watcher.refresh().network is ETHERNET
 
 
@@ -164,10 +158,10 @@ def test_an_interface_that_is_down_already_takes_nothing_along() -> None:
     assert taken_down(BOTH, frozenset({99})) is BOTH
 
 
-class Poking(Recorder):
+class Poking(RecordingFollower):
     """A follower that changes the network while it moves."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: WatcherScene) -> None:
         super().__init__()
         self.scene = scene
 
@@ -179,21 +173,21 @@ class Poking(Recorder):
 
 
 def test_nobody_is_shown_an_older_reading_after_a_newer_one() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.watcher.unfollow(scene.follower)
-        first, second = Poking(scene), Recorder()
+        first, second = Poking(scene), RecordingFollower()
         scene.watcher.follow(first)
         scene.watcher.follow(second)
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         assert [name for name, _ in first.seen] == ["eth0", "wifi0"]
         assert [name for name, _ in second.seen] == ["wifi0"]
 
 
 def test_a_reading_after_which_nobody_follows_any_more_is_the_newest_all_the_same() -> None:
-    scene = Scene()
+    scene = WatcherScene()
 
-    class Leaving(Recorder):
+    class Leaving(RecordingFollower):
         def network_changed(self, decider: Decider, cause: Cause) -> None:
             scene.watcher.unfollow(self)
 
@@ -206,22 +200,22 @@ def test_a_reading_after_which_nobody_follows_any_more_is_the_newest_all_the_sam
 
 
 def test_a_change_counts_when_nobody_listens_and_is_told_to_nobody_who_comes_later() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         late = ChangeListener(lambda: None)
         scene.watcher.listen(late)
         scene.wait(10.0)
         assert late.take() is None
         assert scene.watcher.statistics.changes == 1
         scene.kernel.change(WIFI)
-        scene.deliver()
-        scene.loop.turn()
+        scene.watcher.refresh()
+        scene.clock.turn()
         assert late.take() is not None
 
 
 def test_a_silent_change_is_found_by_the_reconcile() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
         scene.wait(RECONCILE - 1.0)
@@ -231,17 +225,17 @@ def test_a_silent_change_is_found_by_the_reconcile() -> None:
 
 
 def test_a_wake_is_seen_from_the_two_clocks() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
         scene.kernel.sleep(3600.0)
         scene.kernel.signal()
-        scene.deliver()
+        scene.watcher.refresh()
         assert scene.follower.seen == [("eth0", Cause.WAKE)]
 
 
 def test_a_refused_send_makes_it_look() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
         scene.watcher.recheck()
@@ -249,7 +243,7 @@ def test_a_refused_send_makes_it_look() -> None:
 
 
 def test_refused_sends_without_end_cause_few_readings() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         before = scene.kernel.readings
         for _ in range(10_000):
             scene.watcher.recheck()
@@ -257,24 +251,24 @@ def test_refused_sends_without_end_cause_few_readings() -> None:
 
 
 def test_lost_events_are_counted_and_read_over() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
         (source,) = scene.kernel.sources
         source.overruns += 1
         before = source.overruns
         scene.kernel.overrun()
-        scene.deliver()
+        scene.watcher.refresh()
         assert source.overruns == before + 1
         assert scene.follower.seen == [("eth0", Cause.EVENTS)]
 
 
 def test_the_network_being_gone_is_announced_after_the_grace_only() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         listener = ChangeListener(lambda: None)
         scene.watcher.listen(listener)
         scene.kernel.change(network())
-        scene.deliver()
+        scene.watcher.refresh()
         scene.wait(GRACE - 0.1)
         assert listener.take() is None
         scene.wait(0.2)
@@ -284,11 +278,11 @@ def test_the_network_being_gone_is_announced_after_the_grace_only() -> None:
 
 
 def test_a_reading_that_fails_leaves_the_last_one_standing_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         real = scene.kernel.network
         monkeypatch.setattr(scene.kernel, "network", _raise)
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         assert scene.follower.seen == []
         monkeypatch.setattr(scene.kernel, "network", real)
         scene.wait(QUIET * 2)
@@ -304,23 +298,23 @@ def test_a_follower_that_fails_does_not_keep_the_others_from_moving() -> None:
         def network_changed(self, decider: Decider, cause: Cause) -> None:
             raise RuntimeError("no")
 
-    with Scene() as scene:
-        failing, other = Failing(), Recorder()
+    with WatcherScene() as scene:
+        failing, other = Failing(), RecordingFollower()
         scene.watcher.follow(failing)
         scene.watcher.follow(other)
         scene.kernel.change(ETHERNET)
-        scene.deliver()
+        scene.watcher.refresh()
         assert [name for name, _ in other.seen] == ["eth0"]
 
 
 def test_it_runs_only_while_somebody_needs_it() -> None:
-    scene = Scene()
+    scene = WatcherScene()
     assert scene.kernel.open_sources == 0
     scene.watcher.follow(scene.follower)
     with scene.watcher.hold():
-        assert len(scene.loop.readers) == 0, "whoever dials does not wait for that"
-        scene.loop.turn()
-        assert len(scene.loop.readers) == 1
+        assert len(scene.clock.readers) == 0, "whoever dials does not wait for that"
+        scene.clock.turn()
+        assert len(scene.clock.readers) == 1
         scene.watcher.unfollow(scene.follower)
         assert scene.watcher.running
     assert not scene.watcher.running
@@ -330,8 +324,8 @@ def test_a_watcher_that_rests_keeps_its_event_source_and_costs_the_loop_nothing(
     with rested() as scene:
         assert scene.watcher.resting
         assert scene.kernel.open_sources == 1
-        assert scene.loop.readers == {}
-        assert scene.loop.timers == []
+        assert scene.clock.readers == {}
+        assert scene.clock.timers == []
         assert scene.kernel.readings == 1
 
 
@@ -369,15 +363,15 @@ def test_a_silent_change_while_a_watcher_rested_is_found_after_a_minute_or_a_sle
 
 
 def test_what_was_still_to_be_read_again_when_a_watcher_began_to_rest_is_read_at_the_next_dial() -> None:
-    scene = Scene()
+    scene = WatcherScene()
     with scene:
         scene.kernel.signal()
-        scene.deliver()
+        scene.watcher.refresh()
         scene.kernel.silent = True
         scene.kernel.change(ETHERNET)
         scene.watcher.unfollow(scene.follower)
         scene.wait(LINGER)
-        assert scene.loop.readers == {}
+        assert scene.clock.readers == {}
         assert scene.watcher.refresh().network is ETHERNET
 
 
@@ -385,14 +379,14 @@ def test_a_follower_that_comes_to_a_watcher_that_rests_is_shown_what_happened_me
     with rested() as scene:
         scene.kernel.change(ETHERNET)
         scene.watcher.follow(scene.follower)
-        scene.loop.turn()
-        for call in list(scene.loop.readers.values()):
+        scene.clock.turn()
+        for call in list(scene.clock.readers.values()):
             call()
         assert scene.follower.seen == [("eth0", Cause.EVENTS)]
 
 
 def test_a_watcher_without_event_sources_reads_at_each_dial(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene()
+    scene = WatcherScene()
     monkeypatch.setattr(scene.kernel, "events", list)
     with scene:
         scene.watcher.unfollow(scene.follower)
@@ -402,14 +396,14 @@ def test_a_watcher_without_event_sources_reads_at_each_dial(monkeypatch: pytest.
 
 
 def test_a_watcher_that_is_needed_again_within_a_second_was_never_unregistered() -> None:
-    with Scene() as scene:
-        (reader,) = scene.loop.readers.values()
+    with WatcherScene() as scene:
+        (reader,) = scene.clock.readers.values()
         for _ in range(3):
             scene.watcher.unfollow(scene.follower)
             scene.wait(LINGER / 4)
             scene.watcher.follow(scene.follower)
         scene.wait(LINGER)
-        assert list(scene.loop.readers.values()) == [reader]
+        assert list(scene.clock.readers.values()) == [reader]
         scene.kernel.change(ETHERNET)
         reader()
         assert scene.follower.seen == [("eth0", Cause.EVENTS)]
@@ -417,7 +411,7 @@ def test_a_watcher_that_is_needed_again_within_a_second_was_never_unregistered()
 
 
 def test_a_watcher_that_is_forgotten_closes_its_event_source() -> None:
-    scene = Scene()
+    scene = WatcherScene()
     kernel = scene.kernel
     scene.watcher.refresh()
     assert kernel.open_sources == 1
@@ -427,16 +421,16 @@ def test_a_watcher_that_is_forgotten_closes_its_event_source() -> None:
 
 
 @contextlib.contextmanager
-def rested() -> Iterator[Scene]:
+def rested() -> Iterator[WatcherScene]:
     """A watcher without followers, which had one before."""
-    with Scene() as scene:
+    with WatcherScene() as scene:
         scene.watcher.unfollow(scene.follower)
         scene.wait(LINGER)
         yield scene
 
 
 def test_a_kernel_without_event_sources_is_reconciled_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene()
+    scene = WatcherScene()
 
     def denied() -> list[object]:
         raise PermissionError(1, "Operation not permitted")
@@ -449,12 +443,12 @@ def test_a_kernel_without_event_sources_is_reconciled_every_minute(monkeypatch: 
 
 
 def test_a_source_that_breaks_is_closed_and_the_rest_goes_on() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         (source,) = scene.kernel.sources
         source.drain = _broken  # type: ignore[method-assign]
         scene.kernel.change(ETHERNET)
-        scene.deliver()
-        assert scene.loop.readers == {}
+        scene.watcher.refresh()
+        assert scene.clock.readers == {}
         assert scene.kernel.open_sources == 0
         assert [name for name, _ in scene.follower.seen] == ["eth0"]
 
@@ -464,7 +458,7 @@ def _broken() -> bool:
 
 
 def test_a_pin_replaces_the_watchers_own() -> None:
-    with Scene() as scene:
+    with WatcherScene() as scene:
         import socket
 
         assert scene.watcher.refresh().with_pin("eth9").decide(socket.AF_INET).interface is None
@@ -474,7 +468,7 @@ def test_a_pin_replaces_the_watchers_own() -> None:
 async def test_the_event_loop_delivers() -> None:
     kernel = SimulatedKernel(WIFI)
     watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
-    follower = Recorder()
+    follower = RecordingFollower()
     tasks = asyncio.all_tasks()
     descriptors = len(os.listdir("/dev/fd"))
     watcher.follow(follower)
@@ -493,7 +487,7 @@ def test_asyncio_run_ends_the_watcher(loop_factory: Callable[[], asyncio.Abstrac
 
     async def main() -> Watcher:
         watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
-        watcher.follow(Recorder())
+        watcher.follow(RecordingFollower())
         listener = ChangeListener(lambda: ended.append(True))
         watcher.listen(listener)
         return watcher
@@ -528,7 +522,7 @@ def test_a_loop_that_is_closed_by_hand_leaves_no_descriptor(loop_factory: Callab
     async def main() -> None:
         runtime = runtime_of(asyncio.get_running_loop())
         watchers.extend(Watcher(kernel, Preferences(), runtime=runtime) for _ in range(2))
-        watchers[0].follow(Recorder())
+        watchers[0].follow(RecordingFollower())
         watchers[1].refresh()
 
     loop = loop_factory()

@@ -43,7 +43,7 @@ WIFI_REPAIR, ETH_REPAIR = repair(2, "wifi0"), repair(3, "eth0")
 
 
 @pytest.mark.parametrize(
-    ("seen", "standing", "expected"),
+    ("seen", "existing", "expected"),
     [
         pytest.param(ONLY_VPN, [], Plan(make=(WIFI_REPAIR, ETH_REPAIR)), id="both lack one"),
         pytest.param(ONLY_VPN, [WIFI_REPAIR], Plan(make=(ETH_REPAIR,)), id="one stands"),
@@ -70,8 +70,8 @@ WIFI_REPAIR, ETH_REPAIR = repair(2, "wifi0"), repair(3, "eth0")
         ),
     ],
 )
-def test_what_is_planned(seen: Network, standing: list[Repair], expected: Plan) -> None:
-    assert plan(seen, Preferences(), standing, known) == expected
+def test_what_is_planned(seen: Network, existing: list[Repair], expected: Plan) -> None:
+    assert plan(seen, Preferences(), existing, known) == expected
 
 
 def test_a_default_in_the_table_of_a_repair_is_not_the_uplinks_own() -> None:

@@ -55,7 +55,7 @@ class _Drawing:
 
     def text(self) -> str:
         add = self._parts.append
-        summary = "Which interface each packet left by while uplinks come and go beneath a VPN"
+        summary = "Which interface each packet left by while uplinks come and go while a VPN is up"
         add(
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {self._height}" width="{_WIDTH}" '
             f'height="{self._height}" role="img" aria-label="{summary}">'

@@ -30,8 +30,8 @@ def _routes(report: Mapping[str, Any]) -> Iterator[str]:
     served = {f["family"] for u in report["uplinks"] for f in u["families"] if f["usable"]}
     for uplink in report["uplinks"]:
         for family in uplink["families"]:
-            if family["cure"] is not None and family["family"] not in served:
-                yield f"{family['cure']}; or let bindsock do it: `bindsock repair`, which shows what it would do"
+            if family["route_hint"] is not None and family["family"] not in served:
+                yield f"{family['route_hint']}; or let bindsock do it: `bindsock repair`, which shows what it would do"
 
 
 def _firewall(report: Mapping[str, Any]) -> Iterator[str]:
@@ -80,5 +80,5 @@ def _explained(report: Mapping[str, Any], name: str, family: str) -> bool:
     """Whether another step already explains why the probe failed."""
     for uplink in report["uplinks"]:
         if uplink["name"] == name:
-            return bool(uplink["strict_filter"]) or any(f["family"] == family and f["cure"] for f in uplink["families"])
+            return bool(uplink["strict_filter"]) or any(f["family"] == family and f["route_hint"] for f in uplink["families"])
     return False

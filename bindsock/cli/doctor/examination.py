@@ -103,10 +103,10 @@ class Examination:
         usable = refusal is None and lookup is not None and lookup.usable
         candidate = next((c for c in decision.candidates if c.index == interface.index), None)
         reason = refusal.reason if refusal is not None else candidate.reason if candidate is not None else "has no default route"
-        cure = gateway = None
+        hint = gateway = None
         if refusal is None:
             if not usable and not self._kernel.has_route(interface, ANYWHERE[family]):
-                cure = self._kernel.route_hint(interface, ANYWHERE[family])
+                hint = self._kernel.route_hint(interface, ANYWHERE[family])
             administration = self._kernel.administration
             if usable and lookup is not None:
                 gateway = str(lookup.route.gateway) if lookup.route.gateway is not None else None
@@ -120,7 +120,7 @@ class Examination:
             "effective": decision.interface is not None and decision.interface.index == interface.index,
             "reason": None if usable else reason,
             "gateway": gateway,
-            "cure": cure,
+            "route_hint": hint,
         }
 
     def _try(self, what: str, ask: Callable[[], T], otherwise: T) -> T:

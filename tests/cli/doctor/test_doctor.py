@@ -47,11 +47,11 @@ def test_without_an_uplink_one_has_to_be_connected(kernel: SimulatedKernel, run:
 def test_what_is_excluded_is_neither_probed_nor_cured(kernel: SimulatedKernel, run: Run) -> None:
     _, out, _ = run("doctor", "--no-probe", "--json", "--exclude", "en1")
     (en1,) = [u for u in json.loads(out)["uplinks"] if u["name"] == "en1"]
-    assert {(f["fit"], f["reason"], f["cure"]) for f in en1["families"]} == {(False, "excluded by 'en1'", None)}
+    assert {(f["fit"], f["reason"], f["route_hint"]) for f in en1["families"]} == {(False, "excluded by 'en1'", None)}
 
 
 def a_report(**parts: Any) -> dict[str, Any]:
-    fit = {"family": "IPv4", "fit": True, "usable": True, "reason": None, "cure": None, "effective": True}
+    fit = {"family": "IPv4", "fit": True, "usable": True, "reason": None, "route_hint": None, "effective": True}
     return {
         "uplinks": [{"name": "eth0", "strict_filter": False, "families": [fit]}],
         "firewall": {"obstacles": [], "failures": []},
