@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -56,8 +57,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class Uvloop(uvloop.Loop):
+    """A uvloop that tells of handles that are still open once it has closed them.
+
+    A warning that is an error stops uvloop from closing the handle, for which it then waits for ever
+    (``uvloop/handles/handle.pyx``, __uv_walk_close_all_handles_cb).
+    """
+
+    def close(self) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().close()
+        for warning in caught:
+            warnings.warn(warning.message, stacklevel=2)
+
+
 LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
-LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": Uvloop}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
