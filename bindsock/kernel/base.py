@@ -92,7 +92,8 @@ class PathManager(Protocol):
 
         :param why: ``"lost"``: they can carry nothing any more; ``"forbidden"``: they must not carry anything; ``"left"``: the
             connection has moved to another address, so subflows that the system itself made are left alone
-        :return: whether they are to end; false if they are left alone
+        :return: whether they are to end; false if they are left alone, because they are the system's, or if they are lost and
+            the peer cannot be told at the moment
         :raises OSError: as :meth:`add` does
         """
 

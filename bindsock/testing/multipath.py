@@ -33,6 +33,8 @@ class SimulatedPathManager:
         self.reasons: list[str] = []
         """Why subflows were removed, in the order of the removals."""
         self.privileged = True
+        self.tells_peer = True
+        """Whether a working subflow can tell the peer which subflows are lost."""
         self.needed = False
         """The result of :meth:`release` and :meth:`sweep`: whether something is left to undo."""
         self.announced: Endpoints = Endpoints()
@@ -80,7 +82,7 @@ class SimulatedPathManager:
         self.orders.append(("arrived", str(address)))
 
     def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
-        if address in self.systems and why == "left":
+        if (address in self.systems and why == "left") or (why == "lost" and not self.tells_peer):
             return False
         self._demand_privilege()
         self.orders.append(("remove", str(address)))

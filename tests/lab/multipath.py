@@ -10,9 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import pytest_asyncio
@@ -80,13 +80,28 @@ class Source:
         await asyncio.sleep(0.02)
 
 
+Serve: TypeAlias = Callable[..., Awaitable[Source]]
+
+
 @pytest_asyncio.fixture
-async def source(lab: Lab) -> AsyncIterator[Source]:
+async def serve(lab: Lab) -> AsyncIterator[Serve]:
+    """Starts a :class:`Source` with these options, which is closed even if the test fails."""
+    made: list[Source] = []
+
+    async def start(**options: Any) -> Source:
+        made.append(Source(lab, **options))
+        await made[-1].start()
+        return made[-1]
+
+    yield start
+    for each in made:
+        await each.close()
+
+
+@pytest_asyncio.fixture
+async def source(lab: Lab, serve: Serve) -> Source:
     lab.vpn_up("metric")
-    made = Source(lab)
-    await made.start()
-    yield made
-    await made.close()
+    return await serve()
 
 
 @pytest.fixture(params=["kernel", "userspace"])

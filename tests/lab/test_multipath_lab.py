@@ -21,6 +21,7 @@ from bindsock.testing.lab import Lab
 from tests.lab.multipath import (
     MOVING,
     SIZE,
+    Serve,
     Source,
     closing,
     endpoints,
@@ -28,11 +29,12 @@ from tests.lab.multipath import (
     path_manager,
     ping,
     program,
+    serve,
     source,
 )
 from tests.waiting import until
 
-__all__ = ["path_manager", "source"]
+__all__ = ["path_manager", "serve", "source"]
 
 RESET = 4
 
@@ -126,17 +128,15 @@ async def test_kept_while_there_is_nothing_and_resumed_when_there_is(lab: Lab, p
         await pending
 
 
-async def test_ipv6(lab: Lab, path_manager: str) -> None:
+async def test_ipv6(lab: Lab, path_manager: str, serve: Serve) -> None:
     lab.vpn_up("policy")
-    source = Source(lab, family=socket.AF_INET6)
-    await source.start()
+    source = await serve(family=socket.AF_INET6)
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
         await ping(connected, b"before\n")
         lab.remove_addresses("wifi0")
         await ping(connected, b"after\n")
         await until(lambda: interfaces(connected[1]) == ["eth0"])
-    await source.close()
 
 
 async def test_what_was_added_to_the_system_is_removed(lab: Lab, source: Source) -> None:
@@ -170,9 +170,8 @@ async def test_the_systems_own_endpoints_are_left_alone(lab: Lab, source: Source
         assert endpoints(lab) == before
 
 
-async def test_a_peer_without_multipath_gets_plain_tcp(lab: Lab) -> None:
-    source = Source(lab, multipath=False)
-    await source.start()
+async def test_a_peer_without_multipath_gets_plain_tcp(lab: Lab, serve: Serve) -> None:
+    source = await serve(multipath=False)
     reader, writer = await bindsock.open_connection(*source.address, multipath=True)
     with closing(writer):
         await ping((reader, writer), b"x\n")
@@ -181,7 +180,6 @@ async def test_a_peer_without_multipath_gets_plain_tcp(lab: Lab) -> None:
         with pytest.raises(bindsock.InterfaceChanged):
             async with asyncio.timeout(20):
                 await reader.readline()
-    await source.close()
 
 
 async def test_a_system_without_multipath_gets_plain_tcp_and_says_so(
@@ -267,11 +265,10 @@ async def test_bound_beneath_the_vpn_no_subflow_goes_into_it(lab: Lab, path_mana
     assert [packet for packet in tap.packets if packet.payload] == []
 
 
-async def test_the_end_of_an_ipv6_subflow_does_not_go_into_the_tunnel(lab: Lab, path_manager: str) -> None:
+async def test_the_end_of_an_ipv6_subflow_does_not_go_into_the_tunnel(lab: Lab, path_manager: str, serve: Serve) -> None:
     """The kernel answers a peer's FIN by the routing table if this side has ended the subflow first."""
     lab.vpn_up("metric")
-    source = Source(lab, family=socket.AF_INET6)
-    await source.start()
+    source = await serve(family=socket.AF_INET6)
     with lab.tap(interface="tun0", protocol="tcp") as tap:
         connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
         with contextlib.ExitStack() as stack:
@@ -284,7 +281,6 @@ async def test_the_end_of_an_ipv6_subflow_does_not_go_into_the_tunnel(lab: Lab, 
                     await until(lambda c=connected, u=uplink: interfaces(c[1]) == [u])  # type: ignore[misc]
                     await ping(connected, b"%d\n" % number)
             assert (bindsock.statistics().ended, len(source.writers)) == (0, 3)
-    await source.close()
     assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & RESET] == []
 
 
@@ -299,7 +295,12 @@ async def test_over_tls_it_follows_each_change(lab: Lab, path_manager: str, sour
         assert len(source.writers) == 1
 
 
-async def test_the_new_interface_is_lost_in_the_middle(lab: Lab, path_manager: str, source: Source) -> None:
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+async def test_the_new_interface_is_lost_in_the_middle(
+    lab: Lab, path_manager: str, serve: Serve, family: socket.AddressFamily
+) -> None:
+    lab.vpn_up("metric")
+    source = await serve(family=family)
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
         await ping(connected, b"before\n")
@@ -531,10 +532,9 @@ async def test_a_program_that_is_interrupted_leaves_no_endpoint(lab: Lab, source
 
 
 @pytest.mark.parametrize("multipath", [True, False], ids=["multipath", "fallen back"])
-async def test_dead_after(lab: Lab, multipath: bool) -> None:
+async def test_dead_after(lab: Lab, multipath: bool, serve: Serve) -> None:
     lab.vpn_up("metric")
-    source = Source(lab, multipath=multipath)
-    await source.start()
+    source = await serve(multipath=multipath)
     connected = await bindsock.open_connection(*source.address, multipath=True, dead_after=1.0)
     with closing(connected[1]):
         await ping(connected, b"x\n")
@@ -546,4 +546,3 @@ async def test_dead_after(lab: Lab, multipath: bool) -> None:
                 await connected[0].readline()
         assert caught.value.errno is not None, "the test's own patience ended first"
     lab.blackhole("wifi0", False)
-    await source.close()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import select
 import socket
+from ipaddress import ip_address
 
 import pytest
 
@@ -13,12 +14,13 @@ import bindsock
 from bindsock import kernel as kernels
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
+from bindsock.model.network import Interface, IPAddress
 from bindsock.testing.lab import Lab
 from tests.lab.bridging import into_a_bridge
-from tests.lab.multipath import MOVING, Source, closing, endpoints, interfaces, path_manager, ping, program, source
+from tests.lab.multipath import MOVING, Serve, Source, closing, endpoints, interfaces, path_manager, ping, program, serve, source
 from tests.waiting import until
 
-__all__ = ["path_manager", "source"]
+__all__ = ["path_manager", "serve", "source"]
 
 pytestmark = [
     pytest.mark.lab,
@@ -183,27 +185,61 @@ async def test_an_address_that_moves_into_a_bridge_ends_the_connection(lab: Lab,
                 await connected[0].readline()
 
 
-def _is_connected(sock: socket.socket) -> bool:
-    return bool(select.select([], [sock], [], 0)[1])
+async def _connected(source: Source, interface: Interface) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
+    sock.setblocking(False)
+    kernels.current().bind(sock, interface)
+    with contextlib.suppress(BlockingIOError):
+        sock.connect(source.address)
+    await until(lambda: bool(select.select([], [sock], [], 0)[1]))
+    return sock
+
+
+async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, path_manager: str, serve: Serve) -> None:
+    """Otherwise the peer would count it for minutes, and refuse another one."""
+    source = await serve(family=socket.AF_INET6)
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    sock = await _connected(source, wifi)
+    first = ip_address(sock.getsockname()[0])
+    streams = await asyncio.open_connection(sock=sock)
+    with closing(streams[1]):
+        await ping(streams, b"x\n")
+        paths = PathManager()
+        paths.register(sock)
+        second = paths.add(sock, ethernet)
+
+        def addresses() -> list[IPAddress]:
+            return [subflow.local for subflow in paths.subflows(sock) or ()]
+
+        await until(lambda: addresses() == [first, second])
+        lab.down("wifi0")
+        lab.down("eth0")
+        assert not paths.remove(sock, first, "lost")
+        assert addresses() == [first, second]
+        lab.up("eth0")
+        assert paths.remove(sock, first, "lost")
+        await until(lambda: addresses() == [second])
+        await ping(streams, b"y\n")
+    paths.release(sock)
+    await until(lambda: not paths.sweep())
+    paths.close()
 
 
 @pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
-async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endpoint_goes(lab: Lab, path_manager: str) -> None:
+async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endpoint_goes(
+    lab: Lab, path_manager: str, serve: Serve
+) -> None:
     lab.vpn_up("metric")
-    source = Source(lab, family=socket.AF_INET6)
-    await source.start()
+    source = await serve(family=socket.AF_INET6)
     wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
     assert wifi is not None
     assert ethernet is not None
     with lab.tap(interface="tun0", protocol="tcp") as tap, contextlib.ExitStack() as stack:
         connected = []
         for _ in range(2):
-            sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
-            sock.setblocking(False)
-            kernels.current().bind(sock, wifi)
-            with contextlib.suppress(BlockingIOError):
-                sock.connect(source.address)
-            await until(lambda sock=sock: _is_connected(sock))  # type: ignore[misc]
+            sock = await _connected(source, wifi)
             streams = await asyncio.open_connection(sock=sock)
             stack.enter_context(closing(streams[1]))
             await ping(streams, b"x\n")
@@ -221,6 +257,5 @@ async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endp
         await until(lambda: are_at(ours, False) and are_at(theirs, False) and endpoints(lab) == "")
         for streams in (our_streams, their_streams):
             await ping(streams, b"y\n")
-    await source.close()
     paths.close()
     assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & 4] == []

@@ -121,6 +121,18 @@ def test_a_lost_interface_is_left_once_the_new_subflow_has_joined(scene: Multipa
     assert scene.watcher.statistics.rebinds == 1
 
 
+def test_a_lost_subflow_is_kept_until_the_peer_can_be_told(scene: MultipathScene) -> None:
+    """The other interface may be lost, too, although no reading has shown it yet."""
+    scene.paths.tells_peer = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    assert (scene.addresses, scene.guard.interface) == ([str(HERE), str(THERE)], "eth0")
+    scene.paths.tells_peer = True
+    scene.wait(multipath.FIRST_RETRY + 0.1)
+    assert scene.addresses == [str(THERE)]
+    assert scene.guard.error is None
+
+
 def test_carrier_that_is_lost_is_not_waited_for(scene: MultipathScene) -> None:
     scene.follow()
     scene.change(WIFI_UNPLUGGED)

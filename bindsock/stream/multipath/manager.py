@@ -84,6 +84,8 @@ class SubflowManager:
         """Local addresses of subflows that were ordered and are not wanted any more."""
         self._left_alone: set[IPAddress] = set()
         """Local addresses of subflows that are the system's."""
+        self._untold = False
+        """Whether a lost subflow was not removed, because the peer could not be told."""
         paths.register(sock)
         if isinstance(sock, FollowedSocket):
             sock.on_close(self._release)
@@ -135,7 +137,7 @@ class SubflowManager:
         return self._move is not None
 
     def retry(self) -> None:
-        """Schedule another attempt of the refused moves."""
+        """Schedule another attempt of the refused moves and removals."""
         if not self._retry.scheduled:
             self._retry.schedule()
 
@@ -179,6 +181,9 @@ class SubflowManager:
             address = self._unwanted.pop()
             if address not in (place.local, ordered):
                 self.remove(address, "left" if self._works(address) else "lost")
+        if self._untold:
+            self._untold = False
+            self.retry()
 
     def _works(self, address: IPAddress) -> bool:
         owner = self._network.owner_of(address) if self._network is not None else None
@@ -198,7 +203,9 @@ class SubflowManager:
             self._unprivileged |= isinstance(error, PermissionError)
             _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, error)
             return False
-        if not ended:
+        if not ended and why == "lost":
+            self._untold = True
+        elif not ended:
             self._left_alone.add(address)
         return ended
 

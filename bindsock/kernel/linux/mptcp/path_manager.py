@@ -176,6 +176,10 @@ class PathManager:
         systems = not connection.userspace and not added and self._is_systems(address)
         if systems and why == "left":
             return False
+        if address.version == 6 and why == "lost" and remaining and not self._can_tell_peer(sock, address):
+            # The peer would count the subflows for minutes, and soon refuse another one. Over IPv4 the kernel repeats their end
+            # once the interface is back; over IPv6 they are reset, which is not repeated.
+            return False
         if address.version == 6 and why != "lost":
             # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound to
             # (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
@@ -258,6 +262,11 @@ class PathManager:
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
         return [state.subflow for state in mptcp.states(sock) or () if state.subflow.local == address]
+
+    def _can_tell_peer(self, sock: socket.socket, address: IPAddress) -> bool:
+        """Whether the interface of a subflow with another address works at this moment. The last reading may be older."""
+        others = [subflow for subflow in self.subflows(sock) or () if subflow.local != address]
+        return any(index is not None and sockets.is_running(index) for index in (self.bound(sock, other) for other in others))
 
     def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection) -> None:
         """End the subflows that have an address but are bound to another interface than ``interface``, which has it now.
