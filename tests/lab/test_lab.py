@@ -607,4 +607,4 @@ finally:
     event.set()
 """
     result = python_as_nobody("-c", code)
-    assert "LabUnavailable: a process in which other threads run" in result.stderr
+    assert "LabUnavailable: a process with several threads cannot" in result.stderr
