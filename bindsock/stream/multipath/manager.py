@@ -81,11 +81,9 @@ class SubflowManager:
         self._refused: set[int] = set()
         """Indices of the interfaces to which it cannot move for now."""
         self._unwanted: set[IPAddress] = set()
-        """Local addresses of subflows that were ordered and are not wanted any more."""
+        """Local addresses of subflows that are to be removed once the peer can be told: ordered in vain, or lost."""
         self._left_alone: set[IPAddress] = set()
         """Local addresses of subflows that are the system's."""
-        self._untold = False
-        """Whether a lost subflow was not removed, because the peer could not be told."""
         paths.register(sock)
         if isinstance(sock, FollowedSocket):
             sock.on_close(self._release)
@@ -177,12 +175,11 @@ class SubflowManager:
         The peer allows a limited number of subflows, and counts a silent one for minutes.
         """
         ordered = self._move.address if self._move is not None else None
-        while self._unwanted:
-            address = self._unwanted.pop()
+        unwanted, self._unwanted = self._unwanted, set()
+        for address in unwanted:
             if address not in (place.local, ordered):
                 self.remove(address, "left" if self._works(address) else "lost")
-        if self._untold:
-            self._untold = False
+        if self._unwanted:
             self.retry()
 
     def _works(self, address: IPAddress) -> bool:
@@ -204,7 +201,7 @@ class SubflowManager:
             _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, error)
             return False
         if not ended and why == "lost":
-            self._untold = True
+            self._unwanted.add(address)
         elif not ended:
             self._left_alone.add(address)
         return ended
