@@ -215,7 +215,11 @@ def _share_defaults(kind: Callable[K, V], *defaults: object) -> Callable[K, V]:
     return make
 
 
-connect_options = _share_defaults(ConnectOptions, *(field.default for field in dataclasses.fields(ConnectOptions)))
+connect_options: Callable[..., ConnectOptions] = _share_defaults(
+    ConnectOptions, *(field.default for field in dataclasses.fields(ConnectOptions))
+)
 """Makes :class:`ConnectOptions`, for each connection."""
-datagram_options = _share_defaults(DatagramOptions, *(field.default for field in dataclasses.fields(DatagramOptions)))
+datagram_options: Callable[..., DatagramOptions] = _share_defaults(
+    DatagramOptions, *(field.default for field in dataclasses.fields(DatagramOptions))
+)
 """Makes :class:`DatagramOptions`, for each endpoint."""
