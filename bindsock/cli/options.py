@@ -130,3 +130,14 @@ def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:
     """The address families that the options give."""
     chosen = {"4": socket.AF_INET, "6": socket.AF_INET6}
     return FAMILIES if arguments.family is None else (chosen[arguments.family],)
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a number above 0.
+
+    :raises ValueError: it is not
+    """
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number

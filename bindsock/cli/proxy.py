@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bindsock.cli.completion import FILE, completed_by
-from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, families
+from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, families, positive
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
 from bindsock.resolvers import InterfaceResolver
@@ -55,10 +55,10 @@ def add_parser(commands: Any) -> None:
     )
     completed_by(credentials, FILE)
     parser.add_argument(
-        "--max-connections", metavar="N", type=_positive, default=512, help="most clients at the same time (%(default)s)"
+        "--max-connections", metavar="N", type=positive, default=512, help="most clients at the same time (%(default)s)"
     )
     parser.add_argument(
-        "--head-limit", metavar="BYTES", type=_positive, default=16384, help="largest head of a request (%(default)s)"
+        "--head-limit", metavar="BYTES", type=positive, default=16384, help="largest head of a request (%(default)s)"
     )
     parser.add_argument(
         "--connect-timeout", metavar="SECONDS", type=float, default=30.0, help="timeout of an outgoing connect (%(default)s)"
@@ -126,13 +126,6 @@ def _address(text: str) -> tuple[str, int]:
     if not host:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def _credentials(arguments: argparse.Namespace) -> dict[str, str] | None:

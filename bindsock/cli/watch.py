@@ -13,7 +13,7 @@ from socket import AddressFamily
 from typing import Any
 
 from bindsock.cli import documents
-from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families, positive
 from bindsock.cli.output import BAD, DIM, GOOD, Printer, json_line
 from bindsock.factory import TransportFactory
 from bindsock.model.change import Change, FamilyChange
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--count", metavar="N", type=_positive, help="end after N changes")
+    parser.add_argument("--count", metavar="N", type=positive, help="end after N changes")
     add_json(parser, "print one JSON document in each line instead of text")
     add_decision_options(parser)
     parser.set_defaults(run=run)
@@ -163,10 +163,3 @@ def _moment(change: Change) -> datetime:
 
 def _clock(moment: datetime) -> str:
     return moment.strftime("%H:%M:%S.") + f"{moment.microsecond // 1000:03}"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
