@@ -74,6 +74,12 @@ async def slow_to_end(
         server.close()
 
 
+def listen(lab: Lab) -> socket.socket:
+    """A listening socket in the laboratory's server."""
+    with lab.inside("server"):
+        return socket.create_server(("::", PORT), family=socket.AF_INET6)
+
+
 def states(lab: Lab) -> Counter[str]:
     """The states of the server's sockets, without the listening one."""
     with lab.inside("server"), open("/proc/thread-self/net/tcp6", encoding="ascii") as table:
@@ -282,8 +288,7 @@ def serve_without_close_notify(listener: socket.socket, context: ssl.SSLContext,
 
 async def test_blocking_tls_that_the_server_only_closes_ends_in_order(lab: Lab) -> None:
     lab.vpn_up("metric")
-    with lab.inside("server"):
-        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    listener = listen(lab)
     with listener, lab.tap(interface="tun0", port=PORT) as tap:
         serving = asyncio.create_task(asyncio.to_thread(serve_without_close_notify, listener, tls_server_context(), 5))
         for _ in range(5):
@@ -339,8 +344,7 @@ def test_on_trio_no_packet_of_a_closed_connection_enters_the_tunnel(lab: Lab, cl
 def test_the_end_of_the_loop_waits_a_moment_for_the_peer(lab: Lab) -> None:
     """The program ends right after it has closed its connection."""
     lab.vpn_up("metric")
-    with lab.inside("server"):
-        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    listener = listen(lab)
 
     def serve() -> bytes:
         peer, _ = listener.accept()
@@ -372,8 +376,7 @@ async def test_a_thousand_connections_leave_nothing_behind(lab: Lab) -> None:
 
 async def test_a_peer_that_goes_on_sending_is_reset(lab: Lab) -> None:
     lab.vpn_up("metric")
-    with lab.inside("server"):
-        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    listener = listen(lab)
     failed: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -394,8 +397,7 @@ async def test_a_peer_that_goes_on_sending_is_reset(lab: Lab) -> None:
 async def test_a_peer_that_does_not_end_is_reset_after_a_while(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lingering_close, "DEADLINE", 0.1)
     lab.vpn_up("metric")
-    with lab.inside("server"):
-        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    listener = listen(lab)
     with listener, lab.tap(interface="tun0", port=PORT) as tap:
         await by_writer(lab)
         with listener.accept()[0] as peer:
@@ -407,8 +409,7 @@ async def test_a_peer_that_does_not_end_is_reset_after_a_while(lab: Lab, monkeyp
 
 async def test_what_was_not_read_is_answered_by_a_reset_as_ever(lab: Lab) -> None:
     lab.vpn_up("metric")
-    with lab.inside("server"):
-        listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
+    listener = listen(lab)
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -45,15 +45,20 @@ def beside(lab: Lab, directory: Path, vpn: Vpn) -> Iterator[tuple[Machine, Journ
             assert len(tap.packets) == bool(vpn.encapsulated)
 
 
+def start_and_restart(lab: Lab, vpn: Vpn, host: Machine, journey: Journey) -> None:
+    """Start the VPN, check that nothing goes through it, and do all that restarts it."""
+    journey.undisturbed("start", lambda: vpn.start(host), "wifi0")
+    has_the_default(lab, vpn)
+    decided_right(lab, vpn, "wifi0")
+    left_by(lab, journey.fresh(), "wifi0")
+    for name, script in vpn.restarts.items():
+        journey.undisturbed(name, functools.partial(host.run, script), "wifi0")
+
+
 @pytest.mark.parametrize("vpn", cases(VPNS))
 def test_connections_stay_beneath_a_vpn_whatever_it_does(lab: Lab, tmp_path: Path, vpn: Vpn) -> None:
     with beside(lab, tmp_path, vpn) as (host, journey):
-        journey.undisturbed("start", lambda: vpn.start(host), "wifi0")
-        has_the_default(lab, vpn)
-        decided_right(lab, vpn, "wifi0")
-        left_by(lab, journey.fresh(), "wifi0")
-        for name, script in vpn.restarts.items():
-            journey.undisturbed(name, functools.partial(host.run, script), "wifi0")
+        start_and_restart(lab, vpn, host, journey)
         journey.moves("a better uplink", lambda: lab.default("eth0"), "eth0")
         decided_right(lab, vpn, "eth0")
         journey.moves("loss of the uplink", lambda: lab.down("eth0"), "wifi0", gone="eth0")
@@ -70,12 +75,7 @@ def test_connections_stay_beneath_a_vpn_whatever_it_does(lab: Lab, tmp_path: Pat
 @pytest.mark.parametrize("vpn", cases(WITHOUT_DEVICE))
 def test_connections_go_by_the_uplink_that_a_vpn_without_a_device_uses(lab: Lab, tmp_path: Path, vpn: Vpn) -> None:
     with beside(lab, tmp_path, vpn) as (host, journey):
-        journey.undisturbed("start", lambda: vpn.start(host), "wifi0")
-        has_the_default(lab, vpn)
-        decided_right(lab, vpn, "wifi0")
-        left_by(lab, journey.fresh(), "wifi0")
-        for name, script in vpn.restarts.items():
-            journey.undisturbed(name, functools.partial(host.run, script), "wifi0")
+        start_and_restart(lab, vpn, host, journey)
         journey.moves("a better uplink", lambda: lab.default("eth0"), "wifi0", "eth0", families=(6,))
         decided_right(lab, vpn, "wifi0", "eth0")
         journey.through("loss of the VPN's uplink", lambda: lab.down("wifi0"), "eth0", may_lose_replies=(4,))
