@@ -41,13 +41,19 @@ class PolicyRule:
     """The rule ignores routes with a prefix of this length or shorter (``suppress_prefixlength``)."""
     users: tuple[int, int] | None = None
     selective: bool = False
-    """It has further conditions: a protocol, ports, a type of service, a VRF."""
+    """It has further conditions: a protocol, ports, a type of service, a VRF, or one that bindsock does not know."""
     protocol: int = 0
     """The origin of the rule (``linux include/uapi/linux/rtnetlink.h``, RTPROT)."""
 
     def exempts(self, mark: int) -> bool:
-        """Whether the rule applies to packets without a mark, but not to packets with this mark."""
-        return self.inverted and self.mark is not None and mark & self.mask == self.mark != 0
+        """Whether the rule applies to packets without a mark, but not to packets with this mark, whatever else they have."""
+        return self._only_by_mark and self.mark is not None and mark & self.mask == self.mark != 0
+
+    @property
+    def _only_by_mark(self) -> bool:
+        """Whether packets with the mark are all that the rule leaves out: `not` is about all conditions together."""
+        conditions = (self.source, self.destination, self.outgoing, self.users, self.selective)
+        return self.inverted and self.incoming in ("", "lo") and not any(conditions)
 
     def __str__(self) -> str:
         words = [f"{self.preference}:", *(["not"] if self.inverted else []), "from", str(self.source or "all")]

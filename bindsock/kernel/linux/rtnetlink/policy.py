@@ -37,8 +37,23 @@ _FRA_IIFNAME = 3
 _FRA_FWMARK = 10
 _FRA_FWMASK = 16
 _FRA_UID_RANGE = 20
-_FRA_OTHERS = frozenset({19, 22, 23, 24})
-"""Conditions for a VRF, an IP protocol, a source port and a destination port."""
+_UNCONDITIONAL = frozenset({4, 11, 18})
+"""Attributes that are no conditions: the target of a ``goto``, the realm, padding."""
+_KNOWN = _UNCONDITIONAL | {
+    FRA_PRIORITY,
+    FRA_TABLE,
+    FRA_SUPPRESS_PREFIXLEN,
+    FRA_OIFNAME,
+    FRA_PROTOCOL,
+    _FRA_DST,
+    _FRA_SRC,
+    _FRA_IIFNAME,
+    _FRA_FWMARK,
+    _FRA_FWMASK,
+    _FRA_UID_RANGE,
+}
+"""Every other attribute is a further condition, those of later kernels included: the kernel only sends the conditions that were
+set (``linux net/core/fib_rules.c``, fib_nl_fill_rule)."""
 _UID_RANGE = struct.Struct("=II")
 _NO_SUPPRESSION = 0xFFFFFFFF
 
@@ -91,7 +106,7 @@ def parse_policy_rule(payload: bytes) -> PolicyRule | None:
         mask=mask if (mask := _u32(found, _FRA_FWMASK)) is not None else 0xFFFFFFFF,
         suppressed_length=None if suppressed == _NO_SUPPRESSION else suppressed,
         users=netlink.fixed(_UID_RANGE, found[_FRA_UID_RANGE]) if _FRA_UID_RANGE in found else None,
-        selective=bool(tos) or any(kind in found and any(found[kind]) for kind in _FRA_OTHERS),
+        selective=bool(tos) or not found.keys() <= _KNOWN,
         protocol=protocol[0] if protocol else 0,
     )
 

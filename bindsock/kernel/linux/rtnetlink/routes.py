@@ -136,11 +136,11 @@ def parse_route(payload: bytes) -> ParsedRoute | None:
     """Parse an RTM_NEWROUTE.
 
     :return: ``None`` for routes that do not matter: of other families, of the route cache, of the local table, of the types
-        local, broadcast, anycast and multicast, and routes for certain source addresses
+        local, broadcast, anycast and multicast, and routes for certain source addresses or for a type of service
     :raises KernelError: the message is damaged
     """
-    _, _, source_length, _, table, _, _, kind, flags = netlink.fixed(RTMSG, payload)
-    if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == LOCAL_TABLE or source_length:
+    _, _, source_length, tos, table, _, _, kind, flags = netlink.fixed(RTMSG, payload)
+    if kind not in ROUTE_TYPES or flags & RTM_F_CLONED or table == LOCAL_TABLE or source_length or tos:
         return None
     parsed = _parse(payload)
     return None if parsed is None or parsed.table == LOCAL_TABLE else parsed

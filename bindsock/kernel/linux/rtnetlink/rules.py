@@ -89,13 +89,15 @@ def parse_rule(payload: bytes) -> Rule | None:
 
 def _is_plain(rule: PolicyRule) -> bool:
     """Whether the rule applies to a plain socket of this process, for all destinations (linux net/core/fib_rules.c)."""
+    # Whether further conditions hold is unknown. `not` is about all of them together, so it does not help.
+    if rule.selective:
+        return False
     # To a rule, packets of this host arrive on the loopback.
     matches = (
         rule.source is None
         and rule.destination is None
         and rule.incoming in ("", "lo")
         and not rule.outgoing
-        and not rule.selective
         and (rule.mark is None or rule.mark & rule.mask == 0)
         and (rule.users is None or rule.users[0] <= os.getuid() <= rule.users[1])
     )
