@@ -161,6 +161,7 @@ def explain(
     return TransportFactory(preferences, interface=interface, kernel=kernel).explain(destination)
 
 
+@known_keywords_only
 def interface_of(
     connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
 ) -> str | None:
@@ -173,6 +174,7 @@ def interface_of(
     return factory.interface_of(connection)
 
 
+@known_keywords_only
 def multipath_of(
     connection: asyncio.BaseTransport | asyncio.StreamWriter | socket.socket, *, kernel: Kernel | None = None
 ) -> Multipath:

@@ -14,7 +14,7 @@ import math
 import operator
 import socket
 import ssl as ssl_module
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
@@ -172,9 +172,24 @@ def known_keywords_only(function: F) -> F:
 
     :param function: a function that spells out its keywords
     """
-    parameters = inspect.signature(function).parameters.values()
-    known = frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "self")
+    return _refuse_others(function, _keywords(function))
 
+
+def known_keywords_of(*originals: Callable[..., Any], also: Iterable[str] = ()) -> Callable[[F], F]:
+    """Like :func:`known_keywords_only`, for a function that hands ``**options`` on: the keywords of the originals are known, too.
+
+    :param originals: the functions that get the options
+    :param also: further keywords that they take, but do not spell out
+    """
+    return lambda function: _refuse_others(function, _keywords(function).union(also, *map(_keywords, originals)))
+
+
+def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name != "self")
+
+
+def _refuse_others(function: F, known: frozenset[str]) -> F:
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         if not known.issuperset(kwargs):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import enum
+import importlib
 import inspect
+import pkgutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import anyio
@@ -17,6 +20,7 @@ import uvloop
 import bindsock
 import bindsock.anyio
 import bindsock.blocking
+import bindsock.integrations
 from bindsock.integrations import aioquic, grpc, httpx
 from bindsock.options import ConnectOptions, DatagramOptions, connect_options, unknown_keyword
 from bindsock.testing import SimulatedKernel, network
@@ -174,6 +178,78 @@ def test_a_misspelled_keyword_is_refused_inside_a_run(call: Callable[[], Any], m
         trio.run(main)
     else:
         asyncio.run(main())
+
+
+PUBLIC = ["bindsock", "bindsock.anyio", "bindsock.blocking", "bindsock.proxy", "bindsock.resolvers", "bindsock.testing"]
+PUBLIC += [f"bindsock.integrations.{m.name}" for m in pkgutil.iter_modules(bindsock.integrations.__path__)]
+CONFIGURABLE = {"TransportFactory", "BlockingConnector", "Proxy", "EventLoop"}
+"""The classes whose methods are called with keywords, too."""
+MADE_BY_BINDSOCK = {"Adoption", "Changes", "DatagramTransport", "Installation", "InterfaceAddress", "Statistics"}
+"""Classes whose objects a program gets from bindsock."""
+
+
+def public_callables() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every public function and constructor that takes options, and such methods of what makes connections."""
+    for module in map(importlib.import_module, PUBLIC):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        for name in getattr(module, "__all__", [n for n in own if not n.startswith("_")]):
+            value = getattr(module, name)
+            if inspect.isroutine(value):
+                yield f"{module.__name__}.{name}", value
+            elif isinstance(value, type) and name not in MADE_BY_BINDSOCK and not is_value(value):
+                constructor = inspect.getattr_static(value, "__init__")
+                if getattr(constructor, "__module__", "").startswith("bindsock"):
+                    yield f"{module.__name__}.{name}", constructor
+                if name in CONFIGURABLE:
+                    yield from ((f"{module.__name__}.{name}.{n}", method) for n, method in methods(value))
+
+
+def methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public methods of a class, but for those of its bases in other packages."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("bindsock"):
+            yield from ((n, v) for n, v in vars(base).items() if inspect.isfunction(v) and not n.startswith("_"))
+
+
+def is_value(cls: type) -> bool:
+    """Whether a class is a value without checks, an error or a protocol: it has no options."""
+    plain = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen and not hasattr(cls, "__post_init__")  # type: ignore[attr-defined]
+    return plain or issubclass(cls, BaseException | enum.Enum) or getattr(cls, "_is_protocol", False)
+
+
+def options_of(function: Callable[..., Any]) -> list[str]:
+    """The keywords that may be left out."""
+    return [
+        p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
+    ]
+
+
+CALLABLES = dict(public_callables())
+
+
+@pytest.mark.parametrize("name", [name for name, function in CALLABLES.items() if options_of(function)])
+def test_no_public_function_ignores_a_misspelled_keyword(name: str) -> None:
+    function = CALLABLES[name]
+    keyword = options_of(function)[-1]
+    wrong = f"{keyword[:-1]}x{keyword[-1]}"
+    required = [
+        p for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty
+    ]
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{wrong}'") as caught:
+        function(*[None for _ in required], **{wrong: None})
+    assert name.startswith("bindsock.EventLoop.") or str(caught.value).endswith(f"did you mean {keyword!r}?")
+
+
+def test_every_way_to_make_a_connection_is_among_the_public_functions() -> None:
+    assert {
+        f"bindsock.{n}" for n in ("open_connection", "connect", "track", "TransportFactory.track", "loop_factory")
+    } <= CALLABLES.keys()
+    assert {"bindsock.anyio.connect_tcp", "bindsock.anyio.TransportFactory.create_udp_socket"} <= CALLABLES.keys()
+    assert {
+        "bindsock.blocking.create_connection",
+        "bindsock.integrations.paho.Client",
+        "bindsock.proxy.Proxy",
+    } <= CALLABLES.keys()
 
 
 @pytest.mark.parametrize("loop_class", [bindsock.EventLoop, BoundUvloop])

@@ -389,6 +389,9 @@ class TCPConnectable(ByteStreamConnectable):
             raise anyio.ConnectionFailed(f"error connecting to {self.host}:{self.port}: {error}") from error
 
 
+TCPConnectable.__init__ = known_keywords_only(TCPConnectable.__init__)  # type: ignore[method-assign]
+
+
 def install(factory: TransportFactory) -> None:
     """Make the functions of the module use this factory, on the running event loop or in the current trio run."""
     if on_trio():
@@ -399,6 +402,7 @@ def install(factory: TransportFactory) -> None:
         set_factory(asyncio.get_running_loop(), factory._asyncio_factory())
 
 
+@known_keywords_only
 def install_trio_socket_factory(factory: TransportFactory | None = None) -> None:
     """Make every socket of this trio run leave by the effective interface: those of trio's streams, anyio's, and httpx's on trio.
 

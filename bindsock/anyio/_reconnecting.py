@@ -14,7 +14,7 @@ from anyio.abc import ByteStream
 
 from bindsock.anyio._draining import ENDS, DrainableStream
 from bindsock.netmon.backoff import Backoff
-from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT
+from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT, known_keywords_only
 
 if TYPE_CHECKING:
     from bindsock.errors import InterfaceChanged
@@ -45,6 +45,7 @@ class ReconnectingStream(ByteStream):
     :param drain_timeout: seconds to wait for data in flight on the old connection when it is replaced for a better path
     """
 
+    @known_keywords_only
     def __init__(
         self,
         connect: Callable[[], Awaitable[tuple[ByteStream, StreamGuard | None]]],

@@ -22,16 +22,16 @@ from bindsock.errors import NoEffectiveInterface
 from bindsock.extras import needs
 from bindsock.factory import connector_of
 from bindsock.netmon.no_interface import until_changed
+from bindsock.options import known_keywords_of
 from bindsock.resolvers.c_ares import bindings, server_address
 
 with needs("aiodns"):
     import aiodns
+    import pycares
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from types import TracebackType
-
-    import pycares
 
     from bindsock.factory import TransportFactory
     from bindsock.model.change import Cause
@@ -71,6 +71,7 @@ class DNSResolver:
     :raises TypeError: an option is one that bindsock sets itself
     """
 
+    @known_keywords_of(aiodns.DNSResolver, pycares.Channel)
     def __init__(
         self, nameservers: Sequence[str] | None = None, *, factory: TransportFactory | None = None, **options: Any
     ) -> None:

@@ -15,6 +15,7 @@ from bindsock.default import running_factory
 from bindsock.extras import needs
 from bindsock.factory import connector_of
 from bindsock.model.network import FAMILIES
+from bindsock.options import known_keywords_of
 
 with needs("aiohttp"):
     import aiohttp
@@ -39,6 +40,7 @@ class TCPConnector(aiohttp.TCPConnector):
     :param options: arguments of :class:`aiohttp.TCPConnector`, except ``socket_factory`` and ``local_addr``
     """
 
+    @known_keywords_of(aiohttp.TCPConnector)
     def __init__(self, factory: TransportFactory | None = None, **options: Any) -> None:
         self._transport_factory = factory if factory is not None else running_factory()
         connector = connector_of(self._transport_factory)

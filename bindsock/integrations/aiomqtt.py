@@ -16,6 +16,7 @@ from bindsock.blocking import BlockingConnector
 from bindsock.default import running_factory
 from bindsock.extras import needs
 from bindsock.integrations.paho import bind_client
+from bindsock.options import known_keywords_of
 
 with needs("aiomqtt"):
     import aiomqtt
@@ -37,6 +38,7 @@ class Client(aiomqtt.Client):
     :raises RuntimeError: no event loop is running
     """
 
+    @known_keywords_of(aiomqtt.Client)
     def __init__(
         self,
         *args: Any,

@@ -59,6 +59,7 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     :param factory: makes the connections; the event loop's own unless given
     """
 
+    @known_keywords_only
     def __init__(self, factory: TransportFactory | None = None) -> None:
         self._connect = factory.connect_tcp if factory is not None else connect_tcp
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.blocking import BlockingConnector
 from bindsock.extras import needs
+from bindsock.options import known_keywords_of, known_keywords_only
 
 with needs("paho"):
     import paho.mqtt.client
@@ -36,6 +37,7 @@ class Client(paho.mqtt.client.Client):
     :param options: arguments of :class:`paho.mqtt.client.Client`
     """
 
+    @known_keywords_of(paho.mqtt.client.Client)
     def __init__(
         self,
         *args: Any,
@@ -49,6 +51,7 @@ class Client(paho.mqtt.client.Client):
         bind_client(self, BlockingConnector(interface, preferences, better_path, dead_after))
 
 
+@known_keywords_only
 def bind_client(client: paho.mqtt.client.Client, connector: BlockingConnector | None = None) -> None:
     """Let an existing client connect over the effective interface from now on.
 

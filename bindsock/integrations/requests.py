@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.blocking import BlockingConnector
 from bindsock.extras import needs
+from bindsock.options import known_keywords_of
 
 with needs("requests"):
     import requests.adapters
@@ -40,6 +41,7 @@ class HTTPAdapter(requests.adapters.HTTPAdapter):
 
     __attrs__: list[str] = [*requests.adapters.HTTPAdapter.__attrs__, "_connector"]  # noqa: RUF012, what requests pickles
 
+    @known_keywords_of(requests.adapters.HTTPAdapter)
     def __init__(
         self,
         *,

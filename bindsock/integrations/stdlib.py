@@ -13,6 +13,7 @@ import smtplib
 from typing import TYPE_CHECKING, Any
 
 from bindsock.blocking import BlockingConnector
+from bindsock.options import known_keywords_of
 
 if TYPE_CHECKING:
     import socket
@@ -24,6 +25,7 @@ class HTTPConnection(http.client.HTTPConnection):
     :param connector: makes the connection; over the effective interface unless given
     """
 
+    @known_keywords_of(http.client.HTTPConnection, http.client.HTTPSConnection)
     def __init__(self, *args: Any, connector: BlockingConnector | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         connect = connector if connector is not None else BlockingConnector()
@@ -41,6 +43,7 @@ class SMTP(smtplib.SMTP):
     :param connector: makes the connection; over the effective interface unless given
     """
 
+    @known_keywords_of(smtplib.SMTP, smtplib.SMTP_SSL)
     def __init__(self, *args: Any, connector: BlockingConnector | None = None, **options: Any) -> None:
         self._connector = connector if connector is not None else BlockingConnector()
         super().__init__(*args, **options)

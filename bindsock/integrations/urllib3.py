@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bindsock.blocking import BlockingConnector
 from bindsock.extras import needs
+from bindsock.options import known_keywords_of
 
 with needs("urllib3"):
     import urllib3
@@ -91,6 +92,8 @@ class PoolManager(urllib3.PoolManager):
     :param dead_after: seconds without an answer from the peer after which a connection counts as dead; never unless given
     """
 
+    # urllib3 only notices an unknown keyword when it connects.
+    @known_keywords_of(also=[field.removeprefix("key_") for field in urllib3.poolmanager.PoolKey._fields])
     def __init__(
         self,
         num_pools: int = 10,

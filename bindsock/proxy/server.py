@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindsockError, InterfaceChanged, NoEffectiveInterface, NoRoute
 from bindsock.model.decision import Basis
+from bindsock.options import known_keywords_only
 from bindsock.proxy import handshake
 from bindsock.proxy.handshake import Dial, Failure, Handshake, NeedData, Refuse, Send
 
@@ -68,6 +69,7 @@ class Proxy:
     :raises ValueError: ``credentials`` is empty
     """
 
+    @known_keywords_only
     def __init__(
         self,
         factory: TransportFactory,
@@ -103,6 +105,7 @@ class Proxy:
     ) -> None:
         await self.aclose()
 
+    @known_keywords_only
     async def listen(self, host: str = "127.0.0.1", port: int = 1080) -> tuple[str, int]:
         """Serve clients on an address.
 

@@ -15,6 +15,7 @@ from ctypes import POINTER, c_char_p, c_int, c_int32, c_uint32, c_void_p
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
+from bindsock.options import known_keywords_only
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class DnsSdLookup:
     :param timeout: seconds for one query
     """
 
+    @known_keywords_only
     def __init__(self, library: ctypes.CDLL | None = None, *, timeout: float = 15.0) -> None:
         self._library = library
         self._timeout = timeout

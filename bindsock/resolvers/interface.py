@@ -14,6 +14,7 @@ from bindsock.model.change import Cause
 from bindsock.model.decision import Path, path_of
 from bindsock.model.network import FAMILIES, family_of
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
+from bindsock.options import known_keywords_only
 from bindsock.resolvers.answers import Answer, Lookup, NoResolver, no_such_name
 from bindsock.resolvers.dnssd import DnsSdLookup
 from bindsock.resolvers.resolved import ResolvedLookup
@@ -46,6 +47,7 @@ class InterfaceResolver:
     :param lookups: the ways to try, instead of these three
     """
 
+    @known_keywords_only
     def __init__(self, servers: Sequence[str | tuple[str, int]] = (), *, lookups: Sequence[Lookup] | None = None) -> None:
         if lookups is None:
             lookups = [DnsSdLookup(), ResolvedLookup(), *([ServerLookup(servers)] if servers else [])]

@@ -13,6 +13,7 @@ import socket
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
+from bindsock.options import known_keywords_only
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class ResolvedLookup:
     :param timeout: seconds for one query
     """
 
+    @known_keywords_only
     def __init__(self, path: str = SOCKET, *, timeout: float = 15.0) -> None:
         self._path = path
         self._timeout = timeout

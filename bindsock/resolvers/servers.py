@@ -14,6 +14,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.extras import needs
 from bindsock.model.network import family_of
 from bindsock.netmon.no_interface import no_effective_interface
+from bindsock.options import known_keywords_only
 from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ServerLookup:
     :raises ImportError: dnspython is not installed
     """
 
+    @known_keywords_only
     def __init__(self, servers: Sequence[str | tuple[str, int]], *, timeout: float = 2.0, rounds: int = 2) -> None:
         with needs("dns"):
             import dns.message  # noqa: F401, early, so that a missing library is noticed before the first lookup
@@ -112,6 +114,7 @@ class ConfiguredLookup:
     :param path: the file that names the servers
     """
 
+    @known_keywords_only
     def __init__(self, path: str = "/etc/resolv.conf") -> None:
         self._path = path
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from bindsock.errors import BindFailed
 from bindsock.kernel import Kernel
 from bindsock.model.network import FAMILIES, Interface, InterfaceKind, IPAddress, Network, RouteKind, family_of
+from bindsock.options import known_keywords_only
 
 SocketFactory: TypeAlias = Callable[[socket.AddressFamily, socket.SocketKind], socket.socket]
 
@@ -20,6 +21,7 @@ _NOBODY = 0x7FFFFFF0
 """An interface index that no interface has."""
 
 
+@known_keywords_only
 def check_kernel(kernel: Kernel, *, make_socket: SocketFactory = socket.socket) -> None:
     """Check that a kernel backend keeps its promises.
 

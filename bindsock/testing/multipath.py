@@ -12,6 +12,7 @@ from dataclasses import replace
 from bindsock.kernel import RemovalReason
 from bindsock.model.network import Interface, IPAddress, family_of
 from bindsock.model.subflows import Endpoints, Subflow
+from bindsock.options import known_keywords_only
 
 
 class SimulatedPathManager:
@@ -20,6 +21,7 @@ class SimulatedPathManager:
     :param joins: whether an ordered subflow is established at once
     """
 
+    @known_keywords_only
     def __init__(self, *, joins: bool = True) -> None:
         self.joins = joins
         self.connections: weakref.WeakKeyDictionary[socket.socket, list[Subflow]] = weakref.WeakKeyDictionary()

@@ -17,6 +17,7 @@ from bindsock.model.network import (
     RouteKind,
 )
 from bindsock.model.tables import tabulated
+from bindsock.options import known_keywords_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ _TABLES = {"main": MAIN_TABLE, "default": DEFAULT_TABLE}
 _PREFERENCES = {"high": 1, "medium": 0, "low": -1}
 
 
+@known_keywords_only
 def network(*parts: str | Interface | Route, unconfirmed: Iterable[str] = ()) -> Network:
     """Build a network from lines like those of ``ip address`` and ``ip route``.
 
