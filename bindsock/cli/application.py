@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from bindsock.cli import demo, doctor, explain, proxy, repair, run, status, watch
 from bindsock.cli.completion import SHELLS, PrintCompletion
@@ -56,7 +57,21 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (status, explain, watch, doctor, repair, run, proxy, demo):
         command.add_parser(commands)
+    for command_parser in commands.choices.values():
+        command_parser.set_defaults(command_parser=command_parser)
     return result
+
+
+def refuse_unknown(command: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    """End the process with an error that names the nearest option.
+
+    :param command: the parser of the command
+    :param unknown: the arguments that it does not know
+    """
+    message = f"unrecognized arguments: {' '.join(unknown)}"
+    options = [option for action in command._actions for option in action.option_strings]
+    nearest = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+    command.error(f"{message}; did you mean {nearest[0]}?" if nearest else message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
-    arguments = parser().parse_args(argv)
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:
+        refuse_unknown(arguments.command_parser, unknown)
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()

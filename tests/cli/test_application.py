@@ -53,6 +53,17 @@ def test_what_is_not_understood_is_exit_status_2(arguments: tuple[str, ...], run
     assert err.startswith("usage: bindsock")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_misspelled_option_is_refused_with_the_nearest_one(command: str, run: Run) -> None:
+    wrong, right = ("--sgv", "--svg") if command == "demo" else ("--interfase", "--interface")
+    for arguments in ((wrong, "x"), (f"{wrong}=x",)):
+        status, out, err = run(command, *arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"usage: bindsock {command}")
+        assert err.endswith(f"; did you mean {right}?\n")
+    assert run(command, "--qqqqqq")[2].endswith(f"bindsock {command}: error: unrecognized arguments: --qqqqqq\n")
+
+
 @pytest.mark.parametrize("command", ["status", "explain", "watch"])
 def test_an_unsupported_system_is_exit_status_3_with_one_clear_line(
     command: str, run: Run, monkeypatch: pytest.MonkeyPatch
