@@ -338,12 +338,14 @@ class Connector:
         """Whether a transport is being made for the socket now. :class:`bindsock.EventLoop` leaves such a socket alone."""
         return self.shared.guards.is_attaching(sock)
 
-    def stop_following(self) -> None:
-        """Stop following all sockets and release the watcher. The sockets stay open and bound."""
+    def stop(self) -> None:
+        """Stop following all sockets, release the watcher, and remove the repaired routes. The sockets stay open and bound."""
         watcher = self.started_watcher
         if watcher is not None:
             watcher.forget_followers()
             watcher.stop()
+        if self.repairer is not None:
+            self.repairer.close()
 
     async def _attach_dialled(
         self, shared: _Shared, dialer: Dialer, dialled: Dialled, protocol: P, tls: dict[str, Any]

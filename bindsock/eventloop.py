@@ -252,9 +252,9 @@ class BoundLoop(_Base):
         return sent
 
     def close(self) -> None:
-        """Close the loop, and release its factory's watcher."""
+        """Close the loop, release its factory's watcher, and remove the routes that it has repaired."""
         if not self.is_closed() and not self.is_running():
-            self._connector.stop_following()
+            self._connector.stop()
         super().close()
 
     def _is_client(self, sock: socket.socket) -> bool:
@@ -323,9 +323,12 @@ class Adoption:
         self.end()
 
     def end(self) -> None:
-        """Restore the loop's own methods. Existing connections stay bound and are not followed any more."""
+        """Restore the loop's own methods, and remove the repaired routes.
+
+        Existing connections stay bound, and are not followed any more.
+        """
         if isinstance(self._loop, BoundLoop):
-            self._loop._connector.stop_following()
+            self._loop._connector.stop()
             _set_class(self._loop, self._plain)
 
 
@@ -338,6 +341,7 @@ def adopt(
     kernel: Kernel | None = None,
     better_path: BetterPath = "auto",
     resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
+    repair_routes: bool = False,
 ) -> Adoption:
     """Make an existing event loop, which may be running, bind its sockets as :class:`EventLoop` does.
 
@@ -355,7 +359,15 @@ def adopt(
     if isinstance(loop, BoundLoop):
         raise RuntimeError("the event loop binds its sockets already")  # noqa: TRY004
     plain = type(loop)
-    bound = loop_factory(plain, preferences, interface=interface, kernel=kernel, better_path=better_path, resolver=resolver)
+    bound = loop_factory(
+        plain,
+        preferences,
+        interface=interface,
+        kernel=kernel,
+        better_path=better_path,
+        resolver=resolver,
+        repair_routes=repair_routes,
+    )
     try:
         _set_class(loop, bound)
     except TypeError as error:

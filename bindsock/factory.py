@@ -128,9 +128,7 @@ class TransportFactory:
     ) -> None:
         held, self._held = self._held, None
         held.__exit__(exc_type, exc, traceback)
-        self._connector.stop_following()
-        if self._connector.repairer is not None:
-            self._connector.repairer.close()
+        self._connector.stop()
 
     @known_keywords_only
     def explain(self, destination: Target | str) -> Decision:

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+import uvloop
 
 import bindsock
 from bindsock import kernel as kernels
@@ -21,6 +22,8 @@ from tests.integrations.tunnel import nothing_through_the_tunnel
 from tests.linux.namespaces import as_nobody
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from bindsock.testing.lab import Lab
     from tests.cli.conftest import Run
 
@@ -33,9 +36,20 @@ def tables(lab: Lab) -> str:
 
 
 async def greeting(lab: Lab, factory: bindsock.TransportFactory, host: str, **options: Any) -> str | None:
-    """Connect. Returns the interface that the server saw."""
+    """Connect by the factory. Returns the interface that the server saw."""
+    return await seen_by_server(lab, factory.open_connection(host, lab.server.tcp_port, **options))
+
+
+async def plain_greeting(lab: Lab) -> str | None:
+    """Connect by asyncio, over IPv4. Returns the interface that the server saw."""
+    return await seen_by_server(lab, asyncio.open_connection(lab.server.ipv4, lab.server.tcp_port))
+
+
+async def seen_by_server(
+    lab: Lab, connection: Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+) -> str | None:
     async with asyncio.timeout(20):
-        reader, writer = await factory.open_connection(host, lab.server.tcp_port, **options)
+        reader, writer = await connection
         source = (await reader.readline()).decode().split()[1]
         writer.close()
         await writer.wait_closed()
@@ -67,6 +81,32 @@ async def test_what_was_made_is_removed_at_the_end(lab: Lab) -> None:
         assert await greeting(lab, factory, lab.server.ipv4) == "wifi0"
         assert "proto 181" in tables(lab)
     assert tables(lab) == before
+
+
+@pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_an_event_loop_repairs_routes_for_all_its_connections_and_leaves_none(
+    lab: Lab, base: type[asyncio.AbstractEventLoop]
+) -> None:
+    before = tables(lab)
+    with asyncio.Runner(loop_factory=bindsock.loop_factory(base, repair_routes=True)) as runner:
+        assert runner.run(plain_greeting(lab)) == "wifi0"
+        assert tables(lab) == before
+        lab.vpn_up("replace")
+        replaced = tables(lab)
+        with nothing_through_the_tunnel(lab, "tun0"):
+            assert runner.run(plain_greeting(lab)) == "wifi0"
+        assert "proto 181" in tables(lab)
+    assert tables(lab) == replaced
+
+
+async def test_an_adopted_loop_repairs_routes_until_it_is_restored(lab: Lab) -> None:
+    with bindsock.adopt(repair_routes=True) as factory:
+        factory.effective_interface()
+        lab.vpn_up("replace")
+        replaced = tables(lab)
+        assert await plain_greeting(lab) == "wifi0"
+        assert "proto 181" in tables(lab)
+    assert tables(lab) == replaced
 
 
 async def test_it_is_never_done_unasked(lab: Lab) -> None:
