@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import bindsock
 from bindsock.testing.lab import available
 from tests.docs import commands
 from tests.docs.page import ROOT, Block, blocks, inline_commands, normalized, pages
@@ -80,6 +81,16 @@ def test_the_readme_and_the_start_page_show_the_same_program() -> None:
     of_the_readme, on_the_start_page = ([b.source for b in program if b.page.name == name] for name in ("README.md", "start.md"))
     assert len(of_the_readme) == 2
     assert of_the_readme == on_the_start_page
+
+
+def test_the_map_names_every_module_of_the_core() -> None:
+    text = (ROOT / "docs" / "design.md").read_text("utf-8").partition("```text")[2].partition("```")[0]
+    package = Path(bindsock.__file__).parent
+    core = ("model", "routing", "kernel", "netmon", "dial", "datagram", "stream", "reconnect", "repair")
+    modules = [path for name in core for path in (package / name).rglob("*.py")] + list(package.glob("*.py"))
+    names = {path.stem for path in modules if path.stem not in ("__init__", "__main__")}
+    names |= {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert sorted(names - set(re.findall(r"\w+", text))) == []
 
 
 def test_what_differs_from_machine_to_machine_is_not_compared() -> None:
