@@ -12,11 +12,22 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from bindsock.testing.lab import Lab, LabUnavailable, Packet, Tap, VpnMode, VpnOuter, _namespaces, _netlink, available
+from bindsock.testing.lab import (
+    Lab,
+    LabUnavailable,
+    Packet,
+    Tap,
+    UplinkKind,
+    VpnMode,
+    VpnOuter,
+    _namespaces,
+    _netlink,
+    available,
+)
 from tests.lab.ordinary_user import python_as_nobody
 
 if TYPE_CHECKING:
@@ -330,6 +341,48 @@ def test_a_third_uplink() -> None:
         lab.down("wifi0")
         lab.down("eth0")
         assert seen_by_tcp(lab, V6) == "wwan0"
+
+
+KINDS: tuple[UplinkKind, ...] = ("shared", "point-to-point", "macvlan", "ipv6-only")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_uplink_of_another_kind(kind: UplinkKind) -> None:
+    families = [V6] if kind == "ipv6-only" else [V4, V6]
+    with Lab(kinds={"eth0": kind}) as lab, lab.inside():
+
+        def works(*interfaces: str) -> None:
+            for interface in interfaces:
+                lab.wait_until_running(interface)
+                assert {seen_by_udp(lab, family, interface) for family in families} == {interface}
+
+        works("wifi0", "eth0")
+        for change, undo in (
+            (lab.down, lab.up),
+            (lab.remove_addresses, lab.add_addresses),
+            (lab.delete, lab.create),
+            (lambda name: lab.carrier(name, False), lambda name: lab.carrier(name, True)),
+            (lambda name: lab.renumber(name, "b"), lambda name: lab.renumber(name, "a")),
+            (lambda name: lab.blackhole(name, True), lambda name: lab.blackhole(name, False)),
+        ):
+            change("eth0")
+            works("wifi0")
+            undo("eth0")
+            works("wifi0", "eth0")
+        for mode in get_args(VpnMode):
+            lab.vpn_up(mode)
+            lab.default("eth0")
+            lab.vpn_down()
+            assert seen_by_udp(lab, V6) == "eth0"
+            lab.metric("eth0", 700)
+
+
+@pytest.mark.parametrize(
+    "kinds", [{"wifi0": "shared"}, {"eth1": "macvlan"}, {"eth0": "vlan"}], ids=["the first is shared", "no uplink", "no kind"]
+)
+def test_kinds_that_no_laboratory_has(kinds: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be an uplink of kind"):
+        Lab(kinds=kinds)
 
 
 @FAMILIES

@@ -11,7 +11,7 @@
 from ._lab import Counters, Datagram, Lab, Stream
 from ._namespaces import LabUnavailable, available, enter_user_namespace
 from ._tap import Packet, Tap
-from ._topology import Server
+from ._topology import Server, UplinkKind
 from ._vpn import VpnCounters, VpnMode, VpnOuter
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Server",
     "Stream",
     "Tap",
+    "UplinkKind",
     "VpnCounters",
     "VpnMode",
     "VpnOuter",

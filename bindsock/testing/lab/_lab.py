@@ -13,18 +13,18 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args, overload
 
 from . import _vpn
 from ._child import Child
 from ._namespaces import LabUnavailable, available, inside, new_namespace
 from ._netlink import IFF_RUNNING, IFF_UP
 from ._tap import Packet, Tap
-from ._topology import NAMESPACES, Family, Server
+from ._topology import NAMESPACES, Family, Server, UplinkKind, uplinks_of
 from ._uplinks import Uplinks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -80,12 +80,23 @@ class Lab:
     the laboratory, even if it crashes.
 
     :param uplinks: names of the host's uplinks, best first; at most 7
+    :param kinds: the kinds of uplinks, by name; the others are ``ethernet``. The first one cannot be ``shared``
     :param reply_delay: seconds that the server waits before each reply, to simulate a long distance
     """
 
-    def __init__(self, *, uplinks: Sequence[str] = ("wifi0", "eth0"), reply_delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        uplinks: Sequence[str] = ("wifi0", "eth0"),
+        kinds: Mapping[str, UplinkKind] | None = None,
+        reply_delay: float = 0.0,
+    ) -> None:
         if not 1 <= len(uplinks) <= 7:
             raise ValueError("a laboratory has 1 to 7 uplinks")
+        self._kinds: Mapping[str, UplinkKind] = kinds or {}
+        for name, kind in self._kinds.items():
+            if name not in uplinks or kind not in get_args(UplinkKind) or (kind == "shared" and name == uplinks[0]):
+                raise ValueError(f"{name} cannot be an uplink of kind {kind} beside {', '.join(uplinks)}")
         self.uplinks: tuple[str, ...] = tuple(uplinks)
         self.server: Server = Server()
         self._reply_delay = reply_delay
@@ -108,7 +119,7 @@ class Lab:
             self._server = Child(self._namespaces["server"], "_server.py")
             undo.callback(self._server.close)
             families = [socket.AF_INET, *([socket.AF_INET6] if Path("/proc/sys/net/ipv6").exists() else [])]
-            self._network = Uplinks(self.uplinks, self._namespaces, families)
+            self._network = Uplinks(uplinks_of(self.uplinks, self._kinds), self._namespaces, families)
             undo.callback(self._network.close)
             try:
                 self._network.build()

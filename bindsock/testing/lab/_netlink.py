@@ -42,6 +42,7 @@ _PATIENCE = 20.0
 
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
+IFF_NOARP = 0x80
 IFF_MULTICAST = 0x1000
 GONE: Container[int] = (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV)
 """The errors that mean that the thing to delete does not exist."""
@@ -88,11 +89,34 @@ def _link_header(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return struct.pack("=BxHiII", 0, 0, index, flags, change)
 
 
-def veth(name: str, peer: str, peer_namespace: int) -> Message:
-    """Create a veth pair with the other end in the namespace that the descriptor refers to."""
-    other = _link_header() + _text(3, peer) + _number(28, peer_namespace)
-    info = _text(1, "veth") + _attribute(2 | _NESTED, _attribute(1 | _NESTED, other))
-    return Message(_NEWLINK, _CREATE | _EXCLUSIVE, _link_header() + _text(3, name) + _attribute(18 | _NESTED, info))
+def veth(name: str, peer: str, peer_namespace: int, *, hardware: bytes = b"") -> Message:
+    """Create a veth pair with the other end in the namespace that the descriptor refers to.
+
+    :param hardware: the hardware address of both ends
+    """
+    address = _attribute(1, hardware) if hardware else b""
+    other = _link_header() + _text(3, peer) + _number(28, peer_namespace) + address
+    return _new_link(name, "veth", address, _attribute(1 | _NESTED, other))
+
+
+def bridge(name: str, hardware: bytes) -> Message:
+    """Create a bridge. Its hardware address is given, since it would change with the ports."""
+    return _new_link(name, "bridge", _attribute(1, hardware))
+
+
+def macvlan(name: str, lower: int) -> Message:
+    """Create a macvlan on the link with an index."""
+    return _new_link(name, "macvlan", _number(5, lower))
+
+
+def _new_link(name: str, kind: str, attributes: bytes = b"", data: bytes = b"") -> Message:
+    info = _text(1, kind) + (_attribute(2 | _NESTED, data) if data else b"")
+    return Message(_NEWLINK, _CREATE | _EXCLUSIVE, _link_header() + _text(3, name) + attributes + _attribute(18 | _NESTED, info))
+
+
+def link_master(index: int, master: int) -> Message:
+    """Make a link a port of a bridge."""
+    return Message(_NEWLINK, 0, _link_header(index) + _number(10, master))
 
 
 def link_flags(index: int, flags: int, change: int) -> Message:
@@ -160,18 +184,21 @@ def rule(
     table: int = 0,
     not_mark: int | None = None,
     incoming: str | None = None,
+    source: str | None = None,
     destination: str | None = None,
     suppress_prefix_length: int | None = None,
     delete: bool = False,
 ) -> Message:
     """Add or delete a policy rule."""
-    prefix = ip_network(destination) if destination is not None else None
-    length = prefix.prefixlen if prefix is not None else 0
+    to = ip_network(destination) if destination is not None else None
+    from_ = ip_network(source) if source is not None else None
+    lengths = [prefix.prefixlen if prefix is not None else 0 for prefix in (to, from_)]
     inverted = 0x2 if not_mark is not None else 0
-    body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, _RULE_ACTIONS[action], inverted)
+    body = struct.pack("=BBBBBBBBI", family, *lengths, 0, 0, 0, 0, _RULE_ACTIONS[action], inverted)
     body += _number(6, priority)
-    if prefix is not None:
-        body += _attribute(1, prefix.network_address.packed)
+    for kind, prefix in ((1, to), (2, from_)):
+        if prefix is not None:
+            body += _attribute(kind, prefix.network_address.packed)
     if incoming is not None:
         body += _text(3, incoming)
     if not_mark is not None:

@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 NAMESPACES = ("host", "router", "server", "vpn")
 DEFAULTS = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
@@ -17,6 +19,15 @@ BEST_METRIC = 100
 """The metric of the uplink that was made the default; a VPN's is even better."""
 
 Family = socket.AddressFamily
+UplinkKind = Literal["ethernet", "shared", "point-to-point", "macvlan", "ipv6-only"]
+"""The kind of an uplink.
+
+* ``ethernet``: a network of its own, with a gateway
+* ``shared``: in the network of the first uplink, with another address and the same gateway, like Wi-Fi and a cable at home
+* ``point-to-point``: like PPP: only its address, no gateway and no neighbours
+* ``macvlan``: an interface on top of another, which has no address; its name ends with ``-base``
+* ``ipv6-only``: it has no IPv4
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,11 @@ class Uplink:
     name: str
     number: int
     metric: int
+    kind: UplinkKind = "ethernet"
+    network_number: int = 0
+    host_number: int = 2
+    bridged: bool = False
+    """Whether the router has a bridge for its network."""
     site: str = "a"
     """Which of its two networks it is in, ``"a"`` or ``"b"``."""
     index: int = 0
@@ -58,24 +74,63 @@ class Uplink:
     def routable(self) -> bool:
         return self.exists and self.up and self.addressed
 
-    def network(self, family: Family, site: str | None = None) -> str:
-        """The prefix of the network it is in."""
-        base = self._base(family, site)
-        return f"{base}0/24" if family == socket.AF_INET else f"{base}/64"
+    @property
+    def ipv4(self) -> bool:
+        return self.kind != "ipv6-only"
+
+    @property
+    def lower(self) -> str:
+        """The name of the host's end of the cable."""
+        return f"{self.name}-base" if self.kind == "macvlan" else self.name
+
+    @property
+    def router_device(self) -> str:
+        """The name of the router's interface that has the addresses."""
+        return f"lan{self.network_number}" if self.bridged else self.name
 
     def host(self, family: Family, site: str | None = None) -> str:
         """The host's address."""
-        return f"{self._base(family, site)}2"
+        return f"{self._base(family, site)}{self.host_number}"
+
+    def host_with_length(self, family: Family) -> str:
+        """The host's address and the length of the prefix on the link."""
+        return self.host_alone(family) if self.kind == "point-to-point" else with_length(family, self.host(family))
+
+    def host_alone(self, family: Family, site: str | None = None) -> str:
+        """The prefix that has only the host's address."""
+        return f"{self.host(family, site)}/{32 if family == socket.AF_INET else 128}"
 
     def gateway(self, family: Family, site: str | None = None) -> str:
         """The router's address."""
         return f"{self._base(family, site)}1"
 
+    def next_hop(self, family: Family) -> str | None:
+        """The gateway of its default route."""
+        return None if self.kind == "point-to-point" else self.gateway(family)
+
     def _base(self, family: Family, site: str | None) -> str:
         second = (site or self.site) == "b"
         if family == socket.AF_INET:
-            return f"10.{self.number}.{second:d}."
-        return f"fd10:{self.number}:1::" if second else f"fd10:{self.number}::"
+            return f"10.{self.network_number}.{second:d}."
+        return f"fd10:{self.network_number}:1::" if second else f"fd10:{self.network_number}::"
+
+
+def uplinks_of(names: Sequence[str], kinds: Mapping[str, UplinkKind]) -> dict[str, Uplink]:
+    """The uplinks by name, best first. The kind of those that are not named is ``ethernet``."""
+    first, *_ = names
+    sharing = [name for name in names if kinds.get(name) == "shared"]
+    return {
+        name: Uplink(
+            name,
+            number,
+            500 + 100 * number,
+            kinds.get(name, "ethernet"),
+            network_number=1 if name in sharing else number,
+            host_number=2 + (1 + sharing.index(name) if name in sharing else 0),
+            bridged=bool(sharing) and name in (first, *sharing),
+        )
+        for number, name in enumerate(names, start=1)
+    }
 
 
 @dataclass(frozen=True, slots=True)

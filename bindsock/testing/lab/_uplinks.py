@@ -17,12 +17,14 @@ from ._namespaces import inside
 from ._topology import BEST_METRIC, DEFAULTS, LEAVES, Family, Uplink, with_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
 _SYSCTLS = {
     # A strict reverse path filter (1) drops all answers to a socket that is bound to another interface than the default route's.
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
+    # Otherwise each of two interfaces in a subnet answers ARP requests for both, and bound sockets miss replies.
+    "ipv4/conf/all/arp_ignore": "1",
     "ipv6/conf/all/accept_dad": "0",
     "ipv6/conf/default/accept_dad": "0",
     "ipv6/conf/default/accept_ra": "0",
@@ -33,6 +35,8 @@ _SYSCTLS = {
 _NEIGHBOURS = {"retrans_time_ms": "50", "mcast_solicit": "60"}
 _FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
 _BLACKHOLE_PRIORITY = 100
+_HARDWARE = b"\x02\0\0\0\0\1"
+"""A hardware address for links that need a given one."""
 P = ParamSpec("P")
 
 
@@ -51,14 +55,14 @@ def _operation(method: Callable[Concatenate[Uplinks, P], float]) -> Callable[Con
 class Uplinks:
     """The links between the host and the router.
 
-    :param names: the names of the uplinks, best first
+    :param uplinks: the uplinks by name, best first
     :param namespaces: the descriptors of the namespaces, by name
     :param families: the address families that the system has
     """
 
-    def __init__(self, names: Sequence[str], namespaces: dict[str, int], families: Sequence[Family]) -> None:
+    def __init__(self, uplinks: Mapping[str, Uplink], namespaces: dict[str, int], families: Sequence[Family]) -> None:
         self.families = tuple(families)
-        self.by_name = {n: Uplink(n, k, 500 + 100 * k) for k, n in enumerate(names, start=1)}
+        self.by_name = uplinks
         self.has_defaults = True
         """Whether the uplinks have default routes; a VPN may have taken them away."""
         self.changed: Callable[[], None] = lambda: None
@@ -84,6 +88,9 @@ class Uplinks:
                     netlink.address(index, with_length(family, leaf.host(family))),
                     netlink.route(DEFAULTS[family], interface=index, gateway=leaf.gateway(family)),
                 )
+        for bridge in {uplink.router_device for uplink in self.by_name.values() if uplink.bridged}:
+            self.netlinks["router"].request(netlink.bridge(bridge, _HARDWARE))
+            self._set_up("router", bridge)
         for uplink in self.by_name.values():
             self._make(uplink)
 
@@ -93,8 +100,8 @@ class Uplinks:
 
     @property
     def best(self) -> Uplink | None:
-        """The uplink that a network manager would take."""
-        usable = [u for u in self.by_name.values() if u.routable and u.carrier]
+        """The uplink that a network manager would take for IPv4."""
+        usable = [u for u in self.by_name.values() if u.routable and u.carrier and u.ipv4]
         return min(usable, key=lambda u: u.metric, default=None)
 
     @_operation
@@ -123,7 +130,7 @@ class Uplinks:
         now = time.monotonic()
         router.request(netlink.link_flags(index, netlink.IFF_UP if on else 0, netlink.IFF_UP))
         if on:
-            router.request(*self._router_addresses(uplink, index))
+            router.request(*self._router_addresses(uplink))
         return now
 
     @_operation
@@ -197,22 +204,24 @@ class Uplinks:
         """Let the router silently drop packets from and to the uplink. The gateway itself still answers."""
         uplink = self.by_name[name]
         messages = []
-        for family in self.families:
-            messages.append(
-                netlink.rule(family, _BLACKHOLE_PRIORITY + uplink.number, action="blackhole", incoming=name, delete=not on)
-            )
-            for leaf in LEAVES:
-                messages.extend(
-                    netlink.rule(
-                        family,
-                        _BLACKHOLE_PRIORITY + uplink.number,
-                        action="blackhole",
-                        incoming=leaf.namespace,
-                        destination=uplink.network(family, site),
-                        delete=not on,
-                    )
-                    for site in ("a", "b")
+        for family in self._families(uplink):
+            hosts = [uplink.host_alone(family, site) for site in ("a", "b")]
+            directions: list[tuple[str, str | None, str | None]] = [
+                (uplink.router_device, host if uplink.bridged else None, None) for host in hosts
+            ]
+            directions += [(leaf.namespace, None, host) for host in hosts for leaf in LEAVES]
+            messages += [
+                netlink.rule(
+                    family,
+                    _BLACKHOLE_PRIORITY + uplink.number,
+                    action="blackhole",
+                    incoming=incoming,
+                    source=source,
+                    destination=destination,
+                    delete=not on,
                 )
+                for incoming, source, destination in directions
+            ]
         now = time.monotonic()
         self.netlinks["router"].request(*messages, ignore=(errno.EEXIST, errno.ENOENT))
         return now
@@ -230,22 +239,35 @@ class Uplinks:
         return now
 
     def _make(self, uplink: Uplink) -> None:
-        self._pair("host", uplink.name, uplink.name)
-        uplink.index = self.netlinks["host"].link(uplink.name).index
-        router = self.netlinks["router"]
-        router.request(*self._router_addresses(uplink, router.link(uplink.name).index))
+        host, router = self.netlinks["host"], self.netlinks["router"]
+        if uplink.kind != "macvlan" or not uplink.index:
+            self._pair("host", uplink.lower, uplink.name, neighbours=uplink.kind != "point-to-point")
+        if uplink.kind == "macvlan":
+            host.request(netlink.macvlan(uplink.name, host.link(uplink.lower).index))
+            self._set_up("host", uplink.name)
+        uplink.index = host.link(uplink.name).index
+        if uplink.bridged:
+            router.request(netlink.link_master(router.link(uplink.name).index, router.link(uplink.router_device).index))
+        router.request(*self._router_addresses(uplink))
         self._host(*self._addresses(uplink), *self._defaults(uplink))
 
+    def _families(self, uplink: Uplink) -> list[Family]:
+        return [family for family in self.families if uplink.ipv4 or family != socket.AF_INET]
+
     def _addresses(self, uplink: Uplink) -> list[netlink.Message]:
-        return [netlink.address(uplink.index, with_length(f, uplink.host(f))) for f in self.families]
+        return [netlink.address(uplink.index, uplink.host_with_length(f)) for f in self._families(uplink)]
 
     def _without_addresses(self, uplink: Uplink) -> list[netlink.Message]:
-        addresses = [netlink.address(uplink.index, with_length(f, uplink.host(f)), delete=True) for f in self.families]
+        addresses = [netlink.address(uplink.index, uplink.host_with_length(f), delete=True) for f in self._families(uplink)]
         # The kernel removed the IPv4 route with its subnet, but not the IPv6 route.
         return addresses + self._defaults(uplink, delete=True)
 
-    def _router_addresses(self, uplink: Uplink, index: int) -> list[netlink.Message]:
-        return [netlink.address(index, with_length(f, uplink.gateway(f, site))) for f in self.families for site in ("a", "b")]
+    def _router_addresses(self, uplink: Uplink) -> list[netlink.Message]:
+        index = self.netlinks["router"].link(uplink.router_device).index
+        places = [(family, site) for family in self._families(uplink) for site in ("a", "b")]
+        if uplink.kind == "point-to-point":
+            return [netlink.route(uplink.host_alone(*place), interface=index) for place in places]
+        return [netlink.address(index, with_length(family, uplink.gateway(family, site))) for family, site in places]
 
     def _defaults(self, uplink: Uplink, *, metric: int | None = None, delete: bool = False) -> list[netlink.Message]:
         if not self.has_defaults or not (uplink.routable or (delete and uplink.exists)):
@@ -254,16 +276,25 @@ class Uplinks:
             netlink.route(
                 DEFAULTS[family],
                 interface=uplink.index,
-                gateway=uplink.gateway(family),
+                gateway=uplink.next_hop(family),
                 metric=uplink.metric if metric is None else metric,
                 delete=delete,
             )
-            for family in self.families
+            for family in self._families(uplink)
         ]
 
-    def _pair(self, namespace: str, name: str, router_name: str) -> None:
-        self.netlinks[namespace].request(netlink.veth(name, router_name, self._namespaces["router"]))
+    def _pair(self, namespace: str, name: str, router_name: str, *, neighbours: bool = True) -> None:
+        """Connect a namespace with the router.
+
+        :param neighbours: whether the link has neighbours. Otherwise there are no questions for link-layer addresses, and
+            both ends have the same one, since the kernel then sends to its own
+        """
+        hardware = b"" if neighbours else _HARDWARE
+        self.netlinks[namespace].request(netlink.veth(name, router_name, self._namespaces["router"], hardware=hardware))
         for end, device in (("router", router_name), (namespace, name)):
+            if not neighbours:
+                link = self.netlinks[end]
+                link.request(netlink.link_flags(link.link(device).index, netlink.IFF_NOARP, netlink.IFF_NOARP))
             self._set_up(end, device)
             with inside(self._namespaces[end]):
                 for version in ("ipv4", "ipv6"):

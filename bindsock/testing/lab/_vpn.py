@@ -127,7 +127,7 @@ class Vpn:
             return
         if self._following == "host-route":
             self._uplinks.netlinks["host"].request(
-                netlink.route(_HOST_ROUTE, interface=best.index, gateway=best.gateway(socket.AF_INET))
+                netlink.route(_HOST_ROUTE, interface=best.index, gateway=best.next_hop(socket.AF_INET))
             )
         elif best.index != self._bound_to and self._client is not None:
             self._bound_to = best.index
