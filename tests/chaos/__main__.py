@@ -14,9 +14,10 @@ from typing import Any, get_args
 from rich.console import Console
 
 from bindsock.testing.lab import LabUnavailable, VpnMode, available, enter_user_namespace
+from tests.chaos.networks import NETWORKS
 from tests.chaos.running import Failed, Outcome, Settings, run
 
-NO_VPN = "none"
+NO_VPN, ALL = "none", "all"
 MODES: tuple[str, ...] = (NO_VPN, *get_args(VpnMode))
 OK, FAILED, UNAVAILABLE, INTERRUPTED = 0, 1, 3, 130
 _EPILOG = """\
@@ -38,6 +39,12 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
     parser.add_argument("--seed", type=int, default=None, help="determines the actions (default: a random one, which is shown)")
     parser.add_argument("--minutes", type=_positive, default=1.0, help="for how long rounds are begun (default: 1)")
     parser.add_argument("--vpn", choices=MODES, action="append", help="the VPN's mode (repeatable; default: all of them in turn)")
+    parser.add_argument(
+        "--network",
+        choices=(*NETWORKS, ALL),
+        action="append",
+        help="the uplinks (repeatable; default: two or three ordinary ones, depending on the seed)",
+    )
     parser.add_argument("--round-seconds", type=_positive, default=20.0, metavar="S", help="how long a round's actions take")
     parser.add_argument("--round", type=int, metavar="K", help="only this round of the seed")
     parser.add_argument("--prefix", type=int, metavar="N", help="only the first N actions of each round")
@@ -52,6 +59,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
         seed=random.SystemRandom().randrange(10**6) if given.seed is None else given.seed,
         seconds=given.minutes * 60,
         modes=tuple(modes),
+        networks=tuple(NETWORKS) if ALL in (given.network or ()) else tuple(given.network or ()),
         round_seconds=given.round_seconds,
         only=given.round,
         prefix=given.prefix,
@@ -86,15 +94,20 @@ class Progress:
     def tell(self, text: str) -> None:
         if self._console.is_terminal:
             self._status.update(text)
-        elif (title := ", ".join(text.split(", ")[:2])) != self._round:
+        elif (title := text.partition(":")[0]) != self._round:
             self._round = title
-            self._console.print(title, highlight=False, markup=False)
+            self.show(title)
+
+    def show(self, text: str) -> None:
+        """Print a text that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def again(settings: Settings, failed: Failed) -> str:
     """The command that repeats the failed round."""
     words = ["python -m tests.chaos", f"--seed {settings.seed}", f"--round {failed.number}"]
     words += [f"--vpn {mode or NO_VPN}" for mode in settings.modes] if len(settings.modes) < len(MODES) else []
+    words += [f"--network {network}" for network in settings.networks]
     words += [f"--round-seconds {settings.round_seconds:g}"] if settings.round_seconds != 20.0 else []
     words += [f"--interval {settings.interval:g}"] if settings.interval != 0.025 else []
     words += [f"--without {kind}" for kind in sorted(settings.without)]
@@ -105,13 +118,15 @@ def again(settings: Settings, failed: Failed) -> str:
 def lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
     """The outcome as text."""
     for failed in outcome.failed:
-        yield f"round {failed.number} ({failed.mode or 'no VPN'}) failed:"
+        yield f"{settings.title(failed.number)} failed:"
         yield from (f"  {text}" for text in failed.texts)
         enough = len(failed.actions) if failed.prefix is None else failed.prefix
         yield f"  after these {enough} of {len(failed.actions)} actions:"
         yield from (f"    {action}" for action in failed.actions[:enough])
         yield f"  again: {again(settings, failed)}"
     yield from outcome.lasting
+    for kind, counts in outcome.by_kind.items():
+        yield f"{kind}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
     for interface, kinds in outcome.packets.items():
         yield f"{interface}: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
     lost = ", ".join(f"{count:,} {reason}" for reason, count in outcome.lost.items()) or "none"
@@ -122,14 +137,13 @@ def lines(settings: Settings, outcome: Outcome) -> Iterator[str]:
     if outcome.unseen:
         yield f"{outcome.unseen:,} packets were not seen: the tap could not keep up"
     verdict = "nothing failed" if outcome.held else f"{len(outcome.failed) or 'lasting'} failed"
-    yield f"seed {settings.seed}, {outcome.rounds} rounds, {', '.join(settings.uplinks)}: {verdict}"
+    yield f"seed {settings.seed}, {outcome.rounds} rounds: {verdict}"
 
 
 def document(settings: Settings, outcome: Outcome) -> dict[str, Any]:
     """The outcome as JSON."""
     return {
         "settings": dataclasses.asdict(settings) | {"without": sorted(settings.without)},
-        "uplinks": settings.uplinks,
         "held": outcome.held,
         **dataclasses.asdict(outcome),
         "again": [again(settings, failed) for failed in outcome.failed],
@@ -149,7 +163,7 @@ def main() -> int:
         console.print(f"seed {settings.seed}", highlight=False)
         progress = Progress(console)
         with progress.shown():
-            run(settings, progress.tell, outcome)
+            run(settings, progress.tell, outcome, progress.show)
         status = OK if outcome.held else FAILED
     except LabUnavailable as unavailable:
         print(f"chaos: {unavailable}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -80,8 +81,17 @@ class Flow:
             self.faults.append(text)
 
 
-class Datagrams(Flow, asyncio.DatagramProtocol):
-    """Sends numbered datagrams, without waiting for the replies.
+class Sending(Flow):
+    """A conversation by datagrams."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.accepted = 0
+        """The number of datagrams that the transports have accepted."""
+
+
+class Datagrams(Sending, asyncio.DatagramProtocol):
+    """Sends numbered datagrams in pairs, without waiting for the replies.
 
     :param program: the program's name, with which each datagram begins
     :param peer: the server's address and port
@@ -91,7 +101,6 @@ class Datagrams(Flow, asyncio.DatagramProtocol):
 
     def __init__(self, name: str, program: str, peer: tuple[str, int], *, connected: bool, interval: float) -> None:
         super().__init__(name)
-        self.accepted = 0
         self._tag = f"{program}.{name}"
         self._peer = peer
         self._connected = connected
@@ -113,9 +122,11 @@ class Datagrams(Flow, asyncio.DatagramProtocol):
                     self.failed(error)
                     await asyncio.sleep(_RETRY)
             while True:
-                self._transport.sendto(f"{self._tag} {self.accepted}".encode(), None if self._connected else self._peer)
-                self.accepted += 1
-                await asyncio.sleep(self._interval)
+                # The second of a pair takes the transport's short cut: the first has sampled the device's drops.
+                for _ in range(2):
+                    self._transport.sendto(f"{self._tag} {self.accepted}".encode(), None if self._connected else self._peer)
+                    self.accepted += 1
+                await asyncio.sleep(2 * self._interval)
         finally:
             self._stopping = True
             if self._transport is not None:
@@ -148,6 +159,50 @@ class Datagrams(Flow, asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         self.errors[type(exc).__name__] += 1
+
+
+class ShortDatagrams(Sending):
+    """Opens an endpoint for a few datagrams, and closes or aborts it at once, after a moment, or while datagrams are held."""
+
+    def __init__(self, name: str, program: str, peer: tuple[str, int], *, interval: float) -> None:
+        super().__init__(name)
+        self._tag = f"{program}.{name}"
+        self._peer = peer
+        self._interval = interval
+
+    async def run(self) -> None:
+        ways = itertools.product((1, 2, 100), ("close", "abort"))
+        for pairs, end in itertools.cycle(ways):
+            try:
+                transport, _ = await bindsock.create_datagram_endpoint(lambda: _Replies(self), remote_addr=self._peer)
+            except OSError as error:
+                self.failed(error)
+                await asyncio.sleep(_RETRY)
+                continue
+            try:
+                for _ in range(pairs):
+                    for _ in range(2):
+                        transport.sendto(f"{self._tag} {self.accepted}".encode())
+                        self.accepted += 1
+                    if transport.get_write_buffer_size():
+                        break
+                    await asyncio.sleep(self._interval)
+            finally:
+                getattr(transport, end)()
+            await asyncio.sleep(self._interval)
+
+
+class _Replies(asyncio.DatagramProtocol):
+    """Counts the replies to an endpoint of :class:`ShortDatagrams`."""
+
+    def __init__(self, flow: ShortDatagrams) -> None:
+        self._flow = flow
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._flow.progress += 1
+
+    def error_received(self, exc: Exception) -> None:
+        self._flow.errors[type(exc).__name__] += 1
 
 
 class Commands:

@@ -106,6 +106,11 @@ def growth(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     return found
 
 
+def packets(observed: Observed | None) -> int:
+    """The number of packets that have left."""
+    return sum(sum(kinds.values()) for kinds in observed.packets.values()) if observed is not None else 0
+
+
 def vanished(observed: Observed) -> dict[str, int]:
     """The number of datagrams, by program, that are counted as sent but left by no device: a neighbour did not answer, for
     example.

@@ -6,7 +6,7 @@ import enum
 import functools
 import itertools
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -133,10 +133,12 @@ class Census:
     """Counts packets by device and kind, and keeps those that left by the wrong device.
 
     :param endpoints: identify the traffic of the programs
+    :param ignored: devices whose packets are not counted
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, *, ignored: Collection[str] = ()) -> None:
         self._endpoints = endpoints
+        self._ignored = ignored
         self.counts: Counter[tuple[str, Kind]] = Counter()
         self.left: Counter[tuple[str, str]] = Counter()
         """The number of datagrams by program and device. The device is ``""`` if it was gone before the packet was read."""
@@ -147,6 +149,8 @@ class Census:
     def take(self, packets: Iterable[Packet]) -> None:
         """Count packets."""
         for packet in packets:
+            if packet.interface in self._ignored:
+                continue
             self._recent.append(packet)
             self._follow_end(packet)
             if not packet.outgoing:
@@ -157,7 +161,7 @@ class Census:
                 kind = end.answered_by_tunnel() if end is not None else kind
             self.counts[packet.interface, kind] += 1
             if kind is Kind.DATAGRAM:
-                self.left[packet.payload.decode(errors="replace").partition(".")[0], packet.interface] += 1
+                self.left[program_of(packet.payload), packet.interface] += 1
             if kind is Kind.UNKNOWN or is_leak(packet.interface, kind):
                 key = (packet.interface, packet.protocol, packet.source_port, packet.destination_port)
                 story, count = self._wrong.get(key) or (self._story(packet), 0)
@@ -210,6 +214,11 @@ class Census:
         for (interface, kind), count in sorted(self.counts.items()):
             result.setdefault(interface, {})[str(kind)] = count
         return result
+
+
+def program_of(payload: bytes) -> str:
+    """The name of the program whose datagram has this payload."""
+    return payload.decode(errors="replace").partition(".")[0]
 
 
 def is_leak(interface: str, kind: Kind) -> bool:

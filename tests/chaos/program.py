@@ -17,11 +17,13 @@ from typing import Any
 import uvloop
 
 import bindsock
+from bindsock.default import set_factory
 from bindsock.dial.lingering_close import LingeringSockets
 from bindsock.netmon.runtime import runtime_of
+from bindsock.resolvers import InterfaceResolver, ServerLookup
 from tests.chaos import server
 from tests.chaos.commanding import obeying
-from tests.chaos.flows import Churn, Datagrams, Flow, ReplacedProtocol, Stream
+from tests.chaos.flows import Churn, Datagrams, Flow, ReplacedProtocol, Sending, ShortDatagrams, Stream
 
 _PATIENCE = 10.0
 
@@ -70,13 +72,14 @@ class Program:
         self._resting = descriptors()
         name, interval = settings["name"], settings["interval"]
         context = ssl.create_default_context(cafile=settings["authority"])
-        self.datagrams: list[Datagrams] = []
+        self.datagrams: list[Sending] = []
         self.flows: list[Flow] = []
         for family, host in settings["servers"].items():
             tls: dict[str, Any] = {"ssl": context, "server_hostname": "server.lab.test"}
+            peer = (host, settings["datagram_port"])
+            self.datagrams.append(ShortDatagrams(f"udp-churn-{family}", name, peer, interval=2 * interval))
             for connected in (True, False):
                 label = f"{'udp' if connected else 'udp-open'}-{family}"
-                peer = (host, settings["datagram_port"])
                 self.datagrams.append(Datagrams(label, name, peer, connected=connected, interval=interval))
 
             streams: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -156,6 +159,9 @@ def resident() -> int:
 
 
 async def main(settings: dict[str, Any]) -> None:
+    if settings["names"] is not None:
+        resolver = InterfaceResolver(lookups=[ServerLookup([settings["names"]])])
+        set_factory(asyncio.get_running_loop(), bindsock.TransportFactory(resolver=resolver))
     faults = Faults()
     logging.getLogger().addHandler(faults)
     sys.unraisablehook = lambda unraisable: faults.texts.append(f"unraisable: {unraisable.exc_value!r} in {unraisable.object!r}")

@@ -12,11 +12,10 @@ from typing import Any
 
 from bindsock.testing.lab import VpnMode
 from tests.chaos.actions import Action, plan, with_end
-from tests.chaos.observed import Observed, failures, growth, left_behind, vanished
+from tests.chaos.networks import NETWORKS
+from tests.chaos.observed import Observed, failures, growth, left_behind, packets, vanished
 from tests.chaos.session import ProgramEnded, Session
 from tests.chaos.shrinking import shortest_prefix
-
-UPLINKS = ("wifi0", "eth0", "wwan0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,8 @@ class Settings:
     """Seconds during which new rounds start."""
     modes: tuple[VpnMode | None, ...]
     """The modes of the VPN, one for each round in turn; ``None`` is no VPN."""
+    networks: tuple[str, ...] = ()
+    """The networks, one for all the modes in turn; if there is none, one with two or three uplinks, depending on the seed."""
     round_seconds: float = 20.0
     """The duration of a round's actions in seconds."""
     only: int | None = None
@@ -42,10 +43,10 @@ class Settings:
     keep_going: bool = False
     """Whether to continue after a failed round."""
 
-    @property
-    def uplinks(self) -> tuple[str, ...]:
-        """Two or three uplinks, depending on the seed."""
-        return UPLINKS[: random.Random(self.seed).choice((2, 3))]
+    def network(self, number: int) -> str:
+        """The name of the network in a round."""
+        networks = self.networks or (random.Random(self.seed).choice(("two", "three")),)
+        return networks[(number - 1) // len(self.modes) % len(networks)]
 
     def mode(self, number: int) -> VpnMode | None:
         """How the VPN takes the default route in a round."""
@@ -53,8 +54,17 @@ class Settings:
 
     def actions(self, number: int) -> list[Action]:
         """The actions of a round, without those that make the network usable again."""
-        actions = plan(f"{self.seed}/{number}", self.uplinks, self.mode(number), self.round_seconds)
+        uplinks = NETWORKS[self.network(number)].uplinks
+        actions = plan(f"{self.seed}/{number}", uplinks, self.mode(number), self.round_seconds)
         return actions[: self.prefix]
+
+    def title(self, number: int) -> str:
+        """The number of a round, its network and the mode of its VPN."""
+        return f"round {number} (network {self.network(number)}, {self.mode(number) or 'no VPN'})"
+
+    def session(self, number: int) -> Session:
+        """Programs in the network of a round."""
+        return Session(NETWORKS[self.network(number)], interval=self.interval, without=self.without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,6 @@ class Failed:
     """A round with faults."""
 
     number: int
-    mode: VpnMode | None
     texts: tuple[str, ...]
     actions: tuple[Action, ...]
     prefix: int | None = None
@@ -91,10 +100,18 @@ class Outcome:
     """The number of errors that programs must expect, by conversation and type."""
     resident: dict[str, list[int]] = field(default_factory=dict)
     """The programs' memory in kilobytes at the end of each round."""
+    by_kind: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By network and mode of the VPN: the number of rounds, of failed ones, of actions, and of packets that left."""
 
     @property
     def held(self) -> bool:
         return not self.failed and not self.lasting
+
+    def add_round(self, kind: str, **counts: int) -> None:
+        """Add to the counts of rounds of one kind."""
+        counted = self.by_kind.setdefault(kind, dict.fromkeys(("rounds", "failed", "actions", "packets"), 0))
+        for name, count in counts.items():
+            counted[name] += count
 
     def add(self, observed: Observed) -> None:
         """Add the counts of a session at its end."""
@@ -122,18 +139,21 @@ class Outcome:
                 self.errors[key] = self.errors.get(key, 0) + count
 
 
-def run(settings: Settings, tell: Callable[[str], None], outcome: Outcome) -> None:
+def run(settings: Settings, tell: Callable[[str], None], outcome: Outcome, show: Callable[[str], None]) -> None:
     """Run the rounds.
 
     :param tell: called with each progress message
+    :param show: called with a description of each failed round at once
     :param outcome: updated during the run, so that it is there after Ctrl-C
     """
     deadline = time.monotonic() + settings.seconds
     numbers = iter((settings.only,)) if settings.only is not None else itertools.count(1)
     for number in _until(deadline, numbers):
-        failed = _session(settings, itertools.chain((number,), _until(deadline, numbers)), tell, outcome)
+        same = _same_network(settings, itertools.chain((number,), _until(deadline, numbers)))
+        failed = _session(settings, number, same, tell, outcome)
         if failed is None:
             continue
+        show("\n  ".join([f"{settings.title(failed.number)} failed:", *failed.texts]))
         if settings.shrink and settings.prefix is None:
             failed = dataclasses.replace(failed, prefix=_shortest(settings, failed, tell))
         outcome.failed.append(failed)
@@ -149,27 +169,47 @@ def _until(deadline: float, numbers: Iterator[int]) -> Iterator[int]:
             return
 
 
-def _session(settings: Settings, numbers: Iterator[int], tell: Callable[[str], None], outcome: Outcome) -> Failed | None:
-    """Run rounds with the same programs, until one fails."""
+def _same_network(settings: Settings, numbers: Iterator[int]) -> Iterator[int]:
+    """The numbers up to the last one before the network changes."""
+    for number in numbers:
+        yield number
+        if settings.network(number + 1) != settings.network(number):
+            return
+
+
+def _session(
+    settings: Settings, first: int, numbers: Iterator[int], tell: Callable[[str], None], outcome: Outcome
+) -> Failed | None:
+    """Run rounds with the same programs in the network of the first one, until one fails."""
     reports: list[Mapping[str, Mapping[str, Any]]] = []
     observed: Observed | None = None
     try:
-        with Session(settings.uplinks, interval=settings.interval, without=settings.without) as session:
+        with settings.session(first) as session:
             for number in numbers:
-                actions, mode = settings.actions(number), settings.mode(number)
+                actions = settings.actions(number)
+                kind = f"{settings.network(number)}, {settings.mode(number) or 'no VPN'}"
                 outcome.rounds += 1
+                outcome.add_round(kind, rounds=1)
+                before = packets(observed)
                 try:
                     observed = _round(session, settings, number, actions, tell)
                 except ProgramEnded as ended:
-                    return Failed(number, mode, (str(ended),), tuple(actions))
+                    outcome.add_round(kind, failed=1)
+                    return Failed(number, (str(ended),), tuple(actions))
                 texts = failures(observed)
+                outcome.add_round(kind, failed=bool(texts), actions=len(observed.actions), packets=packets(observed) - before)
                 if texts:
-                    return Failed(number, mode, tuple(texts), tuple(actions))
+                    return Failed(number, tuple(texts), tuple(actions))
                 reports.append(observed.reports)
                 for name, report in observed.reports.items():
                     outcome.resident.setdefault(name, []).append(report["resident"])
             tell("the programs close everything")
-            outcome.lasting += [*growth(reports), *left_behind(session.end())]
+            try:
+                observed = session.end()
+            except ProgramEnded as ended:
+                outcome.lasting.append(str(ended))
+            else:
+                outcome.lasting += [*growth(reports), *left_behind(observed.reports), *failures(observed)]
     finally:
         if observed is not None:
             outcome.add(observed)
@@ -177,9 +217,9 @@ def _session(settings: Settings, numbers: Iterator[int], tell: Callable[[str], N
 
 
 def _round(session: Session, settings: Settings, number: int, actions: Sequence[Action], tell: Callable[[str], None]) -> Observed:
-    mode = settings.mode(number)
-    label = f"round {number}, {mode or 'no VPN'}"
-    return session.round(with_end(actions, settings.uplinks, mode), mode, lambda text: tell(f"{label}, {text}"))
+    mode, title = settings.mode(number), settings.title(number)
+    uplinks = NETWORKS[settings.network(number)].uplinks
+    return session.round(with_end(actions, uplinks, mode), mode, lambda text: tell(f"{title}: {text}"))
 
 
 def _shortest(settings: Settings, failed: Failed, tell: Callable[[str], None]) -> int | None:
@@ -187,7 +227,7 @@ def _shortest(settings: Settings, failed: Failed, tell: Callable[[str], None]) -
 
     def fails(length: int) -> bool:
         tell(f"round {failed.number} again, the first {length} actions")
-        with Session(settings.uplinks, interval=settings.interval, without=settings.without) as session:
+        with settings.session(failed.number) as session:
             try:
                 return bool(failures(_round(session, settings, failed.number, failed.actions[:length], tell)))
             except ProgramEnded:

@@ -1,13 +1,15 @@
 """The server for the streams. It applies each client's numbered commands in order, over plain TCP, TLS and multipath TCP.
 
-Run in the server's namespace: ``python -m tests.chaos.server CERTIFICATE``, where the file holds key and chain. It never ends a
-connection before its client has, and then only after a moment, so that whoever closes first is left to see.
+Run in the server's namespace: ``python -m tests.chaos.server SETTINGS``, where the settings are JSON. It never ends a connection
+before its client has, and then only after a moment, so that whoever closes first is left to see. Where the network has NAT64, it
+is also the name server, and echoes datagrams at the translated address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import ssl
@@ -16,6 +18,8 @@ from collections import Counter
 from typing import Any
 
 from tests.chaos.commanding import obeying
+from tests.chaos.packets import program_of
+from tests.nat64 import TRANSLATED, NameServer
 
 PLAIN, TLS, MULTIPATH = 7201, 7202, 7203
 PORTS = frozenset({PLAIN, TLS, MULTIPATH})
@@ -29,6 +33,8 @@ class Server:
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
         self.faults: list[str] = []
+        self.arrived: Counter[str] = Counter()
+        """The number of datagrams at the translated address, by program, since the last report."""
         self.open = 0
         self.endings: Counter[str] = Counter()
 
@@ -68,7 +74,22 @@ class Server:
     async def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Report the observations. This is the only command."""
         faults, self.faults = self.faults, []
-        return {"faults": faults, "open": self.open, "endings": dict(self.endings)}
+        arrived, self.arrived = self.arrived, Counter()
+        return {"faults": faults, "arrived": arrived, "open": self.open, "endings": dict(self.endings)}
+
+
+class Echo(asyncio.DatagramProtocol):
+    """Replies to datagrams at the translated address as the laboratory's server does."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self._server.arrived[program_of(data)] += 1
+        self._transport.sendto(f"{addr[0]} {addr[1]} ".encode() + data, addr)
 
 
 def listening(family: socket.AddressFamily, port: int, protocol: int) -> socket.socket:
@@ -81,11 +102,15 @@ def listening(family: socket.AddressFamily, port: int, protocol: int) -> socket.
     return sock
 
 
-async def main(certificate: str) -> None:
+async def main(settings: dict[str, Any]) -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # asyncio warns of writes to clients that are gone
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(settings["certificate"])
     server = Server()
+    if settings["names"] is not None:
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(lambda: NameServer(translates=True), (settings["names"], 53))
+        await loop.create_datagram_endpoint(lambda: Echo(server), (TRANSLATED, settings["datagram_port"]))
     for family in (socket.AF_INET, socket.AF_INET6):
         for port, protocol, tls in ((PLAIN, 0, None), (TLS, 0, context), (MULTIPATH, _IPPROTO_MPTCP, None)):
             with contextlib.suppress(OSError):  # a kernel without IPv6 or multipath TCP: the clients report it
@@ -94,4 +119,4 @@ async def main(certificate: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(json.loads(sys.argv[1])))

@@ -17,8 +17,10 @@ from bindsock.testing.lab import Lab, Packet, Tap, VpnMode
 from tests.chaos import server
 from tests.chaos.actions import BLOCKING, Action, carry_out
 from tests.chaos.commanding import Process
+from tests.chaos.networks import Drawing
 from tests.chaos.observed import Observed
-from tests.chaos.packets import Census, Endpoints, describe
+from tests.chaos.packets import Census, Endpoints, describe, program_of
+from tests.nat64 import TRANSLATED, add_translated_address
 
 LOOPS = ("asyncio", "uvloop")
 PATIENCE = 30.0
@@ -34,13 +36,13 @@ class ProgramEnded(RuntimeError):
 class Session:
     """Programs on each event loop in a laboratory of their own.
 
-    :param uplinks: the names of the uplinks
+    :param drawing: the network
     :param interval: seconds between two messages of a conversation
     :param without: kinds of conversations to leave out
     """
 
-    def __init__(self, uplinks: Sequence[str], *, interval: float, without: Collection[str] = ()) -> None:
-        self._uplinks = uplinks
+    def __init__(self, drawing: Drawing, *, interval: float, without: Collection[str] = ()) -> None:
+        self._drawing = drawing
         self._interval = interval
         self._without = without
         self._exits = contextlib.ExitStack()
@@ -51,7 +53,9 @@ class Session:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
-            self.lab = undo.enter_context(Lab(uplinks=self._uplinks))
+            self.lab = undo.enter_context(Lab(uplinks=self._drawing.uplinks, kinds=self._drawing.kinds))
+            if self._drawing.nat64:
+                add_translated_address(self.lab)
             self._errors = undo.enter_context(tempfile.TemporaryFile())
             directory = Path(undo.enter_context(tempfile.TemporaryDirectory()))
             authority = trustme.CA()
@@ -59,11 +63,20 @@ class Session:
             issued = authority.issue_cert(self.lab.server.name)
             issued.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
             with self.lab.inside("server"):
-                self._server = Process("server", str(directory / "server.pem"), errors=self._errors.fileno())
+                settings: dict[str, Any] = {
+                    "certificate": str(directory / "server.pem"),
+                    "datagram_port": self.lab.server.udp_port if self._drawing.nat64 else None,
+                    "names": self.lab.server.ipv6 if self._drawing.nat64 else None,
+                }
+                self._server = Process("server", json.dumps(settings), errors=self._errors.fileno())
             undo.callback(self._server.close)
             servers = {"4": self.lab.server.ipv4, "6": self.lab.server.ipv6}
             self._census = Census(
-                Endpoints(frozenset(servers.values()), self.lab.server.udp_port, server.PORTS, self.lab.vpn_server)
+                Endpoints(
+                    frozenset({*servers.values(), TRANSLATED}), self.lab.server.udp_port, server.PORTS, self.lab.vpn_server
+                ),
+                # What leaves by a stacked interface leaves by the one beneath, too.
+                ignored=frozenset(f"{name}-base" for name in self._drawing.uplinks),
             )
             self._tap: Tap = undo.enter_context(self.lab.tap(outgoing=None))
             with self.lab.inside("host"):
@@ -73,6 +86,7 @@ class Session:
                         "loop": loop,
                         "servers": servers,
                         "datagram_port": self.lab.server.udp_port,
+                        "names": self.lab.server.ipv6 if self._drawing.nat64 else None,
                         "authority": str(directory / "authority.pem"),
                         "interval": self._interval,
                         "without": sorted(self._without),
@@ -123,35 +137,48 @@ class Session:
         while True:
             time.sleep(_LOOK)
             self._look()
-            reports = self._reports("report")
-            for name, report in reports.items():
-                faults[name] += report["faults"]
+            reports = self._reports_after(faults)
             if not any(report["stuck"] for report in reports.values()) or time.monotonic() > deadline:
                 break
-        for name, report in reports.items():
-            report["faults"] = faults[name]
         observed = self._observe(actions, reports, start)
         if mode is not None and mode not in BLOCKING:
             self.lab.vpn_down()
         return observed
 
-    def end(self) -> Mapping[str, Mapping[str, Any]]:
+    def end(self) -> Observed:
         """Let the programs close everything.
 
-        :return: their last reports
+        :raises ProgramEnded: one of the programs does not answer
         """
-        return self._reports("end")
+        start = time.monotonic()
+        try:
+            faults = {name: report["faults"] for name, report in self._reports("end").items()}
+            self._look()
+            return self._observe((), self._reports_after(faults), start)
+        except RuntimeError as error:
+            raise ProgramEnded(f"{error}; standard error:\n{self._complaints()}") from error
 
     def _reports(self, command: str) -> dict[str, dict[str, Any]]:
         return {name: program.ask(command=command) for name, program in self._programs.items()}
 
+    def _reports_after(self, faults: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+        """Ask for reports, and add the earlier faults to theirs.
+
+        :param faults: the faults by program; updated
+        """
+        reports = self._reports("report")
+        for name, report in reports.items():
+            report["faults"] = faults[name] = faults[name] + report["faults"]
+        return reports
+
     def _look(self) -> None:
         self._census.take(self._tap.take())
         for datagram in self.lab.datagrams():
-            self._arrived[datagram.payload.decode(errors="replace").partition(".")[0]] += 1
+            self._arrived[program_of(datagram.payload)] += 1
 
     def _observe(self, actions: Sequence[Action], reports: Mapping[str, Mapping[str, Any]], start: float) -> Observed:
         told = self._server.ask(command="report")
+        self._arrived.update(told["arrived"])
         wrong = self._census.take_wrong()
         more = (f"and of {len(wrong) - _SHOWN} more connections",) if len(wrong) > _SHOWN else ()
         stories = (_told(story, count, start) for story, count in wrong[:_SHOWN])

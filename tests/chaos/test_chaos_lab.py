@@ -13,6 +13,8 @@ import pytest
 
 from bindsock.testing.lab import available
 from tests.chaos.__main__ import MODES
+from tests.chaos.networks import NETWORKS
+from tests.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(available(vpn=True) is not None, reason=str(available(vpn=True)))]
 
@@ -38,7 +40,24 @@ def test_in_a_short_round_nothing_fails(seed: int) -> None:
     assert done.returncode == 0
 
 
-def test_ctrl_c_ends_it_and_everything_that_it_started() -> None:
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("network", ["shared", "point-to-point", "macvlan", "nat64"])
+def test_in_a_short_round_with_other_uplinks_nothing_fails(network: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--seed", "21", "--round", "1", "--vpn", "metric", "--network", network],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    assert ([failed["texts"] for failed in outcome["failed"]], outcome["lasting"]) == ([], []), done.stderr
+    assert outcome["by_kind"][f"{network}, metric"]["rounds"] == 1
+    assert all(interface in outcome["packets"] for interface in NETWORKS[network].uplinks)
+
+
+async def test_ctrl_c_ends_it_and_everything_that_it_started() -> None:
     command = [*COMMAND, "--seed", "3", "--minutes", "10", "--vpn", "metric"]
     with subprocess.Popen(
         command,
@@ -58,7 +77,8 @@ def test_ctrl_c_ends_it_and_everything_that_it_started() -> None:
     assert json.loads(output)["settings"]["seed"] == 3
     assert "Traceback" not in complaints
     assert started
-    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    # A process that Ctrl-C has caught as it was started ends at the end of its input, when the tool has ended.
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
 
 
 def children(pid: int) -> list[int]:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import dnslib  # type: ignore[import-untyped]
 import pytest
 
 import bindsock
@@ -18,33 +17,11 @@ from bindsock.blocking import create_connection
 from bindsock.dial.nat64 import NAME
 from bindsock.resolvers import InterfaceResolver, ServerLookup
 from bindsock.testing.lab import Lab
+from tests.nat64 import TRANSLATED, NameServer, add_translated_address
 
 pytestmark = pytest.mark.lab
 
 PORT = 7200
-TRANSLATED = "64:ff9b::a09:a"
-"""10.9.0.10 with the translator's prefix."""
-
-
-class NameServer(asyncio.DatagramProtocol):
-    """A name server of a network with or without NAT64."""
-
-    def __init__(self, *, translates: bool) -> None:
-        self.translates = translates
-        self.asked: list[tuple[str, str]] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        request = dnslib.DNSRecord.parse(data)
-        kind, name = dnslib.QTYPE[request.q.qtype], str(request.q.qname).rstrip(".")
-        self.asked.append((kind, name))
-        reply = request.reply()
-        if kind == "AAAA" and name == NAME and self.translates:
-            for known in ("64:ff9b::c000:aa", "64:ff9b::c000:ab"):
-                reply.add_answer(dnslib.RR(request.q.qname, dnslib.QTYPE.AAAA, rdata=dnslib.AAAA(known), ttl=60))
-        self.transport.sendto(reply.pack(), addr)
 
 
 class Echo(asyncio.DatagramProtocol):
@@ -60,8 +37,7 @@ async def six_only(lab: Lab, *, translates: bool) -> AsyncIterator[NameServer]:
     """The host has only IPv6. The server has the translated address, and runs the name server."""
     for uplink in ("wifi0", "eth0"):
         lab.ip("-4", "addr", "flush", "dev", uplink)
-    lab.ip("-6", "addr", "add", f"{TRANSLATED}/128", "dev", "lo", "nodad", namespace="server")
-    lab.ip("-6", "route", "add", "64:ff9b::/96", "via", lab.server.ipv6, namespace="router")
+    add_translated_address(lab)
     with lab.inside("server"):
         listener = socket.create_server(("::", PORT), family=socket.AF_INET6)
         echoing = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)

@@ -1,0 +1,25 @@
+"""The rounds that the settings of the command line describe."""
+
+from __future__ import annotations
+
+from tests.chaos.__main__ import MODES, again, parse
+from tests.chaos.networks import NETWORKS
+from tests.chaos.running import Failed
+
+
+def test_each_network_meets_every_mode_before_the_next_comes() -> None:
+    settings, _ = parse(["--seed", "1", "--network", "all"])
+    rounds = range(1, len(MODES) * len(NETWORKS) + 1)
+    assert len({(settings.network(number), settings.mode(number)) for number in rounds}) == len(rounds)
+    assert {settings.network(number) for number in rounds[: len(MODES)]} == {"two"}
+    assert settings.network(rounds[-1] + 1) == settings.network(1)
+
+
+def test_without_a_network_the_seed_determines_two_or_three_uplinks() -> None:
+    found = {parse(["--seed", str(seed)])[0].network(1) for seed in range(20)}
+    assert found == {"two", "three"}
+
+
+def test_the_command_that_repeats_a_round_names_its_networks() -> None:
+    settings, _ = parse(["--seed", "7", "--network", "shared", "--network", "nat64", "--vpn", "metric"])
+    assert again(settings, Failed(2, (), ())).endswith("--seed 7 --round 2 --vpn metric --network shared --network nat64")
