@@ -1,6 +1,6 @@
-"""The packets that a device dropped (IFLA_STATS64 of RTM_NEWLINK), and the datagrams of a socket that have not left yet.
+"""The packets that a device dropped (RTM_GETSTATS, Linux 4.7), and the datagrams of a socket that have not left yet.
 
-Layout: ``include/uapi/linux/if_link.h``, struct rtnl_link_stats64.
+Layout: ``include/uapi/linux/if_link.h``, struct if_stats_msg and struct rtnl_link_stats64.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
-from bindsock.kernel.linux.rtnetlink.links import IFINFOMSG, RTM_GETLINK
 
 if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
 
-_IFLA_STATS64 = 23
+_RTM_GETSTATS = 94
+_IF_STATS_MSG = struct.Struct("=BxxxII")
+"""Family, interface index, filter."""
+_IFLA_STATS_LINK_64 = 1
+_ONLY_LINK_64 = 1 << (_IFLA_STATS_LINK_64 - 1)
+"""An RTM_NEWLINK has these counters, too, but takes three times as long: it has everything else about the interface."""
 _STATS64 = struct.Struct("=8Q")
 """rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped, and more."""
 
@@ -35,8 +39,16 @@ def dropped(channel: Channel, index: int) -> int:
 
     :raises OSError: there is no such interface
     """
-    answer = channel.ask(RTM_GETLINK, IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0))
-    statistics = netlink.attributes(answer.payload, IFINFOMSG.size).get(_IFLA_STATS64)
+    answer = channel.ask(_RTM_GETSTATS, _IF_STATS_MSG.pack(socket.AF_UNSPEC, index, _ONLY_LINK_64))
+    return parse_dropped(answer.payload)
+
+
+def parse_dropped(payload: bytes) -> int:
+    """The transmit drops and errors in an RTM_NEWSTATS.
+
+    :raises KernelError: the message is damaged
+    """
+    statistics = netlink.attributes(payload, _IF_STATS_MSG.size).get(_IFLA_STATS_LINK_64)
     if statistics is None or len(statistics) < _STATS64.size:
         raise KernelError("netlink: a link has no statistics")
     counts: tuple[int, ...] = _STATS64.unpack_from(statistics)
