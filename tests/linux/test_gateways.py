@@ -132,6 +132,17 @@ def test_the_last_default_is_remembered_until_its_interface_is_gone() -> None:
     assert gateways.last(3, V4) is None
 
 
+def test_what_is_to_be_learned_later_is_learned_before_a_gateway_is_named() -> None:
+    eth0 = interface("3: eth0 wifi 10.2.0.2/24")
+    gateways = Gateways()
+    gateways.note(network(eth0, "default via 10.2.0.1 dev eth0"), later=True)
+    assert str(gateways.last(3, V4)) == "10.2.0.1"
+    for gateway in ("10.2.0.3", "10.2.0.4"):
+        gateways.note(network(eth0, f"default via {gateway} dev eth0"), later=True)
+    gateways.note(network(eth0))
+    assert str(gateways.last(3, V4)) == "10.2.0.4"
+
+
 @pytest.mark.lab
 @pytest.mark.parametrize(
     ("family", "event", "named_by"),

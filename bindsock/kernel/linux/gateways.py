@@ -34,9 +34,23 @@ class Gateways:
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._last: dict[tuple[int, socket.AddressFamily], tuple[IPAddress, frozenset[IPAddress]]] = {}
+        self._noted: list[Network] = []
 
-    def note(self, network: Network) -> None:
-        """Learn from a reading. An interface's gateway is forgotten when the interface is gone or joins another network."""
+    def note(self, network: Network, *, later: bool = False) -> None:
+        """Learn from a reading. An interface's gateway is forgotten when the interface is gone or joins another network.
+
+        :param later: only with the next reading, or when a gateway is asked for, since a socket waits to be moved
+        """
+        self._noted.append(network)
+        if not later:
+            self._learn()
+
+    def _learn(self) -> None:
+        noted, self._noted = self._noted, []
+        for network in noted:
+            self._learn_from(network)
+
+    def _learn_from(self, network: Network) -> None:
         for key in list(self._last):
             interface = network.interfaces.get(key[0])
             own = interface.usable_addresses(key[1]) if interface is not None else ()
@@ -48,6 +62,7 @@ class Gateways:
 
     def last(self, index: int, family: socket.AddressFamily) -> IPAddress | None:
         """The gateway of the last default route that a reading had for the interface."""
+        self._learn()
         known = self._last.get((index, family))
         return known[0] if known is not None else None
 
