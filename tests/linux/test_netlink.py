@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindsock.errors import KernelError
-from bindsock.kernel.linux import netlink, route_hint
+from bindsock.kernel.linux import netlink, route_hint, statistics
 from bindsock.kernel.linux.rtnetlink import devices, events, links, routes, rules
 from bindsock.kernel.linux.rtnetlink import rp_filter as netconf
 from bindsock.kernel.linux.rtnetlink.lookups import AnswerCache
@@ -438,6 +438,14 @@ def test_an_interface_that_goes_down_is_told_from_all_else(datagrams: list[bytes
 CONCERNED = ipaddress.ip_address("198.51.100.7")
 
 
+def test_the_drops_and_errors_of_a_device_are_added() -> None:
+    head = struct.pack("=BxxxII", 0, 7, 1)
+    assert statistics.parse_dropped(head + netlink.attribute(1, struct.pack("=25Q", *range(25)))) == 5 + 7
+    for damaged in (b"", head[:-1], head, head + netlink.attribute(1, bytes(63)), head + netlink.attribute(2, bytes(200))):
+        with pytest.raises(KernelError):
+            statistics.parse_dropped(damaged)
+
+
 def pending_events() -> events.PendingEvents:
     """The pending events, with one followed destination."""
     asked = AnswerCache(lambda destination: Answers(), lambda: True)
@@ -453,6 +461,21 @@ def test_a_route_makes_only_those_answers_old_that_lie_in_it() -> None:
     assert not pending.may_change(ipaddress.ip_address("198.51.101.7"))
     assert not pending.may_change(ipaddress.ip_address("::c633:6407"))
     assert not pending.anything
+
+
+def test_the_events_of_several_sources_are_taken_together() -> None:
+    one, other = pending_events(), pending_events()
+    assert not events.PendingEvents.of_all([]).anything
+    assert events.PendingEvents.of_all([one, other]).anything  # nothing has been read yet
+    one.clear()
+    other.clear()
+    other.take(route_event(length=24, to="198.51.100.0"))
+    both = events.PendingEvents.of_all([one, other])
+    assert both.may_change(CONCERNED)
+    assert not both.anything
+    assert not one.may_change(CONCERNED)
+    one.down.add(7)
+    assert events.PendingEvents.of_all([one, other]).down == {7}
 
 
 def test_a_flood_makes_everything_old() -> None:

@@ -16,7 +16,7 @@ from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.linux.rtnetlink import neighbours
 from bindsock.kernel.linux.rtnetlink.dump import dump_routes
-from bindsock.kernel.linux.rtnetlink.events import RouteEvents
+from bindsock.kernel.linux.rtnetlink.events import PendingEvents, RouteEvents
 from bindsock.kernel.linux.rtnetlink.lookups import AnswersOrDefaults, CurrentAnswers
 from bindsock.kernel.linux.rtnetlink.reader import Reader
 from bindsock.kernel.linux.rtnetlink.rp_filter import is_strict
@@ -86,16 +86,15 @@ class LinuxKernel:
         return network
 
     def _read(self, partial: bool) -> Network:
-        pending = [source.pending for source in self._sources.open()]
-        known = partial and bool(pending) and not any(each.lost for each in pending)
-        down = frozenset(index for each in pending for index in each.down)
-        same_interfaces = known and not any(each.interfaces for each in pending)
-        same_rules = known and not any(each.rules for each in pending)
-        # Whoever asks though nothing was problem suspects what is never announced: a route that went with something else.
-        suspicion = known and not any(each.anything or each.defaults or each.down or each.prefixes for each in pending)
-        families: Collection[socket.AddressFamily] = {family for each in pending for family in each.defaults}
-        if suspicion or not known:
-            families = FAMILIES
+        sources = [source.pending for source in self._sources.open()]
+        pending = sources[0] if len(sources) == 1 else PendingEvents.of_all(sources)
+        known = partial and bool(sources) and not pending.lost
+        down = frozenset(pending.down)
+        same_interfaces = known and not pending.interfaces
+        same_rules = known and not pending.rules
+        # Whoever asks though nothing was announced suspects what is never announced: a route that went with something else.
+        suspicion = known and not (pending.anything or pending.defaults or down or pending.prefixes)
+        families: Collection[socket.AddressFamily] = FAMILIES if suspicion or not known else set(pending.defaults)
         before = self._reader.last
         try:
             if down and same_interfaces and same_rules and not families:
@@ -105,16 +104,16 @@ class LinuxKernel:
                 network = self._reader.network(
                     same_interfaces=same_interfaces and not down, same_rules=same_rules, families=families
                 )
-                everything = bool(down) or suspicion or any(each.anything for each in pending) or network is not before
-                self._current.renew(everything, {prefix for each in pending for prefix in each.prefixes})
+                everything = bool(down) or suspicion or pending.anything or network is not before
+                self._current.renew(everything, pending.prefixes)
         except OSError:
-            for each in pending:
+            for each in sources:
                 each.lost = True
             raise
-        for each in pending:
+        for each in sources:
             each.clear()
         if network is not before:
-            self._gateways.note(network)
+            self._gateways.note(network, later=partial)
         return network
 
     def lookups(self, network: Network) -> Lookups:

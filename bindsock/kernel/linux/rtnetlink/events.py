@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from bindsock.errors import KernelError
@@ -143,6 +143,20 @@ class PendingEvents:
         """The interfaces that went down. The kernel removes their routes and, by default, their IPv6 addresses."""
         self.prefixes: set[tuple[int, int, int]] = set()
         """The prefixes of changed routes that affect destinations in use: version, length, and the first bits as a number."""
+
+    @classmethod
+    def of_all(cls, sources: Sequence[PendingEvents]) -> PendingEvents:
+        """The events of several sources, or of none."""
+        merged = cls(lambda version, length, head: True)
+        merged.clear()
+        for source in sources:
+            merged.lost |= source.lost
+            merged.interfaces |= source.interfaces
+            merged.rules |= source.rules
+            merged.defaults |= source.defaults
+            merged.down |= source.down
+            merged.prefixes |= source.prefixes
+        return merged
 
     @property
     def anything(self) -> bool:
