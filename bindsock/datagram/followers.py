@@ -72,6 +72,7 @@ class DatagramFollowers:
             watcher.follow(self)
         else:
             watcher.statistics.tracked += 1
+            watcher.decide_ahead()
         self._members[id(member)] = member
         member.seen = self.reading
 

@@ -22,6 +22,8 @@ class PrefetchedDecisions:
 
     def __init__(self) -> None:
         self.due: float | None = None
+        self._present: Decider | None = None
+        self._decided = 0
         self._deciders: list[Decider] = []
 
     @property
@@ -35,15 +37,17 @@ class PrefetchedDecisions:
         :param decider: the decider of the present network
         """
         self.due = None
-        network = decider.network
-        self._deciders = []
-        for index in sorted({index for index, _ in network.reachable}):
-            down = frozenset({index})
-            lookups = _without(decider.lookups, down)
-            ahead = Decider(taken_down(network, down), decider.preferences, interface=decider.pin, lookups=lookups)
-            for target in decider.targets()[:_MAX_TARGETS]:
-                ahead.decide(target)
-            self._deciders.append(ahead)
+        if decider is not self._present:
+            self._present, self._decided, self._deciders = decider, 0, _deciders_ahead(decider)
+        targets = decider.targets()
+        for ahead in self._deciders:
+            for target in targets[self._decided : _MAX_TARGETS]:
+                ahead.path(target)
+        self._decided = len(targets)
+
+    def lacks_targets(self, decider: Decider) -> bool:
+        """Whether the decider has decided for other targets since :meth:`prepare`, and there is room for them."""
+        return decider.decided != self._decided < _MAX_TARGETS and decider is self._present
 
     def find(self, network: Network) -> Decider | None:
         """The prefetched decider for an equal network, if there is one."""
@@ -51,8 +55,18 @@ class PrefetchedDecisions:
 
     def clear(self) -> None:
         """Drop all prefetched decisions."""
-        self.due = None
-        self._deciders.clear()
+        self.due = self._present = None
+        self._deciders = []
+
+
+def _deciders_ahead(decider: Decider) -> list[Decider]:
+    """One decider for each uplink, for the network without it."""
+    network, found = decider.network, []
+    for index in sorted({index for index, _ in network.reachable}):
+        down = frozenset({index})
+        lookups = _without(decider.lookups, down)
+        found.append(Decider(taken_down(network, down), decider.preferences, interface=decider.pin, lookups=lookups))
+    return found
 
 
 def _without(lookups: Lookups, down: frozenset[int]) -> Lookups:

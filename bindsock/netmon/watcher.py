@@ -138,6 +138,14 @@ class Watcher:
         """Pass each new reading to the follower from now on."""
         self._run()
         self._followers.add(follower)
+        self.decide_ahead()
+
+    def decide_ahead(self) -> None:
+        """Decide ahead, a moment later, for the destinations that are new. Called after a socket has begun to follow."""
+        if self._prefetched.due is None and self._prefetched.lacks_targets(self.latest):
+            self._prefetched.due = self.runtime.time() + QUIET
+            if self._sources.registered:
+                self._alarm.bring_forward(self._prefetched.due)
 
     def unfollow(self, follower: Follower) -> None:
         """Pass no more readings to the follower. Does nothing if it does not follow."""

@@ -129,6 +129,11 @@ class Decider:
         """The targets that have been decided so far."""
         return tuple(self._decisions)
 
+    @property
+    def decided(self) -> int:
+        """How many targets have been decided so far."""
+        return len(self._decisions)
+
     def path(self, target: Target) -> Path | None:
         """The path for the target; ``None`` if a socket for it is not bound. Equal paths are the same object."""
         try:

@@ -120,6 +120,47 @@ def test_what_is_decided_ahead_is_what_would_be_decided(index: int, pin: str | N
         assert decider.pin == pin
 
 
+def test_for_a_destination_that_is_new_it_is_decided_ahead_a_moment_later() -> None:
+    first, later = ip_address("8.8.8.8"), ip_address("198.51.100.7")
+    gone = taken_down(BOTH, frozenset({3}))
+    with WatcherScene() as scene:
+        scene.change(BOTH)
+        scene.watcher.refresh().decide(first)
+        scene.wait(QUIET)
+        scene.watcher.refresh().decide(later)
+        scene.watcher.follow(RecordingFollower())
+        scene.wait(QUIET)
+        scene.change(gone)
+        assert {first, later} <= set(scene.watcher.latest.targets())
+
+
+def test_nothing_is_decided_ahead_anew_without_a_new_destination() -> None:
+    with WatcherScene() as scene:
+        scene.change(BOTH)
+        scene.watcher.refresh().decide(ip_address("8.8.8.8"))
+        scene.wait(QUIET)
+        timers = scene.clock.timers
+        scene.watcher.follow(RecordingFollower())
+        assert scene.clock.timers == timers
+
+
+def test_it_is_decided_ahead_for_a_limited_number_of_destinations() -> None:
+    ahead, present = PrefetchedDecisions(), Decider(BOTH, Preferences())
+    for number in range(40):
+        present.decide(ip_address(f"198.51.100.{number}"))
+    ahead.prepare(present)
+    assert not ahead.lacks_targets(present)
+    for number in range(40, 80):
+        present.decide(ip_address(f"198.51.100.{number}"))
+    assert ahead.lacks_targets(present)
+    ahead.prepare(present)
+    found = ahead.find(taken_down(BOTH, frozenset({3})))
+    assert found is not None
+    assert found.targets() == present.targets()[:64]
+    present.decide(ip_address("8.8.8.8"))
+    assert not ahead.lacks_targets(present)
+
+
 def test_what_was_decided_ahead_for_another_network_is_not_used() -> None:
     with WatcherScene() as scene:
         scene.kernel.change(BOTH)
