@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import peer_of
-from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.network import unmapped
-from bindsock.stream import viability
 from bindsock.stream.plan import Facts, Orders, Requirement, Step, plan
-from bindsock.stream.viability import Countdown, Viability, location_of
+from bindsock.stream.viability import Viability, location_of
+from bindsock.stream.waiting import IdleWait, StallGrace
 
 if TYPE_CHECKING:
     import asyncio
@@ -130,10 +129,8 @@ class DescriptorGuard:
         self._requirement = requirement
         self._path = path
         self._place: Location | None = None
-        self._stall_timer: Timer | None = None
-        self._waited = False
-        self._sampling: Timer | None = None
-        self._countdown: Countdown | None = None
+        self._grace: StallGrace | None = None
+        self._idle: IdleWait | None = None
         self._checking: Timer | None = None
         self._released = False
 
@@ -172,28 +169,28 @@ class DescriptorGuard:
         """Stop following. The connection is not changed."""
         if self._watcher is not None:
             self._watcher.unfollow(self)
-        self._stop_counting()
+        self._stop_idle_wait()
         self._stop_waiting()
         if self._checking is not None:
             self._checking.cancel()
             self._checking = None
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Plan what to do with the connection, and do it: end it, wait, start the countdown, or nothing."""
+        """Plan what to do with the connection, and do it: end it, wait, or nothing."""
         if self._place is None or self._watcher is None:
             return  # start() calls this again
         orders = self._plan(self._watcher, self._place, decider)
         if orders.found.viability is not Viability.STALLED:
             self._stop_waiting()
-            self._waited = False
-        elif self._stall_timer is None and not self._waited:
-            self._stall_timer = self._watcher.runtime.call_later(viability.STALL_GRACE, self._has_waited)
+        elif self._grace is None:
+            self._grace = StallGrace(self._watcher.runtime, self._update)
         if orders.step in (Step.END, Step.LEAVE):
             self._end(orders)
         elif orders.step is not Step.LEAVE_WHEN_IDLE:
-            self._stop_counting()
-        elif self._countdown is None:
-            self._sample(first=True)
+            self._stop_idle_wait()
+        elif self._idle is None:
+            self._idle = IdleWait(self._watcher.runtime, self._activity, self._leave_idle)
+            self._idle.start()
 
     def _plan(self, watcher: Watcher, place: Location, decider: Decider) -> Orders:
         requirement, kernel = self._requirement, watcher.kernel
@@ -204,37 +201,26 @@ class DescriptorGuard:
             return kernel.has_route(interface, target)
 
         decision = decider.decide(target)
-        facts = Facts(requirement, place, decider.network, decision, decider.preferences, routed, self._waited, immovable=True)
-        return plan(facts)
-
-    def _has_waited(self) -> None:
-        self._stall_timer = None
-        self._waited = True
-        self._update()
+        waited = self._grace is not None and self._grace.over
+        return plan(Facts(requirement, place, decider.network, decision, decider.preferences, routed, waited, immovable=True))
 
     def _update(self) -> None:
         if self._watcher is not None and self._watcher.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
-    def _sample(self, *, first: bool = False) -> None:
-        """Check whether data moves over a connection that ends once it is idle."""
-        self._sampling = None
-        watcher = self._watcher
-        if watcher is None or self._place is None or not watcher.follows(self):
-            return
+    def _activity(self) -> object:
         with self._connection.borrowed() as sock:
-            activity = watcher.kernel.activity(sock) if sock is not None else None
-        if sock is None:
-            self.close()
-        elif first or self._countdown is None:
-            self._countdown = Countdown(watcher.runtime.time(), activity)
-            self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
-        elif self._countdown.due(watcher.runtime.time(), activity):
-            decider = watcher.refresh()
-            if self._countdown is not None:  # refresh() may have ended the connection, or stopped the countdown
-                self._end(self._plan(watcher, self._place, decider))
-        else:
-            self._sampling = watcher.runtime.call_later(viability.SAMPLE, self._sample)
+            if sock is not None and self._watcher is not None and self._watcher.follows(self):
+                return self._watcher.kernel.activity(sock)
+        self.close()
+        return None
+
+    def _leave_idle(self) -> None:
+        if self._watcher is None or self._place is None:
+            return
+        decider = self._watcher.refresh()
+        if self._idle is not None:  # refresh() may have ended the connection, or found that it need not leave
+            self._end(self._plan(self._watcher, self._place, decider))
 
     def _check(self) -> None:
         """Stop following if the connection has been closed without notice."""
@@ -247,14 +233,10 @@ class DescriptorGuard:
             self._checking = self._watcher.runtime.call_later(_STILL_THERE, self._check)
 
     def _end(self, orders: Orders) -> None:
-        watcher, found = self._watcher, orders.found
+        watcher = self._watcher
         assert watcher is not None
         self.close()
-        successor = found.target.name if found.target is not None else None
-        connection = f"the connection to {self._requirement.target} over {self._path.interface}"
-        error = InterfaceChanged(
-            f"{connection} was ended: {found.reason}", interface=self._path.interface, new_interface=successor
-        )
+        error = orders.found.ended(self._requirement.target, self._path.interface)
         with self._connection.borrowed() as sock:
             if sock is None:
                 return
@@ -262,7 +244,7 @@ class DescriptorGuard:
             if user is not None and hasattr(user, "error"):
                 user.error = error
             watcher.statistics.ended += 1
-            _logger.info("ending %s: %s", connection, found.reason)
+            _logger.info("%s", error.message)
             try:
                 watcher.kernel.abort(sock)
             except OSError as failure:
@@ -274,12 +256,11 @@ class DescriptorGuard:
                     sock.shutdown(socket.SHUT_RDWR)
 
     def _stop_waiting(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+        if self._grace is not None:
+            self._grace.stop()
+            self._grace = None
 
-    def _stop_counting(self) -> None:
-        self._countdown = None
-        if self._sampling is not None:
-            self._sampling.cancel()
-            self._sampling = None
+    def _stop_idle_wait(self) -> None:
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle = None

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Protocol
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed
 from bindsock.model.network import Interface, unmapped
-from bindsock.stream import viability
 from bindsock.stream.multipath.manager import SubflowManager
 from bindsock.stream.multipath.plan import Move, SubflowOrders
 from bindsock.stream.multipath.user_timeout import UserTimeout
 from bindsock.stream.plan import Facts, Orders, Requirement, Step, plan
 from bindsock.stream.viability import Location, Viability, location_of
+from bindsock.stream.waiting import StallGrace
 
 if TYPE_CHECKING:
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress
-    from bindsock.netmon.loop import Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -49,12 +48,11 @@ class PathFollower:
 
     __slots__ = (
         "__weakref__",
+        "_grace",
         "_manager",
         "_owner",
         "_requirement",
-        "_timer",
         "_user_timeout",
-        "_waited",
         "_watcher",
         "place",
     )
@@ -71,8 +69,7 @@ class PathFollower:
         self._watcher = watcher
         self._requirement = requirement
         self._owner = weakref.ref(owner)
-        self._timer: Timer | None = None
-        self._waited = False
+        self._grace: StallGrace | None = None
         self._manager: SubflowManager | None = None
         self._user_timeout: UserTimeout | None = None
         paths = watcher.kernel.multipath
@@ -96,9 +93,8 @@ class PathFollower:
             facts = self._carry_out(sock, facts, orders)
         if orders.found.viability is not Viability.STALLED:
             self._stop_waiting()
-            self._waited = False
-        elif self._timer is None and not self._waited:
-            self._timer = self._watcher.runtime.call_later(viability.STALL_GRACE, self._has_waited)
+        elif self._grace is None:
+            self._grace = StallGrace(self._watcher.runtime, self._refresh_owner)
         return orders
 
     def close(self) -> None:
@@ -127,7 +123,7 @@ class PathFollower:
             decision,
             decider.preferences,
             self._routed,
-            waited=self._waited,
+            waited=self._grace is not None and self._grace.over,
             subflows=subflows,
         )
 
@@ -204,14 +200,9 @@ class PathFollower:
                 _logger.warning("cannot set the user timeout of the connection to %s: %s", self._requirement.target, error)
 
     def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _has_waited(self) -> None:
-        self._timer = None
-        self._waited = True
-        self._refresh_owner()
+        if self._grace is not None:
+            self._grace.stop()
+            self._grace = None
 
     def _refresh_owner(self) -> None:
         owner = self._owner()

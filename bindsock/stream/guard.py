@@ -18,10 +18,9 @@ from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.decision import Path
 from bindsock.netmon.turns import CallbackBudget
-from bindsock.stream import viability
 from bindsock.stream.follower import PathFollower
 from bindsock.stream.plan import Orders, Requirement, Step
-from bindsock.stream.viability import Countdown
+from bindsock.stream.waiting import IdleWait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,15 +67,14 @@ class StreamGuard:
 
     __slots__ = (
         "__weakref__",
-        "_countdown",
         "_deadline",
         "_drain_timeout",
         "_follower",
+        "_idle",
         "_kept_transport",
         "_on_leaving",
         "_path",
         "_requirement",
-        "_sample_timer",
         "_sock",
         "_transport",
         "_watcher",
@@ -93,8 +91,7 @@ class StreamGuard:
         self._sock: weakref.ref[socket.socket] | None = weakref.ref(sock)
         self._transport: weakref.ref[asyncio.WriteTransport] | None = None
         self._kept_transport: asyncio.WriteTransport | None = None
-        self._sample_timer: Timer | None = None
-        self._countdown: Countdown | None = None
+        self._idle: IdleWait | None = None
         self._drain_timeout = 0.0
         self._on_leaving: Callable[[], object] | None = None
         self._deadline: Timer | None = None
@@ -167,7 +164,7 @@ class StreamGuard:
     def close(self) -> None:
         """Stop following. The connection is not changed."""
         self._watcher.unfollow(self)
-        self._stop_counting()
+        self._stop_idle_wait()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -179,7 +176,7 @@ class StreamGuard:
         self._kept_transport = None
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Plan what to do with the connection, and do it: end it, drain it, start the countdown, or nothing."""
+        """Plan what to do with the connection, and do it: end it, drain it, wait until it is idle, or nothing."""
         sock = self._socket()
         if sock is None:
             self.close()
@@ -195,40 +192,36 @@ class StreamGuard:
         elif orders.step in (Step.END, Step.LEAVE):
             self._end(sock, orders)
         elif orders.step is not Step.LEAVE_WHEN_IDLE:
-            self._stop_counting()
-        elif self._countdown is None:
-            self._countdown = Countdown(self._watcher.runtime.time(), self._watcher.kernel.activity(sock))
-            self._sample_soon()
+            self._stop_idle_wait()
+        elif self._idle is None:
+            self._idle = IdleWait(self._watcher.runtime, self._activity, self._leave_idle)
+            self._idle.start()
 
     def refresh(self) -> None:
         """Process the newest reading of the network."""
         if self._watcher.follows(self):
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
-    def _sample_soon(self) -> None:
-        self._sample_timer = self._watcher.runtime.call_later(viability.SAMPLE, self._sample)
-
-    def _sample(self) -> None:
-        self._sample_timer = None
+    def _activity(self) -> object:
         sock = self._socket()
-        if sock is None or self._countdown is None or not self._watcher.follows(self):
-            return
-        if not self._countdown.due(self._watcher.runtime.time(), self._watcher.kernel.activity(sock)):
-            self._sample_soon()
-            return
-        decider = self._watcher.refresh()
-        # refresh() may have ended the connection, or stopped the countdown.
-        if self._countdown is not None and self._follower is not None:
+        if sock is not None and self._watcher.follows(self):
+            return self._watcher.kernel.activity(sock)
+        self._stop_idle_wait()
+        return None
+
+    def _leave_idle(self) -> None:
+        decider, sock = self._watcher.refresh(), self._socket()
+        # refresh() may have ended the connection, or found that it need not leave.
+        if self._idle is not None and self._follower is not None and sock is not None:
             self._end(sock, self._follower.update(sock, decider))
 
-    def _stop_counting(self) -> None:
-        self._countdown = None
-        if self._sample_timer is not None:
-            self._sample_timer.cancel()
-            self._sample_timer = None
+    def _stop_idle_wait(self) -> None:
+        if self._idle is not None:
+            self._idle.stop()
+            self._idle = None
 
     def _leave(self, orders: Orders, on_leaving: Callable[[], object]) -> None:
-        self._stop_counting()
+        self._stop_idle_wait()
         self._explain(orders)
         self._deadline = self._watcher.runtime.call_later(self._drain_timeout, self._expire)
         on_leaving()
@@ -244,12 +237,9 @@ class StreamGuard:
         self._abort(sock)
 
     def _explain(self, orders: Orders) -> None:
-        found, interface = orders.found, self.interface
-        connection = f"the connection to {self._requirement.target} over {interface}"
-        successor = found.target.name if found.target is not None else None
-        self.error = InterfaceChanged(f"{connection} was ended: {found.reason}", interface=interface, new_interface=successor)
+        self.error = orders.found.ended(self._requirement.target, self.interface)
         self._watcher.statistics.ended += 1
-        _logger.info("ending %s: %s; a new connection leaves by %s", connection, found.reason, successor or "any interface")
+        _logger.info("%s; a new connection leaves by %s", self.error.message, self.error.new_interface or "any interface")
 
     def _abort(self, sock: socket.socket) -> None:
         assert self.error is not None

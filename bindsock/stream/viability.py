@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Network, without_scope
 
@@ -65,6 +66,16 @@ class Assessment(NamedTuple):
     """The usable interface to which the local address has moved. The connection can move there."""
     grace: float = 0.0
     """Seconds to wait for the old path although a new connection is ready."""
+
+    def ended(self, peer: IPAddress, interface: str | None) -> InterfaceChanged:
+        """The error of a connection that is ended for this reason.
+
+        :param peer: the address of the peer
+        :param interface: the name of the interface that the connection used
+        """
+        successor = self.target.name if self.target is not None else None
+        message = f"the connection to {peer} over {interface} was ended: {self.reason}"
+        return InterfaceChanged(message, interface=interface, new_interface=successor)
 
 
 def assess(network: Network, place: Location, decision: Decision, routed: Callable[[Interface], bool]) -> Assessment:
