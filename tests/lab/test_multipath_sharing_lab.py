@@ -7,6 +7,7 @@ import contextlib
 import select
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -225,6 +226,70 @@ async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, pa
     paths.release(sock)
     await until(lambda: not paths.sweep())
     paths.close()
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_a_subflow_comes_back_when_the_peer_has_had_time_to_end_the_lost_one(
+    lab: Lab, path_manager: str, serve: Serve
+) -> None:
+    """Both have the number 0 if their address is the first: the peer would end the new one, too."""
+    source = await serve(family=socket.AF_INET6)
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    sock = await _connected(source, wifi)
+    first = ip_address(sock.getsockname()[0])
+    streams = await asyncio.open_connection(sock=sock)
+    with closing(streams[1]):
+        await ping(streams, b"x\n")
+        now = 0.0
+        paths = PathManager(clock=lambda: now)
+        paths.register(sock)
+        second = paths.add(sock, ethernet)
+
+        def addresses() -> list[IPAddress]:
+            return sorted(subflow.local for subflow in paths.subflows(sock) or ())
+
+        await until(lambda: addresses() == [first, second])
+        assert paths.remove(sock, first, "lost")
+        await until(lambda: addresses() == [second])
+        assert paths.add(sock, wifi) == first
+        assert str(first) not in endpoints(lab)
+        now = 1.0
+        assert paths.add(sock, wifi) == first
+        await until(lambda: addresses() == [first, second])
+        await ping(streams, b"y\n")
+    paths.release(sock)
+    await until(lambda: not paths.sweep())
+    paths.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_the_peer_is_not_told_that_an_address_is_gone_that_is_only_left(
+    lab: Lab, path_manager: str, serve: Serve, family: socket.AddressFamily
+) -> None:
+    """A peer that is slow to act on that would also end the subflow that comes back, whose number is the same."""
+    source = await serve(family=family)
+
+    def told() -> int:
+        with lab.inside("server"):
+            names, values = (line.split() for line in Path("/proc/thread-self/net/netstat").read_text().splitlines()[-2:])
+        assert names[0] == "MPTcpExt:"
+        return sum(int(value) for name, value in zip(names, values, strict=True) if name in ("RmAddr", "RmAddrDrop"))
+
+    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for connected in connections:
+            stack.enter_context(closing(connected[1]))
+            await ping(connected, b"x\n")
+        for uplink, other in [("eth0", "wifi0"), ("wifi0", "eth0")] * 2:
+            lab.default(uplink)
+            for connected in connections:
+                await until(lambda c=connected, u=uplink: interfaces(c[1]) == [u])  # type: ignore[misc]
+                await ping(connected, b"y\n")
+            await until(lambda other=other: lab.address(other, family) not in endpoints(lab))  # type: ignore[misc]
+        assert told() == 0
 
 
 @pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)

@@ -37,8 +37,8 @@ JOINING = 5.0
 """Seconds within which a new subflow must be established."""
 _SOONEST, _LATEST = 0.001, 0.05
 """The bounds, in seconds, of the delay between two checks for it. The delay is a quarter of the time since the start."""
-_AGAIN = 0.1
-"""Seconds after which the subflow is requested again; the delay triples each time. A kernel, here or at the peer, refuses a new
+_AGAIN = 0.05
+"""Seconds after which the subflow is requested again; the delay doubles each time. A kernel, here or at the peer, refuses a new
 subflow while it still counts one that is just ending."""
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 """Seconds after which a failed move is tried again. Linux makes no subflow before data has been sent in both directions
@@ -200,7 +200,9 @@ class SubflowManager:
             self._unprivileged |= isinstance(error, PermissionError)
             _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, error)
             return False
-        if not ended and why == "lost":
+        if ended and why != "lost":
+            self._runtime.shared(Sweeper).sweep(self._paths)
+        elif not ended and why == "lost":
             self._unwanted.add(address)
         elif not ended:
             self._left_alone.add(address)
@@ -253,7 +255,7 @@ class SubflowManager:
             self._notify()
         elif elapsed < JOINING:
             if elapsed >= move.again:
-                move.again *= 3
+                move.again *= 2
                 self._order(move)
             else:
                 self._wait(move)

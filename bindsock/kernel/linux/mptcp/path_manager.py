@@ -36,7 +36,7 @@ from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from bindsock.kernel import RemovalReason
     from bindsock.kernel.linux.mptcp.commands import Endpoint
@@ -46,6 +46,11 @@ _logger = logging.getLogger("bindsock")
 
 _EXIT_SECONDS = 0.5
 """How long the process, when it exits, waits for connections to end."""
+_ENDING_SECONDS = 0.5
+"""How long an endpoint is kept at most while the kernel still lists a subflow of its address that was reset."""
+_ANNOUNCED_SECONDS = 0.2
+"""How long a peer may take to end the subflows of an address that it was told is gone. The announcement goes by another path than
+a new subflow from the address, and can be slower; the peer does not confirm it."""
 
 
 @dataclass(eq=False)
@@ -70,14 +75,22 @@ class _Connection:
 
 
 class PathManager:
-    """The :class:`bindsock.kernel.PathManager` of Linux."""
+    """The :class:`bindsock.kernel.PathManager` of Linux.
 
-    def __init__(self) -> None:
+    :param clock: returns monotonic seconds
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._commands = Commands()
         self._diag_channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
         self._added: dict[IPAddress, int] = {}
         """The endpoints that this process has added, and the indices of their interfaces."""
+        self._left: dict[IPAddress, float] = {}
+        """The addresses whose subflows were reset, and until when their endpoints are kept, in monotonic seconds."""
+        self._announced: dict[IPAddress, float] = {}
+        """The addresses that peers were told are gone, and until when no subflow is made from them, in monotonic seconds."""
         self._process = os.getpid()
 
     def protocol(self, family: int) -> int | None:
@@ -150,6 +163,8 @@ class PathManager:
                 address_attribute(commands.ATTR_ADDR, local, identifier=identifier, index=interface.index),
                 address_attribute(commands.ATTR_ADDR_REMOTE, remote, port=port),
             )
+        elif self._clock() < self._announced.get(local, 0.0):
+            return local  # it is ordered when it is asked for again
         else:
             self._add_endpoint(connection, local, interface)
             # This comes last: when an endpoint's subflow ends, the kernel makes another one.
@@ -180,19 +195,27 @@ class PathManager:
             # The peer would count the subflows for minutes, and soon refuse another one. Over IPv4 the kernel repeats their end
             # once the interface is back; over IPv6 they are reset, which is not repeated.
             return False
-        if address.version == 6 and why != "lost":
-            # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound to
-            # (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
-            self._reset(sock, remaining)
         if connection.userspace:
+            if address.version == 6 and why != "lost":
+                # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound to
+                # (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
+                self._reset(sock, remaining)
             self._destroy(connection, address, remaining)
-        elif not systems and why != "forbidden" and not self._needing(address, connection, lost=why == "lost"):
-            self._remove_endpoint(address, first=connection.first == address)
-        if address.version == 6:
+            if address.version == 6:
+                self._reset(sock, remaining)
+        elif why == "lost":
+            if not systems and not self._needing(address, connection, lost=True):
+                self._remove_endpoint(address, first=connection.first == address)
+                self._note_announced(address)
             # Also reset a subflow that is ending: on a lost interface its end could go on later.
+            self._reset(sock, remaining if address.version == 6 else self._remaining(sock, address))
+        else:
+            # The reset reaches the peer. The endpoint is removed later, by sweep(): as long as the kernel lists the subflow, it
+            # would also announce that the address is gone (RM_ADDR). A peer that acts on that late ends the next subflow from the
+            # address, too, if it has the same number: the first address always has 0 (net/mptcp/pm.c,
+            # mptcp_pm_rm_addr_or_subflow).
             self._reset(sock, remaining)
-        elif not connection.userspace:
-            self._reset(sock, self._remaining(sock, address))
+            self._left[address] = self._clock() + _ENDING_SECONDS
         return True
 
     def retain(self, interfaces: Collection[int]) -> None:
@@ -205,6 +228,7 @@ class PathManager:
                 try:
                     if not self._needing(address, None, lost=True):
                         self._remove_endpoint(address)
+                        self._note_announced(address)
                 except OSError as error:
                     _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
@@ -217,16 +241,21 @@ class PathManager:
         """Remove the endpoints that no connection needs."""
         if os.getpid() != self._process:
             return False  # they belong to the parent of a fork
+        ours = {connection.token for sock, connection in self._connections.items() if sock.fileno() != -1}
+        waiting = False
         for address in list(self._added):
             try:
-                if not self._needing(address, None, lost=False):
+                needing = self._needing(address, None, lost=False)
+                if needing or self._is_ending(address):
+                    waiting |= not needing & ours
+                else:
                     self._remove_endpoint(address)
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
                 self._added.pop(address, None)
         if not self._connections:
             self.close()
-        return bool(self._added)
+        return waiting
 
     def close(self) -> None:
         """Close the netlink sockets; the next call opens them again."""
@@ -262,6 +291,24 @@ class PathManager:
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
         return [state.subflow for state in mptcp.states(sock) or () if state.subflow.local == address]
+
+    def _is_ending(self, address: IPAddress) -> bool:
+        """Whether the kernel still lists a subflow of this process's that was reset, so that removing its endpoint would announce
+        that the address is gone."""
+        until = self._left.get(address)
+        if until is None:
+            return False
+        ending = self._clock() < until and any(
+            address in mptcp.addresses_ending(sock) for sock in self._connections if sock.fileno() != -1
+        )
+        if not ending:
+            del self._left[address]
+        return ending
+
+    def _note_announced(self, address: IPAddress) -> None:
+        """Note that peers were told that an address is gone, if its next subflow would have the same number."""
+        if any(connection.first == address for connection in self._connections.values()):
+            self._announced[address] = self._clock() + _ANNOUNCED_SECONDS
 
     def _can_tell_peer(self, sock: socket.socket, address: IPAddress) -> bool:
         """Whether the interface of a subflow with another address works at this moment. The last reading may be older."""
@@ -334,6 +381,8 @@ class PathManager:
             if stale:
                 message = f"the multipath endpoint {address} is bound to an interface that is gone, and other connections need it"
                 raise OSError(errno.EBUSY, message)
+            return
+        if self._is_ending(address):
             return
         attributes = netlink.attributes(endpoint.attributes)
         if stale:

@@ -93,6 +93,12 @@ def subflows_not_ended(sock: socket.socket) -> list[IPAddress] | None:
     return [_address(entry, _ADDRESS_SIZE)[0] for entry, info in entries if _TCP_INFO.unpack(info)[0] in _NOT_ENDED]
 
 
+def addresses_ending(sock: socket.socket) -> set[IPAddress]:
+    """The local addresses of the subflows that have ended, or are ending, and that the kernel has not removed yet."""
+    entries = _entries(sock) or ()
+    return {_address(entry, 0)[0] for entry, info in entries if _TCP_INFO.unpack(info)[0] not in _ALIVE}
+
+
 def _entries(sock: socket.socket) -> list[tuple[bytes, bytes]] | None:
     """Addresses and ``tcp_info`` of each subflow."""
     if not _is_multipath(sock):
