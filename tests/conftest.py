@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import signal
 import warnings
@@ -45,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_IGNORES_INTERRUPTS] = ignores or inherited.get("ignores_interrupts", False)
     if config.stash[_IGNORES_INTERRUPTS]:
         signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
+def pytest_collection_finish() -> None:
+    """Keep garbage collections short: hundreds of tests collect, and need not look at all modules and test items again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -109,8 +116,6 @@ def vpn() -> None:
 @pytest.fixture
 def descriptors() -> Any:
     """Fail the test if it leaves descriptors open."""
-    import gc
-
     # The first uvloop in a process opens two descriptors that stay open (libuv src/unix/signal.c, uv__signal_global_init).
     uvloop.new_event_loop().close()
     gc.collect()
