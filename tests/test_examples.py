@@ -143,7 +143,7 @@ class HttpOverQuic:
             pem.write_to_path(str(self._chain), append=True)
         certificate.private_key_pem.write_to_path(str(self._key))
         self.connections = 0
-        self._finishing = False
+        self.finishing = False
         self._ready: Future[Callable[[], object]] = Future()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -158,7 +158,7 @@ class HttpOverQuic:
 
     def finish(self) -> None:
         """End the answer after the next line."""
-        self._finishing = True
+        self.finishing = True
 
     def _run(self) -> None:
         with self._lab.inside("server"):
@@ -185,7 +185,7 @@ class HttpOverQuic:
 
             async def answer(self, stream: int) -> None:
                 self.http.send_headers(stream, [(b":status", b"200")])
-                while not test._finishing:
+                while not test.finishing:
                     self.http.send_data(stream, f"{self.source}\n".encode(), end_stream=False)
                     self.transmit()
                     await asyncio.sleep(0.02)

@@ -21,7 +21,7 @@ import bindsock
 import bindsock.anyio
 from bindsock.anyio import install_trio_socket_factory
 from bindsock.anyio._trio import trio_runtime
-from bindsock.anyio._trio_network import running_network
+from bindsock.anyio._trio_network import TrioNetwork, running_network
 from bindsock.datagram.sender import HELD_FOR
 from bindsock.testing import SimulatedKernel, interface, network
 from bindsock.testing.lab import Lab
@@ -233,12 +233,17 @@ def translated() -> Iterator[None]:
         raise trio.BrokenResourceError from error
 
 
+def network_by(kernel: SimulatedKernel) -> TrioNetwork:
+    """The network of this run, with a factory that asks this kernel."""
+    bindsock.anyio.install(bindsock.anyio.TransportFactory(kernel=kernel))
+    return running_network()
+
+
 def test_the_watcher_ends_with_the_run_whoever_still_follows() -> None:
     kernel = SimulatedKernel(ON_WIFI)
 
     async def main() -> None:
-        factory = bindsock.anyio.TransportFactory(kernel=kernel)
-        watcher = factory._trio_network().watcher
+        watcher = network_by(kernel).watcher
         watcher.follow(Nobody())
         assert kernel.open_sources == 1
         await trio.sleep(0)
@@ -256,7 +261,7 @@ def test_the_watcher_can_be_stopped_and_started_on_trio() -> None:
     kernel = SimulatedKernel(ON_WIFI)
 
     async def main() -> None:
-        watcher = bindsock.anyio.TransportFactory(kernel=kernel)._trio_network().watcher
+        watcher = network_by(kernel).watcher
         for _ in range(3):
             nobody = Nobody()
             watcher.follow(nobody)
@@ -283,7 +288,7 @@ def test_the_watcher_keeps_the_runs_time() -> None:
     kernel.silent = True
 
     async def main() -> None:
-        watcher = bindsock.anyio.TransportFactory(kernel=kernel)._trio_network().watcher
+        watcher = network_by(kernel).watcher
         nobody = Nobody()
         watcher.follow(nobody)
         kernel.change(network(WIFI))
@@ -330,7 +335,7 @@ def test_a_datagram_that_waits_for_a_path_is_given_up_by_trios_clock() -> None:
     kernel = SimulatedKernel(ON_WIFI)
 
     async def main() -> None:
-        inside = bindsock.anyio.TransportFactory(kernel=kernel)._trio_network()
+        inside = network_by(kernel)
         transport, protocol = await inside.open_datagram(Datagrams, None, None, family=socket.AF_INET)
         kernel.change(network(WIFI))
         inside.watcher.refresh()

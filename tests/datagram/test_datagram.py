@@ -1195,7 +1195,7 @@ class Towards:
         if way is None:
             return None
         index = self.scene.kernel.bound(way[0])
-        return "unbound" if index is None else str(self.scene.kernel._network.interfaces[index].name)
+        return "unbound" if index is None else str(self.scene.kernel.network().interfaces[index].name)
 
 
 @pytest.fixture

@@ -35,6 +35,12 @@ class Commands:
         self.address = listener.getsockname()[:2]
         self._server = await asyncio.start_server(self._serve, sock=listener, ssl=tls)
 
+    def stop_listening(self) -> None:
+        """Accept no more connections. The open ones stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open.add(writer)
@@ -59,9 +65,7 @@ class Commands:
 
     def kill(self) -> None:
         """End the server and all its connections."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self.stop_listening()
         for writer in list(self.open):
             writer.transport.abort()
 

@@ -39,12 +39,12 @@ class Place:
         self.client_tls: ssl.SSLContext | None = None
         self.factory = bindsock.TransportFactory()
 
-    async def listen(self, *, tls: bool = False, family: socket.AddressFamily = socket.AF_INET) -> None:
+    async def listen(self, *, tls: bool = False, family: socket.AddressFamily = socket.AF_INET, port: int = 0) -> None:
         context = None
         if tls:
             context = tls_server_context(self.lab.server.name)
             self.client_tls = tls_client_context()
-        await self.commands.listen(self.lab, tls=context, family=family)
+        await self.commands.listen(self.lab, tls=context, family=family, port=port)
 
     async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.client_tls is not None:
@@ -173,19 +173,13 @@ async def test_a_server_that_comes_back_is_found(lab: Lab, place: Place, tls: bo
     client = Client()
     running = asyncio.create_task(client.run(place.connect, 600))
     await until(lambda: client.next > 100)
-    server = place.commands
-    listener = server._server
-    assert listener is not None
-    listener.close()
+    place.commands.stop_listening()
     lab.down("wifi0")
     await asyncio.sleep(0.3)
-    with lab.inside("server"):
-        again = socket.create_server(place.commands.address, backlog=100)
-    context = tls_server_context(lab.server.name) if tls else None
-    server._server = await asyncio.start_server(server._serve, sock=again, ssl=context)
+    await place.listen(tls=tls, port=place.commands.address[1])
     async with asyncio.timeout(20):
         await running
-    assert server.applied == list(range(600))
+    assert place.commands.applied == list(range(600))
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])

@@ -16,6 +16,7 @@ import uvloop
 
 import bindsock
 from bindsock import kernel as kernels
+from bindsock.factory import connector_of
 from bindsock.testing.lab import VpnMode
 from tests.cli.conftest import run as run
 from tests.integrations.tunnel import nothing_through_the_tunnel
@@ -328,7 +329,7 @@ def test_a_forked_child_that_exits_removes_nothing(lab: Lab) -> None:
     child = os.fork()
     if child == 0:
         try:
-            repairer = factory._connector.repairer
+            repairer = connector_of(factory).repairer
             assert repairer is not None
             repairer.close()
         finally:

@@ -15,14 +15,14 @@ from bindsock.kernel.linux import LinuxKernel
 from bindsock.kernel.linux.netlink import AF_NETLINK, NETLINK_ROUTE, Message
 from bindsock.kernel.linux.rtnetlink import events as events_module
 from bindsock.kernel.linux.rtnetlink.events import RouteEvents
-from bindsock.model.network import Answers, InterfaceKind, Network, Route, RouteKind
+from bindsock.model.network import InterfaceKind, Network, Route, RouteKind
 from tests.linux.namespaces import as_nobody, carrier, inside, ip, sysctl, until, until_running
 from tests.networks import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from bindsock.model.network import Interface, IPAddress
+    from bindsock.model.network import IPAddress
     from tests.linux.namespaces import World
 
 pytestmark = pytest.mark.lab
@@ -449,19 +449,14 @@ def test_a_reading_costs_the_same_however_many_routes_there_are(kernel: LinuxKer
 
 
 def test_what_was_asked_is_not_asked_again_before_an_event(kernel: LinuxKernel, events: RouteEvents, asked: list[int]) -> None:
-    lookups = kernel.lookups(kernel.network())
+    network = kernel.network()
+    lookups = kernel.lookups(network)
     first = lookups(SERVER4)
     asked.clear()
     assert lookups(SERVER4) is first
-    assert kernel.has_route(interface_of(first, kernel), SERVER4)
+    assert first.unbound is not None
+    assert kernel.has_route(network.interfaces[first.unbound.route.interface or 0], SERVER4)
     assert asked == []
-
-
-def interface_of(answers: Answers, kernel: LinuxKernel) -> Interface:
-    assert answers.unbound is not None
-    last = kernel._reader.last
-    assert last is not None
-    return last.interfaces[answers.unbound.route.interface or 0]
 
 
 def test_a_route_that_concerns_nobody_is_no_event(kernel: LinuxKernel, events: RouteEvents) -> None:

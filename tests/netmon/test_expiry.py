@@ -47,6 +47,6 @@ def test_many_that_end_at_once_all_end() -> None:
     log: list[tuple[float, str]] = []
     for number in range(1_000):
         expiry.add(Thing(loop, log, str(number)), 2.0)
-    assert len(loop._timers) == 1
+    assert len(loop.timers) == 1
     loop.advance(2.0)
     assert [name for _, name in log] == [str(number) for number in range(1_000)]

@@ -30,6 +30,7 @@ from bindsock.reconnect.controller import Controller
 from bindsock.reconnect.machine import State
 from bindsock.reconnect.open import create_replaceable, open_replaceable
 from bindsock.reconnect.transport import ReplaceableTransport
+from bindsock.stream.follower import PathFollower
 from bindsock.stream.viability import ROUTE_GRACE, STALL_GRACE
 from bindsock.testing import network
 from tests.scene import Scene
@@ -974,7 +975,7 @@ async def test_many_are_replaced_a_few_at_a_time(plain: ReplacingScene, monkeypa
 
 async def test_a_forgotten_connection_is_not_kept_by_the_watcher(plain: ReplacingScene) -> None:
     transport, protocol = await plain.protocol(lambda: Lines())
-    controller = weakref.ref(cast(Any, transport)._owner)
+    gone = weakref.ref(transport)
     transport.abort()
     await protocol.lost
     plain.open.clear()
@@ -982,7 +983,7 @@ async def test_a_forgotten_connection_is_not_kept_by_the_watcher(plain: Replacin
     del transport, protocol
     await settle()
     gc.collect()
-    assert controller() is None
+    assert gone() is None
 
 
 async def test_the_application_starts_tls_itself(plain: ReplacingScene) -> None:
@@ -1116,17 +1117,17 @@ async def test_a_hook_that_will_not_end_keeps_the_next_one_waiting(plain: Replac
 
 
 async def test_a_connection_that_cannot_be_followed_is_replaced(plain: ReplacingScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow, calls = Controller._follow, 0
+    calls = 0
 
-    def refusing(self: Controller, connection: Any) -> None:
+    def refusing(*args: Any) -> PathFollower:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise OSError(errno.ENOMEM, "refused by the test")
-        follow(self, connection)
+        return PathFollower(*args)
 
     reader, writer = await plain.streams(Log())
-    monkeypatch.setattr(Controller, "_follow", refusing)
+    monkeypatch.setattr("bindsock.reconnect.controller.PathFollower", refusing)
     plain.change(reading("eth0", "wwan0"))
     await plain.pass_until(lambda: plain.watcher.statistics.reconnected == 1)
     writer.write(b"one\n")

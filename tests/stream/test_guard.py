@@ -59,6 +59,7 @@ class StreamScene(Scene):
         self.accepted: list[asyncio.Transport] = []
         self.upgrades: list[asyncio.Task[Any]] = []
         self.guards: list[StreamGuard] = []
+        self.sockets: list[weakref.ref[socket.socket]] = []
         self.exits = contextlib.AsyncExitStack()
         self.server: asyncio.Server
 
@@ -67,6 +68,7 @@ class StreamScene(Scene):
 
     async def dial(self, kind: type[socket.socket] = FollowedSocket) -> socket.socket:
         sock = kind(socket.AF_INET, socket.SOCK_STREAM)
+        self.sockets.append(weakref.ref(sock))
         sock.setblocking(False)
         await self.loop.sock_connect(sock, self.server.sockets[0].getsockname())
         return sock
@@ -395,7 +397,7 @@ IN_BRIDGE = network("2: wifi0 wifi", BRIDGE, ETHERNET, "default via 127.0.0.254 
 @pytest.mark.parametrize("bound", [True, False])
 async def test_a_connection_moves_along_with_its_address(scene: StreamScene, bound: bool) -> None:
     connected = await scene.open()
-    sock = scene.guards[0]._socket()
+    sock = scene.sockets[0]()
     assert sock is not None
     if bound:
         scene.kernel.bind(sock, WIFI)
@@ -414,7 +416,7 @@ async def test_a_connection_moves_along_with_its_address(scene: StreamScene, bou
 
 async def test_a_connection_that_may_not_move_is_ended(scene: StreamScene) -> None:
     reader, _ = await scene.open()
-    sock = scene.guards[0]._socket()
+    sock = scene.sockets[0]()
     assert sock is not None
     scene.kernel.bind(sock, WIFI)
     scene.kernel.refuse.add("br0")
@@ -459,11 +461,11 @@ async def test_following_stops_when_a_foreign_socket_is_found_closed(scene: Stre
 async def test_a_forgotten_tls_transport_is_not_kept_alive(tls_scene: StreamScene) -> None:
     reader, writer = await tls_scene.open(tls=True)
     tls_scene.exits.pop_all()
-    sock = weakref.ref(tls_scene.guards.pop()._socket())
+    tls_scene.guards.clear()
     writer.close()
     await writer.wait_closed()
     del reader, writer
-    await until(lambda: gc.collect() >= 0 and sock() is None)
+    await until(lambda: gc.collect() >= 0 and tls_scene.sockets[0]() is None)
 
 
 @pytest.mark.parametrize("reading", [UNPLUGGED, CELLULAR_WORKS])

@@ -13,7 +13,6 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.model.decision import Path
 from bindsock.model.network import Network
 from bindsock.model.subflows import Endpoints, Multipath, Subflow
-from bindsock.netmon.runtime import Runtime
 from bindsock.netmon.turns import CallbackBudget
 from bindsock.options import BetterPath
 from bindsock.routing.multipath import multipath_obstacle
@@ -166,18 +165,14 @@ def test_what_is_in_the_middle_of_moving_is_not_ended(scene: MultipathScene) -> 
     assert scene.guard.interface == "eth0"
 
 
-def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(scene: MultipathScene) -> None:
-    class Late:
-        """Turns that never do work in the turn that requests it."""
+def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(
+    scene: MultipathScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def do_later(budget: CallbackBudget, work: Callable[[], object]) -> None:
+        """Do no work in the turn that requests it."""
+        scene.clock.runtime.call_later(1.0, work)
 
-        def __init__(self, runtime: Runtime) -> None:
-            self.runtime = runtime
-
-        def do(self, work: Callable[[], object]) -> None:
-            self.runtime.call_later(1.0, work)
-
-    scene.clock.runtime.shared(CallbackBudget)
-    scene.clock.runtime._shared[CallbackBudget] = Late(scene.clock.runtime)
+    monkeypatch.setattr(CallbackBudget, "do", do_later)
     scene.follow()
     for reading in (WIFI_LOST, NOWHERE, WIFI_LOST):
         scene.kernel.change(reading)
