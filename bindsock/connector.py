@@ -472,7 +472,10 @@ class Connector:
             sock.expect_detach()
         guards.begin_attaching(sock)
         try:
-            transport, protocol = await loop.create_connection(protocol_factory, sock=sock, **tls)
+            if tls and not isinstance(loop, asyncio.BaseEventLoop):
+                transport, protocol = await _attach_tls(loop, protocol_factory, sock, tls)
+            else:
+                transport, protocol = await loop.create_connection(protocol_factory, sock=sock, **tls)
         except BaseException:
             if guard is not None:
                 guard.close()
@@ -487,6 +490,39 @@ class Connector:
         if guard is not None:
             guard.attach(transport)
         return transport, protocol
+
+
+class _Attaching(asyncio.Protocol):
+    """The protocol of a TLS transport until it has one, which then takes its place."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._protocol = protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        transport.set_protocol(self._protocol)
+        self._protocol.connection_made(transport)
+
+
+async def _attach_tls(
+    loop: asyncio.AbstractEventLoop, protocol_factory: Callable[[], P], sock: socket.socket, tls: dict[str, Any]
+) -> tuple[asyncio.Transport, P]:
+    """Let uvloop make a TLS transport.
+
+    If it is cancelled before it has noticed that TCP is attached, it closes the TCP transport and tells the TLS protocol nothing
+    (``uvloop/loop.pyx``, create_connection). If the handshake has been completed meanwhile, that protocol then reports a fatal
+    error to the event loop, so it is aborted first.
+    """
+    protocol = protocol_factory()
+    attaching = _Attaching(protocol)
+    try:
+        transport, _ = await loop.create_connection(lambda: attaching, sock=sock, **tls)
+    except BaseException:
+        if attaching.transport is not None and not attaching.transport.is_closing():
+            attaching.transport.abort()
+        raise
+    return transport, protocol
 
 
 def _close_unattached(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

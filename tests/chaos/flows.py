@@ -413,17 +413,24 @@ class ReplacedProtocol(Flow, asyncio.Protocol):
 
 
 class Churn(Flow):
-    """Opens a connection for each question, and closes it in each possible way in turn."""
+    """Opens a connection for each question, and closes it in each possible way in turn, or cancels the dial."""
 
     def __init__(self, name: str, client: str, address: tuple[str, int], *, interval: float, **keywords: Any) -> None:
         super().__init__(name)
         self._login = Commands(client).login
+        self._patience = itertools.cycle((0.0, 0.001, 0.002, 0.004, 0.008, 0.016))
         self._address = address
         self._interval = interval
         self._keywords = keywords
 
     async def run(self) -> None:
-        ways: tuple[Callable[[], Awaitable[None]], ...] = (self._by_writer, self._by_abort, self._by_protocol, self._by_socket)
+        ways: tuple[Callable[[], Awaitable[None]], ...] = (
+            self._by_writer,
+            self._by_abort,
+            self._by_protocol,
+            self._by_socket,
+            self._by_cancelled_dial,
+        )
         while True:
             for way in ways:
                 try:
@@ -461,3 +468,12 @@ class Churn(Flow):
     async def _by_socket(self) -> None:
         sock = await bindsock.connect(*self._address)
         sock.close()
+
+    async def _by_cancelled_dial(self) -> None:
+        dialling = asyncio.get_running_loop().create_task(bindsock.open_connection(*self._address, **self._keywords))
+        await asyncio.wait([dialling], timeout=next(self._patience))
+        dialling.cancel()
+        await asyncio.wait([dialling])
+        if not dialling.cancelled():
+            _, writer = dialling.result()
+            writer.close()

@@ -98,6 +98,7 @@ class Program:
                     f"protocol-{family}", f"{name}.protocol-{family}", (host, server.PLAIN), interval=interval
                 ),
                 Churn(f"churn-{family}", f"{name}.churn-{family}", (host, server.PLAIN), interval=2 * interval),
+                Churn(f"churn-tls-{family}", f"{name}.churn-tls-{family}", (host, server.TLS), interval=2 * interval, **tls),
             ]  # fmt: skip
         self.flows += self.datagrams
         self.flows = [flow for flow in self.flows if flow.name.rpartition("-")[0] not in settings["without"]]

@@ -7,7 +7,9 @@ import contextlib
 import gc
 import os
 import socket
+import ssl
 import struct
+from typing import Any
 
 import pytest
 
@@ -112,3 +114,31 @@ async def test_a_dial_that_is_cancelled_as_its_handshake_ends_leaves_its_descrip
         await writer.drain()
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_dial_that_is_cancelled_before_it_sees_that_its_handshake_is_over_raises_nothing_else() -> None:
+    """uvloop closes the transport beneath a TLS protocol that has just become ready, and does not tell it."""
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    ours, theirs = socket.socketpair()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = tls_server_context().wrap_bio(incoming, outgoing, server_side=True)
+    dial = asyncio.ensure_future(
+        bindsock.create_connection(asyncio.Protocol, sock=ours, ssl=tls_client_context(), server_hostname="localhost")
+    )
+
+    def answer_and_cancel() -> None:
+        incoming.write(theirs.recv(2**16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            server.do_handshake()
+        theirs.sendall(outgoing.read())
+        dial.cancel()
+
+    await asyncio.sleep(0)
+    loop.call_soon(answer_and_cancel)  # right after the transport has called connection_made()
+    with theirs, pytest.raises(asyncio.CancelledError):
+        await dial
+    await asyncio.sleep(0.01)
+    assert reported == []
+    assert ours.fileno() == -1
