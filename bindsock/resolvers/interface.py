@@ -169,6 +169,8 @@ class BoundResolver:
             self._watcher.unfollow(interrupter)
             if not asking.done():
                 asking.cancel()
+            # If this task has been cancelled, nobody else asks how the query ended.
+            asking.add_done_callback(_retrieve)
         if interrupter.interrupted and (asking.cancelled() or asking.exception() is not None):
             return None
         return asking.result()
@@ -185,6 +187,12 @@ class BoundResolver:
             reasons[0].errno if reasons else None,
             f"names cannot be looked up by an interface here ({detail}); give InterfaceResolver(servers=[...])",
         )
+
+
+def _retrieve(asking: asyncio.Future[Answer]) -> None:
+    """Prevent the event loop from reporting an exception that nobody has looked at."""
+    if not asking.cancelled():
+        asking.exception()
 
 
 class _Interrupter:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -143,6 +145,26 @@ async def test_cancelling_cancels_the_question(watcher: Watcher, names: Names) -
         await asking
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_question_that_fails_as_its_task_is_cancelled_is_not_reported(watcher: Watcher) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    tasks: list[asyncio.Future[Any]] = []
+
+    async def fails_as_it_is_cancelled(name: str, family: socket.AddressFamily, index: int, watcher: Watcher) -> Answer:
+        tasks[0].cancel()
+        raise no_such_name(name)
+
+    resolve = resolver(watcher, fails_as_it_is_cancelled)
+    tasks.append(asyncio.ensure_future(resolve("example.com", 443, family=socket.AF_INET)))
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    tasks.clear()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert reported == []
 
 
 async def test_one_family_is_enough(watcher: Watcher, names: Names) -> None:
