@@ -36,7 +36,7 @@ def firewall_error(
     :param network: reads the network, to find out whether the message came from this host
     :param own_reset: whether a reset of this host's own firewall ended the connect
     """
-    own = rejection is not None and network().owner_of(rejection.source) is not None
+    own = rejection is not None and not rejection.host_unreachable and network().owner_of(rejection.source) is not None
     if own_reset:
         who = "the firewall of this host rejects it with a reset"
     elif own:

@@ -16,6 +16,9 @@ class Rejection:
     """The sender: a router, the destination, or this host."""
     prohibited: bool
     """The message is "administratively prohibited": a firewall rule forbids the connection."""
+    host_unreachable: bool = False
+    """The message is "host unreachable". This host sends it to itself if the next hop does not answer (linux net/ipv4/route.c,
+    ipv4_link_failure)."""
 
 
 class Departure(enum.Enum):

@@ -42,6 +42,7 @@ DECISION, PATH = DECIDER.decide(SERVER), DECIDER.path(SERVER)
         (errno.EHOSTUNREACH, Rejection(SERVER, True), "a firewall forbids it, according to an ICMP message of 198.51.100.7"),
         (errno.ECONNREFUSED, Rejection(SERVER, False), None),
         (errno.EHOSTUNREACH, Rejection(ROUTER, False), None),
+        (errno.EHOSTUNREACH, Rejection(OWN, False, host_unreachable=True), None),
         (errno.ECONNREFUSED, None, None),
         (errno.ETIMEDOUT, None, None),
     ],
@@ -147,7 +148,7 @@ def extended_error(origin: int, kind: int, code: int, sender: str = "192.0.2.1",
 
 @pytest.mark.parametrize("code", [0, 1, 3, 9, 10, 13])
 def test_the_icmp_message_out_of_the_error_queue(code: int) -> None:
-    assert parse(extended_error(2, 3, code)) == Rejection(ROUTER, code in (9, 10, 13))
+    assert parse(extended_error(2, 3, code)) == Rejection(ROUTER, code in (9, 10, 13), code == 1)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ async def test_a_rejection_of_this_hosts_own_firewall_is_told(lab: Lab, kind: st
     assert error.interface == "wifi0"
 
 
+async def test_a_silent_gateway_is_no_firewall(lab: Lab) -> None:
+    lab.ip("link", "set", "wifi0", "arp", "off", namespace="router")
+    error = await refused(lab)
+    assert error.errno == errno.EHOSTUNREACH
+    assert not isinstance(error, bindsock.FirewallBlocked)
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 async def test_a_firewall_on_the_way_that_says_so_is_told(lab: Lab, family: socket.AddressFamily) -> None:
     with lab.inside("server"):

@@ -18,6 +18,7 @@ _EXTENDED_ERROR = struct.Struct("=IBBBBII")
 """``struct sock_extended_err``: errno, origin, type, code, padding, info, data. The sender's address follows."""
 _ORIGIN_ICMP = 2
 _DESTINATION_UNREACHABLE = 3
+_HOST_UNREACHABLE = 1
 _PROHIBITED = frozenset({9, 10, 13})
 """Codes of RFC 1812 5.2.7.1: communication is administratively prohibited, with the network, with the host, or at all."""
 _OFFENDER = struct.Struct("=HxxB3B")
@@ -50,4 +51,5 @@ def parse(data: bytes) -> Rejection | None:
     family, *sender = _OFFENDER.unpack_from(data, _EXTENDED_ERROR.size)
     if origin != _ORIGIN_ICMP or family != socket.AF_INET:
         return None
-    return Rejection(IPv4Address(bytes(sender)), kind == _DESTINATION_UNREACHABLE and code in _PROHIBITED)
+    unreachable = kind == _DESTINATION_UNREACHABLE
+    return Rejection(IPv4Address(bytes(sender)), unreachable and code in _PROHIBITED, unreachable and code == _HOST_UNREACHABLE)
