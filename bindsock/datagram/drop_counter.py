@@ -29,6 +29,7 @@ from bindsock.model.statistics import UNBOUND
 if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface
+    from bindsock.model.statistics import Statistics
     from bindsock.netmon.loop import Clock
     from bindsock.netmon.runtime import Runtime
 
@@ -48,25 +49,47 @@ class _Record(NamedTuple):
     dropped: int
 
 
+class Leftover(NamedTuple):
+    """The recent datagrams of a socket that has left a dead device."""
+
+    interface: Interface
+    sent: int
+    """How many the device has accepted."""
+    dropped_before: int
+    """The device's drop counter before the first of them."""
+    sent_last: int
+    """How many of them were sent since the last but one sample."""
+    waiting: int
+    """How many of them had not left yet."""
+
+
 class DeviceDrops:
     """The drops of the devices that no socket has accounted for yet, shared by all sockets on one event loop."""
 
-    __slots__ = ("_claimed", "_latest", "time")
+    __slots__ = ("_claimed", "_latest", "_leaving", "_leftovers", "_runtime", "time")
 
     def __init__(self, runtime: Runtime) -> None:
         self.time: Clock = runtime.time
+        self._runtime = runtime
         self._claimed: dict[int, int] = {}
         self._latest: dict[int, tuple[float, int]] = {}
+        self._leftovers: list[tuple[Leftover, Kernel, Statistics]] = []
+        """What is to be counted in the next iteration of the loop."""
+        self._leaving: set[int] = set()
+        """The indices of the devices that these have left."""
 
     def dropped(self, kernel: Kernel, interface: Interface, not_before: float) -> int | None:
         """The drops that no socket has accounted for; ``None`` if they are unknown.
 
         :param not_before: the oldest acceptable time of the count, in monotonic seconds; infinity to ask the kernel now
         """
+        if interface.index in self._leaving:
+            self._count()  # a socket has returned to a device before what it left there was counted
         latest = self._latest.get(interface.index)
         if latest is None or latest[0] < not_before:
             count = kernel.dropped(interface)
             if count is None:
+                self._latest.pop(interface.index, None)
                 return None
             latest = self._latest[interface.index] = (self.time(), count)
         return latest[1] - self._claimed.get(interface.index, 0)
@@ -74,6 +97,39 @@ class DeviceDrops:
     def claim(self, interface: Interface, count: int) -> None:
         """Account for so many drops."""
         self._claimed[interface.index] = self._claimed.get(interface.index, 0) + count
+
+    def lost(self, leftover: Leftover, kernel: Kernel, not_before: float) -> int:
+        """How many of these datagrams the dead device has not sent. Call it once for each leftover.
+
+        :param not_before: as for :meth:`dropped`
+        """
+        count = self.dropped(kernel, leftover.interface, not_before)
+        if count is None:
+            # The device is gone, and so is its counter.
+            dropped = min(leftover.sent, leftover.sent_last)
+        else:
+            dropped = max(0, min(leftover.sent, count - leftover.dropped_before))
+            self.claim(leftover.interface, dropped)
+        return min(leftover.sent, dropped + leftover.waiting)
+
+    def count_later(self, leftover: Leftover, kernel: Kernel, statistics: Statistics) -> None:
+        """Count in the next iteration of the loop what was lost, since the sockets that move go first.
+
+        The kernel is asked once for all sockets that have left a device.
+        """
+        self._leftovers.append((leftover, kernel, statistics))
+        self._leaving.add(leftover.interface.index)
+        if len(self._leftovers) == 1:
+            self._runtime.call_soon(self._count)
+
+    def _count(self) -> None:
+        leftovers, self._leftovers = self._leftovers, []
+        self._leaving.clear()
+        asked: set[int] = set()
+        for leftover, kernel, statistics in leftovers:
+            index = leftover.interface.index
+            statistics.lost_on_device += self.lost(leftover, kernel, 0.0 if index in asked else math.inf)
+            asked.add(index)
 
 
 class DropCounter:
@@ -151,22 +207,30 @@ class DropCounter:
 
     def lost_on_dead_device(self, sock: socket.socket) -> int:
         """How many datagrams of the socket a dead device accepted and did not send. They are counted only once."""
-        interface = self._interface
-        if interface is None or not self._records:
-            return 0
+        leftover = self._leave(sock)
+        return self._devices.lost(leftover, self._kernel, math.inf) if leftover is not None else 0
+
+    def count_lost_later(self, sock: socket.socket, statistics: Statistics) -> None:
+        """Add to the statistics, a moment later, what :meth:`lost_on_dead_device` returns."""
+        leftover = self._leave(sock)
+        if leftover is not None:
+            self._devices.count_later(leftover, self._kernel, statistics)
+
+    def _leave(self, sock: socket.socket) -> Leftover | None:
+        """Stop counting on a dead device.
+
+        :return: what may be lost; ``None`` if nothing was sent
+        """
+        if self._interface is None or not self._records:
+            return None
         self._forget(self._devices.time())
-        before = self._records[0]
-        sent = self._sent - before.sent
-        count = self._devices.dropped(self._kernel, interface, math.inf) if sent else before.dropped
-        if count is None:
-            # The device is gone, and so is its counter.
-            dropped = min(sent, self._sent - self._sent_before)
-        else:
-            dropped = max(0, min(sent, count - before.dropped))
-            self._devices.claim(interface, dropped)
-        waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
+        before, leftover = self._records[0], None
+        if self._sent != before.sent:
+            waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
+            sent = self._sent - before.sent
+            leftover = Leftover(self._interface, sent, before.dropped, self._sent - self._sent_before, waiting)
         self._stop()
-        return min(sent, dropped + waiting)
+        return leftover
 
     def lost_without_route(self, sock: socket.socket) -> int:
         """How many datagrams of the socket were lost on a working device after its route was gone. They are counted only once."""

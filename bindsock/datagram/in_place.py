@@ -177,7 +177,7 @@ class InPlace:
 
     def count_drops(self, sock: socket.socket) -> None:
         """Count the datagrams that a dead device accepted and did not send."""
-        self._watcher.statistics.lost_on_device += self.drops.lost_on_dead_device(sock)
+        self.drops.count_lost_later(sock, self._watcher.statistics)
 
     def count_unrouted(self, sock: socket.socket, wanted: Placement, network: Network) -> None:
         """Before the socket leaves a working device: count the datagrams that were sent after the route was gone."""

@@ -225,6 +225,30 @@ class DatagramScene:
         assert self.kernel.open_sources == 0
 
 
+def recorded_calls(kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of the kernel from now on, with the names of their interfaces, and the datagrams that it carries."""
+    calls: list[str] = []
+
+    def record(name: str, position: int) -> None:
+        method = getattr(kernel, name)
+
+        def recording(*arguments: Any, **keywords: Any) -> Any:
+            calls.append(f"{name} {arguments[position].name}" if position >= 0 else name)
+            return method(*arguments, **keywords)
+
+        monkeypatch.setattr(kernel, name, recording)
+
+    def carry(sock: socket.socket, data: bytes) -> bool:
+        carried = ScriptedKernel.carry(kernel, sock, data)
+        calls.append(f"carry {kernel.carried[-1][0]}")
+        return carried
+
+    for name, position in {"network": -1, "first_hop_answers": 0, "has_route": 0, "dropped": 0, "bind": 1, "rebind": 1}.items():
+        record(name, position)
+    monkeypatch.setattr(kernel, "carry", carry)
+    return calls
+
+
 def socket_of(transport: DatagramTransport) -> socket.socket:
     """The current socket itself. ``get_extra_info("socket")`` would wrap it in a new object each time."""
     return transport._mover.sock
@@ -777,6 +801,28 @@ async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: D
     transport.sendto(b"arrives")
     assert len(scene.arrived()) == 5
     assert scene.statistics.lost_on_device == 3
+
+
+# On loopback, both sockets have the same address, so the second one has to try another port.
+@pytest.mark.parametrize(("after", "moves"), [(ETHERNET_ONLY, ["rebind eth0"]), (ETHERNET_BETTER, ["bind eth0", "bind eth0"])])
+async def test_before_the_first_datagram_the_kernel_is_asked_only_what_it_needs(
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch, after: Network, moves: list[str]
+) -> None:
+    transport, _ = scene.open()
+    await turn()
+    transport.sendto(b"before")
+    calls = recorded_calls(scene.kernel, monkeypatch)
+    scene.kernel.change(after)
+    if after is ETHERNET_ONLY:
+        transport.sendto(b"held")  # refused
+    while "carry eth0" not in calls:
+        await asyncio.sleep(0)
+        transport.sendto(b"more")
+    first = calls.index("carry eth0")
+    asked = [call for call in calls[:first] if not call.endswith(" wifi0")]
+    # The counter of the new device before its first datagram; what the old one has dropped can wait.
+    assert asked == ["network", "first_hop_answers eth0", "has_route eth0", *moves, "dropped eth0"]
+    assert "dropped wifi0" not in calls[:first]
 
 
 async def test_no_more_is_counted_than_was_sent_and_every_drop_once(scene: DatagramScene) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -14,6 +15,7 @@ from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, IPAddress, Network
+from bindsock.model.statistics import Statistics
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import interface, network
 
@@ -309,10 +311,11 @@ SOCK = socket.socket.__new__(socket.socket)
 
 
 class Counting:
-    """A fake of the kernel's drop counters and of the clock."""
+    """A fake of the kernel's drop counters, and of the clock and the loop."""
 
     def __init__(self) -> None:
         self.count: int | None = 0
+        self.soon: list[Callable[[], object]] = []
         self.asked = 0
         self.now = 100.0
         self.queued = 0
@@ -326,6 +329,9 @@ class Counting:
 
     def time(self) -> float:
         return self.now
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self.soon.append(callback)
 
 
 @pytest.fixture
@@ -372,6 +378,39 @@ def test_a_drop_is_accounted_for_once(counting: Counting, devices: DeviceDrops) 
     counting.count = 6
     assert [drops.lost_on_dead_device(SOCK) for drops in several] == [4, 2, 0]
     assert [drops.lost_on_dead_device(SOCK) for drops in several] == [0, 0, 0]
+
+
+def test_what_is_counted_later_is_asked_once_for_all_sockets(counting: Counting, devices: DeviceDrops) -> None:
+    several, statistics = [counter(counting, devices) for _ in range(3)], Statistics()
+    for drops in several:
+        drops.start(WIFI)
+        send(drops, counting, 4)
+    counting.now += 0.4
+    counting.count, counting.asked = 6, 0
+    for drops in several:
+        drops.count_lost_later(SOCK, statistics)
+        drops.start(ETHERNET)
+    assert (counting.asked, statistics.lost_on_device) == (0, 0)
+    (count,) = counting.soon
+    count()
+    assert (counting.asked, statistics.lost_on_device) == (1, 6)
+    assert [drops.lost_on_dead_device(SOCK) for drops in several] == [0, 0, 0]
+
+
+def test_what_is_counted_later_is_counted_before_a_socket_returns_to_the_device(counting: Counting, devices: DeviceDrops) -> None:
+    drops, statistics = counter(counting, devices), Statistics()
+    drops.start(WIFI)
+    send(drops, counting, 4)
+    counting.count = 3
+    drops.count_lost_later(SOCK, statistics)
+    drops.start(WIFI)
+    send(drops, counting, 4)
+    assert statistics.lost_on_device == 3
+    counting.count = 5
+    for count in counting.soon:
+        count()
+    assert statistics.lost_on_device == 3
+    assert drops.lost_on_dead_device(SOCK) == 2
 
 
 def test_the_device_is_asked_twice_a_second_for_all_sockets_together(counting: Counting, devices: DeviceDrops) -> None:
