@@ -315,7 +315,7 @@ class Sender:
             self.backlog = Backlog()
         self._mover.statistics.lose(self.backlog.add(waiting), Loss.TOO_MANY)
         self._count_waiting()
-        if waiting.held:
+        if waiting.held and waiting.refused_since is None:
             self._tick_later()
         self._user.settled()
 
@@ -377,8 +377,13 @@ class Sender:
 
     def _recheck(self) -> None:
         self._own_refusals().recheck_due = False
-        if not self._stopped:
+        if self._stopped:
+            return
+        try:
             self._mover.recheck()
+        finally:
+            if self.backlog.holds and not self._stopped:
+                self._tick_later()
 
     def _tick_later(self) -> None:
         if self._ticks is None:
