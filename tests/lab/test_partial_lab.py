@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from bindsock import TransportFactory
 from bindsock.kernel.linux import LinuxKernel
-from bindsock.kernel.linux.netlink import Message
-from bindsock.kernel.linux.rtnetlink import links
+from bindsock.kernel.linux.netlink import Channel, Message
+from bindsock.kernel.linux.rtnetlink import links, neighbours, routes
 from bindsock.model.network import FAMILIES, Network
+from bindsock.netmon.coalescing import QUIET
 from bindsock.routing.effective import Decider
 from bindsock.testing.lab import Lab, VpnMode
 
@@ -137,3 +141,48 @@ def test_nothing_is_asked_when_an_interface_goes_down(lab: Lab, mode: VpnMode | 
     finally:
         source.close()
         kernel.close()
+
+
+def recording(method: Callable[..., Any], asked: list[int]) -> Callable[..., Any]:
+    def record(channel: Channel, kind: int, question: object) -> Any:
+        asked.append(kind)
+        return method(channel, kind, question)
+
+    return record
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("down", [neighbours.RTM_GETNEIGH]),
+        # The default routes of both families, the way to the destination, and the first hop: one system call each.
+        ("default", [routes.RTM_GETROUTE, routes.RTM_GETROUTE, neighbours.RTM_GETNEIGH]),
+    ],
+)
+def test_between_an_event_and_a_move_as_few_questions_as_possible_are_asked(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, change: str, expected: list[int]
+) -> None:
+    asked: list[int] = []
+    for name in ("ask", "ask_all", "dump"):
+        monkeypatch.setattr(Channel, name, recording(getattr(Channel, name), asked))
+
+    async def moved() -> list[int]:
+        async with TransportFactory() as factory:
+            remote = (lab.server.ipv4, lab.server.udp_port)
+            by_eth0, _ = await factory.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=remote, interface="eth0")
+            by_eth0.sendto(b"asks the gateway for its address")
+            transport, _ = await factory.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=remote)
+            await asyncio.sleep(2 * QUIET)
+            by_eth0.abort()
+            # The loop stands still meanwhile, and reads all events at once.
+            lab.down("wifi0") if change == "down" else lab.default("eth0")
+            asked.clear()
+            while transport.get_extra_info("interface") != "eth0":
+                await asyncio.sleep(0)
+            found = list(asked)
+            transport.abort()
+            return found
+
+    lab.wait_until_running("wifi0")
+    lab.wait_until_running("eth0")
+    assert asyncio.run(moved()) == expected

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
     from bindsock.model.network import IPAddress
 
-_RTM_GETNEIGH = 30
+RTM_GETNEIGH = 30
 _NDMSG = struct.Struct("=BxxxiHBB")
 """Family, interface index, state, flags, type."""
 _NDA_DST = 1
@@ -38,12 +39,16 @@ def answers(channel: Channel, index: int, address: IPAddress) -> bool | None:
 
     :return: ``None`` if the kernel does not tell
     """
-    body = _NDMSG.pack(family_of(address), index, 0, 0, 0) + netlink.attribute(_NDA_DST, address.packed)
     try:
-        payload = channel.ask(_RTM_GETNEIGH, body).payload
+        payload = channel.ask(RTM_GETNEIGH, _question(index, address)).payload
     except OSError as error:
         return False if error.errno == errno.ENOENT else None
     return parse_answers(payload)
+
+
+@lru_cache(maxsize=64)
+def _question(index: int, address: IPAddress) -> bytes:
+    return _NDMSG.pack(family_of(address), index, 0, 0, 0) + netlink.attribute(_NDA_DST, address.packed)
 
 
 def parse_answers(payload: bytes) -> bool:
@@ -72,7 +77,7 @@ def routers(channel: Channel, index: int) -> list[IPAddress]:
     :raises OSError: the question is refused
     """
     body = _NDMSG.pack(socket.AF_INET6, 0, 0, 0, 0) + netlink.attribute_u32(_NDA_IFINDEX, index)
-    found = [parse_router(payload, index) for payload in channel.dump(_RTM_GETNEIGH, body)]
+    found = [parse_router(payload, index) for payload in channel.dump(RTM_GETNEIGH, body)]
     return [address for address in found if address is not None]
 
 

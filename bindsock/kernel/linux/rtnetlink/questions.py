@@ -89,6 +89,8 @@ class Questions:
         """
         found: dict[tuple[int, socket.AddressFamily], Lookup] = {}
         unbound: dict[socket.AddressFamily, Lookup] = {}
+        to_ask: list[tuple[socket.AddressFamily, list[Interface]]] = []
+        bodies: list[bytes] = []
         for family in families:
             asked = [i for i in interfaces.values() if _can_be_asked(i) and (_addressed(i, family) or i.index not in enslaved)]
             without = [i.index for i in asked if not _addressed(i, family)]
@@ -96,7 +98,13 @@ class Questions:
             asked = [i for i in asked if i.index not in passed]
             if len(without) == len(asked) and not any(i.usable_addresses(family) for i in interfaces.values()):
                 continue  # a machine without this family
-            one = _Defaults(self, interfaces, asked, family, sources)
+            to_ask.append((family, asked))
+            bodies.append(routes.query(PROBES[family][0], None, fib_match=False))
+            bodies += [routes.query(PROBES[family][0], i.index, mark=self.mark) for i in asked]
+        answers = self.ask(bodies)
+        for family, asked in to_ask:
+            own, answers = answers[: len(asked) + 1], answers[len(asked) + 1 :]
+            one = _Defaults(self, interfaces, asked, family, sources, own)
             found |= {(index, family): lookup for index, lookup in one.found.items()}
             if one.unbound is not None:
                 unbound[family] = one.unbound
@@ -192,15 +200,17 @@ class _Defaults:
         asked: Sequence[Interface],
         family: socket.AddressFamily,
         sources: Sequence[IPNetwork],
+        answers: Sequence[ParsedRoute | int],
     ) -> None:
+        """
+        :param answers: about the first probe: that for an unbound socket, then one for each interface
+        """
         self._questions = questions
         self._interfaces = interfaces
         self._family = family
         self.found: dict[int, Lookup] = {}
         probe, second = PROBES[family]
-        first, *rest = questions.ask(
-            [routes.query(probe, None, fib_match=False), *(routes.query(probe, i.index, mark=questions.mark) for i in asked)]
-        )
+        first, *rest = answers
         longer: list[int] = []
         for interface, answer in zip(asked, rest, strict=True):
             route = _hop(answer, interface.index)
