@@ -267,6 +267,9 @@ class Watcher:
             self._read(Cause.WAKE)
         elif self._coalescer.event(now, urgent=source.urgent):
             self._read(Cause.EVENTS, partial=True, event_time=now)
+            # The program sends by the sockets that have moved before this.
+            self.runtime.call_soon(self._set_alarm)
+            return
         else:
             self.statistics.coalesced += 1
         self._set_alarm()
