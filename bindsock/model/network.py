@@ -82,9 +82,12 @@ class InterfaceAddress:
     family: socket.AddressFamily = field(init=False, repr=False, compare=False)
     usable: bool = field(init=False, repr=False, compare=False)
     """Whether it can be the source address of a connection beyond the link."""
+    number: tuple[int, int] = field(init=False, repr=False, compare=False)
+    """Its IP version and the address as a number; of an IPv4-mapped address those of the IPv4 address."""
 
     def __post_init__(self) -> None:
         # Computed once, because these are read often and ipaddress computes them each time.
+        object.__setattr__(self, "number", numbered(self.address))
         object.__setattr__(self, "family", family_of(self.address))
         usable = not (self.tentative or self.address.is_link_local or self.address.is_unspecified)
         object.__setattr__(self, "usable", usable)
@@ -113,10 +116,17 @@ class Interface:
     """It has carrier, but its operational state is not up: a Wi-Fi before the key exchange, a port that still authenticates."""
     alternative_names: tuple[str, ...] = ()
     """Its other names (Linux ``altname``)."""
+    _usable: tuple[tuple[IPAddress, ...], tuple[IPAddress, ...]] = field(init=False, repr=False, compare=False)
+    """The usable addresses of IPv4 and of IPv6. Computed once, because each decision asks for them several times."""
+
+    def __post_init__(self) -> None:
+        usable = [(a.address.version, a.address) for a in self.addresses if a.usable]
+        found = tuple(tuple(address for version, address in usable if version == wanted) for wanted in (4, 6))
+        object.__setattr__(self, "_usable", found)
 
     def usable_addresses(self, family: socket.AddressFamily) -> tuple[IPAddress, ...]:
         """The addresses of the family that can be the source address of a connection beyond the link."""
-        return tuple(a.address for a in self.addresses if a.family == family and a.usable)
+        return self._usable[family != socket.AF_INET]
 
     def called(self, name: str) -> bool:
         """Whether this is its name or one of its alternative names."""
@@ -278,6 +288,13 @@ def is_loopback(address: IPAddress) -> bool:
     """The same as ``address.is_loopback``, but ten times as fast. It is called for every endpoint."""
     number = int(address)
     return number >> 24 == 127 if address.version == 4 else number == 1
+
+
+def numbered(address: IPAddress) -> tuple[int, int]:
+    """The version and the number of an address, which are faster to compare and to hash. For an IPv4-mapped address, those of the
+    IPv4 address."""
+    version, number = address.version, int(address)
+    return (4, number & 0xFFFFFFFF) if version == 6 and number >> 32 == 0xFFFF else (version, number)
 
 
 def is_multicast(target: Target) -> bool:

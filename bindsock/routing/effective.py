@@ -160,9 +160,7 @@ class Decider:
         if _is_link_local(address) and isinstance(address, IPv6Address):
             return self._is_own_link_local(address)
         if self._own is None:
-            self._own = frozenset(
-                _plain(own.address) for interface in self.network.interfaces.values() for own in interface.addresses
-            )
+            self._own = frozenset(own.number for interface in self.network.interfaces.values() for own in interface.addresses)
         return (address.version, number) in self._own
 
     def _is_own_link_local(self, address: IPv6Address) -> bool:
@@ -460,12 +458,6 @@ class Decider:
 
 def _is_link_local(address: IPAddress) -> bool:
     return int(address) >> 16 == 0xA9FE if address.version == 4 else int(address) >> 118 == 0x3FA
-
-
-def _plain(address: IPAddress) -> tuple[int, int]:
-    """The version and the number of an address. For an IPv4-mapped address, those of the IPv4 address."""
-    version, number = address.version, int(address)
-    return (4, number & 0xFFFFFFFF) if version == 6 and number >> 32 == 0xFFFF else (version, number)
 
 
 def _is_multicast(address: IPAddress) -> bool:
