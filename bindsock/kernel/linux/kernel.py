@@ -114,6 +114,8 @@ class LinuxKernel:
             each.clear()
         if network is not before:
             self._gateways.note(network, later=partial)
+        if not partial:
+            self._reader.look_ahead()
         return network
 
     def lookups(self, network: Network) -> Lookups:

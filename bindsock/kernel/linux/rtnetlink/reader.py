@@ -47,6 +47,8 @@ class Reader:
         """The policy rules of the last reading."""
         self.last: Network | None = None
         """The last reading."""
+        self._ahead: tuple[Network | None, dict[frozenset[int], Network]] = None, {}
+        """A reading, and what would follow if one of its uplinks went down."""
 
     @property
     def mark(self) -> int:
@@ -102,8 +104,16 @@ class Reader:
         """
         if self.last is None:
             return self.network()
-        self.last = taken_down(self.last, down)
+        of, ahead = self._ahead
+        self.last = ahead[down] if of is self.last and down in ahead else taken_down(self.last, down)
         return self.last
+
+    def look_ahead(self) -> None:
+        """Prepare :meth:`without` for each uplink of the last reading."""
+        last = self.last
+        if last is not None and self._ahead[0] is not last:
+            single = {frozenset({index}) for index, _ in last.reachable}
+            self._ahead = last, {down: taken_down(last, down) for down in single}
 
     def _interfaces(self) -> Mapping[int, Interface]:
         found = {
