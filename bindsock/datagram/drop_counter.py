@@ -201,7 +201,7 @@ class DropCounter:
         if self._interface is None:
             return
         self._sent_before = self._sent_then
-        self._unsent, self._sent_then = self._kernel.unsent(sock), self._sent
+        self._unsent, self._sent_then = self._kernel.unsent(sock) if self._sent else 0, self._sent
         if now >= self._record_due:
             self._record(now)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
-from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
+from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, device_alive, plan
 from bindsock.dial.binding import check_route
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import watch_end
@@ -98,6 +98,11 @@ class InPlace:
         if not self._port:
             self._port = self._local[1] or self.local_address(sock)[1]
         return self._port
+
+    def source_if_alive(self, sock: socket.socket, peer: SockAddr | None, network: Network) -> IPAddress | None:
+        """The fixed source address of the socket's datagrams; ``None`` if its device is dead, since the socket must leave anyway."""
+        path = self.placement.path
+        return self.source(sock, peer) if path is None or device_alive(network, path) else None
 
     def source(self, sock: socket.socket, peer: SockAddr | None) -> IPAddress | None:
         """The fixed source address of the socket's datagrams; ``None`` if the system chooses one for each datagram."""
@@ -407,7 +412,7 @@ class InPlaceMover:
                 decider.network,
                 in_place.placement,
                 wanted,
-                in_place.source(sock, peer),
+                in_place.source_if_alive(sock, peer, decider.network),
                 in_place.broken,
                 hop_silent=hop_silent,
                 unrouted=hop_silent and in_place.unrouted(decider.network),

@@ -267,7 +267,7 @@ class DatagramMover:
                 network,
                 in_place.placement,
                 wanted,
-                in_place.source(self.sock, self.peer),
+                in_place.source_if_alive(self.sock, self.peer, network),
                 in_place.broken,
                 self._may_overlap(),
                 self._held.indices if self._held is not None and not self._endpoint.own_socket else _NONE,

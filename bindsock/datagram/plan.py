@@ -94,7 +94,7 @@ class Facts(NamedTuple):
     wanted: Placement
     """Where it belongs in this network."""
     source: IPAddress | None = None
-    """The fixed local address of the socket, if it has one."""
+    """The fixed local address of the socket, if it has one. Only needed while the device of the present path is alive."""
     broken: bool = False
     """An earlier move failed half-way: the socket must be bound again in any case."""
     may_overlap: bool = False

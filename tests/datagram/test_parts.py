@@ -12,7 +12,7 @@ import pytest
 from bindsock.datagram import backlog
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
-from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, plan
+from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, device_alive, plan
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.model.statistics import Statistics
@@ -120,6 +120,13 @@ def test_the_step_from_one_placement_to_another(what: str) -> None:
     known, expected = STEPS[what]
     orders = plan(known)
     assert (orders.step, orders.placement) == (expected, known.wanted)
+
+
+@pytest.mark.parametrize("known", [known for known, *_ in (*STEPS.values(), *SILENT.values())])
+def test_from_a_dead_device_a_socket_moves_whatever_its_address(known: Facts) -> None:
+    path = known.placement.path
+    if path is not None and not device_alive(known.network, path):
+        assert plan(known._replace(source=None)) == plan(known._replace(source=HERE))
 
 
 def from_(placement: Placement, source: IPAddress) -> Placement:
