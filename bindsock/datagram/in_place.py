@@ -100,7 +100,7 @@ class InPlace:
         return self._port
 
     def source_if_alive(self, sock: socket.socket, peer: SockAddr | None, network: Network) -> IPAddress | None:
-        """The fixed source address of the socket's datagrams; ``None`` if its device is dead, since the socket must leave anyway."""
+        """The fixed source address of the socket's datagrams; ``None``, too, if its device is dead: it must leave anyway."""
         path = self.placement.path
         return self.source(sock, peer) if path is None or device_alive(network, path) else None
 
