@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +15,8 @@ from bindsock.factory import connector_of
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, IPAddress
 from bindsock.testing import SimulatedKernel, interface, network
+from tests.scene import Scene
+from tests.virtual_loop import VirtualLoop
 from tests.waiting import until
 
 LOOPBACK = interface("1: lo0 loopback 127.0.0.1/8 ::1/128")
@@ -233,19 +234,22 @@ async def test_a_move_that_fails_is_tried_again_until_it_succeeds(kernel: Simula
         await until(lambda: kernel.bound(sock) == 3)
 
 
-async def test_a_retry_that_has_been_overtaken_does_nothing(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+def test_a_retry_that_has_been_overtaken_does_nothing() -> None:
+    scene = Scene(ON_WIFI, VirtualLoop())
+    kernel, far = scene.kernel, ip_address("203.0.113.9")
     with datagrams() as sock:
-        factory.track(sock)
+        kernel.bind(sock, WIFI)
+        watch_datagrams(scene.watcher, sock, far, path_of(scene.watcher.refresh().decide(far)))
         kernel.refuse = {"en1"}
-        kernel.change(ON_WIRED)
-        await until(lambda: factory.statistics().rebinds_failed >= 1)
-        kernel.change(ON_WIFI)
-        await until(lambda: factory.explain(socket.AF_INET).interface == WIFI)
+        scene.change(ON_WIRED)
+        scene.wait(10.0)
+        assert scene.watcher.statistics.rebinds_failed >= 2, "it was tried again"
+        scene.change(ON_WIFI)
         kernel.binds.clear()
         kernel.refuse = set()
-        await asyncio.sleep(0.15)
+        scene.wait(60.0)
         assert kernel.bound(sock) == 2
-        assert ("rebind", "en1") not in kernel.binds
+        assert kernel.binds == []
 
 
 @pytest.mark.parametrize("how", ["closed", "forgotten", "detached"])
