@@ -25,7 +25,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.blocking.lingering_close import close_ended, close_lingering
+from bindsock.blocking.lingering_close import close_lingering
 from bindsock.default import find_running
 from bindsock.dial.binding import (
     bind_or_close,
@@ -192,7 +192,6 @@ class BlockingConnector:
         all_errors: bool = False,
     ) -> BlockingSocket:
         """See :func:`create_connection`."""
-        close_ended()
         host, port = address
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         errors: list[OSError] = []

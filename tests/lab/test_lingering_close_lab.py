@@ -12,7 +12,9 @@ import select
 import signal
 import socket
 import ssl
+import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -296,6 +298,62 @@ async def test_blocking_tls_that_the_server_only_closes_ends_in_order(lab: Lab) 
         await serving
         await until_all_have_ended(lab)
         assert tap.packets == []
+
+
+def by_blocking_socket(lab: Lab) -> None:
+    with bindsock.blocking.create_connection((lab.server.ipv6, PORT)) as sock:
+        sock.sendall(b"the last words")
+
+
+def closing_thread() -> threading.Thread | None:
+    return next((thread for thread in threading.enumerate() if thread.name == "bindsock lingering close"), None)
+
+
+@pytest.mark.usefixtures("descriptors")
+async def test_blocking_connections_are_closed_without_another_call(lab: Lab) -> None:
+    lab.vpn_up("metric")
+    async with slow_to_end(lab):
+        with lab.tap(interface="tun0", port=PORT) as tap:
+            for _ in range(5):
+                await asyncio.to_thread(by_blocking_socket, lab)
+            assert closing_thread() is not None
+            await until(lambda: closing_thread() is None, seconds=20)
+            assert set(states(lab)) <= {TIME_WAIT}
+            assert tap.packets == []
+
+
+async def test_a_peer_that_does_not_end_a_blocking_connection_is_reset_after_a_while(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lingering_close, "DEADLINE", 0.1)
+    with listen(lab) as listener:
+        await asyncio.to_thread(by_blocking_socket, lab)
+        with listener.accept()[0] as peer:
+            await until_all_have_ended(lab)
+            assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+    await until(lambda: closing_thread() is None, seconds=20)
+
+
+async def test_neither_an_exit_nor_a_forked_process_waits_for_the_peers_of_blocking_connections(lab: Lab) -> None:
+    program = f"""
+import bindsock.blocking, os, threading
+def closed():
+    bindsock.blocking.create_connection(({lab.server.ipv6!r}, {PORT})).close()
+    return set(os.listdir("/dev/fd"))
+before = set(os.listdir("/dev/fd"))
+closed()
+assert len(closed() - before) == 2
+if os.fork() == 0:
+    assert not set(os.listdir("/dev/fd")) - before
+    assert len(closed() - before) == 1 and threading.active_count() == 2
+else:
+    assert os.wait()[1] == 0
+    assert len(set(os.listdir("/dev/fd")) - before) == 2
+"""
+    with listen(lab):
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]  # 3.12 warns of a fork beside a thread
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 async def by_anyio_stream(lab: Lab) -> None:
