@@ -24,7 +24,7 @@ class StallGrace:
     __slots__ = ("_on_over", "_timer", "over")
 
     def __init__(self, runtime: Runtime, on_over: Callable[[], object]) -> None:
-        self.over = False
+        self.over: bool = False
         """Whether the time is over."""
         self._on_over: Callable[[], object] | None = on_over
         self._timer: Timer | None = runtime.call_later(viability.STALL_GRACE, self._end)
