@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from bindsock.model.change import Cause
-from bindsock.netmon.turns import CallbackBudget
+from bindsock.netmon import crowd
+from bindsock.netmon.crowd import Crowd
 
 if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
@@ -31,29 +31,20 @@ _BATCH = 4
 """How many sockets are moved before the time budget is checked again."""
 
 
-class Member(Protocol):
+class Member(crowd.Member, Protocol):
     """The follower of one datagram socket."""
 
     seen: int
     """The number of the newest reading that it has seen; -1 if it must see the newest one again."""
 
-    def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """Move the socket to where it belongs now."""
 
-
-class DatagramFollowers:
-    """The followers of all datagram sockets, as one follower of the watcher.
-
-    :param watcher: the watcher, held weakly
-    """
+class DatagramFollowers(Crowd[Member]):
+    """The followers of all datagram sockets, as one follower of the watcher. The most recently used member is the last one."""
 
     def __init__(self, watcher: Watcher) -> None:
+        super().__init__(watcher)
         self.reading: int = 0
         """The number of the newest reading. A member that has not seen it gets it before it sends."""
-        self._watcher = weakref.ref(watcher)
-        self._budget = watcher.runtime.shared(CallbackBudget)
-        self._members: dict[int, Member] = {}
-        """The members, the most recently used one last."""
         self._order: list[Member] | None = []
         """The members that have not moved yet, the most recently used one last; ``None`` if they must be listed first, which
         takes some tenths of a millisecond for thousands of them."""
@@ -65,31 +56,8 @@ class DatagramFollowers:
 
     def follow(self, member: Member) -> None:
         """Pass each new reading to the member from now on."""
-        watcher = self._watcher()
-        assert watcher is not None
-        if not watcher.follows(self):
-            self._members.clear()
-            watcher.follow(self)
-        else:
-            watcher.statistics.tracked += 1
-            watcher.decide_ahead()
-        self._members[id(member)] = member
+        super().follow(member)
         member.seen = self.reading
-
-    def unfollow(self, member: Member) -> None:
-        """Pass no more readings to the member. Does nothing if it does not follow."""
-        watcher = self._watcher()
-        if self._members.pop(id(member), None) is None or watcher is None or not watcher.follows(self):
-            return
-        if self._members:
-            watcher.statistics.tracked -= 1
-        else:
-            watcher.unfollow(self)
-
-    def follows(self, member: Member) -> bool:
-        """Whether the member gets new readings. The timers of a member check this before they act."""
-        watcher = self._watcher()
-        return id(member) in self._members and watcher is not None and watcher.follows(self)
 
     def used(self, member: Member) -> None:
         """Record that the member has sent or received, so that it moves before the others. It need not call this each time."""

@@ -17,6 +17,7 @@ from bindsock.model.statistics import Statistics
 from bindsock.netmon.alarm import Alarm
 from bindsock.netmon.announcing import Announcements
 from bindsock.netmon.coalescing import QUIET, Coalescer
+from bindsock.netmon.crowd import InTurns
 from bindsock.netmon.listening import ChangeListener, Hold
 from bindsock.netmon.prefetch import PrefetchedDecisions
 from bindsock.netmon.reading import NetworkReader
@@ -368,7 +369,10 @@ class Followers:
         self._followers: dict[int, Follower] = {}
 
     def __iter__(self) -> Iterator[Follower]:
-        return iter(list(self._followers.values()))
+        """The crowd whose members wait for their turn is the last one, so that datagram sockets and dials go first."""
+        last = self.groups.get(InTurns)
+        found = [follower for follower in self._followers.values() if follower is not last]
+        return iter([*found, last] if last in self else found)
 
     def __contains__(self, follower: object) -> bool:
         return id(follower) in self._followers

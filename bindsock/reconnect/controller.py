@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bindsock.errors import InterfaceChanged
-from bindsock.netmon.turns import CallbackBudget
+from bindsock.netmon.crowd import in_turns
 from bindsock.reconnect.connecting import Connecting, ReconnectSettings
 from bindsock.reconnect.connection import CloseMode, Connection
 from bindsock.reconnect.draining import Draining
@@ -72,7 +72,8 @@ class Controller:
         self._deadline: Timer | None = None
         self._removal = _Removal()
         self._follower = _WeakFollower(self)
-        weakref.finalize(self, watcher.unfollow, self._follower).atexit = False
+        self._crowd = in_turns(watcher)
+        weakref.finalize(self, self._crowd.unfollow, self._follower).atexit = False
 
     async def start(self, protocol: asyncio.BaseProtocol) -> ReplaceableTransport:
         """Connect for the first time.
@@ -83,7 +84,7 @@ class Controller:
         self._follow(connection)
         self.transport = ReplaceableTransport(self._watcher.runtime, protocol, self, connection)
         try:
-            self._watcher.follow(self._follower)
+            self._crowd.follow(self._follower)
             protocol.connection_made(self.transport)
         except BaseException:
             self.abort()
@@ -109,7 +110,7 @@ class Controller:
 
     def refresh(self) -> None:
         """Process the newest reading of the network."""
-        if self._watcher.follows(self._follower):
+        if self._crowd.follows(self._follower):
             self.update(self._watcher.refresh())
 
     def update(self, decider: Decider) -> None:
@@ -219,7 +220,7 @@ class Controller:
             finally:
                 self._events.popleft()
         if self._machine.state is State.CLOSED:
-            self._watcher.unfollow(self._follower)
+            self._crowd.unfollow(self._follower)
 
     def _take(self, event: Event) -> None:
         before = self._machine.state
@@ -403,8 +404,7 @@ class _WeakFollower:
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         controller = self._controller()
         if controller is not None:
-            budget = controller._watcher.runtime.shared(CallbackBudget)
-            budget.do(functools.partial(controller.update, decider))
+            controller.update(decider)
 
 
 def _orders(connection: Connection, decider: Decider) -> Orders | None:
