@@ -370,9 +370,9 @@ class Followers:
 
     def __iter__(self) -> Iterator[Follower]:
         """The crowd whose members wait for their turn is the last one, so that datagram sockets and dials go first."""
-        last = self.groups.get(InTurns)
+        last: Follower | None = self.groups.get(InTurns)
         found = [follower for follower in self._followers.values() if follower is not last]
-        return iter([*found, last] if last in self else found)
+        return iter([*found, last] if last is not None and last in self else found)
 
     def __contains__(self, follower: object) -> bool:
         return id(follower) in self._followers
