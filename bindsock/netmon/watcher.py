@@ -301,6 +301,8 @@ class Watcher:
         cause = Cause.WAKE if self._reader.woke() else self._coalescer.due(now)
         if cause is not None or (held is not None and now >= held):
             self._read(cause or Cause.EVENTS)
+            self._set_alarm()
+            return  # what else is due has a turn of the loop of its own
         try:
             if self._prefetched.due is not None and now >= self._prefetched.due:
                 self._prefetched.prepare(self.latest)

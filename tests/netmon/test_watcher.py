@@ -16,7 +16,7 @@ import pytest
 
 from bindsock.errors import KernelError
 from bindsock.model.change import Cause, Change
-from bindsock.model.network import taken_down
+from bindsock.model.network import Network, taken_down
 from bindsock.netmon.announcing import GRACE
 from bindsock.netmon.coalescing import QUIET, RECONCILE
 from bindsock.netmon.listening import ChangeListener
@@ -132,6 +132,27 @@ def test_for_a_destination_that_is_new_it_is_decided_ahead_a_moment_later() -> N
         scene.wait(QUIET)
         scene.change(gone)
         assert {first, later} <= set(scene.watcher.latest.targets())
+
+
+def test_the_network_is_not_read_and_decided_ahead_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    with WatcherScene() as scene:
+        scene.change(BOTH)
+        read, prepare = scene.kernel.network, PrefetchedDecisions.prepare
+
+        def reading(*, partial: bool = False) -> Network:
+            log.append("read")
+            return read(partial=partial)
+
+        def deciding(prefetched: PrefetchedDecisions, decider: Decider) -> None:
+            log.append("decided ahead")
+            prepare(prefetched, decider)
+
+        monkeypatch.setattr(scene.kernel, "network", reading)
+        monkeypatch.setattr(PrefetchedDecisions, "prepare", deciding)
+        scene.clock.call_later(QUIET, log.append, "the program")
+        scene.wait(QUIET)
+    assert log == ["read", "the program", "decided ahead"]
 
 
 def test_nothing_is_decided_ahead_anew_without_a_new_destination() -> None:
