@@ -24,12 +24,20 @@ class Process(Child):
     """
 
     def __init__(self, module: str, *arguments: str, errors: int) -> None:
-        # In its own session the process gets no Ctrl-C from the terminal: the parent ends it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.chaos.{module}", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, cwd=_ROOT, start_new_session=True,
-        )  # fmt: skip
-        self._unread = b""
+        command = [sys.executable, "-m", f"tests.chaos.{module}", *arguments]
+
+        def start(commands: int, answers: int) -> tuple[int, int]:
+            # In its own session the process gets no Ctrl-C from the terminal: the parent ends it.
+            self._program = subprocess.Popen(
+                command, stdin=commands, stdout=answers, stderr=errors, cwd=_ROOT, start_new_session=True
+            )
+            return self._program.pid, os.pidfd_open(self._program.pid)
+
+        super().__init__(module, start)
+
+    def close(self) -> None:
+        super().close()
+        self._program.wait()
 
     def wait_until_ready(self) -> None:
         """Wait until the process accepts commands."""

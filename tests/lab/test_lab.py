@@ -514,6 +514,12 @@ def test_two_laboratories_do_not_meet(lab: Lab) -> None:
     assert seen_by_udp(lab, V4, "wifi0") == "wifi0"
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that were started by a process, and by these."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [descendant for child in children for descendant in descendants(child)]
+
+
 def test_an_exception_leaves_no_descriptor_and_no_child() -> None:
     def fail() -> None:
         with Lab() as lab, lab.inside():
@@ -521,11 +527,11 @@ def test_an_exception_leaves_no_descriptor_and_no_child() -> None:
             raise ZeroDivisionError
 
     before = set(os.listdir("/proc/self/fd"))
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    children = descendants(os.getpid())
     with pytest.raises(ZeroDivisionError):
         fail()
     assert set(os.listdir("/proc/self/fd")) == before
-    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == children
+    assert descendants(os.getpid()) == children
     assert "wifi0" not in {name for _, name in socket.if_nameindex()}
 
 
@@ -534,7 +540,9 @@ import os, time
 from bindsock.testing.lab import Lab
 with Lab() as lab, lab.inside():
     lab.vpn_up("policy")
-    print(*open(f"/proc/self/task/{os.getpid()}/children").read().split(), "/", *lab._namespaces.values(), flush=True)
+    helper = open(f"/proc/self/task/{os.getpid()}/children").read().strip()
+    children = open(f"/proc/{helper}/task/{helper}/children").read().split()
+    print(helper, *children, "/", *lab._namespaces.values(), flush=True)
     time.sleep(60)
 """
 
@@ -584,7 +592,7 @@ def test_nothing_survives_the_process_that_holds_it(
     assert holder.stdout is not None
     assert holder.stderr is not None
     children, namespaces = (part.split() for part in holder.stdout.readline().split("/"))
-    assert len(children) == 3
+    assert len(children) == 4
     assert len(namespaces) == 4
     for descriptor in namespaces:
         tie(own_namespace, f"tie{descriptor}", str(holder.pid), descriptor)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_args, overload
 
 from . import _vpn
-from ._child import Child
+from ._child import helper
 from ._namespaces import LabUnavailable, available, inside, new_namespace
 from ._netlink import IFF_RUNNING, IFF_UP
 from ._tap import Packet, Tap
@@ -116,7 +116,8 @@ class Lab:
             for name in NAMESPACES:
                 self._namespaces[name] = new_namespace()
                 undo.callback(os.close, self._namespaces[name])
-            self._server = Child(self._namespaces["server"], "_server.py")
+            processes = undo.enter_context(helper())
+            self._server = processes.child(self._namespaces["server"], "_server")
             undo.callback(self._server.close)
             families = [socket.AF_INET, *([socket.AF_INET6] if Path("/proc/sys/net/ipv6").exists() else [])]
             self._network = Uplinks(uplinks_of(self.uplinks, self._kinds), self._namespaces, families)
@@ -125,7 +126,7 @@ class Lab:
                 self._network.build()
             except OSError as exc:
                 raise LabUnavailable(f"the kernel refused to build the laboratory: {exc}") from exc
-            self._vpn = _vpn.Vpn(self._network, self._namespaces)
+            self._vpn = _vpn.Vpn(self._network, self._namespaces, processes)
             undo.callback(self._vpn.close)
             self._network.changed = self._vpn.follow
             addresses = [self.server.address(f) for f in families]

@@ -1,7 +1,7 @@
 """The echo server, a separate process: it answers over TCP, TLS and UDP with the source address that it saw.
 
-:mod:`._child` runs it as a script, so it only imports the standard library. Commands arrive as lines of JSON on standard input;
-    the process ends at the end of the input.
+:mod:`._helper` imports it without the package, so it only imports the standard library. Commands arrive as lines of JSON on
+standard input; the process ends at the end of the input.
 """
 
 from __future__ import annotations
@@ -133,7 +133,11 @@ async def obey(server: Server, command: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-async def main() -> None:
+def run() -> None:
+    asyncio.run(_serve())
+
+
+async def _serve() -> None:
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader(limit=1 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -144,8 +148,3 @@ async def main() -> None:
         except Exception as exc:  # noqa: BLE001 - the laboratory reports it to the user
             answer = {"error": f"{type(exc).__name__}: {exc}"}
         os.write(1, json.dumps(answer).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
-    os._exit(0)  # the interpreter's normal exit takes longer than everything else

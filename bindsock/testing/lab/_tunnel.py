@@ -1,9 +1,9 @@
 """Client and server of a userspace VPN: they exchange the IP packets of a TUN device in UDP datagrams, unencrypted.
 
-:mod:`._child` runs it as a script, so it only imports the standard library. Like WireGuard, the server sends to the address that
-    the client last sent from, and drops inner packets whose source address is not the client's. The client counts its own outer
-    packets (those to the VPN server's address) that come out of the tunnel, and stops at a limit, since a loop would use up the
-    processor.
+:mod:`._helper` imports it without the package, so it only imports the standard library. Like WireGuard, the server sends to the
+address that the client last sent from, and drops inner packets whose source address is not the client's. The client counts its
+own outer packets (those to the VPN server's address) that come out of the tunnel, and stops at a limit, since a loop would use up
+the processor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import select
 import socket
 import struct
-import sys
 from typing import Any
 
 _SO_BINDTOIFINDEX = 62
@@ -205,6 +204,5 @@ def open_tun(name: str) -> int:
     return descriptor
 
 
-if __name__ == "__main__":
-    (Client if sys.argv[1] == "client" else Server)(int(sys.argv[2])).run()
-    os._exit(0)  # the interpreter's normal exit would keep the device for another 20 ms
+def run(end: str, tun: int) -> None:
+    (Client if end == "client" else Server)(tun).run()

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 from bindsock.model.network import MAIN_TABLE
 
 from . import _netlink as netlink
-from ._child import Child
 from ._namespaces import LabUnavailable, inside
 from ._topology import DEFAULTS, LEAVES, Family
 from ._tunnel import open_tun
 
 if TYPE_CHECKING:
+    from ._child import Child, Helper
     from ._uplinks import Uplinks
 
 VpnMode = Literal["metric", "replace", "halves", "policy", "policy-kill", "split"]
@@ -73,8 +73,9 @@ class VpnCounters:
 class Vpn:
     """The TUN device, its routes, and the client and server processes."""
 
-    def __init__(self, uplinks: Uplinks, namespaces: dict[str, int]) -> None:
+    def __init__(self, uplinks: Uplinks, namespaces: dict[str, int], helper: Helper) -> None:
         self._uplinks = uplinks
+        self._helper = helper
         self._namespaces = namespaces
         self._server: Child | None = None
         self._client: Child | None = None
@@ -179,7 +180,7 @@ class Vpn:
     def _start_server(self) -> Child:
         tun = self._open_tun("vpn")
         try:
-            server = Child(self._namespaces["vpn"], "_tunnel.py", "server", str(tun), descriptors=[tun])
+            server = self._helper.child(self._namespaces["vpn"], "_tunnel", "server", descriptors=[tun])
         finally:
             os.close(tun)
         self._configure(_GATE, "vpn")
@@ -190,7 +191,7 @@ class Vpn:
         return server
 
     def _start_client(self, tun: int, outer: VpnOuter, loop_limit: int) -> None:
-        self._client = Child(self._namespaces["host"], "_tunnel.py", "client", str(tun), descriptors=[tun])
+        self._client = self._helper.child(self._namespaces["host"], "_tunnel", "client", descriptors=[tun])
         interface: int | None = 0
         if outer == "bound":
             best = self._uplinks.best
