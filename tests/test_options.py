@@ -184,7 +184,7 @@ PUBLIC = ["bindsock", "bindsock.anyio", "bindsock.blocking", "bindsock.proxy", "
 PUBLIC += [f"bindsock.integrations.{m.name}" for m in pkgutil.iter_modules(bindsock.integrations.__path__)]
 CONFIGURABLE = {"TransportFactory", "BlockingConnector", "Proxy", "EventLoop"}
 """The classes whose methods are called with keywords, too."""
-MADE_BY_BINDSOCK = {"Adoption", "Changes", "DatagramTransport", "Installation", "InterfaceAddress", "Statistics"}
+MADE_BY_BINDSOCK = {"Adoption", "Changes", "DatagramTransport", "Installation", "Interface", "InterfaceAddress", "Statistics"}
 """Classes whose objects a program gets from bindsock."""
 
 
