@@ -337,18 +337,21 @@ async def test_a_peer_that_does_not_end_a_blocking_connection_is_reset_after_a_w
 async def test_neither_an_exit_nor_a_forked_process_waits_for_the_peers_of_blocking_connections(lab: Lab) -> None:
     program = f"""
 import bindsock.blocking, os, threading
-def closed():
+def sockets():
+    links = [f"/dev/fd/{{name}}" for name in os.listdir("/dev/fd")]
+    return [link for link in links if os.path.islink(link) and os.readlink(link).startswith("socket:")]
+def close_one():
     bindsock.blocking.create_connection(({lab.server.ipv6!r}, {PORT})).close()
-    return set(os.listdir("/dev/fd"))
-before = set(os.listdir("/dev/fd"))
-closed()
-assert len(closed() - before) == 2
+close_one()
+close_one()
+assert len(sockets()) == 2
 if os.fork() == 0:
-    assert not set(os.listdir("/dev/fd")) - before
-    assert len(closed() - before) == 1 and threading.active_count() == 2
+    assert not sockets()
+    close_one()
+    assert len(sockets()) == 1 and threading.active_count() == 2
 else:
     assert os.wait()[1] == 0
-    assert len(set(os.listdir("/dev/fd")) - before) == 2
+    assert len(sockets()) == 2
 """
     with listen(lab):
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]  # 3.12 warns of a fork beside a thread
