@@ -92,6 +92,11 @@ class Announcements:
         for listener in list(self._listeners):
             listener.end()
 
+    @property
+    def postponed(self) -> bool:
+        """Whether :meth:`catch_up` has something to announce."""
+        return self._postponed is not None
+
     def postpone(self, cause: Cause) -> None:
         """Announce later, by :meth:`catch_up`, so that the program can send first."""
         self._postponed = cause

@@ -296,13 +296,16 @@ class Watcher:
         if not self._needed and now >= self._rest_at:
             self._rest()
             return
-        self._announcements.catch_up(now, self.latest)
+        if self._announcements.postponed:
+            self._announcements.catch_up(now, self.latest)
+            self._set_alarm()
+            return  # what else is due has a turn of the loop of its own
         held = self._announcements.held_until()
         cause = Cause.WAKE if self._reader.woke() else self._coalescer.due(now)
         if cause is not None or (held is not None and now >= held):
             self._read(cause or Cause.EVENTS)
             self._set_alarm()
-            return  # what else is due has a turn of the loop of its own
+            return
         try:
             if self._prefetched.due is not None and now >= self._prefetched.due:
                 self._prefetched.prepare(self.latest)

@@ -142,6 +142,7 @@ def test_the_network_is_not_read_and_decided_ahead_in_one_turn(monkeypatch: pyte
 
         def reading(*, partial: bool = False) -> Network:
             log.append("read")
+            scene.clock.call_soon(log.append, "the program")
             return read(partial=partial)
 
         def deciding(prefetched: PrefetchedDecisions, decider: Decider) -> None:
@@ -150,7 +151,6 @@ def test_the_network_is_not_read_and_decided_ahead_in_one_turn(monkeypatch: pyte
 
         monkeypatch.setattr(scene.kernel, "network", reading)
         monkeypatch.setattr(PrefetchedDecisions, "prepare", deciding)
-        scene.clock.call_later(QUIET, log.append, "the program")
         scene.wait(QUIET)
     assert log == ["read", "the program", "decided ahead"]
 
