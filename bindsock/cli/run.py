@@ -29,7 +29,7 @@ and programs that are not Python; --proxy is for those. The system resolves name
 
 examples:
   bindsock run -- python app.py
-  bindsock run -m http.client
+  bindsock run -m pip download requests
   bindsock run --interface eth0 -- uvicorn app:app
   bindsock run --report -- pytest tests
   bindsock run --proxy -- ./deploy.sh
