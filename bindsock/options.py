@@ -167,6 +167,21 @@ def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
         raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} number of seconds, not {value!r}")
 
 
+def buffer_limits(high: int | None, low: int | None, default: int) -> tuple[int, int]:
+    """The high and the low water mark of a write buffer, as ``set_write_buffer_limits()`` of asyncio completes them.
+
+    :param default: the high water mark if neither is given
+    :raises ValueError: the low one is above the high one, or negative
+    """
+    if high is None:
+        high = default if low is None else 4 * low
+    if low is None:
+        low = high // 4
+    if not high >= low >= 0:
+        raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+    return high, low
+
+
 def known_keywords_only(function: F) -> F:
     """Decorate a function so that an unknown keyword raises a :class:`TypeError` that names the nearest known keyword.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.datagram.drop_counter import SAMPLE_INTERVAL
 from bindsock.datagram.sender import Data, Sender
+from bindsock.options import buffer_limits
 
 if TYPE_CHECKING:
     from bindsock.datagram.mover import DatagramMover
@@ -142,13 +143,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         return self._low_water, self._high_water
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        if high is None:
-            high = _HIGH_WATER if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._high_water, self._low_water = high, low
+        self._high_water, self._low_water = buffer_limits(high, low, _HIGH_WATER)
         self._pause_or_resume()
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bindsock.errors import InterfaceChanged
+from bindsock.options import buffer_limits
 
 if TYPE_CHECKING:
     import ssl
@@ -202,14 +203,8 @@ class ReplaceableTransport(asyncio.Transport):
             self._connection.transport.write_eof()
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        if high is None:
-            high = _HIGH if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._limits = _Limits(high, low, chosen=True)
-        self._connection.transport.set_write_buffer_limits(high, low)
+        self._limits = _Limits(*buffer_limits(high, low, _HIGH), chosen=True)
+        self._connection.transport.set_write_buffer_limits(self._limits.high, self._limits.low)
         self.balance()
 
     def get_write_buffer_size(self) -> int:

@@ -15,11 +15,11 @@ import pytest_asyncio
 import bindsock
 from bindsock.stream import viability
 from bindsock.testing.lab import Lab
+from tests.streams import Connected, ended, works
 from tests.waiting import until
 
 pytestmark = pytest.mark.lab
 
-Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 LOSSES: dict[str, Callable[[Lab], object]] = {
     "admin down": lambda lab: lab.down("wifi0"),
@@ -72,20 +72,6 @@ async def connections(lab: Lab) -> AsyncIterator[Connections]:
     made = Connections(lab)
     yield made
     await made.close()
-
-
-async def ended(reader: asyncio.StreamReader) -> bindsock.InterfaceChanged:
-    with pytest.raises(bindsock.InterfaceChanged) as caught:
-        async with asyncio.timeout(20):
-            await reader.readline()
-    return caught.value
-
-
-async def works(connected: Connected) -> bool:
-    reader, writer = connected
-    writer.write(b"ping\n")
-    async with asyncio.timeout(20):
-        return await reader.readline() == b"ping\n"
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -27,6 +27,7 @@ from bindsock.stream.viability import IDLE, LATEST, SAMPLE, STALL_GRACE
 from bindsock.testing import interface, network
 from tests.scene import Scene
 from tests.stepped_loop import SteppedLoop
+from tests.streams import Connected, ended, works
 from tests.tls import tls_client_context, tls_server_context
 from tests.waiting import settle, until
 
@@ -46,8 +47,6 @@ NOWHERE = network(WIFI_DOWN)
 ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
 CELLULAR_WORKS = network(CELLULAR, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
 UNPLUGGED = network(WIFI_UNPLUGGED, ETHERNET, BY_WIFI, BY_ETHERNET)
-
-Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class StreamScene(Scene):
@@ -141,21 +140,6 @@ async def tls_scene() -> AsyncIterator[StreamScene]:
     await made.close()
 
 
-async def ended(reader: asyncio.StreamReader) -> InterfaceChanged:
-    """The error that a pending read raises."""
-    with pytest.raises(InterfaceChanged) as caught:
-        async with asyncio.timeout(20):
-            await reader.readline()
-    return caught.value
-
-
-async def still_works(connected: Connected) -> bool:
-    reader, writer = connected
-    writer.write(b"ping\n")
-    async with asyncio.timeout(20):
-        return await reader.readline() == b"ping\n"
-
-
 async def test_a_pending_read_wakes_with_the_reason(scene: StreamScene) -> None:
     reader, _ = await scene.open()
     read = asyncio.ensure_future(ended(reader))
@@ -198,7 +182,7 @@ async def test_tls_that_the_application_started_later_is_told(scene: StreamScene
     await settle()
     await writer.start_tls(tls_client_context(), server_hostname="localhost")
     assert writer.get_extra_info("ssl_object") is not None
-    assert await still_works((reader, writer))
+    assert await works((reader, writer))
     scene.kernel.change(ON_ETHERNET)
     await ended(reader)
 
@@ -275,7 +259,7 @@ async def test_kept_while_nothing_else_is_usable(scene: StreamScene) -> None:
     connected = await scene.open()
     scene.kernel.change(NOWHERE)
     await settle()
-    assert await still_works(connected)
+    assert await works(connected)
     scene.kernel.change(ON_ETHERNET)
     await ended(connected[0])
 
@@ -286,7 +270,7 @@ async def test_kept_if_what_was_lost_comes_back(scene: StreamScene) -> None:
     await settle()
     scene.kernel.change(ON_WIFI)
     await settle()
-    assert await still_works(connected)
+    assert await works(connected)
     assert scene.guards[0].error is None
 
 
@@ -307,14 +291,14 @@ async def test_carrier_that_comes_back_is_forgiven(scene: StreamScene) -> None:
         scene.change(ON_WIFI)
         scene.wait(STALL_GRACE / 4)
     scene.wait(10 * STALL_GRACE)
-    assert await still_works(connected)
+    assert await works(connected)
 
 
 async def test_carrier_is_lost_and_nothing_else_usable_for_long(scene: StreamScene) -> None:
     connected = await scene.open()
     scene.change(network(WIFI_UNPLUGGED, BY_WIFI))
     scene.wait(10 * STALL_GRACE)
-    assert await still_works(connected)
+    assert await works(connected)
     scene.change(UNPLUGGED)
     await ended(connected[0])
 
@@ -323,7 +307,7 @@ async def test_a_better_path_is_left_alone_within_a_cost_class(scene: StreamScen
     connected = await scene.open()
     scene.change(ETHERNET_BETTER)
     scene.wait(2 * LATEST)
-    assert await still_works(connected)
+    assert await works(connected)
 
 
 async def test_a_better_path_ends_what_is_to_be_aborted(scene: StreamScene) -> None:
@@ -365,7 +349,7 @@ async def test_a_better_path_that_goes_away_calls_it_off(scene: StreamScene, bac
     scene.wait(IDLE / 2)
     scene.change(back)
     scene.wait(2 * LATEST)
-    assert await still_works(connected)
+    assert await works(connected)
 
 
 async def test_keep_means_keep(scene: StreamScene) -> None:
@@ -373,7 +357,7 @@ async def test_keep_means_keep(scene: StreamScene) -> None:
     connected = await scene.open(better_path="keep")
     scene.change(CELLULAR_WORKS)
     scene.wait(2 * LATEST)
-    assert await still_works(connected)
+    assert await works(connected)
     scene.change(ON_ETHERNET)
     await ended(connected[0])
 
@@ -384,7 +368,7 @@ async def test_a_pinned_connection_waits_for_its_interface(scene: StreamScene) -
     await settle()
     scene.kernel.change(ON_ETHERNET)
     await settle()
-    assert await still_works(connected)
+    assert await works(connected)
     created_anew = interface("12: wifi0 wifi 192.0.2.5/24")
     scene.kernel.change(network(created_anew, ETHERNET, "default via 192.0.2.1 dev wifi0", BY_ETHERNET))
     assert (await ended(connected[0])).new_interface == "wifi0"
@@ -403,7 +387,7 @@ async def test_a_connection_moves_along_with_its_address(scene: StreamScene, bou
         scene.kernel.bind(sock, WIFI)
     scene.kernel.change(IN_BRIDGE)
     await settle()
-    assert await still_works(connected)
+    assert await works(connected)
     assert scene.guards[0].interface == "br0"
     assert scene.kernel.binds == ([("bind", "wifi0"), ("rebind", "br0")] if bound else [])
     assert scene.watcher.statistics.rebinds == 1
@@ -475,7 +459,7 @@ async def test_forgotten_followers_are_left_alone_by_their_timers(scene: StreamS
     scene.change(reading)
     scene.watcher.forget_followers()
     scene.wait(2 * LATEST)
-    assert await still_works(connected)
+    assert await works(connected)
 
 
 async def test_a_connection_that_is_being_closed_is_not_told_of_it(scene: StreamScene) -> None:
