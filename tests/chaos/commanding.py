@@ -31,7 +31,7 @@ class Process(Child):
             self._program = subprocess.Popen(
                 command, stdin=commands, stdout=answers, stderr=errors, cwd=_ROOT, start_new_session=True
             )
-            return self._program.pid, os.pidfd_open(self._program.pid)
+            return self._program.pid, os.pidfd_open(self._program.pid)  # type: ignore[attr-defined, unused-ignore]  # Linux only
 
         super().__init__(module, start)
 

@@ -174,7 +174,7 @@ class Child:
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)  # type: ignore[attr-defined, unused-ignore]  # Linux only
 
     def _ended(self, seconds: float) -> bool:
         """Whether the process ends within the time."""

@@ -34,7 +34,7 @@ def main(requests: socket.socket) -> None:
         if pid == 0:
             requests.close()
             _become(scripts[request["script"]], request["arguments"], *descriptors)
-        process = os.pidfd_open(pid)
+        process = os.pidfd_open(pid)  # type: ignore[attr-defined, unused-ignore]  # Linux only
         socket.send_fds(requests, [json.dumps(pid).encode()], [process])
         for descriptor in (process, *descriptors):
             os.close(descriptor)
