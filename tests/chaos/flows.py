@@ -63,6 +63,17 @@ class Flow:
         """A readable description of the conversation's state."""
         return "no endpoint"
 
+    @property
+    def place(self) -> str:
+        """The coroutines in which it waits, the outermost first."""
+        waiting: Any = self._task.get_coro() if self._task is not None else None
+        names = []
+        while (code := getattr(waiting, "cr_code", None)) is not None:
+            frame = waiting.cr_frame
+            names.append(f"{code.co_name}:{frame.f_lineno if frame is not None else 0}")
+            waiting = waiting.cr_await
+        return " > ".join(names[2:])
+
     async def run(self) -> None:
         raise NotImplementedError
 
@@ -422,6 +433,12 @@ class Churn(Flow):
         self._address = address
         self._interval = interval
         self._keywords = keywords
+        self._now = "nothing"
+        self._since = 0.0
+
+    @property
+    def state(self) -> str:
+        return f"{self._now} for {asyncio.get_running_loop().time() - self._since:.1f} s"
 
     async def run(self) -> None:
         ways: tuple[Callable[[], Awaitable[None]], ...] = (
@@ -433,6 +450,7 @@ class Churn(Flow):
         )
         while True:
             for way in ways:
+                self._now, self._since = way.__name__.strip("_"), asyncio.get_running_loop().time()
                 try:
                     await way()
                     self.progress += 1

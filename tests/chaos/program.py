@@ -127,7 +127,7 @@ class Program:
             "accepted": sum(flow.accepted for flow in self.datagrams),
             "statistics": dataclasses.asdict(bindsock.statistics()),
             "faults": faults,
-            "stuck": {flow.name: flow.state for flow in self.flows if flow.stuck},
+            "stuck": {flow.name: f"{flow.state}, in {flow.place}" for flow in self.flows if flow.stuck},
             "progress": {flow.name: flow.progress for flow in self.flows},
             "errors": {flow.name: dict(flow.errors) for flow in self.flows if flow.errors},
             "descriptors": descriptors() - self._lingering(),
