@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
     from bindsock.model.policy import Gateway, PolicyRule, Repair
@@ -347,6 +347,14 @@ class Kernel(Protocol):
 
         It detects paths that die without an event, beyond the first hop. An idle peer is probed now and then.
 
+        :raises OSError: the system refused
+        """
+
+    def probe(self, sock: socket.socket) -> Callable[[], None]:
+        """Let a connected stream socket ask its peer once a second, while it is idle, whether the peer still has the connection.
+        A peer that does not ends it with a reset.
+
+        :return: ends that. It holds the socket weakly, and never raises
         :raises OSError: the system refused
         """
 

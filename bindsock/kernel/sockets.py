@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import math
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from bindsock.errors import BindFailed
@@ -12,6 +14,7 @@ from bindsock.model.network import unmapped
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from bindsock.model.network import Interface
 
@@ -56,6 +59,30 @@ def rescoped(peer: Sockaddr, interface: Interface | None) -> Sockaddr:
     if interface is None or len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
         return peer
     return (peer[0].split("%", 1)[0], peer[1], peer[2], interface.index)
+
+
+def probe(sock: socket.socket, *options: tuple[int, int]) -> Callable[[], None]:
+    """Let an idle stream socket send a keep-alive probe every second.
+
+    :param options: the levels and numbers of the options for the seconds before the first probe and between two of them, and to
+        switch them on
+    :return: restores the options. It holds the socket weakly, and never raises
+    :raises OSError: the system refused
+    """
+    before = [(*option, sock.getsockopt(*option)) for option in options]
+    held = weakref.ref(sock)
+
+    def restore() -> None:
+        probing = held()
+        if probing is None:
+            return
+        with contextlib.suppress(OSError):
+            for level, option, value in before:
+                probing.setsockopt(level, option, value)
+
+    for option in options:
+        sock.setsockopt(*option, 1)
+    return restore
 
 
 class KeepAlive(NamedTuple):

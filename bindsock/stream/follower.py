@@ -19,12 +19,18 @@ from bindsock.stream.viability import Location, Viability, location_of
 from bindsock.stream.waiting import StallGrace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bindsock.model.decision import Path
     from bindsock.model.network import IPAddress
+    from bindsock.netmon.loop import Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
 _logger = logging.getLogger("bindsock")
+
+PROBED_FOR = 5.0
+"""Seconds for which the peer of a connection that was moved along with its address is asked whether it still has it."""
 
 
 class FollowerOwner(Protocol):
@@ -51,6 +57,7 @@ class PathFollower:
         "_grace",
         "_manager",
         "_owner",
+        "_probing",
         "_requirement",
         "_user_timeout",
         "_watcher",
@@ -70,6 +77,8 @@ class PathFollower:
         self._requirement = requirement
         self._owner = weakref.ref(owner)
         self._grace: StallGrace | None = None
+        self._probing: tuple[Timer, Callable[[], None]] | None = None
+        """What ends the probes of the peer, and when."""
         self._manager: SubflowManager | None = None
         self._user_timeout: UserTimeout | None = None
         paths = watcher.kernel.multipath
@@ -100,6 +109,7 @@ class PathFollower:
     def close(self) -> None:
         """Stop all timers. Nothing is called any more."""
         self._stop_waiting()
+        self._end_probing()
         if self._manager is not None:
             self._manager.suspend()
         if self._user_timeout is not None:
@@ -148,6 +158,7 @@ class PathFollower:
             # A socket that is not bound follows its address by itself.
             if kernel.bound(sock) is not None:
                 kernel.rebind(sock, interface)
+                self._probe(sock)
         except BindFailed as error:
             _logger.info("cannot move the connection to %s to %s along with its address: %s", target, interface, error)
             return False
@@ -155,6 +166,29 @@ class PathFollower:
         self.place = place
         self._watcher.statistics.rebinds += 1
         return True
+
+    def _probe(self, sock: socket.socket) -> None:
+        """Find out whether the peer still has the connection.
+
+        A packet that arrives when another interface has the address already, but the socket is not bound to it yet, matches no
+        socket, and the system answers it with a reset. This end would never hear of that.
+        """
+        self._end_probing()
+        try:
+            end = self._watcher.kernel.probe(sock)
+        except OSError as error:
+            _logger.info(
+                "cannot ask the peer of the connection to %s whether it still has it: %s", self._requirement.target, error
+            )
+            return
+        self._probing = self._watcher.runtime.call_later(PROBED_FOR, end), end
+
+    def _end_probing(self) -> None:
+        probing, self._probing = self._probing, None
+        if probing is not None:
+            timer, end = probing
+            timer.cancel()
+            end()
 
     def _order_subflows(self, manager: SubflowManager, facts: Facts, orders: SubflowOrders) -> Facts | None:
         subflows = facts.subflows

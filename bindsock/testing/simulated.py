@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bindsock.errors import BindFailed
@@ -48,7 +48,8 @@ class SimulatedKernel:
         self.readings: int = 0
         """How often the network was read."""
         self.binds: list[tuple[str, str]] = []
-        """The calls that changed sockets: ("bind", "rebind", "unbind" or "abort", interface) or ("set_user_timeout", seconds)."""
+        """The calls that changed sockets: ("bind", "rebind", "unbind" or "abort", interface),
+        ("set_user_timeout", seconds), or ("probe", "" or "ended")."""
         self.refuse: set[str] = set()
         """Names of interfaces to which binding fails with EPERM."""
         self.multipath: PathManager | None = None
@@ -133,6 +134,10 @@ class SimulatedKernel:
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         self.binds.append(("set_user_timeout", str(seconds)))
+
+    def probe(self, sock: socket.socket) -> Callable[[], None]:
+        self.binds.append(("probe", ""))
+        return lambda: self.binds.append(("probe", "ended"))
 
     def chosen_options(self, sock: socket.socket) -> frozenset[str]:
         return frozenset(multicast_options(sock))

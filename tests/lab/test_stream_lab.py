@@ -19,6 +19,7 @@ from tests.streams import Connected, ended, works
 from tests.waiting import until
 
 pytestmark = pytest.mark.lab
+_RESET = 4
 
 
 LOSSES: dict[str, Callable[[Lab], object]] = {
@@ -240,3 +241,28 @@ async def test_nothing_is_left_open(lab: Lab, connections: Connections) -> None:
         await asyncio.sleep(0.3)
         counts.append(len(os.listdir("/proc/self/fd")))
     assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+async def test_a_connection_that_was_reset_before_it_moved_along_with_its_address_ends(family: socket.AddressFamily) -> None:
+    """The address was on the new interface before the socket was bound to it: the kernel answered the peer with a reset."""
+    with Lab(uplinks=("wifi0",)) as lab, lab.inside(), lab.tap(outgoing=True, protocol="tcp") as tap:
+        lab.reply_delay(0.3)
+        async with bindsock.TransportFactory() as factory:
+            reader, writer = await factory.open_connection(lab.server.address(family), lab.server.tcp_port)
+            writer.write(b"hello\n")
+            await writer.drain()
+            await asyncio.sleep(0.1)  # the server has received it
+            tap.take()
+            lab.delete("wifi0")
+            lab.create("wifi0")
+            deadline = time.monotonic() + 20
+            while not any(packet.flags & _RESET for packet in tap.packets):  # the event loop must not run
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            async with asyncio.timeout(20):
+                with pytest.raises(ConnectionResetError):
+                    while await reader.readline():
+                        pass
+            assert factory.statistics().rebinds == 1
+            writer.close()

@@ -389,13 +389,14 @@ async def test_a_connection_moves_along_with_its_address(scene: StreamScene, bou
     await settle()
     assert await works(connected)
     assert scene.guards[0].interface == "br0"
-    assert scene.kernel.binds == ([("bind", "wifi0"), ("rebind", "br0")] if bound else [])
+    assert scene.kernel.binds == ([("bind", "wifi0"), ("rebind", "br0"), ("probe", "")] if bound else [])
     assert scene.watcher.statistics.rebinds == 1
     scene.kernel.change(network(BRIDGE, "default via 127.0.0.254 dev br0"))
     await settle()
     assert scene.guards[0].error is None
     scene.kernel.change(ON_ETHERNET)
     assert (await ended(connected[0])).interface == "br0"
+    assert not bound or ("probe", "ended") in scene.kernel.binds
 
 
 async def test_a_connection_that_may_not_move_is_ended(scene: StreamScene) -> None:

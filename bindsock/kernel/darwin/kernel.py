@@ -18,7 +18,7 @@ from bindsock.model.tables import TableAnswers, routes_of, tabulated
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bindsock.kernel import EventSource
     from bindsock.kernel.darwin.syscalls import Syscalls
@@ -146,6 +146,10 @@ class DarwinKernel:
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """TCP_RXT_CONNDROPTIME, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
         sockets.set_user_timeout(sock, seconds)
+
+    def probe(self, sock: socket.socket) -> Callable[[], None]:
+        """Keep-alive probes, whose options are restored."""
+        return sockets.probe(sock)
 
     def close(self) -> None:
         """Close the socket for ioctls; the next call opens another one."""

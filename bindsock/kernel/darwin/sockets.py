@@ -15,10 +15,13 @@ from ctypes import sizeof
 from typing import TYPE_CHECKING
 
 from bindsock.errors import BindFailed
+from bindsock.kernel import sockets as shared
 from bindsock.kernel.darwin import abi
 from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface
 
@@ -125,6 +128,12 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
     sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPINTVL, timing.interval)
     sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_KEEPCNT, timing.probes)
     sock.setsockopt(abi.IPPROTO_TCP, abi.TCP_RXT_CONNDROPTIME, max(1, math.ceil(seconds)))
+
+
+def probe(sock: socket.socket) -> Callable[[], None]:
+    """See :func:`bindsock.kernel.sockets.probe`."""
+    tcp = abi.IPPROTO_TCP
+    return shared.probe(sock, (tcp, abi.TCP_KEEPALIVE), (tcp, abi.TCP_KEEPINTVL), (abi.SOL_SOCKET, abi.SO_KEEPALIVE))
 
 
 def bound(sock: socket.socket) -> int | None:

@@ -24,7 +24,7 @@ from bindsock.model.network import FAMILIES, Network, family_of, unmapped
 from bindsock.model.rejection import Departure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from bindsock.model.network import Interface, IPAddress, Lookups, Route
     from bindsock.model.rejection import Rejection
@@ -256,6 +256,10 @@ class LinuxKernel:
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """TCP_USER_TIMEOUT, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
         sockets.set_user_timeout(sock, seconds)
+
+    def probe(self, sock: socket.socket) -> Callable[[], None]:
+        """Keep-alive probes, whose options are restored."""
+        return sockets.probe(sock)
 
     def close(self) -> None:
         """Close the netlink sockets; the next call opens them again."""

@@ -20,6 +20,7 @@ import termios
 from typing import TYPE_CHECKING
 
 from bindsock.errors import BindFailed
+from bindsock.kernel import sockets as shared
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
@@ -285,6 +286,12 @@ def set_user_timeout(sock: socket.socket, seconds: float) -> None:
         # Multipath sockets do not have this option, only the probes of an idle connection (net/mptcp/sockopt.c).
         if sock.proto != mptcp.IPPROTO_MPTCP or error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):
             raise
+
+
+def probe(sock: socket.socket) -> Callable[[], None]:
+    """See :func:`bindsock.kernel.sockets.probe`."""
+    tcp = socket.IPPROTO_TCP
+    return shared.probe(sock, (tcp, _TCP_KEEPIDLE), (tcp, _TCP_KEEPINTVL), (socket.SOL_SOCKET, socket.SO_KEEPALIVE))
 
 
 def needs_lingering_close(sock: socket.socket) -> bool:
