@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import select
 import socket
+import struct
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import bindsock
 from bindsock import kernel as kernels
+from bindsock.kernel.linux import sockets as kernel_sockets
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.model.network import Interface, IPAddress
@@ -324,3 +326,47 @@ async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endp
             await ping(streams, b"y\n")
     paths.close()
     assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & 4] == []
+
+
+async def test_nothing_enters_the_tunnel_if_an_interface_comes_up_as_its_subflow_is_removed(
+    lab: Lab, path_manager: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would end the subflow in an orderly way, and answer the peer's FIN by the routing table."""
+    source = await serve(family=socket.AF_INET6)
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    lab.vpn_up("metric")
+    with lab.tap(interface="tun0", protocol="tcp") as tap:
+        sock = await _connected(source, wifi)
+        streams = await asyncio.open_connection(sock=sock)
+        with closing(streams[1]):
+            await ping(streams, b"x\n")
+            paths = PathManager()
+            paths.register(sock)
+            second = paths.add(sock, ethernet)
+
+            def addresses() -> list[IPAddress]:
+                return sorted(subflow.local for subflow in paths.subflows(sock) or ())
+
+            await until(lambda: second in addresses() and len(addresses()) == 2)
+            # It was down a moment ago.
+            monkeypatch.setattr(kernel_sockets, "is_running", lambda index: index != ethernet.index)
+            assert paths.remove(sock, second, "lost")
+            await until(lambda: second not in addresses())
+            await until(lambda: not served(lab, second), seconds=20)
+            await ping(streams, b"y\n")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
+        paths.release(sock)
+        await until(lambda: not paths.sweep())
+    paths.close()
+    assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & 4] == []
+
+
+def served(lab: Lab, client: IPAddress) -> list[str]:
+    """The server's TCP connections with a client's address, as lines of ``/proc/net/tcp6``."""
+    words = struct.unpack("=4I", client.packed)
+    remote = "".join(f"{word:08X}" for word in words)
+    with lab.inside("server"):
+        lines = Path("/proc/thread-self/net/tcp6").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[2].startswith(remote)]

@@ -36,7 +36,7 @@ from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from bindsock.kernel import RemovalReason
     from bindsock.kernel.linux.mptcp.commands import Endpoint
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
+_AT_ONCE = struct.pack("=ii", 1, 0)
+"""SO_LINGER: end by a reset."""
 _EXIT_SECONDS = 0.5
 """How long the process, when it exits, waits for connections to end."""
 _ENDING_SECONDS = 0.5
@@ -200,7 +202,8 @@ class PathManager:
                 # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound to
                 # (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
                 self._reset(sock, remaining)
-            self._destroy(connection, address, remaining)
+            with _ending_by_reset([sock], address):
+                self._destroy(connection, address, remaining)
             if address.version == 6:
                 self._reset(sock, remaining)
         elif why == "lost":
@@ -288,6 +291,10 @@ class PathManager:
             needing |= {token for token in here if ours.get(token, address) == address}
         return needing - {besides.token} if besides is not None else needing
 
+    def _having(self, address: IPAddress) -> list[socket.socket]:
+        """The sockets of this process's connections that have a subflow with an address."""
+        return [sock for sock in self._connections if sock.fileno() != -1 and self._remaining(sock, address)]
+
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
         return [state.subflow for state in mptcp.states(sock) or () if state.subflow.local == address]
@@ -325,7 +332,8 @@ class PathManager:
             remaining = self._remaining(sock, address) if sock.fileno() != -1 else []
             stale = [subflow for subflow in remaining if self.bound(sock, subflow) not in (0, interface.index)]
             if stale and connection.userspace:
-                self._destroy(connection, address, stale)
+                with _ending_by_reset([sock], address):
+                    self._destroy(connection, address, stale)
             elif stale:
                 self._reset(sock, stale)
                 connection.indexes[address] = interface.index
@@ -390,7 +398,8 @@ class PathManager:
         if stale or address in self._added:
             # A new number: the peer is told by the new subflow that the old number is gone.
             del attributes[commands.ADDR_ID]
-        self._commands.remove_endpoint(address, endpoint.identifier)
+        with _ending_by_reset(self._having(address), address):
+            self._commands.remove_endpoint(address, endpoint.identifier)
         self._commands.restore_endpoint(attributes)
         if address in self._added:
             self._added[address] = interface.index
@@ -416,7 +425,7 @@ class PathManager:
 
         After an orderly end of an IPv6 subflow, whichever program's, the kernel would answer the peer's FIN by the routing table:
         so they are reset. Where nothing leaves the peer would not hear of that: there the kernel tells it first, by another
-        subflow.
+        subflow. Meanwhile the interface may come up: the kernel resets those of this process itself then.
 
         :param first: the address may be that of a first subflow, which has no endpoint but the number 0
         """
@@ -427,9 +436,30 @@ class PathManager:
         working = [listed for listed in ending if sockets.is_running(listed.bound)]
         _reset_listed(self._diag_channel, working)
         identifiers = [endpoint.identifier for endpoint in self._commands.endpoints() if endpoint.address == address]
-        for identifier in [*identifiers, *([0] if first else [])]:
-            self._commands.remove_endpoint(address, identifier)
+        with _ending_by_reset(self._having(address), address):
+            for identifier in [*identifiers, *([0] if first else [])]:
+                self._commands.remove_endpoint(address, identifier)
         _reset_listed(self._diag_channel, [listed for listed in ending if listed not in working])
+
+
+@contextlib.contextmanager
+def _ending_by_reset(socks: list[socket.socket], address: IPAddress) -> Iterator[None]:
+    """Let the kernel end IPv6 subflows by a reset while it carries out an order.
+
+    It closes them as if the program had set SO_LINGER to 0 (``net/mptcp/sockopt.c``, mptcp_setsockopt_sol_socket_linger). It does
+    not end them in an orderly way then, whatever the interface does meanwhile.
+    """
+    before: list[tuple[socket.socket, bytes]] = []
+    try:
+        for sock in socks if address.version == 6 else ():
+            with contextlib.suppress(OSError):
+                before.append((sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_AT_ONCE))))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        yield
+    finally:
+        for sock, linger in before:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def _listed(diag_channel: Channel, address: IPAddress) -> list[sock_diag.ListedSubflow]:
