@@ -32,7 +32,9 @@ from bindsock.options import (
     RECONNECT_TIMEOUT,
     BetterPath,
     check_better_path,
+    check_flag,
     check_interface,
+    check_resolver,
     connect_options,
     known_keywords_only,
 )
@@ -294,6 +296,8 @@ def loop_factory(
     """
     check_interface(interface)
     check_better_path(better_path)
+    check_resolver(resolver)
+    check_flag("repair_routes", repair_routes)
 
     def make_factory() -> TransportFactory:
         return TransportFactory(

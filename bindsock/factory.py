@@ -33,7 +33,9 @@ from bindsock.options import (
     BetterPath,
     ConnectOptions,
     check_better_path,
+    check_flag,
     check_interface,
+    check_resolver,
     connect_options,
     datagram_options,
     known_keywords_only,
@@ -82,6 +84,8 @@ class TransportFactory:
     ) -> None:
         check_interface(interface)
         check_better_path(better_path)
+        check_resolver(resolver)
+        check_flag("repair_routes", repair_routes)
         self._connector = Connector(
             kernel if kernel is not None else kernels.current(),
             preferences if preferences is not None else Preferences(),

@@ -77,8 +77,7 @@ class ConnectOptions:
             _check_seconds("drain_timeout", self.drain_timeout, zero=True)
         if self.reconnect_timeout is not RECONNECT_TIMEOUT:
             _check_seconds("reconnect_timeout", self.reconnect_timeout)
-        if self.multipath is not False and self.multipath is not True:
-            raise TypeError(f"multipath must be True or False, not {self.multipath!r}")
+        check_flag("multipath", self.multipath)
         if self.drain_timeout is None:
             raise TypeError("drain_timeout must be a number of seconds, not None")
         if self.sock is not None and self.connect_timeout != CONNECT_TIMEOUT:
@@ -156,6 +155,30 @@ def check_better_path(choice: object) -> None:
     if choice not in choices:
         *others, last = map(repr, choices)
         raise ValueError(f"better_path must be {', '.join(others)} or {last}, not {choice!r}")
+
+
+def check_resolver(resolver: object, *, by_name: bool = True) -> None:
+    """Check what is to resolve names.
+
+    :param by_name: whether ``"interface"`` is one of the choices
+    :raises TypeError: it is no resolver
+    :raises ValueError: it is another name
+    """
+    choices = "'interface' or a resolver" if by_name else "a resolver"
+    if isinstance(resolver, str) and not (by_name and resolver == "interface"):
+        raise ValueError(f"resolver must be {choices}, not {resolver!r}")
+    if not (resolver is None or isinstance(resolver, str) or callable(resolver) or hasattr(resolver, "on")):
+        raise TypeError(f"resolver must be {choices}, not {resolver!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check the value of a keyword that is on or off.
+
+    :param name: the keyword
+    :raises TypeError: it is neither ``True`` nor ``False``
+    """
+    if value is not False and value is not True:
+        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:

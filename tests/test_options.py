@@ -308,6 +308,21 @@ def test_a_factorys_own_choices_are_checked(make: Callable[..., Any]) -> None:
         make(better_path="abrot")
     with pytest.raises(TypeError, match="interface must be"):
         make(interface=3)
+    with pytest.raises(ValueError, match=r"resolver must be .*a resolver, not 'interfaces'"):
+        make(resolver="interfaces")
+    with pytest.raises(TypeError, match=r"resolver must be .*a resolver, not 3"):
+        make(resolver=3)
+
+
+@pytest.mark.parametrize("make", [bindsock.TransportFactory, bindsock.loop_factory])
+def test_what_is_on_or_off_is_nothing_else(make: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="repair_routes must be True or False, not 'no'"):
+        make(repair_routes="no")
+
+
+def test_a_resolver_of_asyncio_is_refused_for_trio() -> None:
+    with pytest.raises(ValueError, match="resolver must be a resolver, not 'interface'"):
+        bindsock.anyio.TransportFactory(resolver="interface")  # type: ignore[arg-type]
 
 
 async def test_what_only_counts_for_replaced_connections_is_not_ignored_elsewhere() -> None:

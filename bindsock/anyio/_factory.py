@@ -28,6 +28,7 @@ from bindsock.options import (
     ConnectOptions,
     check_better_path,
     check_interface,
+    check_resolver,
     known_keywords_only,
 )
 from bindsock.routing.effective import Preferences
@@ -72,6 +73,7 @@ class TransportFactory:
     ) -> None:
         check_interface(interface)
         check_better_path(better_path)
+        check_resolver(resolver, by_name=False)
         self._preferences = preferences if preferences is not None else Preferences()
         self._interface = interface
         self._kernel = kernel if kernel is not None else kernels.current()

@@ -75,8 +75,8 @@ class ScriptedKernel(SimulatedKernel):
         self.routeless: set[str] = set()
         self.too_long: set[bytes] = set()
         self.intruders: list[bytes] = []
-        self.reads = 0
         """Datagrams of other senders, for the next reads."""
+        self.reads = 0
 
     def carry(self, sock: socket.socket, data: bytes) -> bool:
         index = self.bound(sock)
