@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # aiohttp 3.14.5: who resolves names when aiodns 4.0.4 happens to be installed.
 # Guess: the event loop's getaddrinfo(), unless a resolver is passed to the connector.
-# Seen: once aiodns can be imported, c-ares resolves, and loop.getaddrinfo() (an overridden one, too) is not asked any more. Any other
-#   package that depends on aiodns brings this about.
+# Seen: once aiodns can be imported, c-ares resolves, and loop.getaddrinfo() (an overridden one, too) is not asked any more. It is
+#   enough that another package depends on aiodns.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages aiohttp==3.14.5 aiodns==4.0.4

@@ -2,7 +2,7 @@
 # aioquic 1.7.2: aioquic.asyncio.connect() to a name with two addresses, of which the first does not answer.
 # Guess: the second is tried, at the latest when the first has been refused.
 # Seen: only the first address of getaddrinfo() is used. The refusal (ICMP) is not noticed, nothing is sent to the second address, and
-#   after the idle timeout comes a ConnectionError without a message.
+#   after the idle timeout a ConnectionError without a message is raised.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages aioquic==1.7.2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # anyio 4.16.0: a connected UDP socket whose peer answers with ICMP "port unreachable".
 # Guess: a pending receive() raises BrokenResourceError on every backend.
-# Seen: on trio it does; on asyncio and uvloop it goes on waiting, and the next send() succeeds as well. Only a timeout of one's own ends it.
+# Seen: on trio it does; on asyncio and uvloop it goes on waiting, and the next send() succeeds as well. Only a timeout that the program sets ends it.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages anyio==4.16.0 trio==0.35.0 uvloop==0.23.0

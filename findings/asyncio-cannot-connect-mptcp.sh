@@ -2,7 +2,7 @@
 # asyncio of CPython 3.11.7, 3.12.1, 3.13.0, aiohappyeyeballs 2.7.1, uvloop 0.23.0: loop.sock_connect() on a multipath TCP socket, to a numeric address.
 # Guess: a numeric address needs no resolver, and an IPPROTO_MPTCP socket is a stream socket like any other.
 # Seen: asyncio gives the address to getaddrinfo() with protocol 262, which knows no such protocol (gaierror -7). aiohappyeyeballs, by
-#   which aiohttp dials, fails likewise. uvloop connects.
+#   which aiohttp dials, fails in the same way. uvloop connects.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages uvloop==0.23.0 aiohappyeyeballs==2.7.1

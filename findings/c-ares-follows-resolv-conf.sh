@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # aiodns 4.0.4, pycares 5.2.1 (c-ares): /etc/resolv.conf is replaced while a resolver exists, as at a change of network.
-# Guess: the servers were read when the resolver was made, and stay until it is made anew.
+# Guess: the servers were read when the resolver was made, and stay until a new one is made.
 # Seen: a thread of c-ares notices the new file by itself, and an existing resolver has the new servers a moment later.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"

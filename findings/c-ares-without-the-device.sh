@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # aiodns 4.0.4, pycares 5.2.1 (c-ares): local_dev= names a device that does not exist (any more).
 # Guess: an error, when the resolver is made or at the first query.
-# Seen: neither; the query goes out unbound, by the default route, and is answered as if nothing were amiss.
+# Seen: neither; the query goes out unbound, by the default route, and is answered.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages aiodns==4.0.4 pycares==5.2.1

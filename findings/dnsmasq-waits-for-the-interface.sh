@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # dnsmasq 2.90-4~deb12u2: --server=ADDRESS@INTERFACE where the interface does not exist yet.
 # Guess: it refuses to start, or at least warns, as it does for --interface.
-# Seen: it starts, logs "using nameserver ... (via wan9)" as if all were well, and answers every query REFUSED until the interface appears;
+# Seen: it starts, logs "using nameserver ... (via wan9)" without a warning, and answers every query REFUSED until the interface appears;
 #   from then on it works without a restart.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"

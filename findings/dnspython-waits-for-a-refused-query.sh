@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # dnspython 2.9.2: a query over UDP to a resolver that is not running (127.0.0.1, nothing on the port).
 # Guess: the kernel reports "connection refused" at once, and so does dnspython.
-# Seen: the sockets are not connected, so the refusal is never told: the query takes its whole timeout, sync and on asyncio.
+# Seen: the sockets are not connected, so the refusal is never reported: the query takes its whole timeout, sync and on asyncio.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages dnspython==2.9.2

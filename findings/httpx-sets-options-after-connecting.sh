@@ -2,7 +2,7 @@
 # httpx 0.28.1, httpcore 1.0.9: HTTPTransport(socket_options=[(SOL_SOCKET, SO_BINDTODEVICE, b"wan1")]), beside a default route by wan0.
 # Guess: socket options are set before the connection is made, so the request leaves by wan1.
 # Seen: they are set on the connected socket: the handshake has gone out by wan0, its replies are no longer accepted, and the
-#   request ends with ReadTimeout (async, sync alike). Options that only matter before connect() come too late without an error.
+#   request ends with ReadTimeout (async and sync). Options that only matter before connect() come too late without an error.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages httpx==0.28.1 httpcore==1.0.9 anyio==4.16.0

@@ -2,7 +2,7 @@
 # iproute2 6.1.0-3: "ip route get ADDRESS oif wan1" where no route leaves by wan1.
 # Guess: "Network is unreachable" and status 2, for IPv4 as for IPv6.
 # Seen: for IPv4 a route is printed, without a gateway, status 0: the destination is taken for a neighbour on the link, as a bound socket
-#   would do, which then waits for ARP. Only with "fibmatch" does it say that there is none. IPv6 says so at once.
+#   would do, which then waits for ARP. With "fibmatch" it says that there is none. IPv6 says so without it.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 debian iproute2=6.1.0-3

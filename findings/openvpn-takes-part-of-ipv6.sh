@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # OpenVPN 2.6.14-0+deb12u2: --redirect-gateway def1 ipv6.
 # Guess: what def1 does for IPv4: two halves, ::/1 and 8000::/1, beside the untouched default.
-# Seen: ::/3, 2000::/4, 3000::/4 and fc00::/7. A test for "two routes of length 1" does not see it,
+# Seen: ::/3, 2000::/4, 3000::/4 and fc00::/7. A test for "two routes of length 1" does not find them,
 #   and the rest (4000:: to fbff::, unassigned today) keeps the old default.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"

@@ -2,7 +2,7 @@
 # httpx 0.28.1 (socksio 1.0.0), python-socks 3.2.1 (aiohttp-socks), websockets 17.4, requests 2.34.2 (PySocks 1.7.1): socks5:// and socks5h://.
 # Guess: as in curl, socks5:// resolves the name here and socks5h:// leaves it to the proxy.
 # Seen: httpx and python-socks send the name to the proxy for socks5:// as well, so names that only this side can resolve fail; and
-#   python-socks does not know socks5h:// (ValueError). requests and websockets do as curl does.
+#   python-socks does not know socks5h:// (ValueError). requests and websockets do what curl does.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 packages 'httpx[socks]==0.28.1' python-socks==3.2.1 websockets==17.4 'requests[socks]==2.34.2' PySocks==1.7.1 socksio==1.0.0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # iproute2 6.1.0-3: "ss --kill" by a user without CAP_NET_ADMIN.
 # Guess: it fails: a status other than 0.
-# Seen: a line on standard error, status 0, and the connection stands; a script that looks at the status believes it gone.
+# Seen: a line on standard error, status 0, and the connection stays open; a script that checks the status believes that it is closed.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 debian iproute2=6.1.0-3

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # openssh-client 1:9.2p1, curl 7.88.1: "ssh -B wan1" and "curl --interface wan1" (as root), beside a default route by wan0.
 # Guess: both bind the socket to the device, as "ping -I" does, and leave by wan1.
-# Seen: curl does; ssh only takes wan1's address as its source, and its packets leave by wan0, as the default route has it.
+# Seen: curl does; ssh only takes wan1's address as its source, and its packets leave by wan0, by the default route.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 two_uplinks

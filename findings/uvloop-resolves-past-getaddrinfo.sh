@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # uvloop 0.23.0: a loop class that overrides getaddrinfo(), to ask a resolver of its own.
-# Guess: create_connection(host) resolves by self.getaddrinfo(), as asyncio's documentation and code have it.
+# Guess: create_connection(host) resolves by self.getaddrinfo(), as asyncio documents and does.
 # Seen: on a subclass of uvloop.Loop the override is never called; libuv's resolver is asked.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"

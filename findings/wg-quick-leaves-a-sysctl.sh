@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # wireguard-tools 1.0.20210914-1+b1, wireguard-go 0.0.20220316-1+b4: "wg-quick up" with a default route, then "wg-quick down".
 # Guess: down undoes what up did: link, routes, rules, firewall and sysctl.
-# Seen: all but net.ipv4.conf.all.src_valid_mark, which up sets to 1 and which stays so for the whole namespace.
+# Seen: all but net.ipv4.conf.all.src_valid_mark, which up sets to 1 and down leaves at 1, for the whole namespace.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 debian wireguard-tools=1.0.20210914-1+b1 wireguard-go=0.0.20220316-1+b4 nftables=1.0.6-2+deb12u2

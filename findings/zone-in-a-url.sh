@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # httpx 0.28.1, aiohttp 3.14.5, websockets 17.4, requests 2.34.2: a link-local address with a zone in a URL.
-# Guess: http://[fe80::1%25wan0]/ works, as RFC 6874 has it, and as in curl.
+# Guess: http://[fe80::1%25wan0]/ works, as in RFC 6874 and in curl.
 # Seen: it works in none of the four. The bare %wan0 works in httpx, aiohttp and websockets, which also send the zone to the server in the
 #   Host header; in requests neither works.
 set -euo pipefail

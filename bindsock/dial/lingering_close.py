@@ -193,7 +193,7 @@ class LingeringSockets:
         """Take a duplicate of a connection that the program has closed, wait for the peer, and close it.
 
         :param sock: a duplicate that this object owns; the other descriptors of the connection are closed already
-        :param kernel: as :meth:`LingerQueue.add` has it
+        :param kernel: as for :meth:`LingerQueue.add`
         """
         if self._runtime.closed:
             sock.close()

@@ -85,7 +85,7 @@ def states(sock: socket.socket) -> list[State] | None:
 def subflows_not_ended(sock: socket.socket) -> list[IPAddress] | None:
     """The remote addresses of the subflows whose peer has not sent its FIN, also after the end of the stream.
 
-    :return: ``None`` as :func:`states` has it
+    :return: ``None`` as for :func:`states`
     """
     entries = _entries(sock)
     if entries is None:
