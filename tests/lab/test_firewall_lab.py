@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("iptables") or not shutil.which("nft"), reason="there is no iptables or no nft"),
 ]
 
+REPOSITORY = Path(__file__).parents[2]
 REDIRECT = """
 table ip t {
   chain sub { meta l4proto tcp redirect to :12300; }
@@ -76,11 +78,11 @@ async def test_a_firewall_on_the_way_that_says_so_is_told(lab: Lab, family: sock
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
 WITHOUT_PRIVILEGE = """
-import asyncio, os, sys
+import asyncio, sys
 import bindsock.anyio, bindsock.blocking, bindsock.default, bindsock.eventloop, bindsock.kernel.linux
 import anyio, concurrent.futures.thread, encodings.idna, trio
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+from tests.unprivileged import drop_privileges
+drop_privileges()
 way, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 async def by_asyncio():
     await bindsock.open_connection(host, port)
@@ -136,7 +138,7 @@ def reject_with_a_reset(by: str, family: socket.AddressFamily) -> None:
 def said(way: str, host: str, port: int) -> str:
     """The error that an unprivileged program gets from connect."""
     command = [sys.executable, "-c", WITHOUT_PRIVILEGE, way, host, str(port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
 
 

@@ -37,6 +37,7 @@ from tests.waiting import until
 __all__ = ["path_manager", "serve", "source"]
 
 RESET = 4
+SO_RCVBUFFORCE = 33
 
 pytestmark = [
     pytest.mark.lab,
@@ -340,10 +341,21 @@ async def test_interfaces_that_are_deleted_and_made_again_with_their_addresses(
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 3)
 
 
+def may_fix_buffers() -> bool:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 12)
+        except PermissionError:
+            return False
+        return True
+
+
 @pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
-@pytest.mark.parametrize("most", [6 << 20, 32 << 20], ids=["as large as can be", "may grow"])
+@pytest.mark.parametrize("most", [6 << 20, 512 << 20], ids=["as large as can be", "may grow"])
 async def test_a_subflow_that_joins_late_can_receive_as_much(lab: Lab, path_manager: str, source: Source, most: int) -> None:
     """The kernel starts with a small buffer, and the sender waits for its retransmission timer when the buffer is full."""
+    if most == 6 << 20 and not may_fix_buffers():
+        pytest.skip("a receive buffer of the largest size needs CAP_NET_ADMIN outside of user namespaces")
     Path("/proc/sys/net/ipv4/tcp_rmem").write_text(f"4096 131072 {most}", encoding="ascii")
     reader, writer = await bindsock.open_connection(*source.address, multipath=True)
     with closing(writer):

@@ -238,7 +238,7 @@ def test_an_uplink_without_an_address_does_not_send_from_a_tunnels(world: World,
 
 def test_an_ipv6_uplink_with_nothing_but_a_link_local_address_sends_from_the_loopbacks(world: World, kernel: LinuxKernel) -> None:
     without_defaults()
-    ip("-6 addr del fd10:2::2/64 dev eth0", "-6 addr del fd10:1::2/64 dev wifi0", "-6 addr add fd10:77::1/128 dev lo")
+    ip("-6 addr del fd10:2::2/64 dev eth0", "-6 addr del fd10:1::2/64 dev wifi0", "-6 addr add fd10:77::1/128 dev lo nodad")
     ip(f"-6 route add default via {link_local(world, 'eth0')} dev eth0")
     assert sent(world, kernel, SERVER6) == ("eth0", "fd10:77::1")
 

@@ -145,7 +145,7 @@ def level_receive_buffers(sock: socket.socket) -> None:
     ``SO_RCVLOWAT`` above the capacity of the buffers enlarges all of them at once, and does not fix their size as ``SO_RCVBUF``
     would (``net/mptcp/sockopt.c``, mptcp_set_rcvlowat, Linux 6.7). The kernel does not tell the capacity, so the option is
     raised in small steps. This can enlarge a buffer to half of the maximum (``net.ipv4.tcp_rmem``); the size of a larger one is
-    fixed by ``SO_RCVBUFFORCE``.
+    fixed by ``SO_RCVBUFFORCE``, which needs CAP_NET_ADMIN outside of user namespaces.
     """
     with contextlib.suppress(OSError):
         before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
