@@ -96,8 +96,8 @@ def ip(*lines: str, tolerant: bool = False) -> None:
             raise AssertionError(f"ip: {done.stderr} in {lines}")
     with Netlink() as netlink:
         for line in lines:
-            if match := re.match(r"addr add ([0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad$", line):
-                netlink.wait_until_local(match[1])
+            if match := re.match(r"(-6 )?addr(ess)? add (?P<local>[0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad$", line):
+                netlink.wait_until_local(match["local"])
 
 
 def sysctl(name: str, value: int) -> None:

@@ -89,8 +89,12 @@ def changes(host: Machine, event: Any) -> list[str]:
 
 @contextlib.contextmanager
 def replayed(name: str) -> Iterator[None]:
-    """Repeat a program's changes in this thread's namespace. The process behind its device reads nothing."""
+    """Repeat a program's changes in this thread's namespace. The process behind its device reads nothing.
+
+    IPv6 addresses are usable when it returns: without one, the kernel does not choose the device by its routes.
+    """
     lines = [line for line in (DIRECTORY / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [f"{line} nodad" if line.startswith("-6 address add ") else line for line in lines]
     with contextlib.ExitStack() as stack:
         for line in lines:
             match line.split():
