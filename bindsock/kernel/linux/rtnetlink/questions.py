@@ -15,7 +15,7 @@ import errno
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux.netlink import Message
@@ -67,11 +67,23 @@ _SOURCES = 16
 """At most this many source addresses of an interface are tried."""
 
 
+class _AboutDefaults(NamedTuple):
+    """The lookups of the default routes by certain interfaces."""
+
+    same: object
+    """What they depend on in addition to the interfaces."""
+    asked: list[tuple[socket.AddressFamily, list[Interface]]]
+    """The interfaces of each family."""
+    bodies: list[bytes]
+    """For each family, one for an unbound socket, then one for each interface."""
+
+
 class Questions:
     """Asks the kernel for routes, over one channel."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._about_defaults: tuple[object, _AboutDefaults] | None = None
         self.mark = 0
         """The firewall mark of bound sockets."""
 
@@ -89,20 +101,13 @@ class Questions:
         """
         found: dict[tuple[int, socket.AddressFamily], Lookup] = {}
         unbound: dict[socket.AddressFamily, Lookup] = {}
-        to_ask: list[tuple[socket.AddressFamily, list[Interface]]] = []
-        bodies: list[bytes] = []
-        for family in families:
-            asked = [i for i in interfaces.values() if _can_be_asked(i) and (_addressed(i, family) or i.index not in enslaved)]
-            without = [i.index for i in asked if not _addressed(i, family)]
-            passed = frozenset(without[_UNNUMBERED:])
-            asked = [i for i in asked if i.index not in passed]
-            if len(without) == len(asked) and not any(i.usable_addresses(family) for i in interfaces.values()):
-                continue  # a machine without this family
-            to_ask.append((family, asked))
-            bodies.append(routes.query(PROBES[family][0], None, fib_match=False))
-            bodies += [routes.query(PROBES[family][0], i.index, mark=self.mark) for i in asked]
-        answers = self.ask(bodies)
-        for family, asked in to_ask:
+        # Most readings are about routes, and ask by the same interfaces.
+        same = (tuple(families), enslaved, self.mark)
+        last = self._about_defaults
+        if last is None or last[0] is not interfaces or last[1].same != same:
+            last = self._about_defaults = interfaces, _about_defaults(interfaces, *same)
+        answers = self.ask(last[1].bodies)
+        for family, asked in last[1].asked:
             own, answers = answers[: len(asked) + 1], answers[len(asked) + 1 :]
             one = _Defaults(self, interfaces, asked, family, sources, own)
             found |= {(index, family): lookup for index, lookup in one.found.items()}
@@ -188,6 +193,24 @@ class Questions:
         :raises OSError: a lookup fails for another reason than that there is no route
         """
         return [_understood(answer) for answer in self._channel.ask_all(routes.RTM_GETROUTE, questions)]
+
+
+def _about_defaults(
+    interfaces: Mapping[int, Interface], families: tuple[socket.AddressFamily, ...], enslaved: frozenset[int], mark: int
+) -> _AboutDefaults:
+    to_ask: list[tuple[socket.AddressFamily, list[Interface]]] = []
+    bodies: list[bytes] = []
+    for family in families:
+        asked = [i for i in interfaces.values() if _can_be_asked(i) and (_addressed(i, family) or i.index not in enslaved)]
+        without = [i.index for i in asked if not _addressed(i, family)]
+        passed = frozenset(without[_UNNUMBERED:])
+        asked = [i for i in asked if i.index not in passed]
+        if len(without) == len(asked) and not any(i.usable_addresses(family) for i in interfaces.values()):
+            continue  # a machine without this family
+        to_ask.append((family, asked))
+        bodies.append(routes.query(PROBES[family][0], None, fib_match=False))
+        bodies += [routes.query(PROBES[family][0], i.index, mark=mark) for i in asked]
+    return _AboutDefaults((families, enslaved, mark), to_ask, bodies)
 
 
 class _Defaults:
