@@ -448,7 +448,8 @@ class DatagramMover:
         self.peer = peer_of(fresh)
         in_place.moved(placement, network)
         if self._state is _State.READING:
-            self._add_reader(fresh)
+            # The program sends by it before this.
+            self._watcher.runtime.call_soon(self._read_by, fresh)
         if broken or path is None or not alive(network, path, source):
             self._discard(sock, True)
         else:
@@ -504,6 +505,12 @@ class DatagramMover:
         )
         if self._user is not None:
             self._user.fail(error)
+
+    def _read_by(self, sock: socket.socket) -> None:
+        """Receive by a socket that has been made before, unless it has ended meanwhile."""
+        held = self._held.sockets if self._held is not None else ()
+        if self._state is _State.READING and (sock is self.sock or sock in held):
+            self._add_reader(sock)
 
     def _add_reader(self, sock: socket.socket) -> None:
         if self._user is not None:

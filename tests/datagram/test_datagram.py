@@ -206,6 +206,11 @@ class DatagramScene:
         await until(lambda: self.kernel.readings > readings)
         await turn()
 
+    def change_now(self, new: Network) -> None:
+        """Change the network, and let the transports that were used last follow before this returns."""
+        self.kernel.change(new)
+        self.watcher.refresh()
+
     def arrived(self) -> list[bytes]:
         """The datagrams that the peer has received since the last call."""
         received = []
@@ -801,6 +806,27 @@ async def test_what_a_device_swallowed_when_its_carrier_went_is_counted(scene: D
     transport.sendto(b"arrives")
     assert len(scene.arrived()) == 5
     assert scene.statistics.lost_on_device == 3
+
+
+@pytest.mark.parametrize("end", [DatagramTransport.abort, DatagramTransport.close, None])
+async def test_a_fresh_socket_is_read_unless_the_transport_ends_before(
+    scene: DatagramScene, end: Callable[[DatagramTransport], None] | None
+) -> None:
+    failures: list[dict[str, Any]] = []
+    scene.loop.set_exception_handler(lambda loop, context: failures.append(context))
+    transport, protocol = scene.open()
+    await turn()
+    scene.change_now(ETHERNET_BETTER)
+    sock = socket_of(transport)
+    address = sock.getsockname()
+    scene.peer.sendto(b"answer", address)
+    if end is not None:
+        end(transport)
+        await turn()
+        assert sock.fileno() == -1
+    else:
+        await until(lambda: protocol.received == [b"answer"])
+    assert failures == []
 
 
 # On loopback, both sockets have the same address, so the second one has to try another port.
