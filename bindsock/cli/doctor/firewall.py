@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _TABLES = ("raw", "mangle", "nat", "filter", "security")
 _HOOKS = ("OUTPUT", "POSTROUTING")
 _ENDS = {"DROP": "drop", "REJECT": "reject", "REDIRECT": "redirect", "DNAT": "redirect", "ACCEPT": "accept", "RETURN": "return"}
+_EXAMINED = ("addrtype", "comment", "mark")
+"""The match modules of iptables whose conditions are examined. Any other may be a condition by itself (``-m socket``)."""
 _DEPTH = 16
 
 
@@ -153,7 +155,7 @@ def _iptables_rule(words: Sequence[str], line: str) -> Filter:
     negated = never = others = False
     out: tuple[bool, tuple[str, ...]] | None = None
     mark: tuple[bool, int, int] | None = None
-    verdict = target = ""
+    verdict = target = module = ""
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -161,15 +163,19 @@ def _iptables_rule(words: Sequence[str], line: str) -> Filter:
         if word == "!":
             negated = True
             continue
-        if word in ("-m", "--match", "--comment"):
+        if word in ("-m", "--match"):
+            module, rest = value, rest[1:]
+            others |= module not in _EXAMINED
+        elif word == "--comment":
             rest = rest[1:]
         elif word in ("-o", "--out-interface"):
             out, rest = (not negated, (value,)), rest[1:]
-        elif word == "--mark":
+        elif word == "--mark" and module == "mark":
             number, _, mask = value.partition("/")
             mark, rest = (not negated, int(number, 0), int(mask or "0xffffffff", 0)), rest[1:]
-        elif word == "--dst-type":
-            never, rest = never or (value == "LOCAL" and not negated), rest[1:]
+        elif word == "--dst-type" and value in ("LOCAL", "UNICAST"):
+            # A peer has a unicast address that is not this host's.
+            never, rest = never or negated == (value == "UNICAST"), rest[1:]
         elif word in ("-j", "-g"):
             target, verdict = value, _ENDS.get(value, "goto" if word == "-g" else "jump")
             break
@@ -212,9 +218,12 @@ def _nft_rule(expressions: Sequence[Mapping[str, Any]]) -> Filter:
     for expression in expressions:
         ((kind, value),) = expression.items()
         if kind == "match":
-            key, wanted, right = _nft_key(value["left"]), value.get("op") != "!=", _nft_values(value["right"])
-            words.append(f"{key} {'' if wanted else '!= '}{', '.join(map(str, right))}")
-            if key in ("oifname", "oif"):
+            key, operator, right = _nft_key(value["left"]), value.get("op", "=="), _nft_values(value["right"])
+            wanted = operator != "!="
+            words.append(f"{key} {'' if operator in ('==', 'in') else f'{operator} '}{', '.join(map(str, right))}")
+            if operator not in ("==", "!=") or any(str(r).startswith("@") for r in right):
+                others = True  # a comparison, or a named set
+            elif key in ("oifname", "oif"):
                 out = (wanted, tuple(map(str, right)))
             elif key == "mark" and len(right) == 1 and isinstance(right[0], int):
                 mark = (wanted, right[0], 0xFFFFFFFF)
