@@ -7,8 +7,10 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -361,6 +363,58 @@ async def test_nothing_enters_the_tunnel_if_an_interface_comes_up_as_its_subflow
         await until(lambda: not paths.sweep())
     paths.close()
     assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & 4] == []
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow_from_it(
+    lab: Lab, path_manager: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await serve(family=socket.AF_INET6)
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    with contextlib.ExitStack() as stack:
+        made = []
+        for _ in range(2):
+            sock = await _connected(source, wifi)
+            streams = await asyncio.open_connection(sock=sock)
+            stack.enter_context(closing(streams[1]))
+            await ping(streams, b"x\n")
+            paths = PathManager()
+            paths.register(sock)
+            made.append((sock, streams, paths))
+        (ours, _, our_paths), (theirs, their_streams, their_paths) = made
+        address = our_paths.add(ours, ethernet)
+
+        def have_subflows(number: int) -> bool:
+            return sum(any(s.local == address for s in paths.subflows(sock) or ()) for sock, _, paths in made) == number
+
+        await until(lambda: have_subflows(2))
+        for sock, _, paths in made:
+            paths._reset(sock, paths._remaining(sock, address))
+        await until(lambda: have_subflows(0))
+        needing = PathManager._needing
+        ordering = threading.Thread(target=their_paths.add, args=(theirs, ethernet))
+
+        def asked_as_they_order(self: PathManager, *arguments: Any, **keywords: Any) -> set[int]:
+            found = needing(self, *arguments, **keywords)
+            if self is our_paths:
+                ordering.start()
+                ordering.join(0.05)
+            return found
+
+        monkeypatch.setattr(PathManager, "_needing", asked_as_they_order)
+        our_paths.sweep()
+        monkeypatch.undo()
+        await asyncio.to_thread(ordering.join)
+        await until(lambda: have_subflows(2), seconds=20)
+        await ping(their_streams, b"y\n")
+        assert have_subflows(2)
+    their_paths.release(theirs)
+    await until(lambda: not their_paths.sweep())
+    assert endpoints(lab) == ""
+    for _, _, paths in made:
+        paths.close()
 
 
 def served(lab: Lab, client: IPAddress) -> list[str]:

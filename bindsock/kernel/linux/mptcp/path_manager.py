@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
+_ALONE_WITHIN = 0.25
+"""How long to wait for another process's order, which takes 20 ms. If that process is stopped, it must not stop this one."""
 _AT_ONCE = struct.pack("=ii", 1, 0)
 """SO_LINGER: end by a reset."""
 _EXIT_SECONDS = 0.5
@@ -168,7 +171,8 @@ class PathManager:
         elif self._clock() < self._announced.get(local, 0.0):
             return local  # it is ordered when it is asked for again
         else:
-            self._add_endpoint(connection, local, interface)
+            with _alone():
+                self._add_endpoint(connection, local, interface)
             # This comes last: when an endpoint's subflow ends, the kernel makes another one.
             self._end_stale(local, interface, connection)
         connection.indexes[local] = interface.index
@@ -207,9 +211,10 @@ class PathManager:
             if address.version == 6:
                 self._reset(sock, remaining)
         elif why == "lost":
-            if not systems and not self._needing(address, connection, lost=True):
-                self._remove_endpoint(address, first=connection.first == address)
-                self._note_announced(address)
+            with _alone():
+                if not systems and not self._needing(address, connection, lost=True):
+                    self._remove_endpoint(address, first=connection.first == address)
+                    self._note_announced(address)
             # Also reset a subflow that is ending: on a lost interface its end could go on later.
             self._reset(sock, remaining if address.version == 6 else self._remaining(sock, address))
         else:
@@ -229,9 +234,10 @@ class PathManager:
         for address, index in list(self._added.items()):
             if index not in interfaces and os.getpid() == self._process:
                 try:
-                    if not self._needing(address, None, lost=True):
-                        self._remove_endpoint(address)
-                        self._note_announced(address)
+                    with _alone():
+                        if not self._needing(address, None, lost=True):
+                            self._remove_endpoint(address)
+                            self._note_announced(address)
                 except OSError as error:
                     _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
@@ -248,11 +254,12 @@ class PathManager:
         waiting = False
         for address in list(self._added):
             try:
-                needing = self._needing(address, None, lost=False)
-                if needing or self._is_ending(address):
-                    waiting |= not needing & ours
-                else:
-                    self._remove_endpoint(address)
+                with _alone():
+                    needing = self._needing(address, None, lost=False)
+                    if needing or self._is_ending(address):
+                        waiting |= not needing & ours
+                    else:
+                        self._remove_endpoint(address)
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
                 self._added.pop(address, None)
@@ -291,9 +298,9 @@ class PathManager:
             needing |= {token for token in here if ours.get(token, address) == address}
         return needing - {besides.token} if besides is not None else needing
 
-    def _having(self, address: IPAddress) -> list[socket.socket]:
-        """The sockets of this process's connections that have a subflow with an address."""
-        return [sock for sock in self._connections if sock.fileno() != -1 and self._remaining(sock, address)]
+    def _open(self) -> list[socket.socket]:
+        """The sockets of this process's connections. Any of them may get a subflow from an endpoint at any time."""
+        return [sock for sock in self._connections if sock.fileno() != -1]
 
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
@@ -398,7 +405,7 @@ class PathManager:
         if stale or address in self._added:
             # A new number: the peer is told by the new subflow that the old number is gone.
             del attributes[commands.ADDR_ID]
-        with _ending_by_reset(self._having(address), address):
+        with _ending_by_reset(self._open(), address):
             self._commands.remove_endpoint(address, endpoint.identifier)
         self._commands.restore_endpoint(attributes)
         if address in self._added:
@@ -436,10 +443,35 @@ class PathManager:
         working = [listed for listed in ending if sockets.is_running(listed.bound)]
         _reset_listed(self._diag_channel, working)
         identifiers = [endpoint.identifier for endpoint in self._commands.endpoints() if endpoint.address == address]
-        with _ending_by_reset(self._having(address), address):
+        with _ending_by_reset(self._open(), address):
             for identifier in [*identifiers, *([0] if first else [])]:
                 self._commands.remove_endpoint(address, identifier)
         _reset_listed(self._diag_channel, [listed for listed in ending if listed not in working])
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other process of this library add, renew or remove an endpoint of this network namespace meanwhile.
+
+    Otherwise one could remove an endpoint that it found unused, while another one orders a subflow from it: both react to the
+    same change of the network. The lock is on the namespace's file, so there is nothing to clean up.
+    """
+    with contextlib.ExitStack() as locked:
+        with contextlib.suppress(OSError):
+            namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            locked.callback(os.close, namespace)
+            deadline = time.monotonic() + _ALONE_WITHIN
+            while not _lock(namespace) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
