@@ -117,6 +117,8 @@ class Connector:
         loop = self.loop
         if self._shared is None:
             runtime = runtime_of(loop)
+            if self.repairer is not None:
+                runtime.at_end(self.repairer.close)
             watcher = Watcher(self.kernel, self.preferences, interface=self.interface, runtime=runtime)
             self._shared = _Shared(
                 watcher,

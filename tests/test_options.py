@@ -314,7 +314,7 @@ def test_a_factorys_own_choices_are_checked(make: Callable[..., Any]) -> None:
         make(resolver=3)
 
 
-@pytest.mark.parametrize("make", [bindsock.TransportFactory, bindsock.loop_factory])
+@pytest.mark.parametrize("make", [bindsock.TransportFactory, bindsock.anyio.TransportFactory, bindsock.loop_factory])
 def test_what_is_on_or_off_is_nothing_else(make: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match="repair_routes must be True or False, not 'no'"):
         make(repair_routes="no")

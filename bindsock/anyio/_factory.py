@@ -27,6 +27,7 @@ from bindsock.options import (
     RECONNECT_TIMEOUT,
     ConnectOptions,
     check_better_path,
+    check_flag,
     check_interface,
     check_resolver,
     known_keywords_only,
@@ -56,6 +57,8 @@ class TransportFactory:
     :param kernel: the kernel to ask; that of the running system unless given
     :param better_path: what to do with a working stream when another interface is better
     :param resolver: resolves names to addresses; the system's resolver unless given. It must support the event loop in use
+    :param repair_routes: if a VPN has left no route by any uplink, add one that only bound sockets use, and remove it at the end
+        of the run, as :class:`bindsock.TransportFactory` does
     :raises TypeError: a keyword is unknown, or a value has the wrong type
     :raises ValueError: a value is not one of the choices
     :raises UnsupportedSystem: there is no kernel backend for this system
@@ -70,16 +73,19 @@ class TransportFactory:
         kernel: Kernel | None = None,
         better_path: BetterPath = "auto",
         resolver: Resolve | None = None,
+        repair_routes: bool = False,
     ) -> None:
         check_interface(interface)
         check_better_path(better_path)
         check_resolver(resolver, by_name=False)
+        check_flag("repair_routes", repair_routes)
         self._preferences = preferences if preferences is not None else Preferences()
         self._interface = interface
         self._kernel = kernel if kernel is not None else kernels.current()
         self._on_this_system = kernel is None
         self._better_path: BetterPath = better_path
         self._resolver = resolver
+        self._repair_routes = repair_routes
         self._asyncio: AsyncioFactory | None = None
         self._trio: TrioNetwork | None = None
 
@@ -326,6 +332,7 @@ class TransportFactory:
                 kernel=self._kernel,
                 better_path=self._better_path,
                 resolver=self._resolver,
+                repair_routes=self._repair_routes,
             )
         return self._asyncio
 
@@ -341,6 +348,7 @@ class TransportFactory:
                 self._better_path,
                 self._resolver,
                 find_nat64=nat64_finder(self._preferences, self._interface) if self._on_this_system else None,
+                repair_routes=self._repair_routes,
             )
         return self._trio
 

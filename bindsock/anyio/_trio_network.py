@@ -17,6 +17,7 @@ from bindsock.dial.dialer import Dialer
 from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import ConnectOptions
+from bindsock.repair import Repairer
 from bindsock.routing.effective import Preferences
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.plan import Requirement
@@ -53,6 +54,7 @@ class TrioNetwork:
         resolve: Resolve | None,
         *,
         find_nat64: FindPrefixes | None,
+        repair_routes: bool = False,
     ) -> None:
         """
         :param find_nat64: asks for the NAT64 prefixes; ``None`` if the kernel is not that of the running system
@@ -64,6 +66,9 @@ class TrioNetwork:
         self.watcher = Watcher(mark_as_preferred(kernel, preferences), preferences, interface=interface, runtime=self.runtime)
         self.lingering_close = LingeringClose(self.runtime.shared(LingeringSockets), kernel)
         """How IPv6 connections are closed."""
+        self._repairer = Repairer(kernel, preferences) if repair_routes else None
+        if self._repairer is not None:
+            self.runtime.at_end(self._repairer.close)
 
     async def connect(self, host: str, port: int, options: ConnectOptions) -> tuple[socket.socket, StreamGuard | None]:
         """Connect a socket.

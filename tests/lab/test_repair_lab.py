@@ -11,10 +11,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
+import anyio
 import pytest
 import uvloop
 
 import bindsock
+import bindsock.anyio
 from bindsock import kernel as kernels
 from bindsock.factory import connector_of
 from bindsock.testing.lab import VpnMode
@@ -97,6 +99,33 @@ def test_an_event_loop_repairs_routes_for_all_its_connections_and_leaves_none(
         with nothing_through_the_tunnel(lab, "tun0"):
             assert runner.run(plain_greeting(lab)) == "wifi0"
         assert "proto 181" in tables(lab)
+    assert tables(lab) == replaced
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_end_of_a_run_removes_what_its_factory_has_made(lab: Lab, backend: str) -> None:
+    factory = bindsock.anyio.TransportFactory(repair_routes=True)
+
+    async def connect() -> str | None:
+        with anyio.fail_after(20):
+            async with await factory.connect_tcp(lab.server.ipv4, lab.server.tcp_port) as stream:
+                return lab.interface_of((await stream.receive()).decode().split()[1])
+
+    before = tables(lab)
+    assert anyio.run(connect, backend=backend) == "wifi0"
+    assert tables(lab) == before
+    lab.vpn_up("replace")
+    replaced = tables(lab)
+    made: list[str] = []
+
+    async def connect_and_look() -> str | None:
+        interface = await connect()
+        made.append(tables(lab))
+        return interface
+
+    with nothing_through_the_tunnel(lab, "tun0"):
+        assert anyio.run(connect_and_look, backend=backend) == "wifi0"
+    assert "proto 181" in made[0]
     assert tables(lab) == replaced
 
 
