@@ -335,7 +335,7 @@ _SEND = (
 )
 _IN_TURNS = Step(
     "the endpoints have their turns",
-    "those used last first, no turn longer than 5 ms",
+    "those used last first, no turn longer than 3 ms",
     (
         "bindsock.datagram.followers:DatagramFollowers.network_changed",
         "bindsock.datagram.followers:DatagramFollowers._move_some",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
-BUDGET = 0.004
+BUDGET = 0.003
 """How many seconds the callbacks may take in one iteration of the loop, all together."""
 
 
