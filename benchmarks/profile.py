@@ -436,6 +436,59 @@ _EVENT = (
 )
 
 
+_LINK_DOWN = (
+    Step(
+        "the kernel's messages are read",
+        "recv(), and a look at what they are about: the link, its routes and its addresses",
+        ("bindsock.netmon.watcher:Watcher._drain",),
+    ),
+    Step(
+        "the network without the link is taken",
+        "nothing is asked: it was worked out with the last complete reading",
+        ("bindsock.netmon.reading:NetworkReader.read", "bindsock.netmon.watcher:Watcher._set_decider"),
+    ),
+    Step(
+        "the first hop is asked",
+        "a path that passes nothing yet is not sent by",
+        ("bindsock.datagram.in_place:InPlace.hop_silent",),
+    ),
+    Step(
+        "it is planned where the socket belongs",
+        "decided ahead; pure",
+        (
+            "bindsock.datagram.mover:DatagramMover.network_changed",
+            "bindsock.datagram.mover:DatagramMover._update_placement",
+            "bindsock.datagram.mover:plan",
+        ),
+    ),
+    Step(
+        "it is noted what the dead device still had",
+        "the device itself is asked afterwards",
+        ("bindsock.datagram.in_place:InPlace.count_drops",),
+    ),
+    Step(
+        "the kernel moves the socket",
+        "the bare calls, with nothing in the processor's caches",
+        ("bindsock.kernel.linux.kernel:LinuxKernel.rebind",),
+    ),
+    Step(
+        "the move is carried out",
+        "a move that fails is tried again; the route is looked up in what is known",
+        ("bindsock.datagram.mover:DatagramMover._move", "bindsock.datagram.in_place:InPlace.move"),
+    ),
+    Step(
+        "what waits is sent",
+        "whatever was held goes out now",
+        ("bindsock.datagram.mover:DatagramMover._resume",),
+    ),
+    Step(
+        "the followers are told",
+        "and the announcement is left for later",
+        ("bindsock.netmon.watcher:Watcher._readable", "bindsock.netmon.watcher:Watcher._read"),
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is profiled."""
@@ -587,8 +640,11 @@ async def _until_moved(factory: TransportFactory, moved: int) -> None:
 
 def _moved(subject: Subject) -> Profile:
     """Profile moves of many endpoints."""
-    in_place = subject.steps is _IN_PLACE
-    outermost = (*_EVENT[0].functions, *_EVENT[-1].functions) if subject.steps is _EVENT else _IN_TURNS.functions
+    in_place = subject.steps is _IN_PLACE or subject.steps is _LINK_DOWN
+    if subject.steps is _EVENT or subject.steps is _LINK_DOWN:
+        outermost = (*subject.steps[0].functions, *subject.steps[-1].functions)
+    else:
+        outermost = _IN_TURNS.functions
     everything = (Step("all", "", outermost),)
     count = subject.count
 
@@ -651,6 +707,7 @@ SUBJECTS = {
     "overlapping": Subject(
         f"One of {_MOVED:,} endpoints that move with an overlap", _OVERLAPPING, "the bare calls", _moved, count=_MOVED
     ),
+    "down": Subject("The first endpoint that moves when its link goes down", _LINK_DOWN, "the bare calls", _moved),
     "switch": Subject("The first endpoint that moves when the default is switched", _EVENT, "the bare calls", _moved),
 }
 
