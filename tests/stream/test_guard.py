@@ -181,6 +181,8 @@ async def test_tls_that_the_application_started_later_is_told(scene: StreamScene
     await until(lambda: bool(scene.upgrades))
     await settle()
     await writer.start_tls(tls_client_context(), server_hostname="localhost")
+    async with asyncio.timeout(20):
+        await scene.upgrades[0]  # before this, the server would answer without TLS
     assert writer.get_extra_info("ssl_object") is not None
     assert await works((reader, writer))
     scene.kernel.change(ON_ETHERNET)
