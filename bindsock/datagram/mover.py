@@ -205,7 +205,8 @@ class DatagramMover:
         libuv stops watching a descriptor for which the system reports an error, such as a peer's ICMP message
         (src/unix/poll.c, uv__poll_io).
         """
-        if self._state is _State.READING:
+        silenced = self.in_place.broken and sock is self.sock  # it stays readable, with nothing to read
+        if self._state is _State.READING and not silenced:
             self._watcher.runtime.remove_reader(sock)
             self._add_reader(sock)
 

@@ -66,7 +66,7 @@ class SenderUser(Protocol):
 class _Refusals:
     """The refused sends since there was a path last."""
 
-    __slots__ = ("latest", "recheck_due", "reported", "unreachable")
+    __slots__ = ("latest", "recheck_due", "reported", "unreachable", "unwatched")
 
     def __init__(self) -> None:
         self.latest: OSError | None = None
@@ -76,6 +76,8 @@ class _Refusals:
         self.unreachable: set[object] = set()
         """Destinations whose refusals are reported at once, until something changes."""
         self.recheck_due = False
+        self.unwatched: set[socket.socket] = set()
+        """The sockets that the event loop may have stopped watching."""
 
     def clear(self) -> None:
         self.latest = None
@@ -283,6 +285,7 @@ class Sender:
         return Outcome.FAILED
 
     def _refused(self, exc: OSError, sock: socket.socket, drops: DropCounter, data: Data, addr: Any) -> Outcome:
+        self._read_on_soon(sock)
         if exc.errno in _PENDING:
             try:
                 self._transmit(sock, data, addr)
@@ -301,6 +304,23 @@ class Sender:
         self.errors.append(datagram_error(exc, self._mover.interface))
         self._mover.statistics.lose(1, Loss.REFUSED)
         return Outcome.FAILED
+
+    def _read_on_soon(self, sock: socket.socket) -> None:
+        """Register the socket for reading again, since this call may have taken the error that was reported to libuv.
+
+        libuv has then stopped watching the socket (src/unix/poll.c, uv__poll_io), and reading finds no error any more.
+        """
+        unwatched = self._own_refusals().unwatched
+        if not unwatched:
+            self._mover.runtime.call_soon(self._read_on)
+        unwatched.add(sock)
+
+    def _read_on(self) -> None:
+        unwatched = self._own_refusals().unwatched
+        while unwatched:
+            sock = unwatched.pop()
+            if sock.fileno() != -1:
+                self._mover.read_on(sock)
 
     def _is_unreachable(self, addr: object) -> bool:
         return self._refusals is not None and addr in self._refusals.unreachable

@@ -1449,3 +1449,31 @@ async def test_a_socket_must_be_one_for_datagrams_and_comes_alone(scene: Datagra
         pytest.raises(ValueError, match=r"socket modifier keyword arguments .*family=2"),
     ):
         await open_datagram(scene.watcher, RecordingProtocol, sock=sock, family=socket.AF_INET)
+
+
+async def test_it_goes_on_receiving_after_a_send_took_the_error_for_which_libuv_has_stopped_watching(
+    scene: DatagramScene,
+) -> None:
+    """libuv has got the error and a datagram from the system by then, and stops watching; reading finds the datagram only."""
+    transport, protocol = scene.open()
+    own, address = transport.get_extra_info("sockname"), scene.peer.getsockname()
+    ours, theirs = socket.socketpair()
+
+    def send() -> None:
+        ours.recv(1)
+        transport.sendto(b"takes the error")
+
+    scene.loop.add_reader(ours, send)
+    await turn()
+    theirs.send(b"x")  # ready before the endpoint
+    scene.peer.close()
+    transport.sendto(b"refused")
+    scene.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    scene.peer.bind(address)
+    scene.peer.sendto(b"first", own)
+    await until(lambda: b"first" in protocol.received, seconds=20)
+    scene.peer.sendto(b"second", own)
+    await until(lambda: b"second" in protocol.received, seconds=20)
+    scene.loop.remove_reader(ours)
+    ours.close()
+    theirs.close()
