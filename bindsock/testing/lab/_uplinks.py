@@ -23,8 +23,10 @@ _SYSCTLS = {
     # A strict reverse path filter (1) drops all answers to a socket that is bound to another interface than the default route's.
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
-    # Otherwise each of two interfaces in a subnet answers ARP requests for both, and bound sockets miss replies.
+    # Otherwise each of two interfaces in a subnet answers ARP requests for both, and asks in the name of both. The router then
+    # sends to the wrong one, where no bound socket takes the packets.
     "ipv4/conf/all/arp_ignore": "1",
+    "ipv4/conf/all/arp_announce": "2",
     "ipv6/conf/all/accept_dad": "0",
     "ipv6/conf/default/accept_dad": "0",
     "ipv6/conf/default/accept_ra": "0",
