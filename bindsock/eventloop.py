@@ -26,6 +26,7 @@ from bindsock.dial.unmanaged import is_client
 from bindsock.factory import TransportFactory, connector_of
 from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import FAMILIES
+from bindsock.model.preferences import Preferences, preferences_or_default
 from bindsock.options import (
     CONNECT_TIMEOUT,
     DRAIN_TIMEOUT,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
     from bindsock.resolvers import InterfaceResolver
-    from bindsock.routing.effective import Preferences
 
     _Base = asyncio.BaseEventLoop
 else:
@@ -298,6 +298,7 @@ def loop_factory(
     check_better_path(better_path)
     check_resolver(resolver)
     check_flag("repair_routes", repair_routes)
+    preferences = preferences_or_default(preferences)
 
     def make_factory() -> TransportFactory:
         return TransportFactory(

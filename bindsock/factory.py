@@ -20,7 +20,7 @@ from bindsock.kernel import Kernel
 from bindsock.model.change import Change
 from bindsock.model.decision import Decision
 from bindsock.model.network import Interface, IPAddress, Target, unmapped
-from bindsock.model.preferences import Preferences
+from bindsock.model.preferences import Preferences, preferences_or_default
 from bindsock.model.statistics import Statistics
 from bindsock.model.subflows import Multipath
 from bindsock.netmon.listening import ChangeListener
@@ -88,7 +88,7 @@ class TransportFactory:
         check_flag("repair_routes", repair_routes)
         self._connector = Connector(
             kernel if kernel is not None else kernels.current(),
-            preferences if preferences is not None else Preferences(),
+            preferences_or_default(preferences),
             interface,
             better_path,
             resolver,

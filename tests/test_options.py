@@ -312,12 +312,24 @@ def test_a_factorys_own_choices_are_checked(make: Callable[..., Any]) -> None:
         make(resolver="interfaces")
     with pytest.raises(TypeError, match=r"resolver must be .*a resolver, not 3"):
         make(resolver=3)
+    with pytest.raises(TypeError, match=r"preferences must be a bindsock.Preferences, not 'wifi0'"):
+        make(preferences="wifi0")
 
 
 @pytest.mark.parametrize("make", [bindsock.TransportFactory, bindsock.anyio.TransportFactory, bindsock.loop_factory])
 def test_what_is_on_or_off_is_nothing_else(make: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match="repair_routes must be True or False, not 'no'"):
         make(repair_routes="no")
+
+
+def test_preferences_of_another_type_are_refused() -> None:
+    wrong: Any = {"exclude": ["wwan*"]}
+    with pytest.raises(TypeError, match="preferences must be"):
+        bindsock.explain("192.0.2.1", preferences=wrong)
+    with pytest.raises(TypeError, match="preferences must be"):
+        bindsock.blocking.create_connection(("192.0.2.1", 1), preferences=wrong)
+    with pytest.raises(TypeError, match="preferences must be"):
+        bindsock.run.install(preferences=wrong)
 
 
 def test_a_resolver_of_asyncio_is_refused_for_trio() -> None:

@@ -22,6 +22,7 @@ from bindsock.default import running_factory, set_factory
 from bindsock.extras import needs
 from bindsock.factory import TransportFactory as AsyncioFactory
 from bindsock.factory import connector_of
+from bindsock.model.preferences import Preferences, preferences_or_default
 from bindsock.options import (
     DRAIN_TIMEOUT,
     RECONNECT_TIMEOUT,
@@ -32,7 +33,6 @@ from bindsock.options import (
     check_resolver,
     known_keywords_only,
 )
-from bindsock.routing.effective import Preferences
 
 if TYPE_CHECKING:
     import socket
@@ -79,7 +79,7 @@ class TransportFactory:
         check_better_path(better_path)
         check_resolver(resolver, by_name=False)
         check_flag("repair_routes", repair_routes)
-        self._preferences = preferences if preferences is not None else Preferences()
+        self._preferences = preferences_or_default(preferences)
         self._interface = interface
         self._kernel = kernel if kernel is not None else kernels.current()
         self._on_this_system = kernel is None

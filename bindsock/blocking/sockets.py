@@ -42,9 +42,10 @@ from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import unmapped
+from bindsock.model.preferences import Preferences, preferences_or_default
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.options import ConnectOptions, known_keywords_only
-from bindsock.routing.effective import Decider, Preferences
+from bindsock.routing.effective import Decider
 from bindsock.stream.descriptors import follow_descriptor
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class BlockingConnector:
 
     def __post_init__(self) -> None:
         ConnectOptions(interface=self.interface, better_path=self.better_path, dead_after=self.dead_after)  # checks them
+        preferences_or_default(self.preferences)
 
     @known_keywords_only
     def create_connection(
@@ -278,7 +280,7 @@ class BlockingConnector:
         :param local: the local address of the socket, if it has one or will get one
         :param translate: also use the addresses behind a NAT64 translator, if only that reaches the host
         """
-        preferences = self.preferences if self.preferences is not None else Preferences()
+        preferences = preferences_or_default(self.preferences)
         policy = preferences.on_no_interface
         # Blocking sockets belong to threads without an event loop, so the deadline is one of the system's clock.
         deadline = time.monotonic() + timeout if timeout is not None else None

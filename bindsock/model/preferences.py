@@ -61,6 +61,18 @@ class Preferences:
 Preferences.__init__ = known_keywords_only(Preferences.__init__)  # type: ignore[method-assign]
 
 
+def preferences_or_default(value: object) -> Preferences:
+    """The value of a keyword ``preferences``, checked.
+
+    :raises TypeError: it is neither :class:`Preferences` nor ``None``
+    """
+    if value is None:
+        return Preferences()
+    if not isinstance(value, Preferences):
+        raise TypeError(f"preferences must be a bindsock.Preferences, not {value!r}")
+    return value
+
+
 def is_expensive(interface: Interface, preferences: Preferences) -> bool:
     """Whether using the interface costs money: the system reports it, it is cellular, or the preferences name it."""
     return interface.expensive or interface.kind is InterfaceKind.CELLULAR or _match(interface, preferences.expensive) is not None

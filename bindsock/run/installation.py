@@ -8,8 +8,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Self
 
+from bindsock.model.preferences import Preferences, preferences_or_default
 from bindsock.options import known_keywords_only
-from bindsock.routing.effective import Preferences
 from bindsock.run import environment, ledger
 from bindsock.run.background import Background
 from bindsock.run.ledger import Ledger
@@ -109,7 +109,7 @@ def install(
     :raises RuntimeError: it is already installed
     :raises UnsupportedSystem: there is no kernel backend for this system
     """
-    policy = RunPolicy(interface, preferences if preferences is not None else Preferences(), better_path)
+    policy = RunPolicy(interface, preferences_or_default(preferences), better_path)
     return install_policy(policy)
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from bindsock.kernel.linux.netlink import Channel
 
+_MOST_NOTED = 8
+"""How many readings are kept at most to learn from later."""
+
 
 class Gateways:
     """The known gateways.
@@ -39,10 +42,10 @@ class Gateways:
     def note(self, network: Network, *, later: bool = False) -> None:
         """Learn from a reading. An interface's gateway is forgotten when the interface is gone or joins another network.
 
-        :param later: only with the next reading, or when a gateway is asked for, since a socket waits to be moved
+        :param later: only with one of the next readings, or when a gateway is asked for, since a socket waits to be moved
         """
         self._noted.append(network)
-        if not later:
+        if not later or len(self._noted) >= _MOST_NOTED:
             self._learn()
 
     def _learn(self) -> None:
