@@ -86,6 +86,8 @@ class Flow:
     def failed(self, error: OSError) -> None:
         """Count an error that programs must expect."""
         self.errors[str(error) if type(error) is OSError else type(error).__name__] += 1
+        if isinstance(error, bindsock.FirewallBlocked):
+            self.fault(f"there is no firewall here: {error}")
 
     def fault(self, text: str) -> None:
         if len(self.faults) < _KEPT:
