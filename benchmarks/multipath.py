@@ -1,4 +1,4 @@
-"""The stall of a multipath download when its network changes.
+"""The stall of a multipath download when its network changes, and how long the event loop is blocked by a move.
 
 The stall is the longest time without data after the change. The server sends a megabyte every ten milliseconds, so ten
 milliseconds are no stall.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import bindsock
@@ -25,6 +26,8 @@ from .setting import FEW_ROUTES, Size, laboratory
 _PAUSE = 0.01
 _BLOCK = 1 << 20
 _BLOCKS = 30
+_UNTIL_REMOVED = 0.2
+"""Seconds until an endpoint that was left is removed."""
 
 
 @contextlib.asynccontextmanager
@@ -77,6 +80,65 @@ async def _stalls(lab: Lab, actor: Actor, rounds: int, what: str) -> list[float]
     return taken
 
 
+@contextlib.asynccontextmanager
+async def _echoing(lab: Lab) -> AsyncIterator[tuple[str, int]]:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                writer.write(line)
+        writer.close()
+
+    with lab.inside("server"):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
+        listener.bind((lab.server.ipv4, 0))
+        listener.listen(100)
+    server = await asyncio.start_server(echo, sock=listener)
+    try:
+        yield listener.getsockname()
+    finally:
+        server.close()
+
+
+def _waited() -> float:
+    """How long this thread has waited for a processor, in seconds."""
+    return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+
+
+async def _longest_turn(over: Callable[[], bool]) -> float:
+    """Seconds of the longest turn of the loop until something is true and a moment longer, without waits for a processor."""
+    longest, end = 0.0, math.inf
+    last, waited = time.perf_counter(), _waited()
+    while last < end:
+        if math.isinf(end) and over():
+            end = last + _UNTIL_REMOVED
+        await asyncio.sleep(0)
+        now, waiting = time.perf_counter(), _waited()
+        longest = max(longest, now - last - (waiting - waited))
+        last, waited = now, waiting
+    return longest
+
+
+async def _blocked(lab: Lab, actor: Actor, rounds: int, connections: int) -> list[float]:
+    """Seconds of the loop's longest turn while connections move and the endpoint that they have left is removed."""
+    taken = []
+    async with _echoing(lab) as address:
+        writers = []
+        for _ in range(connections):
+            reader, writer = await bindsock.open_connection(*address, multipath=True)
+            writer.write(b"hello\n")
+            await reader.readline()
+            writers.append(writer)
+        for _ in range(rounds):
+            old = bindsock.interface_of(writers[0]) or ""
+            await actor.order_switch("default", old)
+            taken.append(await _longest_turn(lambda old=old: all(bindsock.interface_of(each) != old for each in writers)))  # type: ignore[misc]
+            await actor.carried_out()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(_UNTIL_REMOVED)
+    return taken
+
+
 def measure(size: Size) -> Iterator[Row]:
     if mptcp.protocol() is None:
         yield skipped("a multipath download", "this kernel has no multipath TCP")
@@ -88,3 +150,7 @@ def measure(size: Size) -> Iterator[Row]:
             for what, words in (("down", "link down"), ("default", "default switched")):
                 stalls = runner.run(_stalls(lab, actor, size.slow_rounds, what))
                 yield alone(f"a multipath download, {name} path manager: its stall ({words})", "ms", stalls, scale=1e3)
+            for connections in (1, 50):
+                blocked = runner.run(_blocked(lab, actor, 2 * size.slow_rounds, connections))
+                what = f"{connections} multipath connections move" if connections > 1 else "a multipath connection moves"
+                yield alone(f"{what}, {name} path manager: the loop's longest turn", "ms", blocked, scale=1e3)

@@ -31,6 +31,9 @@ class SteppedLoop:
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> object:
         return self._loop.call_soon(callback, *args)
 
+    def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> object:
+        return self._loop.call_soon_threadsafe(callback, *args)
+
     def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> Timer:
         if delay <= 0:
             return self._loop.call_later(0, callback, *args)

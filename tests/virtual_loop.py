@@ -44,6 +44,9 @@ class VirtualLoop:
     def call_soon(self, callback: Callable[..., object], /, *args: Any) -> VirtualTimer:
         return self.call_later(0.0, callback, *args)
 
+    def call_soon_threadsafe(self, callback: Callable[..., object], /, *args: Any) -> VirtualTimer:
+        return self.call_later(0.0, callback, *args)
+
     def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> VirtualTimer:
         timer = VirtualTimer(lambda: callback(*args))
         heapq.heappush(self._timers, (self.now + delay, next(self._order), timer))

@@ -44,6 +44,11 @@ class TrioLoop:
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         trio.lowlevel.current_trio_token().run_sync_soon(_safely, callback, *args)
 
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        token = self._token()
+        if token is not None:
+            token.run_sync_soon(_safely, callback, *args)
+
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> TrioTimer:
         timer = TrioTimer()
         trio.lowlevel.spawn_system_task(timer.run, trio.current_time() + delay, callback, args, name="bindsock timer")

@@ -22,6 +22,7 @@ from bindsock.routing.multipath import multipath_obstacle
 
 if TYPE_CHECKING:
     from bindsock.dial.dialer import Dialer
+    from bindsock.model.subflows import Endpoints
     from bindsock.options import ConnectOptions
     from bindsock.routing.effective import Decider
 
@@ -64,12 +65,20 @@ class Attempt:
     """An attempt to connect to one address.
 
     :param local_infos: the local addresses to choose from, if the program gave ``local_addr``
+    :param endpoints: the endpoints of multipath connections, if one was requested and the system has any
     """
 
-    __slots__ = ("_dialer", "_local_infos", "destination", "sock")
+    __slots__ = ("_dialer", "_endpoints", "_local_infos", "destination", "sock")
 
-    def __init__(self, dialer: Dialer, destination: Destination, local_infos: Sequence[AddrInfo] | None) -> None:
+    def __init__(
+        self,
+        dialer: Dialer,
+        destination: Destination,
+        local_infos: Sequence[AddrInfo] | None,
+        endpoints: Endpoints | OSError | None = None,
+    ) -> None:
         self._dialer = dialer
+        self._endpoints = endpoints
         self._local_infos = local_infos
         self.destination: Destination = destination
         self.sock: FollowedSocket | None = None
@@ -207,16 +216,14 @@ class Attempt:
             return None
         paths = dialer.watcher.kernel.multipath
         protocol = paths.protocol(self.destination.info[0]) if paths is not None else None
-        if paths is None or protocol is None:
+        endpoints = self._endpoints
+        if protocol is None or endpoints is None:
             reason: str | None = "this system has no multipath TCP, or it is switched off"
+        elif isinstance(endpoints, OSError):
+            reason = f"cannot find out by which addresses the system would add subflows: {endpoints}"
         else:
-            try:
-                endpoints = paths.endpoints()
-            except OSError as error:
-                reason = f"cannot find out by which addresses the system would add subflows: {error}"
-            else:
-                network = dialer.watcher.latest.network
-                reason = multipath_obstacle(endpoints, network, decision.interface, address.version, pinned_to(decision))
+            network = dialer.watcher.latest.network
+            reason = multipath_obstacle(endpoints, network, decision.interface, address.version, pinned_to(decision))
         if reason is None:
             return protocol
         if reason not in dialer.complaints:

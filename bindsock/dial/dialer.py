@@ -27,6 +27,7 @@ from bindsock.options import ConnectOptions
 
 if TYPE_CHECKING:
     from bindsock.dial.lingering_close import LingeringClose
+    from bindsock.model.subflows import Endpoints
     from bindsock.netmon.watcher import Watcher
 
 __all__ = ["MAX_REDIALS", "Dialer", "Dialled", "PathChanged"]
@@ -95,10 +96,11 @@ class Dialer:
         for redials in range(MAX_REDIALS + 1):
             infos = await self._resolved(self.host, self.port)
             local_infos = await self._resolved(*options.local_addr) if options.local_addr is not None else None
+            endpoints = await self._endpoints() if options.multipath else None
             destinations = await self._destinations(infos, local_infos)
             if len(destinations) > 1:
                 destinations = self._in_order(destinations)
-            attempts = [Attempt(self, destination, local_infos) for destination in destinations]
+            attempts = [Attempt(self, destination, local_infos, endpoints) for destination in destinations]
             winner = await self._winner(attempts, interruptible=redials < MAX_REDIALS)
             if winner is not None:
                 try:
@@ -130,6 +132,24 @@ class Dialer:
         if winner is None and not race.interrupted:
             raise self._failure(race.errors)
         return winner
+
+    async def _endpoints(self) -> Endpoints | OSError | None:
+        """The endpoints by which the system adds subflows, or why it does not tell them; ``None`` without multipath TCP."""
+        paths = self.watcher.kernel.multipath
+        if paths is None:
+            return None
+        found: list[Endpoints | OSError] = []
+        known = self.watcher.runtime.create_future()
+
+        def done(endpoints: Endpoints | OSError) -> None:
+            found.append(endpoints)
+            if not known.done():
+                known.set_result(None)
+
+        paths.endpoints(done)
+        if not found:
+            await known
+        return found[0]
 
     async def _resolved(self, host: str | None, port: int | str | None) -> Sequence[AddrInfo]:
         """The addresses of a host, resolved according to the options."""

@@ -40,6 +40,23 @@ class EventSource(Protocol):
         """Close the descriptor. Closing twice is harmless."""
 
 
+class Background(Protocol):
+    """Makes calls that wait for the system, one after another, while the event loop goes on."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is being made."""
+
+    def submit(self, call: Callable[[], Any], done: Callable[[Any], object]) -> None:
+        """Make a call after all earlier ones.
+
+        :param done: called in the loop's thread with the result, or with the exception
+        """
+
+    def join(self) -> None:
+        """Wait until all calls are made."""
+
+
 RemovalReason: TypeAlias = Literal["lost", "left", "forbidden"]
 """Why a subflow is ended. See :meth:`PathManager.remove`."""
 
@@ -47,13 +64,16 @@ RemovalReason: TypeAlias = Literal["lost", "left", "forbidden"]
 class PathManager(Protocol):
     """Multipath TCP, on systems that have it: connections whose byte stream goes over several subflows."""
 
+    background: Background | None
+    """Makes the calls for which the system takes long. Without it they are made at once, and block the caller."""
+
     def protocol(self, family: int) -> int | None:
         """The protocol number of multipath stream sockets of an address family, ``None`` if there are none. Never raises."""
 
-    def endpoints(self) -> Endpoints:
-        """The addresses from which the system itself adds subflows to new connections.
+    def endpoints(self, done: Callable[[Endpoints | OSError], object]) -> None:
+        """Find the addresses from which the system itself adds subflows to new connections.
 
-        :raises OSError: the system does not tell
+        :param done: called with the result at once or later, or with an error if the system does not tell
         """
 
     def subflows(self, sock: socket.socket) -> Sequence[Subflow] | None:
@@ -71,9 +91,10 @@ class PathManager(Protocol):
     def register(self, sock: socket.socket) -> None:
         """Begin to follow a connection, at its present local address. :meth:`release` ends that."""
 
-    def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
+    def add(self, sock: socket.socket, interface: Interface, failed: Callable[[OSError], object]) -> IPAddress:
         """Order a subflow over an interface, unless there is one. It is established a round trip later, if at all.
 
+        :param failed: called, at once or later, with the errors that are not raised
         :return: the local address of the subflow
         :raises PermissionError: this process lacks the privilege
         :raises OSError: the system refused for another reason
@@ -87,13 +108,16 @@ class PathManager(Protocol):
         :raises OSError: the connection has ended
         """
 
-    def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
+    def remove(
+        self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]
+    ) -> bool | None:
         """Order the end of all subflows that have a local address, established or not.
 
         :param why: ``"lost"``: they can carry nothing any more; ``"forbidden"``: they must not carry anything; ``"left"``: the
             connection has moved to another address, so subflows that the system itself made are left alone
+        :param done: called with the result, or with an error, if it is not known at once
         :return: whether they are to end; false if they are left alone, because they are the system's, or if they are lost and
-            the peer cannot be told at the moment
+            the peer cannot be told at the moment; ``None`` if it is not known yet, never for ``"forbidden"``
         :raises OSError: as :meth:`add` does
         """
 
@@ -104,15 +128,15 @@ class PathManager(Protocol):
         """
 
     def release(self, sock: socket.socket) -> bool:
-        """Stop following a connection, and undo changes to the system that only it needed. Never raises.
+        """Stop following a connection. Never raises.
 
-        :return: whether something is left to undo, so that :meth:`sweep` should be called later
+        :return: whether there are changes to the system to undo, so that :meth:`sweep` should be called later
         """
 
-    def sweep(self) -> bool:
-        """Undo what :meth:`release` could not undo yet. Never raises.
+    def sweep(self, done: Callable[[bool], object]) -> None:
+        """Undo what is not needed any more. Never raises.
 
-        :return: whether something is still left
+        :param done: called, at once or later, with whether something is left that must be undone later
         """
 
 

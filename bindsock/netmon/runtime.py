@@ -6,6 +6,7 @@ freed, the methods of the runtime do nothing, so that callers need not check.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import socket
@@ -88,6 +89,13 @@ class Runtime:
         loop = self.loop
         if loop is not None:
             loop.call_soon(callback, *args)
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call back in the next iteration of the loop. Can be called from any thread."""
+        loop = self._loop()
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call back after so many seconds.

@@ -22,6 +22,7 @@ from bindsock.netmon.listening import ChangeListener, Hold
 from bindsock.netmon.prefetch import PrefetchedDecisions
 from bindsock.netmon.reading import NetworkReader
 from bindsock.netmon.sources import EventSources
+from bindsock.netmon.worker import Worker
 from bindsock.routing.effective import Decider, Preferences
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Watcher:
         self._followers = Followers(self.statistics)
         self._rest_at = 0.0
         self._decider: Decider | None = None
+        if kernel.multipath is not None:
+            kernel.multipath.background = runtime.shared(Worker)
 
     @property
     def running(self) -> bool:

@@ -6,10 +6,10 @@ import errno
 import os
 import socket
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from bindsock.kernel import RemovalReason
+from bindsock.kernel import Background, RemovalReason
 from bindsock.model.network import Interface, IPAddress, family_of
 from bindsock.model.subflows import Endpoints, Subflow
 from bindsock.options import known_keywords_only
@@ -24,6 +24,8 @@ class SimulatedPathManager:
     @known_keywords_only
     def __init__(self, *, joins: bool = True) -> None:
         self.joins = joins
+        self.background: Background | None = None
+        """Not used: every order is carried out at once."""
         self.connections: weakref.WeakKeyDictionary[socket.socket, list[Subflow]] = weakref.WeakKeyDictionary()
         """The sockets that count as multipath ones, and their established subflows."""
         self.indexes: dict[Subflow, int] = {}
@@ -48,8 +50,8 @@ class SimulatedPathManager:
         """``None``, since there are no real multipath sockets."""
         return None
 
-    def endpoints(self) -> Endpoints:
-        return self.announced
+    def endpoints(self, done: Callable[[Endpoints | OSError], object]) -> None:
+        done(self.announced)
 
     def subflows(self, sock: socket.socket) -> Sequence[Subflow] | None:
         return self.connections.get(sock)
@@ -66,7 +68,7 @@ class SimulatedPathManager:
     def register(self, sock: socket.socket) -> None:
         pass
 
-    def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
+    def add(self, sock: socket.socket, interface: Interface, failed: Callable[[OSError], object]) -> IPAddress:
         self._demand_privilege()
         self.orders.append(("add", interface.name))
         first = self.connections[sock][0]
@@ -83,7 +85,9 @@ class SimulatedPathManager:
     def arrived(self, sock: socket.socket, address: IPAddress) -> None:
         self.orders.append(("arrived", str(address)))
 
-    def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
+    def remove(
+        self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]
+    ) -> bool:
         if (address in self.systems and why == "left") or (why == "lost" and not self.tells_peer):
             return False
         self._demand_privilege()
@@ -96,9 +100,9 @@ class SimulatedPathManager:
         self.orders.append(("release", ""))
         return self.needed
 
-    def sweep(self) -> bool:
+    def sweep(self, done: Callable[[bool], object]) -> None:
         self.orders.append(("sweep", ""))
-        return self.needed
+        done(self.needed)
 
     def _demand_privilege(self) -> None:
         if not self.privileged:

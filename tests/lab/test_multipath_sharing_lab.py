@@ -18,6 +18,7 @@ import bindsock
 from bindsock import kernel as kernels
 from bindsock.kernel.linux import sockets as kernel_sockets
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.model.network import Interface, IPAddress
 from bindsock.testing.lab import Lab
@@ -200,6 +201,24 @@ async def _connected(source: Source, interface: Interface) -> socket.socket:
     return sock
 
 
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _removed(paths: PathManager, sock: socket.socket, address: IPAddress) -> bool | OSError:
+    """Remove a lost subflow."""
+    found: list[bool | OSError] = []
+    known = paths.remove(sock, address, "lost", found.append)
+    return found[0] if known is None else known
+
+
+def _waiting(paths: PathManager) -> bool:
+    """Sweep; whether something is left."""
+    found: list[bool] = []
+    paths.sweep(found.append)
+    return found[0]
+
+
 async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, path_manager: str, serve: Serve) -> None:
     """Otherwise the peer would count it for minutes, and refuse another one."""
     source = await serve(family=socket.AF_INET6)
@@ -213,22 +232,23 @@ async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, pa
         await ping(streams, b"x\n")
         paths = PathManager()
         paths.register(sock)
-        second = paths.add(sock, ethernet)
+        second = paths.add(sock, ethernet, _fail)
 
         def addresses() -> list[IPAddress]:
             return [subflow.local for subflow in paths.subflows(sock) or ()]
 
         await until(lambda: addresses() == [first, second])
+        paths.arrived(sock, second)
         lab.down("wifi0")
         lab.down("eth0")
-        assert not paths.remove(sock, first, "lost")
+        assert not _removed(paths, sock, first)
         assert addresses() == [first, second]
         lab.up("eth0")
-        assert paths.remove(sock, first, "lost")
+        assert _removed(paths, sock, first)
         await until(lambda: addresses() == [second])
         await ping(streams, b"y\n")
     paths.release(sock)
-    await until(lambda: not paths.sweep())
+    await until(lambda: not _waiting(paths))
     paths.close()
 
 
@@ -249,22 +269,23 @@ async def test_a_subflow_comes_back_when_the_peer_has_had_time_to_end_the_lost_o
         now = 0.0
         paths = PathManager(clock=lambda: now)
         paths.register(sock)
-        second = paths.add(sock, ethernet)
+        second = paths.add(sock, ethernet, _fail)
 
         def addresses() -> list[IPAddress]:
             return sorted(subflow.local for subflow in paths.subflows(sock) or ())
 
         await until(lambda: addresses() == [first, second])
-        assert paths.remove(sock, first, "lost")
+        paths.arrived(sock, second)
+        assert _removed(paths, sock, first)
         await until(lambda: addresses() == [second])
-        assert paths.add(sock, wifi) == first
+        assert paths.add(sock, wifi, _fail) == first
         assert str(first) not in endpoints(lab)
         now = 1.0
-        assert paths.add(sock, wifi) == first
+        assert paths.add(sock, wifi, _fail) == first
         await until(lambda: addresses() == [first, second])
         await ping(streams, b"y\n")
     paths.release(sock)
-    await until(lambda: not paths.sweep())
+    await until(lambda: not _waiting(paths))
     paths.close()
 
 
@@ -297,6 +318,61 @@ async def test_the_peer_is_not_told_that_an_address_is_gone_that_is_only_left(
 
 
 @pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_the_loop_goes_on_while_an_endpoint_is_removed(
+    lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes some 10 ms for that, and lets every other order wait."""
+    begun, release = threading.Event(), threading.Event()
+    remove = Commands.remove_endpoint
+
+    def held(self: Commands, address: IPAddress, identifier: int) -> None:
+        begun.set()
+        assert release.wait(20)
+        remove(self, address, identifier)
+
+    monkeypatch.setattr(Commands, "remove_endpoint", held)
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        for uplink in ("eth0", "wifi0"):
+            lab.default(uplink)
+            await until(lambda uplink=uplink: interfaces(connected[1]) == [uplink])  # type: ignore[misc]
+        await until(begun.is_set)
+        await ping(connected, b"meanwhile\n")
+        lab.default("eth0")
+        await ping(connected, b"ordered\n")
+        assert interfaces(connected[1]) == ["wifi0"]
+        release.set()
+        await until(lambda: interfaces(connected[1]) == ["eth0"])
+        await ping(connected, b"moved\n")
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_a_connect_is_cancelled_while_the_endpoints_are_read(
+    lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    read = Commands.endpoints
+
+    def held(self: Commands) -> list[Endpoint]:
+        begun.set()
+        assert release.wait(20)
+        return read(self)
+
+    monkeypatch.setattr(Commands, "endpoints", held)
+    connecting = asyncio.create_task(bindsock.open_connection(*source.address, multipath=True))
+    await until(begun.is_set)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    release.set()
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        assert bindsock.multipath_of(connected[1]).real
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
 async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endpoint_goes(
     lab: Lab, path_manager: str, serve: Serve
 ) -> None:
@@ -316,13 +392,13 @@ async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endp
         (ours, our_streams), (theirs, their_streams) = connected
         paths = PathManager()
         paths.register(ours)
-        address = paths.add(ours, ethernet)
+        address = paths.add(ours, ethernet, _fail)
 
         def are_at(sock: socket.socket, present: bool) -> bool:
             return any(subflow.local == address for subflow in paths.subflows(sock) or ()) == present
 
         await until(lambda: are_at(ours, True) and are_at(theirs, True))
-        paths.remove(ours, address, "lost")
+        assert _removed(paths, ours, address)
         await until(lambda: are_at(ours, False) and are_at(theirs, False) and endpoints(lab) == "")
         for streams in (our_streams, their_streams):
             await ping(streams, b"y\n")
@@ -346,7 +422,7 @@ async def test_nothing_enters_the_tunnel_if_an_interface_comes_up_as_its_subflow
             await ping(streams, b"x\n")
             paths = PathManager()
             paths.register(sock)
-            second = paths.add(sock, ethernet)
+            second = paths.add(sock, ethernet, _fail)
 
             def addresses() -> list[IPAddress]:
                 return sorted(subflow.local for subflow in paths.subflows(sock) or ())
@@ -354,13 +430,13 @@ async def test_nothing_enters_the_tunnel_if_an_interface_comes_up_as_its_subflow
             await until(lambda: second in addresses() and len(addresses()) == 2)
             # It was down a moment ago.
             monkeypatch.setattr(kernel_sockets, "is_running", lambda index: index != ethernet.index)
-            assert paths.remove(sock, second, "lost")
+            assert _removed(paths, sock, second)
             await until(lambda: second not in addresses())
             await until(lambda: not served(lab, second), seconds=20)
             await ping(streams, b"y\n")
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
         paths.release(sock)
-        await until(lambda: not paths.sweep())
+        await until(lambda: not _waiting(paths))
     paths.close()
     assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & 4] == []
 
@@ -384,7 +460,7 @@ async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow
             paths.register(sock)
             made.append((sock, streams, paths))
         (ours, _, our_paths), (theirs, their_streams, their_paths) = made
-        address = our_paths.add(ours, ethernet)
+        address = our_paths.add(ours, ethernet, _fail)
 
         def have_subflows(number: int) -> bool:
             return sum(any(s.local == address for s in paths.subflows(sock) or ()) for sock, _, paths in made) == number
@@ -394,7 +470,7 @@ async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow
             paths._reset(sock, paths._remaining(sock, address))
         await until(lambda: have_subflows(0))
         needing = PathManager._needing
-        ordering = threading.Thread(target=their_paths.add, args=(theirs, ethernet))
+        ordering = threading.Thread(target=their_paths.add, args=(theirs, ethernet, _fail))
 
         def asked_as_they_order(self: PathManager, *arguments: Any, **keywords: Any) -> set[int]:
             found = needing(self, *arguments, **keywords)
@@ -404,14 +480,14 @@ async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow
             return found
 
         monkeypatch.setattr(PathManager, "_needing", asked_as_they_order)
-        our_paths.sweep()
+        our_paths.sweep(lambda waiting: None)
         monkeypatch.undo()
         await asyncio.to_thread(ordering.join)
         await until(lambda: have_subflows(2), seconds=20)
         await ping(their_streams, b"y\n")
         assert have_subflows(2)
     their_paths.release(theirs)
-    await until(lambda: not their_paths.sweep())
+    await until(lambda: not _waiting(their_paths))
     assert endpoints(lab) == ""
     for _, _, paths in made:
         paths.close()

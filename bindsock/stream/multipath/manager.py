@@ -10,6 +10,7 @@ The system adds subflows regardless of the interface that the socket is bound to
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import socket
 import weakref
@@ -189,16 +190,21 @@ class SubflowManager:
     def remove(self, address: IPAddress, why: RemovalReason) -> bool:
         """Remove the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
 
-        :return: whether the system has removed them
+        :return: false if they stay, as far as that is known yet
         """
         sock = self._socket()
         if sock is None or self._unprivileged or (address in self._left_alone and why == "left"):
             return False
         try:
-            ended = self._paths.remove(sock, address, why)
+            ended = self._paths.remove(sock, address, why, functools.partial(self._removed, address, why))
         except OSError as error:
-            self._unprivileged |= isinstance(error, PermissionError)
-            _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, error)
+            return self._removed(address, why, error)
+        return ended is None or self._removed(address, why, ended)
+
+    def _removed(self, address: IPAddress, why: RemovalReason, ended: bool | OSError) -> bool:
+        if isinstance(ended, OSError):
+            self._unprivileged |= isinstance(ended, PermissionError)
+            _logger.info("cannot remove the subflow with address %s of a multipath connection: %s", address, ended)
             return False
         if ended and why != "lost":
             self._runtime.shared(Sweeper).sweep(self._paths)
@@ -228,14 +234,20 @@ class SubflowManager:
             self._move = None
             return
         try:
-            move.address = self._paths.add(sock, move.target)
+            address = self._paths.add(sock, move.target, functools.partial(self._refused_to_add, move))
         except OSError as error:
-            self._unprivileged |= isinstance(error, PermissionError)
-            _logger.info("cannot add a subflow on %s to a multipath connection: %s", move.target, error)
-            self._failed(move)
-        else:
-            self._left_alone.discard(move.address)
+            self._refused_to_add(move, error)
+            return
+        if self._move is move:
+            move.address = address
+            self._left_alone.discard(address)
             self._wait(move)
+
+    def _refused_to_add(self, move: _Move, error: OSError) -> None:
+        self._unprivileged |= isinstance(error, PermissionError)
+        _logger.info("cannot add a subflow on %s to a multipath connection: %s", move.target, error)
+        if self._move is move:
+            self._failed(move)
 
     def _wait(self, move: _Move) -> None:
         elapsed = self._runtime.time() - move.began

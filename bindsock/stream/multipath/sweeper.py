@@ -20,17 +20,24 @@ class Sweeper:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._sweeps: dict[PathManager, Retry] = {}
+        self._again: set[PathManager] = set()
+        """Those to be swept once more after the sweep that is being made."""
 
     def sweep(self, paths: PathManager) -> None:
-        """Clean up soon, and again until nothing is left. Does nothing if that is in progress."""
-        if paths in self._sweeps:
-            return
+        """Clean up soon, and again until nothing is left."""
+        retry = self._sweeps.get(paths)
+        if retry is None:
+            retry = self._sweeps[paths] = Retry(self._runtime, lambda: self._attempt(paths), _FIRST, _LAST, jitter=0.0)
+            retry.schedule()
+        elif not retry.scheduled:
+            self._again.add(paths)
 
-        def attempt() -> None:
-            if paths.sweep():
-                retry.schedule()
-            else:
-                del self._sweeps[paths]
+    def _attempt(self, paths: PathManager) -> None:
+        paths.sweep(lambda waiting: self._attempted(paths, waiting))
 
-        retry = self._sweeps[paths] = Retry(self._runtime, attempt, _FIRST, _LAST, jitter=0.0)
-        retry.schedule()
+    def _attempted(self, paths: PathManager, waiting: bool) -> None:
+        if waiting or paths in self._again:
+            self._again.discard(paths)
+            self._sweeps[paths].schedule()
+        else:
+            del self._sweeps[paths]

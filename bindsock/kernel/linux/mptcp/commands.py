@@ -64,9 +64,13 @@ class Endpoint(NamedTuple):
     attributes: bytes
     """The endpoint's netlink attributes, with which it can be added again."""
 
+    def causes_subflows_from(self, address: IPAddress) -> bool:
+        """Whether the kernel makes subflows from this address because of it."""
+        return self.address == address and bool(self.flags & FLAG_SUBFLOW)
+
 
 class Commands:
-    """Gives commands over one socket, which the first command opens. Use it in one thread."""
+    """Gives commands over one socket, which the first command opens. Use it in one thread at a time."""
 
     def __init__(self) -> None:
         self._channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_GENERIC))

@@ -8,6 +8,11 @@ There are two path managers; ``net.mptcp.pm_type`` chooses one when a socket is 
   address. So an endpoint that this process added is removed only if no connection, of this or another program, loses its only
   subflow by that. Until then, a connection that leaves the address has only its own subflow reset. The kernel makes one
   subflow from an endpoint for each connection, and another one only if the endpoint is removed and added again.
+
+The removal of an endpoint takes some 10 ms (``synchronize_rcu``), and the kernel makes every other command wait meanwhile
+(``net/netlink/genetlink.c``, genl_lock). So all commands to the in-kernel path manager are given in the background. Several of
+them are an operation: a generator that yields each command and gets its result. Operations are carried out one after another, so
+no other order comes between what an operation finds out and what it orders. The subflows of all programs are listed there, too.
 """
 
 from __future__ import annotations
@@ -23,10 +28,11 @@ import socket
 import struct
 import time
 import weakref
+from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from bindsock.kernel.linux import netlink, sockets
 from bindsock.kernel.linux.mptcp import commands, sock_diag
@@ -37,13 +43,15 @@ from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 
-    from bindsock.kernel import RemovalReason
+    from bindsock.kernel import Background, RemovalReason
     from bindsock.kernel.linux.mptcp.commands import Endpoint
+    from bindsock.kernel.linux.mptcp.sock_diag import ListedSubflow
     from bindsock.model.network import Interface
 
 _logger = logging.getLogger("bindsock")
+T = TypeVar("T")
 
 _ALONE_WITHIN = 0.25
 """How long to wait for another process's order, which takes 20 ms. If that process is stopped, it must not stop this one."""
@@ -56,6 +64,9 @@ _ENDING_SECONDS = 0.5
 _ANNOUNCED_SECONDS = 0.2
 """How long a peer may take to end the subflows of an address that it was told is gone. The announcement goes by another path than
 a new subflow from the address, and can be slower; the peer does not confirm it."""
+
+
+Operation: TypeAlias = "Generator[Callable[[], Any], Any, T]"
 
 
 @dataclass(eq=False)
@@ -75,6 +86,8 @@ class _Connection:
     """The indices of the interfaces for which subflows were ordered, by local address."""
     bound: dict[Subflow, int] = field(default_factory=dict)
     """The indices of the interfaces that the subflows are bound to, as far as the kernel has been asked."""
+    ordered: IPAddress | None = None
+    """The local address of the subflow that was ordered last, until it carries the connection."""
     expected: set[IPAddress] = field(default_factory=set)
     """The local addresses of subflows that the kernel will make without another order."""
 
@@ -86,12 +99,22 @@ class PathManager:
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.background: Background | None = None
         self._clock = clock
         self._commands = Commands()
-        self._diag_channel = Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
+        """To the in-kernel path manager, for the background."""
+        self._token_commands = Commands()
+        """To the userspace path manager."""
+        self._operations: deque[Operation[None]] = deque()
+        """The first of them is being carried out."""
+        self._diag_channel = _open_diag_channel()
+        self._listing_channel = _open_diag_channel()
+        """For the background."""
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
         self._added: dict[IPAddress, int] = {}
         """The endpoints that this process has added, and the indices of their interfaces."""
+        self._going: set[IPAddress] = set()
+        """The addresses of endpoints that are being removed. Their subflows do not count any more."""
         self._left: dict[IPAddress, float] = {}
         """The addresses whose subflows were reset, and until when their endpoints are kept, in monotonic seconds."""
         self._announced: dict[IPAddress, float] = {}
@@ -102,10 +125,20 @@ class PathManager:
         """``IPPROTO_MPTCP``."""
         return mptcp.protocol(family)
 
-    def endpoints(self) -> Endpoints:
+    def endpoints(self, done: Callable[[Endpoints | OSError], object]) -> None:
         """Ask the in-kernel path manager, if it is in use. Needs no privilege."""
         if _is_userspace():
-            return Endpoints()
+            done(Endpoints())
+        else:
+            self._perform(self._reading_endpoints(done))
+
+    def _reading_endpoints(self, done: Callable[[Endpoints | OSError], object]) -> Operation[None]:
+        try:
+            done((yield self._read_endpoints))
+        except OSError as error:
+            done(error)
+
+    def _read_endpoints(self) -> Endpoints:
         limits = netlink.attributes(self._commands.ask(commands.CMD_GET_LIMITS), commands.HEADER.size)
         endpoints = [endpoint for endpoint in self._commands.endpoints() if not endpoint.flags & commands.FLAG_IMPLICIT]
         return Endpoints(
@@ -117,7 +150,9 @@ class PathManager:
     def subflows(self, sock: socket.socket) -> tuple[Subflow, ...] | None:
         """Ask the socket, 5 µs. Needs no privilege."""
         states = mptcp.states(sock)
-        return tuple(state.subflow for state in states if state.established) if states is not None else None
+        if states is None:
+            return None
+        return tuple(s.subflow for s in states if s.established and s.subflow.local not in self._going)
 
     def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
         """Ask sock_diag, once for each subflow: 30 µs, more for subflows that the system made. Needs no privilege."""
@@ -145,58 +180,86 @@ class PathManager:
         """Note the connection's token, its address, and its path manager."""
         self._known(sock)
 
-    def add(self, sock: socket.socket, interface: Interface) -> IPAddress:
-        """Order a subflow, 0.4 ms."""
+    def add(self, sock: socket.socket, interface: Interface, failed: Callable[[OSError], object]) -> IPAddress:
+        """Order a subflow; the userspace path manager takes 0.4 ms."""
         connection = self._known(sock)
         peer = sock.getpeername()
         remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
-        local = sockets.source(interface, remote)
-        remaining = self._remaining(sock, local)
-        if any(self.bound(sock, subflow) in (0, interface.index) for subflow in remaining):
+        local = connection.ordered = sockets.source(interface, remote)
+        if local not in self._going and self._is_at(sock, local, interface):
             return local
-        if local in connection.expected and connection.indexes.get(local) == interface.index:
-            connection.expected.discard(local)
+        if not connection.userspace:
+            self._perform(self._adding(weakref.ref(sock), connection, local, interface, failed))
             return local
-        if connection.userspace:
-            self._end_stale(local, interface, connection)
-            # An address that was used before must keep its number, or the kernel refuses.
-            used = connection.identifiers.values()
-            identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
-            self._commands.tell(
-                commands.CMD_SUBFLOW_CREATE,
-                netlink.attribute_u32(commands.ATTR_TOKEN, connection.token),
-                address_attribute(commands.ATTR_ADDR, local, identifier=identifier, index=interface.index),
-                address_attribute(commands.ATTR_ADDR_REMOTE, remote, port=port),
-            )
-        elif self._clock() < self._announced.get(local, 0.0):
-            return local  # it is ordered when it is asked for again
-        else:
-            with _alone():
-                self._add_endpoint(connection, local, interface)
-            # This comes last: when an endpoint's subflow ends, the kernel makes another one.
-            self._end_stale(local, interface, connection)
+        self._end_stale(local, interface, connection)
+        # An address that was used before must keep its number, or the kernel refuses.
+        used = connection.identifiers.values()
+        identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
+        self._token_commands.tell(
+            commands.CMD_SUBFLOW_CREATE,
+            netlink.attribute_u32(commands.ATTR_TOKEN, connection.token),
+            address_attribute(commands.ATTR_ADDR, local, identifier=identifier, index=interface.index),
+            address_attribute(commands.ATTR_ADDR_REMOTE, remote, port=port),
+        )
         connection.indexes[local] = interface.index
         return local
 
+    def _adding(
+        self,
+        reference: weakref.ref[socket.socket],
+        connection: _Connection,
+        local: IPAddress,
+        interface: Interface,
+        failed: Callable[[OSError], object],
+    ) -> Operation[None]:
+        try:
+            # The order for another connection may have made a subflow for this one, too.
+            if not self._has_come(reference, local, interface):
+                yield from _alone(self._ordering(reference, connection, local, interface))
+        except OSError as error:
+            failed(error)
+
+    def _ordering(
+        self, reference: weakref.ref[socket.socket], connection: _Connection, local: IPAddress, interface: Interface
+    ) -> Operation[None]:
+        if self._has_come(reference, local, interface):
+            return
+        if local in connection.expected and connection.indexes.get(local) == interface.index:
+            connection.expected.discard(local)
+            return
+        if self._clock() < self._announced.get(local, 0.0):
+            return  # it is ordered when it is asked for again
+        yield from self._adding_endpoint(connection, local, interface)
+        # This comes last: when an endpoint's subflow ends, the kernel makes another one.
+        self._end_stale(local, interface, connection)
+        connection.indexes[local] = interface.index
+
+    def _has_come(self, reference: weakref.ref[socket.socket], local: IPAddress, interface: Interface) -> bool:
+        """Whether a connection has a subflow, or needs none any more, because it is closed."""
+        sock = _opened(reference)
+        return sock is None or self._is_at(sock, local, interface)
+
     def arrived(self, sock: socket.socket, address: IPAddress) -> None:
         """Note the new address, and enlarge the subflow's receive buffer; 20 µs."""
-        self._known(sock).place = address
+        connection = self._known(sock)
+        connection.place, connection.ordered = address, None
         mptcp.level_receive_buffers(sock)
 
-    def remove(self, sock: socket.socket, address: IPAddress, why: RemovalReason) -> bool:
-        """Order the end of the subflows with a local address, 0.3 ms, and tell the peer by another subflow.
+    def remove(
+        self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]
+    ) -> bool | None:
+        """Order the end of the subflows with a local address, and tell the peer by another subflow.
 
         Otherwise the peer, which a dead interface cannot tell, would go on sending to the address and would count the subflow
         towards its limit.
         """
         connection = self._known(sock)
+        if connection.ordered == address:
+            connection.ordered = None
         remaining = self._remaining(sock, address)
         added = address in self._added
         if not connection.userspace and not added and not remaining:
             return True
-        systems = not connection.userspace and not added and self._is_systems(address)
-        if systems and why == "left":
-            return False
         if address.version == 6 and why == "lost" and remaining and not self._can_tell_peer(sock, address):
             # The peer would count the subflows for minutes, and soon refuse another one. Over IPv4 the kernel repeats their end
             # once the interface is back; over IPv6 they are reset, which is not repeated.
@@ -210,21 +273,73 @@ class PathManager:
                 self._destroy(connection, address, remaining)
             if address.version == 6:
                 self._reset(sock, remaining)
-        elif why == "lost":
-            with _alone():
-                if not systems and not self._needing(address, connection, lost=True):
-                    self._remove_endpoint(address, first=connection.first == address)
-                    self._note_announced(address)
-            # Also reset a subflow that is ending: on a lost interface its end could go on later.
-            self._reset(sock, remaining if address.version == 6 else self._remaining(sock, address))
+        elif why == "forbidden" or (why == "left" and added):
+            self._leave(sock, address)
         else:
-            # The reset reaches the peer. The endpoint is removed later, by sweep(): as long as the kernel lists the subflow, it
-            # would also announce that the address is gone (RM_ADDR). A peer that acts on that late ends the next subflow from the
-            # address, too, if it has the same number: the first address always has 0 (net/mptcp/pm.c,
-            # mptcp_pm_rm_addr_or_subflow).
-            self._reset(sock, remaining)
-            self._left[address] = self._clock() + _ENDING_SECONDS
+            self._perform(self._removing(weakref.ref(sock), connection, address, why, done))
+            return None
         return True
+
+    def _leave(self, sock: socket.socket, address: IPAddress) -> None:
+        """Reset the subflows with an address, which reaches the peer.
+
+        The endpoint is removed later, by :meth:`sweep`: as long as the kernel lists the subflow, it would also announce that the
+        address is gone (RM_ADDR). A peer that acts on that late ends the next subflow from the address, too, if it has the same
+        number: the first address always has 0 (``net/mptcp/pm.c``, mptcp_pm_rm_addr_or_subflow).
+        """
+        remaining = self._remaining(sock, address)
+        self._reset(sock, remaining)
+        if remaining:
+            self._left[address] = self._clock() + _ENDING_SECONDS
+
+    def _removing(
+        self,
+        reference: weakref.ref[socket.socket],
+        connection: _Connection,
+        address: IPAddress,
+        why: RemovalReason,
+        done: Callable[[bool | OSError], object],
+    ) -> Operation[None]:
+        try:
+            added = address in self._added
+            sock = _opened(reference)
+            if sock is not None and not added and not self._remaining(sock, address):
+                done(True)  # another order has ended them meanwhile
+                return
+            del sock
+            systems = not added and any(e.causes_subflows_from(address) for e in (yield self._commands.endpoints))
+            sock = _opened(reference)
+            if sock is None or address in (connection.place, connection.ordered):
+                done(True)  # the connection has come back meanwhile
+            elif why == "left" and systems:
+                done(False)
+            elif why == "left":
+                self._leave(sock, address)
+                done(True)
+            else:
+                del sock
+                yield from _alone(self._removing_lost(reference, connection, address, systems=systems))
+                done(True)
+        except OSError as error:
+            done(error)
+
+    def _removing_lost(
+        self, reference: weakref.ref[socket.socket], connection: _Connection, address: IPAddress, *, systems: bool
+    ) -> Operation[None]:
+        listed = [] if systems else (yield self._list_subflows)
+        sock = _opened(reference)
+        if sock is None or address in (connection.place, connection.ordered):
+            return
+        # Also reset a subflow that is ending: on a lost interface its end could go on later.
+        ending = self._remaining(sock, address) if address.version == 6 else []
+        del sock
+        if not systems and not self._needing(listed, address, connection, lost=True):
+            first = connection.first == address and not self._only_at(address)
+            yield from self._removing_endpoint(listed, address, first=first)
+            self._note_announced(address)
+        sock = _opened(reference)
+        if sock is not None:
+            self._reset(sock, ending if address.version == 6 else self._remaining(sock, address))
 
     def retain(self, interfaces: Collection[int]) -> None:
         """Remove the endpoints of interfaces that no longer exist.
@@ -232,45 +347,91 @@ class PathManager:
         A new connection may have its first subflow with such an address, which would end with the endpoint.
         """
         for address, index in list(self._added.items()):
-            if index not in interfaces and os.getpid() == self._process:
-                try:
-                    with _alone():
-                        if not self._needing(address, None, lost=True):
-                            self._remove_endpoint(address)
-                            self._note_announced(address)
-                except OSError as error:
-                    _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
+            if index not in interfaces:
+                self._perform(_alone(self._removing_deleted(address, index)))
+
+    def _removing_deleted(self, address: IPAddress, index: int) -> Operation[None]:
+        try:
+            if self._added.get(address) != index:
+                return
+            listed = yield self._list_subflows
+            if not self._needing(listed, address, None, lost=True) and not self._would_announce_later(address):
+                yield from self._removing_endpoint(listed, address)
+                self._note_announced(address)
+        except OSError as error:
+            _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
     def release(self, sock: socket.socket) -> bool:
-        """Remove the endpoints that no connection needs. The kernel may need one until a closed connection has sent its data."""
+        """Forget the connection. The kernel may need its endpoint until it has sent the data of the closed connection."""
         self._connections.pop(sock, None)
-        return self.sweep()
+        if not self._connections and not self._added:
+            self.close()
+        return bool(self._added)
 
-    def sweep(self) -> bool:
+    def sweep(self, done: Callable[[bool], object]) -> None:
         """Remove the endpoints that no connection needs."""
-        if os.getpid() != self._process:
-            return False  # they belong to the parent of a fork
-        ours = {connection.token for sock, connection in self._connections.items() if sock.fileno() != -1}
+        self._perform(_alone(self._sweeping(done)))
+
+    def _sweeping(self, done: Callable[[bool], object]) -> Operation[None]:
         waiting = False
         for address in list(self._added):
             try:
-                with _alone():
-                    needing = self._needing(address, None, lost=False)
-                    if needing or self._is_ending(address):
-                        waiting |= not needing & ours
-                    else:
-                        self._remove_endpoint(address)
+                listed = yield self._list_subflows
+                needing = self._needing(listed, address, None, lost=False)
+                if needing or self._is_ending(address):
+                    waiting |= needing.isdisjoint(self._tokens())
+                else:
+                    yield from self._removing_endpoint(listed, address)
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
                 self._added.pop(address, None)
-        if not self._connections:
+        if not self._connections and not waiting:
             self.close()
-        return waiting
+        done(waiting)
 
     def close(self) -> None:
         """Close the netlink sockets; the next call opens them again."""
-        self._commands.close()
         self._diag_channel.close()
+        self._token_commands.close()
+        for close in (self._commands.close, self._listing_channel.close):
+            if self.background is not None and self.background.busy:
+                self.background.submit(close, lambda _: None)
+            else:
+                close()
+
+    def _perform(self, operation: Operation[None]) -> None:
+        """Carry out an operation after those that were begun before."""
+        if os.getpid() != self._process:
+            return  # the endpoints belong to the parent of a fork
+        self._operations.append(operation)
+        if len(self._operations) == 1:
+            self._advance(None)
+
+    def _advance(self, outcome: Any) -> None:
+        """Go on with the first operation until it waits for the background, and then with the next one.
+
+        :param outcome: the result of its last command, or the exception
+        """
+        while self._operations:
+            operation = self._operations[0]
+            try:
+                command = operation.throw(outcome) if isinstance(outcome, Exception) else operation.send(outcome)
+            except StopIteration:
+                outcome = None
+                self._operations.popleft()
+                continue
+            except Exception:
+                _logger.exception("an order for multipath endpoints failed; the next ones are not affected")
+                outcome = None
+                self._operations.popleft()
+                continue
+            if self.background is not None:
+                self.background.submit(command, self._advance)
+                return
+            try:
+                outcome = command()
+            except OSError as error:
+                outcome = error
 
     def _known(self, sock: socket.socket) -> _Connection:
         connection = self._connections.get(sock)
@@ -279,23 +440,28 @@ class PathManager:
             connection = self._connections[sock] = _Connection(mptcp.token(sock), local, local, _is_userspace())
         return connection
 
-    def _needing(self, address: IPAddress, besides: _Connection | None, *, lost: bool) -> set[int]:
+    def _tokens(self) -> dict[int, _Connection]:
+        """The open connections of this process, by their tokens."""
+        return {connection.token: connection for sock, connection in self._connections.items() if sock.fileno() != -1}
+
+    def _needing(self, listed: list[ListedSubflow], address: IPAddress, besides: _Connection | None, *, lost: bool) -> set[int]:
         """The tokens of the connections that need a subflow with an address.
 
         These are connections that have no other subflow; unless the address is lost, also those of other programs, and those of
-        this process that are at the address now. Subflows on deleted interfaces do not count.
+        this process that are at the address now or move there. Subflows on deleted interfaces do not count.
 
+        :param listed: the subflows of all programs
         :param besides: a connection that does not count
         :param lost: the address can carry nothing any more, so only connections without another subflow count
         """
         existing = {0, *(index for index, _ in socket.if_nameindex())}
-        seen = [subflow for subflow in sock_diag.subflows(self._diag_channel) if subflow.bound in existing]
+        seen = [subflow for subflow in listed if subflow.bound in existing]
         here = {subflow.token for subflow in seen if subflow.address == address}
         elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
         needing = here - elsewhere
         if not lost:
-            ours = {connection.token: connection.place for sock, connection in self._connections.items() if sock.fileno() != -1}
-            needing |= {token for token in here if ours.get(token, address) == address}
+            ours = self._tokens()
+            needing |= {token for token in here if token not in ours or address in (ours[token].place, ours[token].ordered)}
         return needing - {besides.token} if besides is not None else needing
 
     def _open(self) -> list[socket.socket]:
@@ -319,10 +485,34 @@ class PathManager:
             del self._left[address]
         return ending
 
+    def _would_announce_later(self, address: IPAddress) -> bool:
+        """Whether the kernel would announce that an address is gone by the next subflow from it, which has the same number.
+
+        It does if a connection has no other subflow, and the peer then ends the new one. The old subflows of such connections are
+        reset here: once the kernel does not list them any more, there is nothing to announce.
+        """
+        for sock in self._only_at(address):
+            self._leave(sock, address)
+        return self._is_ending(address)
+
+    def _only_at(self, address: IPAddress) -> list[socket.socket]:
+        """The connections of this process that began at an address and have no subflow elsewhere."""
+        return [
+            sock
+            for sock, connection in self._connections.items()
+            if connection.first == address
+            and sock.fileno() != -1
+            and not any(subflow.local != address for subflow in self.subflows(sock) or ())
+        ]
+
     def _note_announced(self, address: IPAddress) -> None:
         """Note that peers were told that an address is gone, if its next subflow would have the same number."""
         if any(connection.first == address for connection in self._connections.values()):
             self._announced[address] = self._clock() + _ANNOUNCED_SECONDS
+
+    def _is_at(self, sock: socket.socket, local: IPAddress, interface: Interface) -> bool:
+        """Whether there is a subflow with an address that is not bound to another interface."""
+        return any(self.bound(sock, subflow) in (0, interface.index) for subflow in self._remaining(sock, local))
 
     def _can_tell_peer(self, sock: socket.socket, address: IPAddress) -> bool:
         """Whether the interface of a subflow with another address works at this moment. The last reading may be older."""
@@ -347,12 +537,6 @@ class PathManager:
                 if connection is not first:
                     connection.expected.add(address)
 
-    def _is_systems(self, address: IPAddress) -> bool:
-        """Whether the system has an endpoint with the address that causes subflows."""
-        return any(
-            endpoint.address == address for endpoint in self._commands.endpoints() if endpoint.flags & commands.FLAG_SUBFLOW
-        )
-
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
             sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow),))
@@ -363,9 +547,9 @@ class PathManager:
         identifier = connection.identifiers.pop(address, 0 if subflows else None)
         if identifier is not None:
             number = netlink.attribute(commands.ATTR_LOC_ID, bytes([identifier]))
-            self._commands.tell(commands.CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
+            self._token_commands.tell(commands.CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
         for subflow in subflows:
-            self._commands.tell(
+            self._token_commands.tell(
                 commands.CMD_SUBFLOW_DESTROY,
                 token,
                 address_attribute(commands.ATTR_ADDR, subflow.local, port=subflow.local_port),
@@ -373,31 +557,32 @@ class PathManager:
                 harmless=sock_diag.GONE,
             )
 
-    def _add_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> None:
+    def _adding_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> Operation[None]:
         index = interface.index
         try:
-            self._commands.add_endpoint(local, index)
+            yield functools.partial(self._commands.add_endpoint, local, index)
         except FileExistsError:
             # The endpoint is the system's, or one of ours from which this connection already had a subflow.
-            for endpoint in self._commands.endpoints():
+            for endpoint in (yield self._commands.endpoints):
                 if endpoint.address == local:
-                    self._renew_endpoint(endpoint, connection, interface)
+                    yield from self._renewing_endpoint(endpoint, connection, interface)
             return
         if not self._added:
             atexit.register(self._at_exit)
         self._added[local] = index
         _logger.info("added the multipath endpoint %s of %s, which all programs use", local, interface)
 
-    def _renew_endpoint(self, endpoint: Endpoint, connection: _Connection, interface: Interface) -> None:
+    def _renewing_endpoint(self, endpoint: Endpoint, connection: _Connection, interface: Interface) -> Operation[None]:
         """Remove and add an endpoint again, for the interface that has its address now, unless other connections need it."""
         address = endpoint.address
         stale = endpoint.bound not in (0, interface.index)
-        if self._needing(address, connection, lost=stale):
+        listed = yield self._list_subflows
+        if self._needing(listed, address, connection, lost=stale):
             if stale:
                 message = f"the multipath endpoint {address} is bound to an interface that is gone, and other connections need it"
                 raise OSError(errno.EBUSY, message)
             return
-        if self._is_ending(address):
+        if self._is_ending(address) or self._would_announce_later(address):
             return
         attributes = netlink.attributes(endpoint.attributes)
         if stale:
@@ -405,9 +590,13 @@ class PathManager:
         if stale or address in self._added:
             # A new number: the peer is told by the new subflow that the old number is gone.
             del attributes[commands.ADDR_ID]
-        with _ending_by_reset(self._open(), address):
+
+        def renew() -> None:  # one command, since an endpoint of the system's must not be lost if the event loop ends
             self._commands.remove_endpoint(address, endpoint.identifier)
-        self._commands.restore_endpoint(attributes)
+            self._commands.restore_endpoint(attributes)
+
+        with self._going_by_reset(address):
+            yield renew
         if address in self._added:
             self._added[address] = interface.index
 
@@ -421,56 +610,97 @@ class PathManager:
             with contextlib.suppress(OSError):
                 sock.close()
         self._connections.clear()
-        while self.sweep():
+        if self.background is not None:
+            self.background.join()
+            self.background = None
+        self._operations.clear()
+        left: list[bool] = [True]
+        while left[-1]:
+            self.sweep(left.append)
+            if not left[-1]:
+                return
             if time.monotonic() > deadline:
                 _logger.info("connections still need these multipath endpoints, which stay: %s", ", ".join(map(str, self._added)))
                 return
             time.sleep(0.01)
 
-    def _remove_endpoint(self, address: IPAddress, *, first: bool = False) -> None:
+    def _removing_endpoint(self, listed: list[ListedSubflow], address: IPAddress, *, first: bool = False) -> Operation[None]:
         """Remove an endpoint, which ends all subflows with the address and tells the peers.
 
         After an orderly end of an IPv6 subflow, whichever program's, the kernel would answer the peer's FIN by the routing table:
         so they are reset. Where nothing leaves the peer would not hear of that: there the kernel tells it first, by another
         subflow. Meanwhile the interface may come up: the kernel resets those of this process itself then.
 
+        :param listed: the subflows of all programs
         :param first: the address may be that of a first subflow, which has no endpoint but the number 0
         """
         self._added.pop(address, None)
         if not self._added:
             atexit.unregister(self._at_exit)
-        ending = _listed(self._diag_channel, address) if address.version == 6 else []
-        working = [listed for listed in ending if sockets.is_running(listed.bound)]
-        _reset_listed(self._diag_channel, working)
-        identifiers = [endpoint.identifier for endpoint in self._commands.endpoints() if endpoint.address == address]
-        with _ending_by_reset(self._open(), address):
+        ending = [subflow for subflow in listed if subflow.address == address] if address.version == 6 else []
+        working = [subflow for subflow in ending if sockets.is_running(subflow.bound)]
+        self._reset_listed(working)
+
+        def remove() -> None:
+            identifiers = [endpoint.identifier for endpoint in self._commands.endpoints() if endpoint.address == address]
             for identifier in [*identifiers, *([0] if first else [])]:
                 self._commands.remove_endpoint(address, identifier)
-        _reset_listed(self._diag_channel, [listed for listed in ending if listed not in working])
+
+        with self._going_by_reset(address):
+            yield remove
+        self._reset_listed([subflow for subflow in ending if subflow not in working])
+
+    @contextlib.contextmanager
+    def _going_by_reset(self, address: IPAddress) -> Iterator[None]:
+        """While an endpoint is removed, let its subflows not count any more, and end by a reset if they have IPv6 addresses."""
+        self._going.add(address)
+        try:
+            with _ending_by_reset(self._open(), address):
+                yield
+        finally:
+            self._going.discard(address)
+
+    def _list_subflows(self) -> list[ListedSubflow]:
+        """The subflows of all programs, 2 ms."""
+        return sock_diag.subflows(self._listing_channel)
+
+    def _reset_listed(self, listed: Iterable[ListedSubflow]) -> None:
+        for each in listed:
+            sock_diag.reset(self._diag_channel, each.subflow, (each.bound,))
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone(operation: Operation[None]) -> Operation[None]:
     """Let no other process of this library add, renew or remove an endpoint of this network namespace meanwhile.
 
     Otherwise one could remove an endpoint that it found unused, while another one orders a subflow from it: both react to the
     same change of the network. The lock is on the namespace's file, so there is nothing to clean up.
     """
-    with contextlib.ExitStack() as locked:
-        with contextlib.suppress(OSError):
-            namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            locked.callback(os.close, namespace)
-            deadline = time.monotonic() + _ALONE_WITHIN
-            while not _lock(namespace) and time.monotonic() < deadline:
-                time.sleep(0.001)
-        yield
+    namespace = yield _locked_namespace
+    try:
+        yield from operation
+    finally:
+        if namespace is not None:
+            fcntl.flock(namespace, fcntl.LOCK_UN)  # the child of a fork may have the descriptor, too
+            os.close(namespace)
+
+
+def _locked_namespace() -> int | None:
+    """A descriptor of the network namespace's file, locked unless another process has it for long."""
+    try:
+        namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    deadline = time.monotonic() + _ALONE_WITHIN
+    while not _lock(namespace) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return namespace
 
 
 def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True
 
 
@@ -479,28 +709,31 @@ def _ending_by_reset(socks: list[socket.socket], address: IPAddress) -> Iterator
     """Let the kernel end IPv6 subflows by a reset while it carries out an order.
 
     It closes them as if the program had set SO_LINGER to 0 (``net/mptcp/sockopt.c``, mptcp_setsockopt_sol_socket_linger). It does
-    not end them in an orderly way then, whatever the interface does meanwhile.
+    not end them in an orderly way then, whatever the interface does meanwhile. If the program closes a socket meanwhile, that
+    takes effect afterwards, since a duplicate keeps it open.
     """
     before: list[tuple[socket.socket, bytes]] = []
     try:
         for sock in socks if address.version == 6 else ():
             with contextlib.suppress(OSError):
-                before.append((sock, sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_AT_ONCE))))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_AT_ONCE))
+                duplicate = socket.socket(fileno=os.dup(sock.fileno()))
+                before.append((duplicate, linger))
+                duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         yield
     finally:
-        for sock, linger in before:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        for duplicate, linger in before:
+            with duplicate, contextlib.suppress(OSError):
+                duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
-def _listed(diag_channel: Channel, address: IPAddress) -> list[sock_diag.ListedSubflow]:
-    return [listed for listed in sock_diag.subflows(diag_channel) if listed.address == address]
+def _opened(reference: weakref.ref[socket.socket]) -> socket.socket | None:
+    sock = reference()
+    return sock if sock is not None and sock.fileno() != -1 else None
 
 
-def _reset_listed(diag_channel: Channel, listed: Iterable[sock_diag.ListedSubflow]) -> None:
-    for each in listed:
-        sock_diag.reset(diag_channel, each.subflow, (each.bound,))
+def _open_diag_channel() -> Channel:
+    return Channel(functools.partial(netlink.open_query_socket, netlink.NETLINK_SOCK_DIAG))
 
 
 def _is_userspace() -> bool:

@@ -1,0 +1,123 @@
+"""The path manager's orders, without a kernel that carries them out."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from bindsock.kernel.linux.mptcp import path_manager
+from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
+from bindsock.kernel.linux.mptcp.path_manager import PathManager
+from bindsock.model.network import IPAddress
+from bindsock.model.subflows import Endpoints
+
+HERE = ip_address("192.0.2.1")
+
+
+class Held:
+    """A background in which a call waits until the test lets it be made."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.calls)
+
+    def submit(self, call: Callable[[], Any], done: Callable[[Any], object]) -> None:
+        self.calls.append((call, done))
+
+    def join(self) -> None:
+        self.calls.clear()
+
+    def make(self) -> None:
+        """Make the first call."""
+        call, done = self.calls.pop(0)
+        try:
+            outcome = call()
+        except OSError as error:
+            outcome = error
+        done(outcome)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that were given. There is no endpoint in the system."""
+    commands: list[str] = []
+
+    def endpoints(self: Commands) -> list[Endpoint]:
+        commands.append("endpoints")
+        return []
+
+    def ask(self: Commands, command: int) -> bytes:
+        commands.append("limits")
+        return bytes(4)
+
+    monkeypatch.setattr(Commands, "endpoints", endpoints)
+    monkeypatch.setattr(Commands, "ask", ask)
+    monkeypatch.setattr(path_manager, "_is_userspace", lambda: False)
+    return commands
+
+
+def test_an_operation_begins_when_the_one_before_is_finished(told: list[str]) -> None:
+    paths = PathManager()
+    found: list[Endpoints | OSError] = []
+    paths.background = held = Held()
+    for _ in range(2):
+        paths.endpoints(found.append)
+    assert (told, len(held.calls)) == ([], 1)
+    held.make()
+    assert (found, len(held.calls)) == ([Endpoints()], 1)
+    held.make()
+    assert (found, len(held.calls)) == ([Endpoints()] * 2, 0)
+    assert told == ["limits", "endpoints"] * 2
+
+
+def test_an_error_is_handed_over_and_the_next_operation_begins(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = PathManager()
+    found: list[Endpoints | OSError] = []
+    paths.background = held = Held()
+
+    def refuse(self: Commands) -> list[Endpoint]:
+        raise PermissionError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Commands, "endpoints", refuse)
+        paths.endpoints(found.append)
+        held.make()
+    assert isinstance(found[0], PermissionError)
+    paths.endpoints(found.append)
+    held.make()
+    assert found[1] == Endpoints()
+
+
+def test_without_a_background_it_is_carried_out_at_once(told: list[str]) -> None:
+    found: list[Endpoints | OSError] = []
+    PathManager().endpoints(found.append)
+    assert found == [Endpoints()]
+
+
+def test_the_child_of_a_fork_orders_nothing(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = PathManager()
+    paths.background = held = Held()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    paths.sweep(lambda waiting: pytest.fail("the endpoints are the parent's"))
+    assert held.calls == []
+
+
+def test_a_socket_that_is_closed_while_an_order_is_carried_out_ends_in_order() -> None:
+    address: IPAddress = ip_address("::1")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        ours = socket.create_connection(listener.getsockname()[:2])
+        theirs = listener.accept()[0]
+    with theirs:
+        with path_manager._ending_by_reset([ours], address):
+            ours.sendall(b"x")
+            ours.close()
+        assert theirs.recv(10) == b"x"
+        assert theirs.recv(10) == b""
