@@ -96,20 +96,20 @@ class Program:
 
 @contextlib.contextmanager
 def running(*arguments: str, options: Sequence[str] = ("--quiet",), prefix: Sequence[str] = (), **more: Any) -> Iterator[Program]:
-    """Run a program for the duration of a block.
+    """Run a program, and what it starts, for the duration of a block.
 
     :param prefix: a command that executes ``bindsock run``, without the arguments
     """
     command = [*prefix, *RUN, *options, "--", *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"env": environment(), **more}
-    ) as process:
+    keywords = {"env": environment(), "process_group": 0, **more}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords) as process:
         try:
             yield Program(process)
         finally:
             if process.poll() is None:
                 process.terminate()
-                try:
-                    process.wait(5)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+            # A worker that outlives its server would keep the pipe open, and its reader waiting.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
