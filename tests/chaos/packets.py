@@ -183,7 +183,7 @@ class Census:
             connection = packet.destination, packet.destination_port, packet.source_port
             end = self._ends.get(connection)
             if packet.flags & _FIN:
-                following = (packet.sequence + len(packet.payload) + 1) % 2**32
+                following = (packet.sequence + (packet.payload_length or len(packet.payload)) + 1) % 2**32
                 if end is None or end.following != following:
                     end = self._ends[connection] = _PeersEnd(following)
                     if len(self._ends) > _ENDS:

@@ -117,6 +117,13 @@ def test_only_what_comes_after_the_end_may_be_answered_by_the_routes(seen: list[
     assert sum(count for _, count in census.take_wrong()) == kinds.get(Kind.ACKNOWLEDGEMENT, 0)
 
 
+def test_an_end_may_come_with_more_data_than_the_tap_keeps() -> None:
+    census = Census(ENDPOINTS)
+    end = dataclasses.replace(END, flags=0x19, sequence=2**32 - 939, payload=b"x" * 350, payload_length=938)
+    census.take([end, BY_UPLINK, end, BY_TUNNEL])
+    assert census.by_device()["tun0"] == {Kind.REPEATED: 1}
+
+
 def test_over_ipv4_no_end_may_be_acknowledged_by_the_routes() -> None:
     end = dataclasses.replace(END, source=SERVER.ipv4, destination="10.1.0.2")
     answers = [dataclasses.replace(seen, source="10.1.0.2", destination=SERVER.ipv4) for seen in (BY_UPLINK, BY_TUNNEL)]

@@ -45,6 +45,8 @@ class Packet:
     """TCP's sequence number of the first byte."""
     acknowledgement: int = 0
     """TCP's acknowledgement number: the byte that the sender expects next."""
+    payload_length: int = 0
+    """The length of the whole UDP or TCP payload."""
 
 
 def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet | None:
@@ -59,17 +61,30 @@ def parse(data: bytes, moment: float, interface: str, outgoing: bool) -> Packet 
         first = True
     else:
         return None
-    ports, payload, flags, sequence, acknowledgement = (0, 0), b"", 0, 0, 0
+    ports, payload, payload_length, flags, sequence, acknowledgement = (0, 0), b"", 0, 0, 0, 0
     if number in (6, 17) and first and len(data) >= start + 8:
         ports = struct.unpack_from("!HH", data, start)
         header = 8 if number == 17 else (data[start + 12] >> 4) * 4 if len(data) > start + 12 else 0
-        payload = data[start + header : length]
+        payload, payload_length = data[start + header : length], max(0, length - start - header)
         if number == 6 and len(data) > start + 13:
             flags = data[start + 13]
             sequence, acknowledgement = struct.unpack_from("!II", data, start + 4)
     protocol = _PROTOCOLS.get(number, str(number))
     addresses = _text(source), _text(destination)
-    return Packet(moment, interface, outgoing, protocol, *addresses, *ports, length, payload, flags, sequence, acknowledgement)
+    return Packet(
+        moment,
+        interface,
+        outgoing,
+        protocol,
+        *addresses,
+        *ports,
+        length,
+        payload,
+        flags,
+        sequence,
+        acknowledgement,
+        payload_length,
+    )
 
 
 @functools.lru_cache(1024)
