@@ -385,7 +385,7 @@ class PathManager:
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
                 self._added.pop(address, None)
-        if not self._connections and not waiting:
+        if not self._connections:
             self.close()
         done(waiting)
 
