@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -217,6 +218,67 @@ def _waiting(paths: PathManager) -> bool:
     found: list[bool] = []
     paths.sweep(found.append)
     return found[0]
+
+
+def _netlink_sockets() -> int:
+    lines = Path("/proc/thread-self/net/netlink").read_text().splitlines()
+    inodes = {line.split()[9] for line in lines[1:]}
+    opened = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            opened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return sum(f"socket:[{inode}]" in opened for inode in inodes)
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_no_socket_stays_open_while_another_program_needs_the_endpoint(lab: Lab, path_manager: str, serve: Serve) -> None:
+    """It may need it for hours."""
+    source = await serve(family=socket.AF_INET6)
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    sock, others = await _connected(source, wifi), await _connected(source, wifi)
+    streams = [await asyncio.open_connection(sock=each) for each in (sock, others)]
+    before = _netlink_sockets()
+    paths, second = PathManager(), None
+    with closing(streams[1][1]):
+        with closing(streams[0][1]):
+            for each in streams:
+                await ping(each, b"x\n")
+            paths.register(sock)
+            second = paths.add(sock, ethernet, _fail)
+            for each in (sock, others):
+                await until(lambda each=each: second in [subflow.local for subflow in paths.subflows(each) or ()])  # type: ignore[misc]
+            assert _netlink_sockets() > before
+        assert paths.release(sock)
+        assert _waiting(paths)
+        assert _netlink_sockets() == before
+    await until(lambda: not _waiting(paths))
+    paths.close()
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_a_connection_ends_while_its_endpoint_is_being_added(
+    lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    add = Commands.add_endpoint
+
+    def held(self: Commands, address: IPAddress, index: int) -> None:
+        begun.set()
+        assert release.wait(20)
+        add(self, address, index)
+
+    monkeypatch.setattr(Commands, "add_endpoint", held)
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        lab.default("eth0")
+        await until(begun.is_set)
+    await asyncio.sleep(0)  # the transport closes its socket
+    release.set()
+    await until(lambda: lab.address("eth0", socket.AF_INET) in endpoints(lab))
+    await until(lambda: endpoints(lab) == "")
 
 
 async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, path_manager: str, serve: Serve) -> None:

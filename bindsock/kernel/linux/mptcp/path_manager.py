@@ -362,11 +362,16 @@ class PathManager:
             _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
 
     def release(self, sock: socket.socket) -> bool:
-        """Forget the connection. The kernel may need its endpoint until it has sent the data of the closed connection."""
+        """Forget the connection. The kernel may need its endpoint until it has sent the data of the closed connection.
+
+        Orders that have been begun may still add an endpoint.
+        """
         self._connections.pop(sock, None)
-        if not self._connections and not self._added:
+        if self._added or self._operations:
+            return True
+        if not self._connections:
             self.close()
-        return bool(self._added)
+        return False
 
     def sweep(self, done: Callable[[bool], object]) -> None:
         """Remove the endpoints that no connection needs."""
