@@ -238,7 +238,7 @@ async def test_no_socket_stays_open_while_another_program_needs_the_endpoint(lab
     assert wifi is not None
     assert ethernet is not None
     sock, others = await _connected(source, wifi), await _connected(source, wifi)
-    streams = [await asyncio.open_connection(sock=each) for each in (sock, others)]
+    streams = [await asyncio.open_connection(sock=connected) for connected in (sock, others)]
     before = _netlink_sockets()
     paths, second = PathManager(), None
     with closing(streams[1][1]):
@@ -247,8 +247,8 @@ async def test_no_socket_stays_open_while_another_program_needs_the_endpoint(lab
                 await ping(each, b"x\n")
             paths.register(sock)
             second = paths.add(sock, ethernet, _fail)
-            for each in (sock, others):
-                await until(lambda each=each: second in [subflow.local for subflow in paths.subflows(each) or ()])  # type: ignore[misc]
+            for opened in (sock, others):
+                await until(lambda s=opened: second in [subflow.local for subflow in paths.subflows(s) or ()])  # type: ignore[misc]
             assert _netlink_sockets() > before
         assert paths.release(sock)
         assert _waiting(paths)
