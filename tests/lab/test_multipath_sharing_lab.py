@@ -258,6 +258,18 @@ async def test_no_socket_stays_open_while_another_program_needs_the_endpoint(lab
 
 
 @pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
+async def test_no_socket_stays_open_after_a_dial_that_failed(lab: Lab, path_manager: str) -> None:
+    """It has asked for the endpoints."""
+    async with bindsock.TransportFactory() as factory:
+        with pytest.raises(ConnectionRefusedError):
+            await factory.open_connection(lab.server.ipv4, 1)
+        before = _netlink_sockets()
+        with pytest.raises(ConnectionRefusedError):
+            await factory.open_connection(lab.server.ipv4, 1, multipath=True)
+        await until(lambda: _netlink_sockets() == before)
+
+
+@pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
 async def test_a_connection_ends_while_its_endpoint_is_being_added(
     lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

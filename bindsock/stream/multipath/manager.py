@@ -292,5 +292,5 @@ class SubflowManager:
     def _release(self) -> None:
         self.suspend()
         sock = self._sock()
-        if sock is not None and self._paths.release(sock):
+        if sock is None or self._paths.release(sock):
             self._runtime.shared(Sweeper).sweep(self._paths)
