@@ -7,6 +7,7 @@ number and a descriptor that refers to it. The helper ends when the other end of
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -72,5 +73,6 @@ def _become(script: Any, arguments: list[str], namespace: int, commands: int, an
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    with contextlib.suppress(ConnectionError):  # the process of the laboratory has ended
+        main(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)
