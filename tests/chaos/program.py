@@ -70,6 +70,8 @@ class Program:
     def __init__(self, settings: dict[str, Any], faults: Faults) -> None:
         self._faults = faults
         self._resting = descriptors()
+        self._left: int | None = None
+        """The descriptors that were left once everything was closed. Later ones may belong to a sweep of multipath endpoints."""
         name, interval = settings["name"], settings["interval"]
         context = ssl.create_default_context(cafile=settings["authority"])
         self.datagrams: list[Sending] = []
@@ -130,7 +132,7 @@ class Program:
             "stuck": {flow.name: f"{flow.state}, in {flow.place}" for flow in self.flows if flow.stuck},
             "progress": {flow.name: flow.progress for flow in self.flows},
             "errors": {flow.name: dict(flow.errors) for flow in self.flows if flow.errors},
-            "descriptors": descriptors() - self._lingering(),
+            "descriptors": descriptors() - self._lingering() if self._left is None else self._left,
             "resting": self._resting,
             "resident": resident(),
             "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()),
@@ -140,9 +142,10 @@ class Program:
         """Close everything, and wait until it is closed."""
         await asyncio.gather(*(flow.stop() for flow in self.flows))
         deadline = asyncio.get_running_loop().time() + _PATIENCE
-        while descriptors() - self._lingering() > self._resting and asyncio.get_running_loop().time() < deadline:
+        while (left := descriptors() - self._lingering()) > self._resting and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
             gc.collect()
+        self._left = left
 
     def _lingering(self) -> int:
         """The number of closed connections that wait for the peer's end. They wait 30 seconds: some peers never hear of the
