@@ -19,7 +19,7 @@ import bindsock
 from bindsock import kernel as kernels
 from bindsock.kernel.linux import sockets as kernel_sockets
 from bindsock.kernel.linux.mptcp import sockets as mptcp
-from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
+from bindsock.kernel.linux.mptcp.commands import Commands
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.model.network import Interface, IPAddress
 from bindsock.testing.lab import Lab
@@ -202,6 +202,14 @@ async def _connected(source: Source, interface: Interface) -> socket.socket:
     return sock
 
 
+def _uplinks() -> tuple[Interface, Interface]:
+    """wifi0 and eth0."""
+    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
+    assert wifi is not None
+    assert ethernet is not None
+    return wifi, ethernet
+
+
 def _fail(error: OSError) -> None:
     raise error
 
@@ -220,6 +228,20 @@ def _waiting(paths: PathManager) -> bool:
     return found[0]
 
 
+def _held(monkeypatch: pytest.MonkeyPatch, command: str) -> tuple[threading.Event, threading.Event]:
+    """Let a command to the in-kernel path manager wait: an event that it has begun, and one that lets it go on."""
+    begun, release = threading.Event(), threading.Event()
+    original = getattr(Commands, command)
+
+    def held(self: Commands, *arguments: Any) -> Any:
+        begun.set()
+        assert release.wait(20)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Commands, command, held)
+    return begun, release
+
+
 def _netlink_sockets() -> int:
     lines = Path("/proc/thread-self/net/netlink").read_text().splitlines()
     inodes = {line.split()[9] for line in lines[1:]}
@@ -234,9 +256,7 @@ def _netlink_sockets() -> int:
 async def test_no_socket_stays_open_while_another_program_needs_the_endpoint(lab: Lab, path_manager: str, serve: Serve) -> None:
     """It may need it for hours."""
     source = await serve(family=socket.AF_INET6)
-    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
-    assert wifi is not None
-    assert ethernet is not None
+    wifi, ethernet = _uplinks()
     sock, others = await _connected(source, wifi), await _connected(source, wifi)
     streams = [await asyncio.open_connection(sock=connected) for connected in (sock, others)]
     before = _netlink_sockets()
@@ -273,15 +293,7 @@ async def test_no_socket_stays_open_after_a_dial_that_failed(lab: Lab, path_mana
 async def test_a_connection_ends_while_its_endpoint_is_being_added(
     lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, release = threading.Event(), threading.Event()
-    add = Commands.add_endpoint
-
-    def held(self: Commands, address: IPAddress, index: int) -> None:
-        begun.set()
-        assert release.wait(20)
-        add(self, address, index)
-
-    monkeypatch.setattr(Commands, "add_endpoint", held)
+    begun, release = _held(monkeypatch, "add_endpoint")
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
         await ping(connected, b"x\n")
@@ -296,9 +308,7 @@ async def test_a_connection_ends_while_its_endpoint_is_being_added(
 async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, path_manager: str, serve: Serve) -> None:
     """Otherwise the peer would count it for minutes, and refuse another one."""
     source = await serve(family=socket.AF_INET6)
-    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
-    assert wifi is not None
-    assert ethernet is not None
+    wifi, ethernet = _uplinks()
     sock = await _connected(source, wifi)
     first = ip_address(sock.getsockname()[0])
     streams = await asyncio.open_connection(sock=sock)
@@ -332,9 +342,7 @@ async def test_a_subflow_comes_back_when_the_peer_has_had_time_to_end_the_lost_o
 ) -> None:
     """Both have the number 0 if their address is the first: the peer would end the new one, too."""
     source = await serve(family=socket.AF_INET6)
-    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
-    assert wifi is not None
-    assert ethernet is not None
+    wifi, ethernet = _uplinks()
     sock = await _connected(source, wifi)
     first = ip_address(sock.getsockname()[0])
     streams = await asyncio.open_connection(sock=sock)
@@ -396,15 +404,7 @@ async def test_the_loop_goes_on_while_an_endpoint_is_removed(
     lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel takes some 10 ms for that, and lets every other order wait."""
-    begun, release = threading.Event(), threading.Event()
-    remove = Commands.remove_endpoint
-
-    def held(self: Commands, address: IPAddress, identifier: int) -> None:
-        begun.set()
-        assert release.wait(20)
-        remove(self, address, identifier)
-
-    monkeypatch.setattr(Commands, "remove_endpoint", held)
+    begun, release = _held(monkeypatch, "remove_endpoint")
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
         await ping(connected, b"x\n")
@@ -425,15 +425,7 @@ async def test_the_loop_goes_on_while_an_endpoint_is_removed(
 async def test_a_connect_is_cancelled_while_the_endpoints_are_read(
     lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, release = threading.Event(), threading.Event()
-    read = Commands.endpoints
-
-    def held(self: Commands) -> list[Endpoint]:
-        begun.set()
-        assert release.wait(20)
-        return read(self)
-
-    monkeypatch.setattr(Commands, "endpoints", held)
+    begun, release = _held(monkeypatch, "endpoints")
     connecting = asyncio.create_task(bindsock.open_connection(*source.address, multipath=True))
     await until(begun.is_set)
     connecting.cancel()
@@ -452,9 +444,7 @@ async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endp
 ) -> None:
     lab.vpn_up("metric")
     source = await serve(family=socket.AF_INET6)
-    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
-    assert wifi is not None
-    assert ethernet is not None
+    wifi, ethernet = _uplinks()
     with lab.tap(interface="tun0", protocol="tcp") as tap, contextlib.ExitStack() as stack:
         connected = []
         for _ in range(2):
@@ -485,9 +475,7 @@ async def test_nothing_enters_the_tunnel_if_an_interface_comes_up_as_its_subflow
 ) -> None:
     """The kernel would end the subflow in an orderly way, and answer the peer's FIN by the routing table."""
     source = await serve(family=socket.AF_INET6)
-    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
-    assert wifi is not None
-    assert ethernet is not None
+    wifi, ethernet = _uplinks()
     lab.vpn_up("metric")
     with lab.tap(interface="tun0", protocol="tcp") as tap:
         sock = await _connected(source, wifi)
@@ -520,9 +508,7 @@ async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow
     lab: Lab, path_manager: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = await serve(family=socket.AF_INET6)
-    wifi, ethernet = (kernels.current().network().named(name) for name in ("wifi0", "eth0"))
-    assert wifi is not None
-    assert ethernet is not None
+    wifi, ethernet = _uplinks()
     with contextlib.ExitStack() as stack:
         made = []
         for _ in range(2):

@@ -390,8 +390,6 @@ class PathManager:
             except OSError as error:
                 _logger.warning("the multipath endpoint %s could not be removed: %s", address, error)
                 self._added.pop(address, None)
-        if not self._connections and self._added:
-            self.close()  # it may wait for long
         done(waiting)
 
     def close(self) -> None:
@@ -437,7 +435,7 @@ class PathManager:
                 outcome = command()
             except OSError as error:
                 outcome = error
-        if not self._connections and not self._added:
+        if not self._connections:
             self.close()
 
     def _known(self, sock: socket.socket) -> _Connection:
