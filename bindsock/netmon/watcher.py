@@ -332,7 +332,7 @@ class Watcher:
             self._set_decider(network, lookups, use_prefetched=partial)
             # Move followers first, announce afterwards.
             if other_answers or _differ(network, old):
-                self._move_followers(self.latest, cause, event_time)
+                self._move_followers(cause, event_time)
         if partial:
             # In the same iteration of the loop, but after the program's own callbacks.
             self._announcements.postpone(cause)
@@ -349,13 +349,15 @@ class Watcher:
         self._decider = prefetched or Decider(network, self.preferences, interface=self.interface, lookups=lookups)
         self._prefetched.due = self.runtime.time() + QUIET
 
-    def _move_followers(self, decider: Decider, cause: Cause, event_time: float | None) -> None:
+    def _move_followers(self, cause: Cause, event_time: float | None) -> None:
         moved = self.statistics.rebinds
+        self._followers.readings += 1
+        reading = self._followers.readings
         for follower in self._followers:
-            if self._decider is not decider:
+            if self._followers.readings != reading:
                 break  # a follower has caused another reading, which all followers have seen
             try:
-                follower.network_changed(decider, cause)
+                follower.network_changed(self.latest, cause)
             except Exception:
                 _logger.exception("a follower failed to move; the others are not affected")
         if event_time is not None and self.statistics.rebinds != moved:
@@ -368,11 +370,13 @@ class Followers:
 
     :ivar holds: how many holds there are
     :ivar groups: the followers that represent many others, by class
+    :ivar readings: how many readings they were passed
     """
 
     def __init__(self, statistics: Statistics) -> None:
         self.holds = 0
         self.groups: dict[Callable[[Watcher], Any], Any] = {}
+        self.readings = 0
         self._statistics = statistics
         self._followers: dict[int, Follower] = {}
 

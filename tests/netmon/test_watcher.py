@@ -223,26 +223,41 @@ def test_an_interface_that_is_down_already_takes_nothing_along() -> None:
 class Poking(RecordingFollower):
     """A follower that changes the network while it moves."""
 
-    def __init__(self, scene: WatcherScene) -> None:
+    def __init__(self, scene: WatcherScene, then: Network) -> None:
         super().__init__()
         self.scene = scene
+        self.then = then
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         super().network_changed(decider, cause)
         if len(self.seen) == 1:
-            self.scene.kernel.change(WIFI)
+            self.scene.kernel.change(self.then)
             self.scene.watcher.recheck()
 
 
 def test_nobody_is_shown_an_older_reading_after_a_newer_one() -> None:
     with WatcherScene() as scene:
         scene.watcher.unfollow(scene.follower)
-        first, second = Poking(scene), RecordingFollower()
+        first, second = Poking(scene, WIFI), RecordingFollower()
         scene.watcher.follow(first)
         scene.watcher.follow(second)
         scene.kernel.change(ETHERNET)
         scene.watcher.refresh()
         assert [name for name, _ in first.seen] == ["eth0", "wifi0"]
+        assert [name for name, _ in second.seen] == ["wifi0"]
+
+
+def test_a_reading_that_a_follower_causes_keeps_no_change_from_the_others_if_it_changes_nothing_that_matters() -> None:
+    with WatcherScene() as scene:
+        scene.watcher.unfollow(scene.follower)
+        first, second = Poking(scene, WIFI_AND_CONTAINER), RecordingFollower()
+        scene.kernel.change(ETHERNET)
+        scene.watcher.refresh()
+        scene.watcher.follow(first)
+        scene.watcher.follow(second)
+        scene.kernel.change(WIFI)
+        scene.watcher.refresh()
+        assert [name for name, _ in first.seen] == ["wifi0"]
         assert [name for name, _ in second.seen] == ["wifi0"]
 
 
