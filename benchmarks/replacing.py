@@ -1,4 +1,4 @@
-"""Replacing the connections of many streams at once, compared with as many connects of asyncio.
+"""Replacing the connections of many streams at once, compared with as many connects of asyncio; and streams without a hook.
 
 It compares the processor time of the thread.
 """
@@ -20,6 +20,8 @@ from .standstill import Standstill, standstill
 
 _FEW = 10
 _PATIENCE = 120.0
+_TOLD_WITHIN = 2.0
+"""Seconds in which streams without a hook have ended, or have seen that they stay."""
 _AT_ONCE = 100
 """How many connections are opened at the same time at the beginning."""
 
@@ -67,6 +69,27 @@ async def _together(lab: Lab, actor: Actor, count: int) -> tuple[float, Standsti
     return taken, longest
 
 
+async def _told(lab: Lab, actor: Actor, what: str, count: int) -> Standstill:
+    """How long the loop is blocked by a change of the network, with ``count`` streams without a hook: they end, or stay."""
+    writers: list[asyncio.StreamWriter] = []
+    for first in range(0, count, _AT_ONCE):
+        opening = [bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port) for _ in range(min(_AT_ONCE, count - first))]
+        writers += [writer for _, writer in await asyncio.gather(*opening)]
+    await asyncio.sleep(1.0)
+    old = bindsock.interface_of(writers[0])
+    assert old is not None
+    async with standstill() as longest:
+        await asyncio.sleep(0.1)
+        longest.forget()
+        await actor.switch(what, old)
+        await asyncio.sleep(_TOLD_WITHIN)
+    for writer in writers:
+        writer.transport.abort()
+    await actor.restore(what, old)
+    await actor.act("abort_streams")
+    return longest
+
+
 async def _by_asyncio(lab: Lab, count: int) -> float:
     """The processor time to open ``count`` connections, as many at the same time as bindsock does, in seconds."""
     waiting = asyncio.Semaphore(_AT_ONCE)
@@ -86,6 +109,18 @@ async def _by_asyncio(lab: Lab, count: int) -> float:
 
 
 def measure(size: Size) -> Iterator[Row]:
+    yield from _replaced(size)
+    count, rounds = size.at_most(2), 2 if size.quick else 3
+    for what, words in (("down", "end (link down)"), ("default", "stay (default switched)")):
+        found = []
+        for _ in range(rounds):
+            with laboratory(FEW_ROUTES) as lab, lab.inside(), Actor(lab) as actor, asyncio.Runner() as runner:
+                found.append(runner.run(_told(lab, actor, what, count)))
+        turns = [still.computing for still in found]
+        yield alone(f"{count:,} streams {words}: the loop's longest turn", "ms", turns, scale=1e3, limit=10.0)
+
+
+def _replaced(size: Size) -> Iterator[Row]:
     for count in (_FEW, size.at_most(2)):
         ours, theirs = [], []
         for _ in range(2 if size.quick else 3):

@@ -42,7 +42,7 @@ BENCHMARKS = (
     Benchmark("events", "The loop while the network changes", "events:measure"),
     Benchmark("recovery", "After a change of the network, with a VPN up", "recovery:measure"),
     Benchmark("moving", "Moving endpoints", "moving:measure"),
-    Benchmark("replacing", "Replacing streams", "replacing:measure", quick=False),
+    Benchmark("replacing", "Thousands of streams at once", "replacing:measure", quick=False),
     Benchmark("multipath", "Multipath", "multipath:measure", quick=False),
     Benchmark("proxy", "The proxy", "proxying:measure", quick=False),
 )

@@ -96,6 +96,12 @@ class InTurns(Crowd[Member]):
             self._moving = True
             self._budget.do(self._show_some)
 
+    def catch_up(self, member: Member) -> None:
+        """Show the newest reading to the member now, if it may not have seen it yet. It may see it once more in its turn."""
+        watcher = self._watcher()
+        if self._moving and watcher is not None and self.follows(member):
+            self._show(member, watcher.latest)
+
     def _show_some(self) -> None:
         """Show the newest reading to a few members, and schedule the rest."""
         watcher = self._watcher()

@@ -17,6 +17,7 @@ from bindsock.dial.followed_socket import FollowedSocket, watch_end
 from bindsock.errors import InterfaceChanged
 from bindsock.model.change import Cause
 from bindsock.model.decision import Path
+from bindsock.netmon.crowd import in_turns
 from bindsock.netmon.turns import CallbackBudget
 from bindsock.stream.follower import PathFollower
 from bindsock.stream.plan import Orders, Requirement, Step
@@ -63,10 +64,11 @@ def follow_stream(
 
 
 class StreamGuard:
-    """Follows one stream socket. The watcher holds the guard, which holds the socket and the transport weakly."""
+    """Follows one stream socket. The crowd holds the guard, which holds the socket and the transport weakly."""
 
     __slots__ = (
         "__weakref__",
+        "_crowd",
         "_deadline",
         "_drain_timeout",
         "_follower",
@@ -85,6 +87,7 @@ class StreamGuard:
         self.error: InterfaceChanged | None = None
         """Why the connection was ended; ``None`` if it was not."""
         self._watcher = watcher
+        self._crowd = in_turns(watcher)
         self._requirement = requirement
         self._path = path
         self._follower: PathFollower | None = None
@@ -106,7 +109,7 @@ class StreamGuard:
     @property
     def following(self) -> bool:
         """Whether the connection is still followed."""
-        return self._watcher.follows(self)
+        return self._crowd.follows(self)
 
     @property
     def leaving(self) -> bool:
@@ -117,6 +120,7 @@ class StreamGuard:
         """Whether the connection can still work, taking into account the pending events of the kernel."""
         if self.following:
             self._watcher.refresh()
+            self._crowd.catch_up(self)
         return self.error is None
 
     def start(self, sock: socket.socket, path: Path, local: IPAddress | None = None, decider: Decider | None = None) -> None:
@@ -124,7 +128,7 @@ class StreamGuard:
 
         :raises OSError: the socket is closed
         """
-        self._watcher.follow(self)
+        self._crowd.follow(self)
         try:
             self._follower = PathFollower(self._watcher, sock, self._requirement, path, self, local)
             self._sock = watch_end(sock, self.close)
@@ -163,7 +167,7 @@ class StreamGuard:
 
     def close(self) -> None:
         """Stop following. The connection is not changed."""
-        self._watcher.unfollow(self)
+        self._crowd.unfollow(self)
         self._stop_idle_wait()
         if self._deadline is not None:
             self._deadline.cancel()
@@ -199,19 +203,21 @@ class StreamGuard:
 
     def refresh(self) -> None:
         """Process the newest reading of the network."""
-        if self._watcher.follows(self):
+        if self.following:
             self.network_changed(self._watcher.refresh(), Cause.EVENTS)
 
     def _activity(self) -> object:
         sock = self._socket()
-        if sock is not None and self._watcher.follows(self):
+        if sock is not None and self.following:
             return self._watcher.kernel.activity(sock)
         self._stop_idle_wait()
         return None
 
     def _leave_idle(self) -> None:
-        decider, sock = self._watcher.refresh(), self._socket()
-        # refresh() may have ended the connection, or found that it need not leave.
+        decider = self._watcher.refresh()
+        self._crowd.catch_up(self)
+        sock = self._socket()
+        # The newest reading may have ended the connection, or need no longer be left for.
         if self._idle is not None and self._follower is not None and sock is not None:
             self._end(sock, self._follower.update(sock, decider))
 

@@ -8,7 +8,7 @@ import gc
 import socket
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Any, cast
@@ -20,6 +20,8 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.errors import InterfaceChanged
 from bindsock.model.decision import Path
 from bindsock.model.network import Network
+from bindsock.netmon import turns
+from bindsock.netmon.turns import CallbackBudget
 from bindsock.options import BetterPath
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.plan import Requirement
@@ -351,6 +353,50 @@ async def test_a_better_path_that_goes_away_calls_it_off(scene: StreamScene, bac
     scene.wait(IDLE / 2)
     scene.change(back)
     scene.wait(2 * LATEST)
+    assert await works(connected)
+
+
+@pytest.fixture
+def no_turn_comes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, thousands of other connections are shown each reading first."""
+    return lambda: monkeypatch.setattr(CallbackBudget, "do", lambda budget, work: None)
+
+
+async def test_many_connections_are_shown_a_reading_in_turns(scene: StreamScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 40
+    readers = [(await scene.open())[0] for _ in range(count)]
+    monkeypatch.setattr(turns, "BUDGET", 1e-9)
+    scene.change(ON_ETHERNET)
+    at_once = sum(guard.error is not None for guard in scene.guards)
+    assert 0 < at_once < count / 2
+    for reader in readers:
+        await ended(reader)
+
+
+async def test_whoever_asks_before_its_turn_hears_of_the_newest_reading(
+    scene: StreamScene, no_turn_comes: Callable[[], None]
+) -> None:
+    await scene.open()
+    assert scene.guards[0].is_viable()
+    no_turn_comes()
+    scene.change(ON_ETHERNET)
+    assert scene.guards[0].error is None
+    assert not scene.guards[0].is_viable()
+    assert scene.guards[0].error is not None
+
+
+@pytest.mark.parametrize("back", [network(CELLULAR, BY_WIFI), ON_WIFI])
+async def test_a_better_path_that_went_away_before_its_turn_is_not_left_for(
+    scene: StreamScene, no_turn_comes: Callable[[], None], back: Network
+) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
+    connected = await scene.open()
+    scene.change(CELLULAR_WORKS)
+    scene.wait(IDLE / 2)
+    no_turn_comes()
+    scene.change(back)
+    scene.wait(2 * LATEST)
+    assert scene.guards[0].error is None
     assert await works(connected)
 
 

@@ -176,7 +176,7 @@ def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(
     scene.follow()
     for reading in (WIFI_LOST, NOWHERE, WIFI_LOST):
         scene.kernel.change(reading)
-        scene.watcher.refresh()
+        assert scene.guard.is_viable()
     scene.wait(1.1)
     assert scene.guard.interface == "eth0"
     assert scene.paths.orders.count(("add", "eth0")) == 1
