@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -111,11 +112,13 @@ def _measure(benchmarks: list[Benchmark], size: Size, report: Report, arguments:
         rows = report.groups.setdefault(benchmark.title, [])
         print(f"\n{benchmark.title}", flush=True)
         try:
-            for row in isolated.run(
+            measured = isolated.run(
                 benchmark, size, timeout=arguments.timeout, bindsock=arguments.bindsock, urgent=arguments.urgent
-            ):
-                rows.append(row)
-                print(f"  {as_text(row)}", flush=True)
+            )
+            with contextlib.closing(measured):
+                for row in measured:
+                    rows.append(row)
+                    print(f"  {as_text(row)}", flush=True)
         except isolated.Failed as exc:
             print(f"  {exc}", file=sys.stderr, flush=True)
             status = 1

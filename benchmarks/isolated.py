@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -23,13 +23,16 @@ from .suite import BENCHMARKS, Benchmark
 
 _GOODBYE = 10.0
 """How long an interrupted process may take to end orderly, in seconds."""
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Failed(Exception):
     """A benchmark's process failed or was ended."""
 
 
-def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | None = None, urgent: bool = False) -> Iterator[Row]:
+def run(
+    benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | None = None, urgent: bool = False
+) -> Generator[Row, None, None]:
     """Run a benchmark; yield its rows as they come.
 
     :param timeout: the time limit, in seconds
@@ -46,21 +49,39 @@ def run(benchmark: Benchmark, size: Size, *, timeout: float, bindsock: Path | No
         f"import sys; sys.path.insert(0, {str(here)!r}); import benchmarks; sys.path.pop(0); from benchmarks import isolated"
     )
     command = [sys.executable, "-P", "-c", f"{program}; isolated.carry_out(sys.argv[1])", order]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=urgent) as process:
-        assert process.stdout is not None
-        timer = threading.Timer(timeout, process.terminate)
-        timer.daemon = True
-        try:
+    process = timer = None
+    try:
+        with _held_back():
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=urgent)
+            timer = threading.Timer(timeout, process.terminate)
+            timer.daemon = True
             timer.start()
-            for line in process.stdout:
-                yield Row.from_json(json.loads(line))
-            status = process.wait()
-            if status != 0:
-                late = f"it took more than {timeout:g} s" if not timer.is_alive() else f"it ended with status {status}"
-                raise Failed(f"{benchmark.name}: {late}")
-        finally:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield Row.from_json(json.loads(line))
+        status = process.wait()
+        if status != 0:
+            late = f"it took more than {timeout:g} s" if not timer.is_alive() else f"it ended with status {status}"
+            raise Failed(f"{benchmark.name}: {late}")
+    finally:
+        if timer is not None:
             timer.cancel()
+        if process is not None:
             _end(process)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Interrupt at the end of the block, not within: if ``Popen()`` was interrupted, its process would be nobody's and live on.
+
+    A process that is started within begins with the signals held back.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def go_first() -> None:
@@ -78,10 +99,21 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait(_GOODBYE)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
+    finally:
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """End orderly, with all processes that were started."""
+    raise KeyboardInterrupt
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """End orderly, and let nothing interrupt that: Ctrl-C in a terminal is followed by the SIGTERM of the process above."""
+    for interruption in _INTERRUPTIONS:
+        signal.signal(interruption, lambda number, frame: None)
     raise KeyboardInterrupt
 
 
@@ -95,7 +127,6 @@ def _measure(order: str) -> int:
         def say(row: Row) -> None:
             print(json.dumps(row.to_json()), file=rows, flush=True)
 
-        signal.signal(signal.SIGTERM, interrupt)
         try:
             if document["urgent"]:
                 go_first()
@@ -110,5 +141,8 @@ def _measure(order: str) -> int:
 def carry_out(order: str) -> NoReturn:
     """Run the benchmark that :func:`run` names, in the process that it starts."""
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        for interruption in _INTERRUPTIONS:
+            signal.signal(interruption, _interrupt_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTIONS)
         sys.exit(_measure(order))
     sys.exit(130)

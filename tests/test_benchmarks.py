@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from benchmarks.setting import Size
 from benchmarks.suite import BENCHMARKS, chosen
 from bindsock.testing.lab import Lab
 
+_ROOT = Path(__file__).parent.parent
 _LEAST = Size(quick=True, rounds=2, many=20)
 
 
@@ -102,6 +105,50 @@ def test_a_benchmark_that_takes_too_long_is_ended_and_said_to() -> None:
         list(run(benchmark, Size(quick=True, rounds=50_000, many=20), timeout=0.5))
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_ctrl_c_while_the_process_is_started_ends_that_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    (benchmark,) = chosen(["import"], quick=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(run(benchmark, Size(quick=True, rounds=50_000, many=20), timeout=100))
+        (process,) = started
+        assert process.poll() == 130
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def test_ctrl_c_while_a_benchmarks_process_imports_ends_it_quietly(tmp_path: Path) -> None:
+    """It is interrupted by the first module that it imports."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\nif any('carry_out' in argument for argument in sys.orig_argv): signal.raise_signal(signal.SIGINT)\n"
+    )
+    command = [sys.executable, "-m", "benchmarks", "--only", "import", "--rounds", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), str(tmp_path)])}
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, env=environment, timeout=100)
+    assert "import: it ended with status 130" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 @pytest.mark.lab
 @pytest.mark.parametrize("name", ["endpoints", "moving"])
 def test_a_benchmark_measures_in_the_laboratory(lab: Lab, name: str) -> None:
@@ -133,9 +180,7 @@ def test_a_profile_says_what_each_step_takes(lab: Lab, tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_benchmarks_with_130_and_keeps_what_was_measured(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--only", "import", "--rounds", "50000", "--json", str(results)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=Path(__file__).parent.parent, start_new_session=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=_ROOT, start_new_session=True)
     assert process.stderr is not None
     with process:
         assert b"import" in process.stderr.readline()
