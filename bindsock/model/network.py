@@ -118,8 +118,11 @@ class Interface:
     """Its other names (Linux ``altname``)."""
     _usable: tuple[tuple[IPAddress, ...], tuple[IPAddress, ...]] = field(init=False, repr=False, compare=False)
     """The usable addresses of IPv4 and of IPv6. Computed once, because each decision asks for them several times."""
+    _numbers: frozenset[tuple[int, int]] = field(init=False, repr=False, compare=False)
+    """Its addresses as numbers. Computed once, because each connect asks for them several times."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_numbers", frozenset(own.number for own in self.addresses))
         usable = [(a.address.version, a.address) for a in self.addresses if a.usable]
         found = tuple(tuple(address for version, address in usable if version == wanted) for wanted in (4, 6))
         object.__setattr__(self, "_usable", found)
@@ -134,8 +137,7 @@ class Interface:
 
     def has(self, address: IPAddress) -> bool:
         """Whether it has the address. Scope ids are ignored."""
-        plain = without_scope(address)
-        return plain in [own.address for own in self.addresses]
+        return numbered(address) in self._numbers
 
     def __str__(self) -> str:
         return self.name
