@@ -171,8 +171,9 @@ async def test_the_systems_own_endpoints_are_left_alone(lab: Lab, source: Source
         assert endpoints(lab) == before
 
 
-async def test_a_peer_without_multipath_gets_plain_tcp(lab: Lab, serve: Serve) -> None:
-    source = await serve(multipath=False)
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+async def test_a_peer_without_multipath_gets_plain_tcp(lab: Lab, serve: Serve, family: socket.AddressFamily) -> None:
+    source = await serve(multipath=False, family=family)
     reader, writer = await bindsock.open_connection(*source.address, multipath=True)
     with closing(writer):
         await ping((reader, writer), b"x\n")

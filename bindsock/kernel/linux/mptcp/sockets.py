@@ -107,7 +107,8 @@ def _entries(sock: socket.socket) -> list[tuple[bytes, bytes]] | None:
         addresses = _list(sock, _MPTCP_SUBFLOW_ADDRS, 2 * _ADDRESS_SIZE)
         infos = _list(sock, _MPTCP_TCPINFO, _TCP_INFO.size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTCONN, errno.EINVAL):
+        # ENOPROTOOPT is IPv6's answer after a fallback (net/ipv6/ipv6_sockglue.c, ipv6_getsockopt).
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.ENOTCONN, errno.EINVAL):
             raise
         return None
     return list(zip(addresses, infos, strict=False))
