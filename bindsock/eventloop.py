@@ -32,10 +32,7 @@ from bindsock.options import (
     DRAIN_TIMEOUT,
     RECONNECT_TIMEOUT,
     BetterPath,
-    check_better_path,
-    check_flag,
-    check_interface,
-    check_resolver,
+    check_factory,
     connect_options,
     known_keywords_only,
 )
@@ -294,10 +291,7 @@ def loop_factory(
     :param base: the loop class: ``uvloop.Loop``, or asyncio's own
     :return: the class, for ``asyncio.Runner(loop_factory=...)``
     """
-    check_interface(interface)
-    check_better_path(better_path)
-    check_resolver(resolver)
-    check_flag("repair_routes", repair_routes)
+    check_factory(interface, better_path, resolver, repair_routes)
     preferences = preferences_or_default(preferences)
 
     def make_factory() -> TransportFactory:

@@ -32,10 +32,7 @@ from bindsock.options import (
     RECONNECT_TIMEOUT,
     BetterPath,
     ConnectOptions,
-    check_better_path,
-    check_flag,
-    check_interface,
-    check_resolver,
+    check_factory,
     connect_options,
     datagram_options,
     known_keywords_only,
@@ -82,10 +79,7 @@ class TransportFactory:
         resolver: Resolve | InterfaceResolver | Literal["interface"] | None = None,
         repair_routes: bool = False,
     ) -> None:
-        check_interface(interface)
-        check_better_path(better_path)
-        check_resolver(resolver)
-        check_flag("repair_routes", repair_routes)
+        check_factory(interface, better_path, resolver, repair_routes)
         self._connector = Connector(
             kernel if kernel is not None else kernels.current(),
             preferences_or_default(preferences),

@@ -77,7 +77,7 @@ class ConnectOptions:
             _check_seconds("drain_timeout", self.drain_timeout, zero=True)
         if self.reconnect_timeout is not RECONNECT_TIMEOUT:
             _check_seconds("reconnect_timeout", self.reconnect_timeout)
-        check_flag("multipath", self.multipath)
+        _check_flag("multipath", self.multipath)
         if self.drain_timeout is None:
             raise TypeError("drain_timeout must be a number of seconds, not None")
         if self.sock is not None and self.connect_timeout != CONNECT_TIMEOUT:
@@ -134,6 +134,21 @@ class DatagramOptions:
         check_interface(self.interface)
 
 
+def check_factory(
+    interface: object, better_path: object, resolver: object, repair_routes: object, *, resolver_by_name: bool = True
+) -> None:
+    """Check the keywords that all factories have.
+
+    :param resolver_by_name: whether ``"interface"`` is one of the choices for the resolver
+    :raises TypeError: a value is of another type
+    :raises ValueError: a value is not one of the choices
+    """
+    check_interface(interface)
+    check_better_path(better_path)
+    _check_resolver(resolver, by_name=resolver_by_name)
+    _check_flag("repair_routes", repair_routes)
+
+
 def check_interface(interface: object) -> None:
     """Check the name of the only interface to use.
 
@@ -157,7 +172,7 @@ def check_better_path(choice: object) -> None:
         raise ValueError(f"better_path must be {', '.join(others)} or {last}, not {choice!r}")
 
 
-def check_resolver(resolver: object, *, by_name: bool = True) -> None:
+def _check_resolver(resolver: object, *, by_name: bool) -> None:
     """Check what is to resolve names.
 
     :param by_name: whether ``"interface"`` is one of the choices
@@ -171,12 +186,7 @@ def check_resolver(resolver: object, *, by_name: bool = True) -> None:
         raise TypeError(f"resolver must be {choices}, not {resolver!r}")
 
 
-def check_flag(name: str, value: object) -> None:
-    """Check the value of a keyword that is on or off.
-
-    :param name: the keyword
-    :raises TypeError: it is neither ``True`` nor ``False``
-    """
+def _check_flag(name: str, value: object) -> None:
     if value is not False and value is not True:
         raise TypeError(f"{name} must be True or False, not {value!r}")
 

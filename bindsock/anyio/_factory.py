@@ -27,10 +27,7 @@ from bindsock.options import (
     DRAIN_TIMEOUT,
     RECONNECT_TIMEOUT,
     ConnectOptions,
-    check_better_path,
-    check_flag,
-    check_interface,
-    check_resolver,
+    check_factory,
     known_keywords_only,
 )
 
@@ -75,10 +72,7 @@ class TransportFactory:
         resolver: Resolve | None = None,
         repair_routes: bool = False,
     ) -> None:
-        check_interface(interface)
-        check_better_path(better_path)
-        check_resolver(resolver, by_name=False)
-        check_flag("repair_routes", repair_routes)
+        check_factory(interface, better_path, resolver, repair_routes, resolver_by_name=False)
         self._preferences = preferences_or_default(preferences)
         self._interface = interface
         self._kernel = kernel if kernel is not None else kernels.current()
