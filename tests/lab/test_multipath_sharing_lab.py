@@ -9,6 +9,8 @@ import select
 import socket
 import struct
 import threading
+import traceback
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from bindsock.kernel.linux import sockets as kernel_sockets
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
+from bindsock.kernel.linux.netlink import Channel, Message
 from bindsock.model.network import Interface, IPAddress
 from bindsock.testing.lab import Lab
 from tests.lab.bridging import into_a_bridge
@@ -52,6 +55,41 @@ async def test_the_end_of_one_connection_leaves_the_others_their_subflows(lab: L
             for connected in connections[number + 1 :]:
                 await ping(connected, b"z\n")
     await until(lambda: endpoints(lab) == "")
+
+
+@pytest.mark.parametrize("change", [lambda lab: lab.down("wifi0"), lambda lab: lab.default("eth0")], ids=["down", "default"])
+async def test_connections_move_without_listing_interfaces_or_guessing_them(
+    lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch, change: Callable[[Lab], None]
+) -> None:
+    """The kernel delays a list of the interfaces until a change of any of them is over, and Python keeps all threads waiting."""
+    listed: list[str] = []
+    wrong: list[OSError] = []
+    ask, list_interfaces = Channel.ask, socket.if_nameindex
+
+    def counted() -> list[tuple[int, str]]:
+        listed.extend(frame.name for frame in traceback.extract_stack() if "/bindsock/kernel/" in frame.filename)
+        return list_interfaces()
+
+    def asked(channel: Channel, kind: int, body: bytes) -> Message:
+        try:
+            return ask(channel, kind, body)
+        except OSError as error:
+            wrong.append(error)
+            raise
+
+    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        for connected in connections:
+            stack.enter_context(closing(connected[1]))
+            await ping(connected, b"x\n")
+        monkeypatch.setattr(socket, "if_nameindex", counted)
+        monkeypatch.setattr(Channel, "ask", asked)
+        change(lab)
+        await until(lambda: all(interfaces(writer) == ["eth0"] for _, writer in connections))
+        for connected in connections:
+            await ping(connected, b"y\n")
+    await until(lambda: endpoints(lab) == "")
+    assert (listed, wrong) == ([], [])
 
 
 async def test_what_was_written_before_the_end_arrives(lab: Lab, path_manager: str) -> None:

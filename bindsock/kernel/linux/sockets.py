@@ -27,7 +27,7 @@ from bindsock.kernel.sockets import check_local_address, fail, keep_alive, resco
 from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface, IPAddress
@@ -155,6 +155,22 @@ def is_running(index: int) -> bool:
             return False
     flags = int.from_bytes(answer[16:18], sys.byteorder)
     return flags & _RUNNING == _RUNNING
+
+
+def existing(indices: Iterable[int]) -> set[int]:
+    """Those of the interfaces that exist; 0, which no interface has, counts as one.
+
+    Unlike ``socket.if_nameindex()``, this does not wait until a change of another interface is over, for which the kernel takes
+    up to 20 ms (rtnl_lock), and does not keep other threads waiting.
+    """
+    found = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for index in indices:
+            with contextlib.suppress(OSError):
+                if index:
+                    _request(sock, index)
+                found.add(index)
+    return found
 
 
 def chosen_options(sock: socket.socket) -> frozenset[str]:

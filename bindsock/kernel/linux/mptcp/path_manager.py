@@ -91,6 +91,10 @@ class _Connection:
     expected: set[IPAddress] = field(default_factory=set)
     """The local addresses of subflows that the kernel will make without another order."""
 
+    def seen_elsewhere(self, address: IPAddress, index: int) -> bool:
+        """Whether a subflow with an address was seen to be bound to another interface."""
+        return any(subflow.local == address and by not in (0, index) for subflow, by in self.bound.items())
+
 
 class PathManager:
     """The :class:`bindsock.kernel.PathManager` of Linux.
@@ -119,6 +123,10 @@ class PathManager:
         """The addresses whose subflows were reset, and until when their endpoints are kept, in monotonic seconds."""
         self._announced: dict[IPAddress, float] = {}
         """The addresses that peers were told are gone, and until when no subflow is made from them, in monotonic seconds."""
+        self._interfaces: tuple[int, ...] = ()
+        """The indices of the interfaces of the last reading."""
+        self._ordered: dict[IPAddress, int] = {}
+        """For each address, the index of the interface for which a subflow was ordered last, for whichever connection."""
         self._process = os.getpid()
 
     def protocol(self, family: int) -> int | None:
@@ -159,8 +167,9 @@ class PathManager:
         connection = self._connections.get(sock)
         if connection is None or subflow not in connection.bound:
             ordered = connection.indexes.get(subflow.local) if connection is not None else None
+            likely = (ordered, self._ordered.get(subflow.local), sockets.bound(sock), *self._interfaces)
             try:
-                index = sock_diag.bound(self._diag_channel, subflow, (ordered, sockets.bound(sock)))
+                index = sock_diag.bound(self._diag_channel, subflow, likely)
             except OSError as error:
                 _logger.debug("cannot tell which interface the subflow of %s is bound to: %s", subflow.local, error)
                 return 0
@@ -186,12 +195,13 @@ class PathManager:
         peer = sock.getpeername()
         remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
         local = connection.ordered = sockets.source(interface, remote)
+        self._ordered[local] = interface.index
         if local not in self._going and self._is_at(sock, local, interface):
             return local
         if not connection.userspace:
             self._perform(self._adding(weakref.ref(sock), connection, local, interface, failed))
             return local
-        self._end_stale(local, interface, connection)
+        self._end_stale(local, interface, connection, [sock])
         # An address that was used before must keep its number, or the kernel refuses.
         used = connection.identifiers.values()
         identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
@@ -231,7 +241,7 @@ class PathManager:
             return  # it is ordered when it is asked for again
         yield from self._adding_endpoint(connection, local, interface)
         # This comes last: when an endpoint's subflow ends, the kernel makes another one.
-        self._end_stale(local, interface, connection)
+        self._end_stale(local, interface, connection, self._open())
         connection.indexes[local] = interface.index
 
     def _has_come(self, reference: weakref.ref[socket.socket], local: IPAddress, interface: Interface) -> bool:
@@ -346,6 +356,8 @@ class PathManager:
 
         A new connection may have its first subflow with such an address, which would end with the endpoint.
         """
+        self._interfaces = tuple(interfaces)
+        self._ordered = {address: index for address, index in self._ordered.items() if index in interfaces}
         for address, index in list(self._added.items()):
             if index not in interfaces:
                 self._perform(_alone(self._removing_deleted(address, index)))
@@ -459,7 +471,7 @@ class PathManager:
         :param besides: a connection that does not count
         :param lost: the address can carry nothing any more, so only connections without another subflow count
         """
-        existing = {0, *(index for index, _ in socket.if_nameindex())}
+        existing = sockets.existing({subflow.bound for subflow in listed})
         seen = [subflow for subflow in listed if subflow.bound in existing]
         here = {subflow.token for subflow in seen if subflow.address == address}
         elsewhere = {subflow.token for subflow in seen if subflow.address != address and subflow.established}
@@ -524,14 +536,20 @@ class PathManager:
         others = [subflow for subflow in self.subflows(sock) or () if subflow.local != address]
         return any(index is not None and sockets.is_running(index) for index in (self.bound(sock, other) for other in others))
 
-    def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection) -> None:
+    def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection, searched: Iterable[socket.socket]) -> None:
         """End the subflows that have an address but are bound to another interface than ``interface``, which has it now.
 
-        This happens when an interface was deleted and made again. All connections of this process are searched, since one
-        endpoint serves them all.
+        This happens when an interface was deleted and made again. A connection whose subflow has not been seen there yet is asked
+        when it orders one itself.
+
+        :param first: the connection for which a subflow was ordered
+        :param searched: the connections that get a subflow by this order
         """
-        for sock, connection in list(self._connections.items()):
-            remaining = self._remaining(sock, address) if sock.fileno() != -1 else []
+        for sock in searched:
+            connection = self._connections[sock]
+            if not connection.seen_elsewhere(address, interface.index):
+                continue
+            remaining = self._remaining(sock, address)
             stale = [subflow for subflow in remaining if self.bound(sock, subflow) not in (0, interface.index)]
             if stale and connection.userspace:
                 with _ending_by_reset([sock], address):
@@ -544,7 +562,7 @@ class PathManager:
 
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
-            sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow),))
+            sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow), *self._interfaces))
 
     def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
         token = netlink.attribute_u32(commands.ATTR_TOKEN, connection.token)
