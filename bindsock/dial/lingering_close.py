@@ -49,6 +49,8 @@ MAX_SOCKETS = 1024
 MAX_UNREAD = 1 << 18
 """Bytes that a peer may still send after the program has closed the connection."""
 
+_AT_ONCE = struct.pack("=ii", 1, 0)
+"""SO_LINGER: end by a reset."""
 _FIRST_CHECK, _LAST_CHECK = 0.005, 1.0
 """Seconds between two checks of the subflows."""
 
@@ -263,8 +265,14 @@ class LingeringClose:
         self._kernel = kernel
 
     def duplicate(self, sock: socket.socket) -> socket.socket | None:
-        """A duplicate to outlive the socket; ``None`` if the connection needs none, or no descriptor is left."""
-        return duplicate_if_needed(self._kernel, sock)
+        """A duplicate to outlive the socket; ``None`` if the connection needs none, or no descriptor is left.
+
+        The handshake of a socket that is still connecting may be over before the socket is closed. The connection is reset then.
+        """
+        found = duplicate_if_needed(self._kernel, sock)
+        if found is None and not _has_peer(sock):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        return found
 
     def finish(self, duplicate: socket.socket) -> None:
         """Close the connection by the duplicate, after the socket itself has been closed."""
@@ -286,6 +294,14 @@ def duplicate(sock: socket.socket) -> socket.socket | None:
     except OSError as error:
         _logger.debug("an IPv6 connection is closed without waiting for its peer: %s", error)
         return None
+
+
+def _has_peer(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _unacknowledged(sock: socket.socket) -> bool:

@@ -76,6 +76,29 @@ async def test_a_connection_that_ends_as_its_transport_is_made_closes_nobody_els
         os.close(descriptor)
 
 
+class Late(LingeringClose):
+    """The handshake is over just after the state of the socket was looked at."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(LingeringSockets(VirtualLoop().runtime), SimulatedKernel(network()))
+        self._address = listener.getsockname()
+
+    def duplicate(self, sock: socket.socket) -> socket.socket | None:
+        found = super().duplicate(sock)
+        sock.connect(self._address)
+        return found
+
+
+def test_a_connection_that_is_made_as_its_dial_is_given_up_is_reset() -> None:
+    """After an orderly end the kernel would answer the peer's FIN by the routing table."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        sock = FollowedSocket(socket.AF_INET6, socket.SOCK_STREAM)
+        sock.set_lingering_close(Late(listener))
+        sock.close()
+        with listener.accept()[0] as peer, pytest.raises(ConnectionResetError):
+            peer.recv(1)
+
+
 class Cancelling(asyncio.Protocol):
     """Cancels the dial as soon as the handshake is over."""
 
