@@ -469,6 +469,18 @@ def test_the_server_tells_what_it_received_and_who_is_connected(lab: Lab) -> Non
             sock.recv(100)
 
 
+def test_an_ipv6_address_that_a_command_adds_is_local_at_once(lab: Lab) -> None:
+    """The kernel makes it so a moment later: of a hundred addresses some are not local yet when the command ends."""
+    for number in range(100):
+        address = f"fd10:99::{number + 1:x}"
+        lab.ip("-6", "addr", "add", f"{address}/128", "dev", "lo", "nodad", namespace="server")
+        with lab.inside("server"), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind((address, 0))
+            sock.settimeout(PATIENCE)
+            sock.sendto(b"ping", sock.getsockname())
+            assert sock.recv(100) == b"ping"
+
+
 def test_the_server_can_be_far_away(lab: Lab) -> None:
     lab.reply_delay(0.05)
     before = time.monotonic()

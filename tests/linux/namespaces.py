@@ -11,7 +11,6 @@ import fcntl
 import itertools
 import os
 import pickle
-import re
 import select
 import socket
 import struct
@@ -96,8 +95,7 @@ def ip(*lines: str, tolerant: bool = False) -> None:
             raise AssertionError(f"ip: {done.stderr} in {lines}")
     with Netlink() as netlink:
         for line in lines:
-            if match := re.match(r"(-6 )?addr(ess)? add (?P<local>[0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad$", line):
-                netlink.wait_until_local(match["local"])
+            netlink.wait_until_added(line)
 
 
 def sysctl(name: str, value: int) -> None:

@@ -167,6 +167,8 @@ class Lab:
     def ip(self, *arguments: str, namespace: Namespace = "host") -> str:
         """Run the ``ip`` command in a namespace, for changes that have no operation here, or to show the configuration.
 
+        An IPv6 address that is added ``nodad`` can be reached when this returns.
+
         :return: the output
         :raises LabUnavailable: the command is not installed
         :raises subprocess.CalledProcessError: the command failed
@@ -175,7 +177,9 @@ class Lab:
         if command is None:
             raise LabUnavailable("the ip command (iproute2) is not installed")
         with self.inside(namespace):
-            return subprocess.run([command, *arguments], check=True, capture_output=True, text=True).stdout
+            output = subprocess.run([command, *arguments], check=True, capture_output=True, text=True).stdout
+        self._network.netlinks[namespace].wait_until_added(" ".join(arguments))
+        return output
 
     def index(self, interface: str, *, namespace: Namespace = "host") -> int:
         """The index of an interface.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 import threading
@@ -38,6 +39,7 @@ _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NESTED = 0x8000
 _LOCAL = 2
 _PATIENCE = 20.0
+_ADDED = re.compile(r"(-6 )?addr(ess)? add (?P<local>[0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad\b")
 """How long to wait until an IPv6 address is local, in seconds: far longer than it takes on a busy machine."""
 
 IFF_UP = 0x1
@@ -255,6 +257,11 @@ class Netlink:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{address} is not local after {_PATIENCE} s")
             time.sleep(0.001)
+
+    def wait_until_added(self, command: str) -> None:
+        """Wait until the kernel accepts packets for the IPv6 address that the arguments of ``ip`` added ``nodad``, if they did so."""
+        if match := _ADDED.match(command):
+            self.wait_until_local(match["local"])
 
     def link(self, name: str) -> Link:
         """Read a link.
