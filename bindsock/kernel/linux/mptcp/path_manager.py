@@ -96,6 +96,22 @@ class _Connection:
         return any(subflow.local == address and by not in (0, index) for subflow, by in self.bound.items())
 
 
+class _Interfaces:
+    """The interfaces that a subflow may be bound to, by their indices.
+
+    :ivar existing: those of the last reading
+    :ivar ordered: for each address, the one for which a subflow was ordered last, for whichever connection
+    """
+
+    def __init__(self) -> None:
+        self.existing: tuple[int, ...] = ()
+        self.ordered: dict[IPAddress, int] = {}
+
+    def retain(self, existing: Collection[int]) -> None:
+        self.existing = tuple(existing)
+        self.ordered = {address: index for address, index in self.ordered.items() if index in existing}
+
+
 class PathManager:
     """The :class:`bindsock.kernel.PathManager` of Linux.
 
@@ -123,10 +139,7 @@ class PathManager:
         """The addresses whose subflows were reset, and until when their endpoints are kept, in monotonic seconds."""
         self._announced: dict[IPAddress, float] = {}
         """The addresses that peers were told are gone, and until when no subflow is made from them, in monotonic seconds."""
-        self._interfaces: tuple[int, ...] = ()
-        """The indices of the interfaces of the last reading."""
-        self._ordered: dict[IPAddress, int] = {}
-        """For each address, the index of the interface for which a subflow was ordered last, for whichever connection."""
+        self._interfaces = _Interfaces()
         self._process = os.getpid()
 
     def protocol(self, family: int) -> int | None:
@@ -167,7 +180,7 @@ class PathManager:
         connection = self._connections.get(sock)
         if connection is None or subflow not in connection.bound:
             ordered = connection.indexes.get(subflow.local) if connection is not None else None
-            likely = (ordered, self._ordered.get(subflow.local), sockets.bound(sock), *self._interfaces)
+            likely = (ordered, self._interfaces.ordered.get(subflow.local), sockets.bound(sock), *self._interfaces.existing)
             try:
                 index = sock_diag.bound(self._diag_channel, subflow, likely)
             except OSError as error:
@@ -195,7 +208,7 @@ class PathManager:
         peer = sock.getpeername()
         remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
         local = connection.ordered = sockets.source(interface, remote)
-        self._ordered[local] = interface.index
+        self._interfaces.ordered[local] = interface.index
         if local not in self._going and self._is_at(sock, local, interface):
             return local
         if not connection.userspace:
@@ -356,8 +369,7 @@ class PathManager:
 
         A new connection may have its first subflow with such an address, which would end with the endpoint.
         """
-        self._interfaces = tuple(interfaces)
-        self._ordered = {address: index for address, index in self._ordered.items() if index in interfaces}
+        self._interfaces.retain(interfaces)
         for address, index in list(self._added.items()):
             if index not in interfaces:
                 self._perform(_alone(self._removing_deleted(address, index)))
@@ -562,7 +574,7 @@ class PathManager:
 
     def _reset(self, sock: socket.socket, subflows: list[Subflow]) -> None:
         for subflow in subflows:
-            sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow), *self._interfaces))
+            sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow), *self._interfaces.existing))
 
     def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
         token = netlink.attribute_u32(commands.ATTR_TOKEN, connection.token)
