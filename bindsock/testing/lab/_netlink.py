@@ -259,7 +259,7 @@ class Netlink:
             time.sleep(0.001)
 
     def wait_until_added(self, command: str) -> None:
-        """Wait until the kernel accepts packets for the IPv6 address that the arguments of ``ip`` added ``nodad``, if they did so."""
+        """Wait until the kernel accepts packets for an IPv6 address, if the arguments of ``ip`` have added one ``nodad``."""
         if match := _ADDED.match(command):
             self.wait_until_local(match["local"])
 
