@@ -241,6 +241,10 @@ class DatagramMover:
         if self.no_path and not self._watcher.running:
             self._update()
 
+    def up_to_date_since(self) -> float | None:
+        """See :meth:`Watcher.up_to_date_since`."""
+        return self._watcher.up_to_date_since()
+
     def network_changed(self, decider: Decider, cause: Cause) -> None:
         """Move the socket to where it belongs now."""
         if self._state >= _State.STOPPED:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 HELD_FOR = 5.0
 """Seconds for which a datagram waits for a path."""
 DOUBTED_FOR = 0.5
-"""Seconds after which a refusal counts as the fault of the destination, if the path is still intact. By then the network has been
-read again."""
+"""Seconds after which a refusal counts as the fault of the destination, if the network has been read again since, and the path is
+still intact."""
 RATE = 1000.0
 """How many held datagrams are sent per second, plus one for each that the program adds meanwhile."""
 TURN = 0.01
@@ -423,8 +423,11 @@ class Sender:
     def _expire(self) -> None:
         """Give up datagrams that have waited for too long."""
         now, no_path = self._mover.runtime.time(), self._mover.no_path
-        # If the path is intact, the destinations of the refused datagrams are unreachable.
-        old, refused = self.backlog.expire(now - HELD_FOR, now - (HELD_FOR if no_path else DOUBTED_FOR))
+        # If the path is intact, the destinations of the refused datagrams are unreachable. That can only be told when all changes
+        # have been read.
+        read = None if no_path else self._mover.up_to_date_since()
+        refused_before = min(read, now - DOUBTED_FOR) if read is not None else now - HELD_FOR
+        old, refused = self.backlog.expire(now - HELD_FOR, max(refused_before, now - HELD_FOR))
         self._mover.statistics.lose(len(old), Loss.TOO_OLD)
         self._mover.statistics.lose(len(refused), Loss.UNREACHABLE)
         refusals = self._own_refusals()

@@ -70,6 +70,10 @@ class Coalescer:
         self._urgent = False
         self._refill_interval = max(QUIET, _LOAD * cost)
 
+    def up_to_date_since(self) -> float | None:
+        """When the network was read, in monotonic seconds; ``None`` if there has been an event since."""
+        return self._last_read if self._unread_since is None else None
+
     def deadline(self) -> float:
         """When to call :meth:`due`, in monotonic seconds, unless an event comes first."""
         times = [self._last_read + RECONCILE]

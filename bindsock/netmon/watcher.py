@@ -138,6 +138,10 @@ class Watcher:
             self._read(Cause.SEND_ERROR, partial=True, event_time=now)
         self._set_alarm()
 
+    def up_to_date_since(self) -> float | None:
+        """When the network was read, in monotonic seconds; ``None`` if it may have changed since, which has not been read yet."""
+        return None if self._sources.pending() else self._coalescer.up_to_date_since()
+
     def follow(self, follower: Follower) -> None:
         """Pass each new reading to the follower from now on."""
         self._run()

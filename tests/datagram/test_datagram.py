@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import socket
 import warnings
@@ -752,6 +753,21 @@ async def test_a_refusal_on_an_intact_path_is_told_as_asyncio_tells_it(
     scene.kernel.unreachable.clear()
     transport.sendto(b"third")
     assert scene.arrived() == [b"third"]
+
+
+async def test_a_refusal_is_not_the_destinations_fault_while_changes_wait_to_be_read(
+    scene: DatagramScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "DOUBTED_FOR", 0.01)
+    transport, protocol = scene.open()
+    await turn()
+    others = itertools.cycle(CHANGES_NOTHING.values())
+    while not scene.statistics.coalesced:
+        scene.change_now(next(others))
+    scene.kernel.change(ETHERNET_ONLY)
+    transport.sendto(b"patience")
+    await until(lambda: scene.kernel.carried or scene.statistics.lost)
+    assert (scene.kernel.carried, scene.statistics.lost, protocol.errors) == ([("eth0", b"patience")], 0, [])
 
 
 async def test_a_peers_refusal_is_told_and_does_not_cost_a_datagram(scene: DatagramScene) -> None:
