@@ -270,7 +270,7 @@ class LingeringClose:
         The handshake of a socket that is still connecting may be over before the socket is closed. The connection is reset then.
         """
         found = duplicate_if_needed(self._kernel, sock)
-        if found is None and not _has_peer(sock):
+        if found is None and sock.fileno() != -1 and not _has_peer(sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         return found
 
