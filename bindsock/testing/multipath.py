@@ -71,8 +71,9 @@ class SimulatedPathManager:
     def add(self, sock: socket.socket, interface: Interface, failed: Callable[[OSError], object]) -> IPAddress:
         self._demand_privilege()
         self.orders.append(("add", interface.name))
-        first = self.connections[sock][0]
-        local = interface.usable_addresses(family_of(first.remote))[0]
+        subflows = self.connections[sock]
+        family = family_of(subflows[0].remote) if subflows else sock.family
+        local = interface.usable_addresses(family)[0]
         if self.joins:
             self.establish(sock, local)
         return local

@@ -224,6 +224,17 @@ def test_it_is_ended_if_the_new_subflow_does_not_join(scene: MultipathScene) -> 
     assert scene.guard.error.new_interface == "eth0"
 
 
+@pytest.mark.parametrize("change", [ETHERNET_LOST, ETHERNET_BETTER], ids=["here", "elsewhere"])
+def test_it_is_ended_if_the_peer_has_ended_the_last_subflow_and_refuses_another(scene: MultipathScene, change: Network) -> None:
+    scene.follow()
+    scene.paths.connections[scene.sock] = []
+    scene.paths.joins = False
+    scene.change(change)
+    scene.wait(multipath.JOINING + viability.STALL_GRACE + 0.2)
+    assert scene.guard.error is not None
+    assert "the peer has ended its last subflow" in str(scene.guard.error)
+
+
 def test_a_better_path_that_refuses_is_tried_again(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()

@@ -170,10 +170,11 @@ def _without_working_subflow(
         return SubflowOrders(found, place, Move.SUSPEND, remove)
     if not facts.unprivileged and found.target.index not in facts.refused:
         return SubflowOrders(found._replace(viability=Viability.WORKS, better=None), place, Move.BEGIN, remove)
-    if found.viability is Viability.DEAD and not facts.unprivileged:
+    if not facts.unprivileged:
         # The interface may not have been ready yet, or not any more. The next reading shows it; otherwise the connection ends
-        # soon.
-        found = found._replace(viability=Viability.STALLED)
+        # soon. If its place works, the peer has ended its last subflow.
+        reason = found.reason if found.viability is not Viability.WORKS else "the peer has ended its last subflow"
+        found = found._replace(viability=Viability.STALLED, better=None, reason=reason)
     return SubflowOrders(found, place, Move.GO_ON, remove)
 
 
