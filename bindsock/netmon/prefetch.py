@@ -49,8 +49,13 @@ class PrefetchedDecisions:
         """Whether the decider has decided for other targets since :meth:`prepare`, and there is room for them."""
         return decider.decided != self._decided < _MAX_TARGETS and decider is self._present
 
-    def find(self, network: Network) -> Decider | None:
-        """The prefetched decider for an equal network, if there is one."""
+    def find(self, network: Network, latest: Decider) -> Decider | None:
+        """The prefetched decider for an equal network, if there is one.
+
+        :param latest: the decider of the last reading; the answers may have changed since :meth:`prepare`
+        """
+        if self._present is None or self._present.lookups != latest.lookups:
+            return None
         return next((decider for decider in self._deciders if decider.network == network), None)
 
     def clear(self) -> None:

@@ -347,7 +347,7 @@ class Watcher:
         """
         :param use_prefetched: whether prefetched decisions may be used; the next complete reading corrects them
         """
-        prefetched = self._prefetched.find(network) if use_prefetched else None
+        prefetched = self._prefetched.find(network, self.latest) if use_prefetched else None
         if prefetched is not None:
             prefetched.lookups = lookups
         self._decider = prefetched or Decider(network, self.preferences, interface=self.interface, lookups=lookups)

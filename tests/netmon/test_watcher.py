@@ -17,6 +17,7 @@ import pytest
 from bindsock.errors import KernelError
 from bindsock.model.change import Cause, Change
 from bindsock.model.network import Network, taken_down
+from bindsock.model.tables import TableAnswers
 from bindsock.netmon.announcing import GRACE
 from bindsock.netmon.coalescing import QUIET, RECONCILE
 from bindsock.netmon.listening import ChangeListener
@@ -175,7 +176,7 @@ def test_it_is_decided_ahead_for_a_limited_number_of_destinations() -> None:
         present.decide(ip_address(f"198.51.100.{number}"))
     assert ahead.lacks_targets(present)
     ahead.prepare(present)
-    found = ahead.find(taken_down(BOTH, frozenset({3})))
+    found = ahead.find(taken_down(BOTH, frozenset({3})), present)
     assert found is not None
     assert found.targets() == present.targets()[:64]
     present.decide(ip_address("8.8.8.8"))
@@ -196,12 +197,21 @@ def test_what_was_decided_ahead_is_found_by_equality() -> None:
     ahead, present = PrefetchedDecisions(), Decider(BOTH, Preferences())
     ahead.prepare(present)
     assert ahead.networks == (taken_down(BOTH, frozenset({2})), taken_down(BOTH, frozenset({3})))
-    found = ahead.find(taken_down(BOTH, frozenset({3})))
+    found = ahead.find(taken_down(BOTH, frozenset({3})), present)
     assert found is not None
     assert found.network == taken_down(BOTH, frozenset({3}))
-    assert ahead.find(WIFI) is None
+    assert ahead.find(WIFI, present) is None
     ahead.clear()
-    assert ahead.find(taken_down(BOTH, frozenset({3}))) is None
+    assert ahead.find(taken_down(BOTH, frozenset({3})), present) is None
+
+
+def test_what_was_decided_ahead_is_not_used_after_an_answer_has_changed() -> None:
+    """A route to a single network came or went, which the reading itself does not show."""
+    ahead, present = PrefetchedDecisions(), Decider(BOTH, Preferences())
+    ahead.prepare(present)
+    gone = taken_down(BOTH, frozenset({3}))
+    assert ahead.find(gone, Decider(BOTH, Preferences())) is not None
+    assert ahead.find(gone, Decider(BOTH, Preferences(), lookups=TableAnswers(WIFI))) is None
 
 
 def test_an_interface_goes_down_with_its_routes_and_ipv6_addresses() -> None:
