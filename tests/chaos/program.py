@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dns.resolver  # noqa: F401 - bindsock imports it when it first looks for a NAT64 prefix: 20 MB that do not grow
 import uvloop
 
 import bindsock
