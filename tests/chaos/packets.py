@@ -129,6 +129,53 @@ class _PeersEnd:
         return Kind.REPEATED if self.acknowledged else Kind.LATE
 
 
+class PeersEnds:
+    """The ends of connections by their peers, to tell an acknowledgement of the socket from one of TIME_WAIT.
+
+    :param tunnel: the VPN's device
+    """
+
+    def __init__(self, tunnel: str) -> None:
+        self._tunnel = tunnel
+        self._ends: OrderedDict[tuple[str, int, int], _PeersEnd] = OrderedDict()
+
+    def follow(self, packet: Packet) -> None:
+        """Take note of a packet. Each must be passed in, in order."""
+        if packet.protocol != "tcp":
+            return
+        if not packet.outgoing:
+            connection = packet.destination, packet.destination_port, packet.source_port
+            end = self._ends.get(connection)
+            if packet.flags & _FIN:
+                following = (packet.sequence + (packet.payload_length or len(packet.payload)) + 1) % 2**32
+                if end is None or end.following != following:
+                    end = self._ends[connection] = _PeersEnd(following)
+                    if len(self._ends) > _ENDS:
+                        self._ends.popitem(last=False)
+                end.copies += 1
+            if end is not None:
+                end.packets += 1
+        elif packet.flags & _ACK and packet.interface != self._tunnel:
+            end = self._end_of(packet)
+            if end is not None:
+                end.acknowledged = True
+
+    def answered(self, packet: Packet) -> Kind:
+        """Take note of an acknowledgement that left by the tunnel.
+
+        :return: its kind
+        """
+        end = self._end_of(packet)
+        return end.answered_by_tunnel() if end is not None else Kind.ACKNOWLEDGEMENT
+
+    def _end_of(self, packet: Packet) -> _PeersEnd | None:
+        """The peer's FIN that the packet acknowledges. Only over IPv6: over IPv4 TIME_WAIT keeps the socket's device."""
+        if ":" not in packet.source:
+            return None
+        end = self._ends.get((packet.source, packet.source_port, packet.destination_port))
+        return end if end is not None and end.following == packet.acknowledgement else None
+
+
 class Census:
     """Counts packets by device and kind, and keeps those that left by the wrong device.
 
@@ -143,7 +190,7 @@ class Census:
         self.left: Counter[tuple[str, str]] = Counter()
         """The number of datagrams by program and device. The device is ``""`` if it was gone before the packet was read."""
         self._wrong: dict[tuple[str, str, int, int], tuple[list[Packet], int]] = {}
-        self._ends: OrderedDict[tuple[str, int, int], _PeersEnd] = OrderedDict()
+        self._ends = PeersEnds(TUNNEL)
         self._recent: deque[Packet] = deque(maxlen=_REMEMBERED)
 
     def take(self, packets: Iterable[Packet]) -> None:
@@ -152,13 +199,12 @@ class Census:
             if packet.interface in self._ignored:
                 continue
             self._recent.append(packet)
-            self._follow_end(packet)
+            self._ends.follow(packet)
             if not packet.outgoing:
                 continue
             kind = classify(packet, self._endpoints)
             if kind is Kind.ACKNOWLEDGEMENT and packet.interface == TUNNEL:
-                end = self._end_of(packet)
-                kind = end.answered_by_tunnel() if end is not None else kind
+                kind = self._ends.answered(packet)
             self.counts[packet.interface, kind] += 1
             if kind is Kind.DATAGRAM:
                 self.left[program_of(packet.payload), packet.interface] += 1
@@ -175,33 +221,6 @@ class Census:
         """
         wrong, self._wrong = self._wrong, {}
         return list(wrong.values())
-
-    def _follow_end(self, packet: Packet) -> None:
-        if packet.protocol != "tcp":
-            return
-        if not packet.outgoing:
-            connection = packet.destination, packet.destination_port, packet.source_port
-            end = self._ends.get(connection)
-            if packet.flags & _FIN:
-                following = (packet.sequence + (packet.payload_length or len(packet.payload)) + 1) % 2**32
-                if end is None or end.following != following:
-                    end = self._ends[connection] = _PeersEnd(following)
-                    if len(self._ends) > _ENDS:
-                        self._ends.popitem(last=False)
-                end.copies += 1
-            if end is not None:
-                end.packets += 1
-        elif packet.flags & _ACK and packet.interface != TUNNEL:
-            end = self._end_of(packet)
-            if end is not None:
-                end.acknowledged = True
-
-    def _end_of(self, packet: Packet) -> _PeersEnd | None:
-        """The peer's FIN that the packet acknowledges. Only over IPv6: over IPv4 TIME_WAIT keeps the socket's device."""
-        if ":" not in packet.source:
-            return None
-        end = self._ends.get((packet.source, packet.source_port, packet.destination_port))
-        return end if end is not None and end.following == packet.acknowledgement else None
 
     def _story(self, packet: Packet) -> list[Packet]:
         ports = {packet.source_port, packet.destination_port}
