@@ -53,6 +53,9 @@ class Background(Protocol):
         :param done: called in the loop's thread with the result, or with the exception
         """
 
+    def in_turn(self, call: Callable[[], object]) -> None:
+        """Make a call in the caller's thread, now or soon, so that many of them do not block the event loop."""
+
     def join(self) -> None:
         """Wait until all calls are made."""
 

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bindsock.netmon.turns import CallbackBudget
+
 if TYPE_CHECKING:
     from bindsock.netmon.runtime import Runtime
 
@@ -49,6 +51,13 @@ class Worker:
             threading.Thread(target=self._run, name="bindsock worker", daemon=True).start()
         except RuntimeError:  # the interpreter exits, or there are too many threads
             self._run()
+
+    def in_turn(self, call: Callable[[], object]) -> None:
+        """Make a call in the loop's thread, now or in a later iteration. Once the loop is closed it is made at once."""
+        if self._runtime.closed:
+            call()
+        else:
+            self._runtime.shared(CallbackBudget).do(call)
 
     def join(self) -> None:
         """Wait until all calls are made. Their results are still handed over by the loop."""

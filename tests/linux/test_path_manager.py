@@ -32,6 +32,9 @@ class Held:
     def submit(self, call: Callable[[], Any], done: Callable[[Any], object]) -> None:
         self.calls.append((call, done))
 
+    def in_turn(self, call: Callable[[], object]) -> None:
+        call()
+
     def join(self) -> None:
         self.calls.clear()
 
@@ -76,6 +79,24 @@ def test_an_operation_begins_when_the_one_before_is_finished(told: list[str]) ->
     held.make()
     assert (found, len(held.calls)) == ([Endpoints()] * 2, 0)
     assert told == ["limits", "endpoints"] * 2
+
+
+def test_the_next_operation_waits_for_its_turn(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be one for each of many connections, and most of them may find that there is nothing left to do."""
+    later: list[Callable[[], object]] = []
+    monkeypatch.setattr(Held, "in_turn", lambda held, call: later.append(call))
+    paths = PathManager()
+    found: list[Endpoints | OSError] = []
+    paths.background = held = Held()
+    for _ in range(3):
+        paths.endpoints(found.append)
+    for number in range(1, 3):
+        held.make()
+        assert (len(found), len(later), held.calls) == (number, 1, [])
+        later.pop()()
+        assert len(held.calls) == 1
+    held.make()
+    assert (len(found), later, held.calls) == (3, [], [])
 
 
 def test_an_error_is_handed_over_and_the_next_operation_begins(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

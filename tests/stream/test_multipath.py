@@ -177,9 +177,43 @@ def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(
     for reading in (WIFI_LOST, NOWHERE, WIFI_LOST):
         scene.kernel.change(reading)
         assert scene.guard.is_viable()
-    scene.wait(1.1)
+    scene.wait(2.2)  # for the order, and for the check
     assert scene.guard.interface == "eth0"
     assert scene.paths.orders.count(("add", "eth0")) == 1
+
+
+def test_a_check_for_the_new_subflow_waits_for_its_turn(scene: MultipathScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many connections that move together check at the same time."""
+    scene.paths.joins = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    waiting: list[Callable[[], object]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CallbackBudget, "do", lambda budget, work: waiting.append(work))
+        scene.paths.establish(scene.sock, THERE)
+        scene.wait(1.0)
+    assert scene.guard.interface == "wifi0"
+    (check,) = waiting
+    check()
+    assert scene.guard.interface == "eth0"
+
+
+def test_a_check_is_not_made_if_all_interfaces_are_lost_while_it_waits(
+    scene: MultipathScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.paths.joins = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    waiting: list[Callable[[], object]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CallbackBudget, "do", lambda budget, work: waiting.append(work))
+        scene.wait(0.1)
+    scene.change(NOWHERE)
+    orders = list(scene.paths.orders)
+    (check,) = waiting
+    check()
+    scene.wait(0.5)
+    assert scene.paths.orders == orders
 
 
 def test_a_move_that_is_not_wanted_any_more_is_taken_back(scene: MultipathScene) -> None:

@@ -254,6 +254,12 @@ class SubflowManager:
         self._timer = self._runtime.call_later(min(max(elapsed / 4, _SOONEST), _LATEST), self._check)
 
     def _check(self) -> None:
+        """Check soon: many connections that were told to move at once also check at once."""
+        self._runtime.shared(CallbackBudget).do(functools.partial(self._check_in_turn, self._timer))
+
+    def _check_in_turn(self, timer: Timer | None) -> None:
+        if timer is not self._timer:
+            return  # it was cancelled meanwhile
         self._timer = None
         move = self._move
         if move is None or self._socket() is None:

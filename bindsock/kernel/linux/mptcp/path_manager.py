@@ -357,7 +357,7 @@ class PathManager:
         ending = self._remaining(sock, address) if address.version == 6 else []
         del sock
         if not systems and not self._needing(listed, address, connection, lost=True):
-            first = connection.first == address and not self._only_at(address)
+            first = connection.first == address and not self._only_at(listed, address)
             yield from self._removing_endpoint(listed, address, first=first)
             self._note_announced(address)
         sock = _opened(reference)
@@ -379,7 +379,7 @@ class PathManager:
             if self._added.get(address) != index:
                 return
             listed = yield self._list_subflows
-            if not self._needing(listed, address, None, lost=True) and not self._would_announce_later(address):
+            if not self._needing(listed, address, None, lost=True) and not self._would_announce_later(listed, address):
                 yield from self._removing_endpoint(listed, address)
                 self._note_announced(address)
         except OSError as error:
@@ -435,22 +435,25 @@ class PathManager:
             self._advance(None)
 
     def _advance(self, outcome: Any) -> None:
-        """Go on with the first operation until it waits for the background, and then with the next one.
+        """Go on with the first operation until it waits for the background, and then, in a turn of its own, with the next one.
 
         :param outcome: the result of its last command, or the exception
         """
         while self._operations:
             operation = self._operations[0]
+            command = None
             try:
                 command = operation.throw(outcome) if isinstance(outcome, Exception) else operation.send(outcome)
             except StopIteration:
-                outcome = None
-                self._operations.popleft()
-                continue
+                pass
             except Exception:
                 _logger.exception("an order for multipath endpoints failed; the next ones are not affected")
+            if command is None:
                 outcome = None
                 self._operations.popleft()
+                if self._operations and self.background is not None:
+                    self.background.in_turn(functools.partial(self._advance, None))
+                    return
                 continue
             if self.background is not None:
                 self.background.submit(command, self._advance)
@@ -514,24 +517,26 @@ class PathManager:
             del self._left[address]
         return ending
 
-    def _would_announce_later(self, address: IPAddress) -> bool:
+    def _would_announce_later(self, listed: list[ListedSubflow], address: IPAddress) -> bool:
         """Whether the kernel would announce that an address is gone by the next subflow from it, which has the same number.
 
         It does if a connection has no other subflow, and the peer then ends the new one. The old subflows of such connections are
         reset here: once the kernel does not list them any more, there is nothing to announce.
         """
-        for sock in self._only_at(address):
+        for sock in self._only_at(listed, address):
             self._leave(sock, address)
         return self._is_ending(address)
 
-    def _only_at(self, address: IPAddress) -> list[socket.socket]:
-        """The connections of this process that began at an address and have no subflow elsewhere."""
+    def _only_at(self, listed: list[ListedSubflow], address: IPAddress) -> list[socket.socket]:
+        """The connections of this process that began at an address and have no subflow elsewhere.
+
+        :param listed: the subflows of all programs
+        """
+        elsewhere = {subflow.token for subflow in listed if subflow.address != address and subflow.established}
         return [
             sock
             for sock, connection in self._connections.items()
-            if connection.first == address
-            and sock.fileno() != -1
-            and not any(subflow.local != address for subflow in self.subflows(sock) or ())
+            if connection.first == address and sock.fileno() != -1 and connection.token not in elsewhere
         ]
 
     def _note_announced(self, address: IPAddress) -> None:
@@ -617,7 +622,7 @@ class PathManager:
                 message = f"the multipath endpoint {address} is bound to an interface that is gone, and other connections need it"
                 raise OSError(errno.EBUSY, message)
             return
-        if self._is_ending(address) or self._would_announce_later(address):
+        if self._is_ending(address) or self._would_announce_later(listed, address):
             return
         attributes = netlink.attributes(endpoint.attributes)
         if stale:
