@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -48,7 +49,8 @@ class Worker:
                 return
             self._busy = True
         try:
-            threading.Thread(target=self._run, name="bindsock worker", daemon=True).start()
+            # threading.Thread.start() would wait until the thread runs, on a busy machine for milliseconds.
+            _thread.start_new_thread(self._run, ())
         except RuntimeError:  # the interpreter exits, or there are too many threads
             self._run()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import functools
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -59,17 +62,41 @@ async def test_an_exception_is_handed_over() -> None:
 
 
 async def test_the_thread_ends_with_the_last_call() -> None:
-    threads: list[threading.Thread] = []
-    worker().submit(lambda: threads.append(threading.current_thread()), lambda _: None)
-    await until(lambda: threads and not threads[0].is_alive())
+    before, release = _thread._count(), threading.Event()
+    worker().submit(release.wait, lambda _: None)
+    await until(lambda: _thread._count() == before + 1)
+    release.set()
+    await until(lambda: _thread._count() == before)
     assert not worker().busy
 
 
+async def test_the_loop_does_not_wait_until_the_thread_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, a new thread gets a processor only after milliseconds."""
+    begin = _thread.start_new_thread
+    release = threading.Event()
+    released: list[bool] = []
+
+    def begin_late(function: Callable[..., object], args: tuple[Any, ...]) -> int:
+        def run() -> None:
+            released.append(release.wait(10))
+            function(*args)
+
+        return begin(run, ())
+
+    monkeypatch.setattr(_thread, "start_new_thread", begin_late)
+    monkeypatch.setattr(threading, "_start_new_thread", begin_late, raising=False)
+    results: list[bool] = []
+    worker().submit(lambda: True, results.append)
+    release.set()
+    await until(lambda: results)
+    assert released == [True]
+
+
 async def test_without_threads_the_call_is_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(thread: threading.Thread) -> None:
+    def start(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     results: list[int] = []
     worker().submit(threading.get_ident, results.append)
     await until(lambda: results)
