@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +32,11 @@ _DIAG_WITH_INFO = 1 << 1
 _ULP_INFO_MPTCP = 3
 _SUBFLOW_ATTR_TOKEN_LOC = 2
 _ANY_STATE = 0xFFFFFFFF
+_AT_ONCE = 32
+"""How many entries of a list are parsed before another thread gets the interpreter."""
+_PAUSE = 1e-6
+"""Seconds for which it gets it. Without a pause, the thread of the event loop would wait for up to 5 ms each time
+(``sys.getswitchinterval()``)."""
 _ANY_COOKIE = 0xFFFFFFFF
 
 GONE = (errno.ENOENT, errno.ESRCH)
@@ -39,6 +45,7 @@ GONE = (errno.ENOENT, errno.ESRCH)
 _TCP_ESTABLISHED = 1
 _TCP_OVER = (6, 7)
 """TIME_WAIT and CLOSE."""
+_NOT_OVER = _ANY_STATE & ~sum(1 << state for state in _TCP_OVER)
 
 
 class ListedSubflow(NamedTuple):
@@ -60,8 +67,10 @@ def subflows(channel: Channel) -> list[ListedSubflow]:
     """The subflows of all multipath connections in the network namespace (``net/mptcp/diag.c``)."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
-        request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _ANY_STATE) + bytes(48)
-        for entry in channel.dump(_SOCK_DIAG_BY_FAMILY, request):
+        request = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, _DIAG_WITH_INFO, 0, _NOT_OVER) + bytes(48)
+        for number, entry in enumerate(channel.dump(_SOCK_DIAG_BY_FAMILY, request), 1):
+            if number % _AT_ONCE == 0:
+                time.sleep(_PAUSE)
             of, state, local_port, remote_port, local, remote, bound = netlink.fixed(_DIAG_ENTRY, entry)
             protocols = netlink.attributes(netlink.attributes(entry, _DIAG_ENTRY.size).get(_DIAG_ULP_INFO, b""))
             token = netlink.attributes(protocols.get(_ULP_INFO_MPTCP, b"")).get(_SUBFLOW_ATTR_TOKEN_LOC)
