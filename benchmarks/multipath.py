@@ -24,6 +24,7 @@ from .acting import Actor
 from .figures import Row, alone, skipped
 from .setting import FEW_ROUTES, Size, laboratory
 
+_PATH_MANAGERS = ("in-kernel", "userspace")
 _PAUSE = 0.01
 _BLOCK = 1 << 20
 _BLOCKS = 30
@@ -82,7 +83,9 @@ async def _stalls(lab: Lab, actor: Actor, rounds: int, what: str) -> list[float]
 
 
 @contextlib.asynccontextmanager
-async def _echoing(lab: Lab) -> AsyncIterator[tuple[str, int]]:
+async def echoing(lab: Lab) -> AsyncIterator[tuple[str, int]]:
+    """A server that speaks multipath TCP and sends each line back."""
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while line := await reader.readline():
@@ -98,6 +101,20 @@ async def _echoing(lab: Lab) -> AsyncIterator[tuple[str, int]]:
         yield listener.getsockname()
     finally:
         server.close()
+
+
+async def connected(address: tuple[str, int], factory: bindsock.TransportFactory | None = None) -> asyncio.StreamWriter:
+    """A multipath connection over which something was sent in both directions: before that, Linux adds no subflow."""
+    connect = bindsock.open_connection if factory is None else factory.open_connection
+    reader, writer = await connect(*address, multipath=True)
+    writer.write(b"hello\n")
+    await reader.readline()
+    return writer
+
+
+def use_path_manager(name: str) -> None:
+    """Let connections that are made from now on in this network namespace be controlled by a path manager."""
+    Path("/proc/sys/net/mptcp/pm_type").write_text(str(_PATH_MANAGERS.index(name)), encoding="ascii")
 
 
 def _waited() -> float:
@@ -124,13 +141,8 @@ async def _longest_turn(over: Callable[[], bool]) -> float:
 async def _blocked(lab: Lab, actor: Actor, rounds: int, what: str, connections: int) -> list[float]:
     """Seconds of the loop's longest turn while connections move and the endpoint that they have left is removed."""
     taken = []
-    async with _echoing(lab) as address:
-        writers = []
-        for _ in range(connections):
-            reader, writer = await bindsock.open_connection(*address, multipath=True)
-            writer.write(b"hello\n")
-            await reader.readline()
-            writers.append(writer)
+    async with echoing(lab) as address:
+        writers = [await connected(address) for _ in range(connections)]
         for _ in range(rounds):
             old = bindsock.interface_of(writers[0]) or ""
             gc.collect()
@@ -153,9 +165,8 @@ def measure(size: Size) -> Iterator[Row]:
         yield skipped("a multipath download", "this kernel has no multipath TCP")
         return
     with laboratory(FEW_ROUTES) as lab, lab.inside(), Actor(lab) as actor, asyncio.Runner() as runner:
-        for number, name in enumerate(("in-kernel", "userspace")):
-            # This only changes the laboratory's host namespace.
-            Path("/proc/sys/net/mptcp/pm_type").write_text(str(number), encoding="ascii")
+        for name in _PATH_MANAGERS:
+            use_path_manager(name)
             for what, words in (("down", "link down"), ("default", "default switched")):
                 stalls = runner.run(_stalls(lab, actor, size.slow_rounds, what))
                 yield alone(f"a multipath download, {name} path manager: its stall ({words})", "ms", stalls, scale=1e3)

@@ -25,13 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bindsock import TransportFactory
+from bindsock import TransportFactory, interface_of
+from bindsock.kernel.linux.mptcp.sockets import protocol
 from bindsock.testing.lab import Lab, LabUnavailable, enter_user_namespace
 
 from .endpoints import abort, made
 from .figures import number
 from .isolated import go_first
 from .moving import bare_in_place, bare_overlapping
+from .multipath import connected, echoing, use_path_manager
 from .report import this_machine
 from .setting import FEW_ROUTES, Unavailable, laboratory, loop_factories
 
@@ -41,6 +43,7 @@ _MOVED = 1_000
 """Endpoints that are moved."""
 _SETTLED = 0.5
 _PATIENCE = 20.0
+_MULTIPATH_ROUNDS = 5
 _OVERLAP = 2.5
 """Seconds until the first of two overlapping sockets is closed, and more."""
 
@@ -489,6 +492,77 @@ _LINK_DOWN = (
 )
 
 
+_MULTIPATH = (
+    Step(
+        "the subflows are asked for",
+        "three getsockopt(), at each reading, check and order: no event tells when a subflow has come or gone",
+        ("bindsock.kernel.linux.mptcp.sockets:states",),
+    ),
+    Step(
+        "it is asked what a new subflow is bound to",
+        "sock_diag, once for each: a deleted interface has left its address to the one that replaces it",
+        ("bindsock.kernel.linux.mptcp.sock_diag:bound",),
+    ),
+    Step(
+        "it is planned which subflows there should be",
+        "at each reading, when the new subflow has come, and when the other has gone",
+        (
+            "bindsock.stream.guard:StreamGuard.network_changed",
+            "bindsock.stream.follower:PathFollower.update",
+            "bindsock.stream.multipath.manager:SubflowManager.facts",
+            "bindsock.stream.follower:plan",
+        ),
+    ),
+    Step(
+        "the address of the new subflow is asked for",
+        "the one that the kernel would take: connect() of a datagram socket, which sends nothing",
+        ("bindsock.kernel.linux.sockets:source",),
+    ),
+    Step(
+        "the new subflow is ordered",
+        "one endpoint for all connections; each finds out whether it has its subflow from it",
+        (
+            "bindsock.stream.multipath.manager:SubflowManager.move",
+            "bindsock.stream.multipath.manager:SubflowManager._order_in_turn",
+            "bindsock.kernel.linux.mptcp.path_manager:PathManager.add",
+            "bindsock.kernel.linux.mptcp.path_manager:PathManager._advance",
+        ),
+    ),
+    Step(
+        "it is looked whether the new subflow has come",
+        "after 1 ms, then after a quarter of the time that has passed",
+        (
+            "bindsock.stream.multipath.manager:SubflowManager._check",
+            "bindsock.stream.multipath.manager:SubflowManager._check_in_turn",
+        ),
+    ),
+    Step(
+        "its receive buffer is enlarged",
+        "setsockopt(): the small one of a new subflow would stop a download for 200 ms",
+        ("bindsock.stream.multipath.manager:SubflowManager.arrived",),
+    ),
+    Step(
+        "the old subflow is reset",
+        "SOCK_DESTROY by sock_diag: it must not carry anything any more, and the endpoint has to stay for a moment",
+        ("bindsock.stream.multipath.manager:SubflowManager.remove", "bindsock.kernel.linux.mptcp.sock_diag:reset"),
+    ),
+    Step(
+        "the other connections that need the endpoint are looked for",
+        "in the list that the thread has made; its removal ends the subflows of all programs",
+        (
+            "bindsock.kernel.linux.mptcp.path_manager:PathManager._needing",
+            "bindsock.kernel.linux.mptcp.path_manager:PathManager._is_ending",
+            "bindsock.kernel.linux.mptcp.path_manager:PathManager._end_stale",
+        ),
+    ),
+    Step(
+        "the network is read",
+        "once for all connections; twice in each move",
+        ("bindsock.netmon.watcher:Watcher._read", "bindsock.netmon.watcher:Watcher._drain"),
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is profiled."""
@@ -496,11 +570,11 @@ class Subject:
     title: str
     steps: tuple[Step, ...]
     beside: str
-    """What stands beside it."""
+    """What stands beside it; empty if nothing does."""
     measure: Callable[[Subject], Profile]
     loop: str = "asyncio"
     count: int = 1
-    """How many endpoints move."""
+    """How many endpoints or connections move."""
 
 
 Make = Callable[[], Awaitable[Any]]
@@ -687,6 +761,41 @@ def _moved(subject: Subject) -> Profile:
         return _in_laboratory(subject, rounds)
 
 
+def _multipath_moved(subject: Subject) -> Profile:
+    """Profile multipath connections that move there and back, with the in-kernel path manager."""
+    outermost = ("bindsock.netmon.turns:CallbackBudget._work", *(name for step in subject.steps for name in step.functions))
+    everything = (Step("all", "", outermost),)
+
+    async def move(lab: Lab, writers: Sequence[asyncio.StreamWriter], steps: Sequence[Step]) -> dict[str, float]:
+        """Nanoseconds of the steps for each connection and move."""
+        stopwatch = Stopwatch(steps)
+        for uplink in ("eth0", "wifi0"):
+            gc.collect()
+            with stopwatch.running():
+                lab.default(uplink)
+                while any(interface_of(writer) != uplink for writer in writers):  # noqa: ASYNC110 - the loop is to go round
+                    await asyncio.sleep(0)
+                await asyncio.sleep(_SETTLED)
+        return {what: spent / (2 * len(writers)) for what, spent in stopwatch.spent().items()}
+
+    async def rounds(lab: Lab) -> list[tuple[float, float, dict[str, float]]]:
+        use_path_manager("in-kernel")
+        async with echoing(lab) as address, TransportFactory() as factory:
+            writers = [await connected(address, factory) for _ in range(subject.count)]
+            found = []
+            for _ in range(_MULTIPATH_ROUNDS):
+                whole = (await move(lab, writers, everything))["all"]
+                found.append((whole, 0.0, await move(lab, writers, subject.steps)))
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.sleep(_SETTLED)
+        return found
+
+    if protocol() is None:
+        raise Unavailable("this kernel has no multipath TCP")
+    return _in_laboratory(subject, rounds)
+
+
 def _in_laboratory(subject: Subject, rounds: Callable[[Lab], Any]) -> Profile:
     loops = loop_factories()
     if subject.loop not in loops:
@@ -707,6 +816,9 @@ SUBJECTS = {
     "overlapping": Subject(
         f"One of {_MOVED:,} endpoints that move with an overlap", _OVERLAPPING, "the bare calls", _moved, count=_MOVED
     ),
+    "multipath": Subject(
+        "One of 50 multipath connections that move, in-kernel path manager", _MULTIPATH, "", _multipath_moved, count=50
+    ),
     "down": Subject("The first endpoint that moves when its link goes down", _LINK_DOWN, "the bare calls", _moved),
     "switch": Subject("The first endpoint that moves when the default is switched", _EVENT, "the bare calls", _moved),
 }
@@ -718,7 +830,9 @@ def as_markdown(profile: Profile) -> str:
     lines = [
         f"### {subject.title}",
         "",
-        f"{number(whole)} µs, {number(whole / beside)} times {subject.beside} ({number(beside)} µs).",
+        f"{number(whole)} µs, {number(whole / beside)} times {subject.beside} ({number(beside)} µs)."
+        if subject.beside
+        else f"{number(whole)} µs.",
         "",
         "| step | µs | share | why it is there |",
         "|---|---|---|---|",

@@ -297,20 +297,19 @@ class PathManager:
             if address.version == 6:
                 self._reset(sock, remaining)
         elif why == "forbidden" or (why == "left" and added):
-            self._leave(sock, address)
+            self._leave(sock, address, remaining)
         else:
             self._perform(self._removing(weakref.ref(sock), connection, address, why, done))
             return None
         return True
 
-    def _leave(self, sock: socket.socket, address: IPAddress) -> None:
+    def _leave(self, sock: socket.socket, address: IPAddress, remaining: list[Subflow]) -> None:
         """Reset the subflows with an address, which reaches the peer.
 
         The endpoint is removed later, by :meth:`sweep`: as long as the kernel lists the subflow, it would also announce that the
         address is gone (RM_ADDR). A peer that acts on that late ends the next subflow from the address, too, if it has the same
         number: the first address always has 0 (``net/mptcp/pm.c``, mptcp_pm_rm_addr_or_subflow).
         """
-        remaining = self._remaining(sock, address)
         self._reset(sock, remaining)
         if remaining:
             self._left[address] = self._clock() + _ENDING_SECONDS
@@ -337,7 +336,7 @@ class PathManager:
             elif why == "left" and systems:
                 done(False)
             elif why == "left":
-                self._leave(sock, address)
+                self._leave(sock, address, self._remaining(sock, address))
                 done(True)
             else:
                 del sock
@@ -524,7 +523,7 @@ class PathManager:
         reset here: once the kernel does not list them any more, there is nothing to announce.
         """
         for sock in self._only_at(listed, address):
-            self._leave(sock, address)
+            self._leave(sock, address, self._remaining(sock, address))
         return self._is_ending(address)
 
     def _only_at(self, listed: list[ListedSubflow], address: IPAddress) -> list[socket.socket]:
