@@ -269,6 +269,32 @@ def test_it_is_ended_if_the_peer_has_ended_the_last_subflow_and_refuses_another(
     assert "the peer has ended its last subflow" in str(scene.guard.error)
 
 
+def test_it_is_ended_if_only_a_lost_subflow_is_left_where_it_was_before(scene: MultipathScene) -> None:
+    """Its place works, but the peer has ended the subflow there."""
+    scene.paths.tells_peer = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    assert (scene.addresses, scene.guard.interface) == ([str(HERE), str(THERE)], "eth0")
+    scene.paths.connections[scene.sock] = scene.paths.connections[scene.sock][:1]
+    scene.paths.joins = False
+    scene.change(network("2: wifi0 wifi down", ETHERNET, BY_ETHERNET_FIRST))
+    scene.wait(multipath.JOINING + viability.STALL_GRACE + 0.2)
+    assert scene.guard.error is not None
+
+
+def test_a_move_that_goes_on_after_a_while_is_ordered_again(scene: MultipathScene) -> None:
+    """The kernel may have given up the first order meanwhile."""
+    scene.paths.joins = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    scene.wait(4.0)
+    scene.change(NOWHERE)
+    scene.paths.joins = True
+    scene.change(WIFI_LOST)
+    scene.wait(0.2)
+    assert (scene.guard.interface, scene.guard.error) == ("eth0", None)
+
+
 def test_a_better_path_that_refuses_is_tried_again(scene: MultipathScene) -> None:
     scene.paths.joins = False
     scene.follow()

@@ -120,7 +120,7 @@ class SubflowManager:
         move = self._move
         if move is not None and move.target.index == interface.index:
             if self._timer is None and move.address is not None and not move.queued:
-                move.began = self._runtime.time()
+                move.began, move.again = self._runtime.time(), _AGAIN
                 self._wait(move)
             return True
         if self._unprivileged or interface.index in self._refused or self._runtime.closed:
