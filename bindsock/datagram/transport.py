@@ -247,7 +247,8 @@ class DatagramTransport(asyncio.DatagramTransport):
                 if sock is mover.sock:
                     self._call("error_received", exc)
                 return False
-            if mover.peer is not None and addr[:2] != mover.peer[:2] and _is_stranger(addr, mover.peer):
+            peer = mover.peer
+            if peer is not None and addr != peer and _is_stranger(addr, peer):
                 # During an in-place move the socket is not connected for a moment, so anybody can send to it.
                 self._statistics.foreign += 1
             elif self._protocol is not None:

@@ -90,16 +90,14 @@ class ReplaceableReader(asyncio.StreamReader):
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
         separators = _separators(separator)
-        longest = max(map(len, separators))
+        longest = len(separators[0]) if len(separators) == 1 else max(map(len, separators))
         searched, taken = 0, self._taken
         self._check()
         while True:
             if taken != self._taken:
                 searched, taken = 0, self._taken
-            found = [(at, len(s)) for s in separators if (at := self._unread.find(s, max(0, searched - longest + 1))) != -1]
-            if found:
-                # The separator that ends first; if two end at the same position, the longer one.
-                at, length = min(found, key=lambda match: (match[0] + match[1], match[0]))
+            at, length = _first(separators, self._unread, max(0, searched - longest + 1))
+            if at != -1:
                 if at > self._most:
                     raise asyncio.LimitOverrunError("Separator is found, but chunk is longer than limit", at)
                 return self._consume(at + length)
@@ -149,9 +147,14 @@ class ReplaceableReader(asyncio.StreamReader):
             raise self._failure
 
     def _consume(self, n: int) -> bytes:
-        data = bytes(memoryview(self._unread)[:n])
-        del self._unread[:n]
-        self._let_flow()
+        if n == len(self._unread):
+            data = bytes(self._unread)
+            self._unread.clear()
+        else:
+            data = bytes(memoryview(self._unread)[:n])
+            del self._unread[:n]
+        if self._held_up:
+            self._let_flow()
         return data
 
     def _let_flow(self) -> None:
@@ -179,6 +182,17 @@ def _separators(separator: Any) -> Sequence[bytes]:
     if not separators or not all(separators):
         raise ValueError("Separator should be at least one-byte string")
     return separators
+
+
+def _first(separators: Sequence[bytes], data: bytearray, start: int) -> tuple[int, int]:
+    """The position and the length of the separator that ends first; if two end at the same position, the longer one.
+
+    :return: the position is -1 if there is none
+    """
+    if len(separators) == 1:
+        return data.find(separators[0], start), len(separators[0])
+    found = [(at, len(s)) for s in separators if (at := data.find(s, start)) != -1]
+    return min(found, key=lambda match: (match[0] + match[1], match[0]), default=(-1, 0))
 
 
 class ReplaceableWriter(asyncio.StreamWriter):

@@ -56,6 +56,9 @@ class _Writing(enum.Enum):
     """It is held until there is a new connection."""
 
 
+_THROUGH, _OVER = _Writing.THROUGH, _Phase.OVER
+
+
 @dataclass(slots=True)
 class _Held:
     """Data that the program wrote and that has not been passed to a connection yet."""
@@ -182,9 +185,10 @@ class ReplaceableTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
-        if self._holds:
+        # Called for every piece of data: the properties would take as long as all the rest.
+        if self._writing is not _THROUGH:
             self._hold(data)
-        elif not self._over:
+        elif self._phase is not _OVER:
             self._connection.transport.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
