@@ -20,7 +20,7 @@ from .rounds import in_turn
 from .setting import FEW_ROUTES, Size, laboratory, runners
 
 _DATAGRAMS = 200
-_ROUND_TRIPS = 100
+ROUND_TRIPS = 100
 _PATIENCE = 10.0
 _BLOCK = bytes(1 << 16)
 _BLOCKS = 64
@@ -35,7 +35,7 @@ def measure(size: Size) -> Iterator[Row]:
             yield from _streams(name, runner, lab, size)
 
 
-class _Answers(asyncio.DatagramProtocol):
+class Answers(asyncio.DatagramProtocol):
     """Tells when a datagram has arrived."""
 
     def __init__(self) -> None:
@@ -57,24 +57,24 @@ async def _send(transport: asyncio.DatagramTransport) -> float:
     return taken / _DATAGRAMS
 
 
-async def _exchange(transport: asyncio.DatagramTransport, answers: _Answers) -> float:
+async def exchange(transport: asyncio.DatagramTransport, answers: Answers) -> float:
     """Seconds of the processor for a datagram that is sent and its answer that is received."""
     loop = asyncio.get_running_loop()
     begun = time.thread_time()
     async with asyncio.timeout(_PATIENCE):
-        for _ in range(_ROUND_TRIPS):
+        for _ in range(ROUND_TRIPS):
             answers.waiting = loop.create_future()
             transport.sendto(b"ping")
             await answers.waiting
-    return (time.thread_time() - begun) / _ROUND_TRIPS
+    return (time.thread_time() - begun) / ROUND_TRIPS
 
 
 def _datagrams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Iterator[Row]:
     factory = TransportFactory()
     makes = {"ours": factory.create_datagram_endpoint, "theirs": runner.get_loop().create_datagram_endpoint}
 
-    def endpoints(remote: tuple[str, int]) -> dict[str, tuple[asyncio.DatagramTransport, _Answers]]:
-        return {side: runner.run(_await(make(_Answers, remote_addr=remote))) for side, make in makes.items()}  # type: ignore[operator]
+    def endpoints(remote: tuple[str, int]) -> dict[str, tuple[asyncio.DatagramTransport, Answers]]:
+        return {side: runner.run(_await(make(Answers, remote_addr=remote))) for side, make in makes.items()}  # type: ignore[operator]
 
     own = f"{name}'s own"
     with lab.inside("server"):
@@ -89,7 +89,7 @@ def _datagrams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Itera
         transport.abort()
     nobody.close()
     exchanging = endpoints((lab.server.ipv4, lab.server.udp_port))
-    sides = {side: functools.partial(lambda e: runner.run(_exchange(*e)), endpoint) for side, endpoint in exchanging.items()}
+    sides = {side: functools.partial(lambda e: runner.run(exchange(*e)), endpoint) for side, endpoint in exchanging.items()}
     costs = in_turn(sides, size.rounds)
     title = f"a datagram and its answer on {name}"
     yield compared(title, "µs", costs["ours"], own, costs["theirs"], scale=1e6, ratio_limit=1.05)
@@ -101,14 +101,14 @@ async def _await(awaitable: Any) -> Any:
     return await awaitable
 
 
-async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
     """Seconds of the processor for a line that is sent and comes back."""
     begun = time.thread_time()
     async with asyncio.timeout(_PATIENCE):
-        for _ in range(_ROUND_TRIPS):
+        for _ in range(ROUND_TRIPS):
             writer.write(b"ping\n")
             await reader.readline()
-    return (time.thread_time() - begun) / _ROUND_TRIPS
+    return (time.thread_time() - begun) / ROUND_TRIPS
 
 
 async def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
@@ -121,7 +121,7 @@ async def _bulk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> f
     return (time.thread_time() - begun) / (_BLOCKS * len(_BLOCK)) * 1e6
 
 
-async def _repeat_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
+async def repeat_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None:
     """There is nothing to repeat on the new connection."""
 
 
@@ -130,12 +130,12 @@ def _streams(name: str, runner: asyncio.Runner, lab: Lab, size: Size) -> Iterato
     factory = TransportFactory()
     streams = {
         "plain": runner.run(_await(factory.open_connection(*remote))),
-        "replaceable": runner.run(_await(factory.open_connection(*remote, on_reconnect=_repeat_nothing))),
+        "replaceable": runner.run(_await(factory.open_connection(*remote, on_reconnect=repeat_nothing))),
         "own": runner.run(_await(asyncio.open_connection(*remote))),
     }
     for reader, _ in streams.values():
         runner.run(_await(reader.readline()))
-    for what, unit, use in (("a line and its echo", "µs", _echo), ("a megabyte and its echo", "ms", _bulk)):
+    for what, unit, use in (("a line and its echo", "µs", echo), ("a megabyte and its echo", "ms", _bulk)):
         sides = {side: functools.partial(_run, runner, use, stream) for side, stream in streams.items()}
         costs = in_turn(sides, size.rounds)
         scale = 1e6 if unit == "µs" else 1e3
