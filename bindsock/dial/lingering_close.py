@@ -270,9 +270,20 @@ class LingeringClose:
         The handshake of a socket that is still connecting may be over before the socket is closed. The connection is reset then.
         """
         found = duplicate_if_needed(self._kernel, sock)
-        if found is None and sock.fileno() != -1 and not _has_peer(sock):
+        if found is None and self._may_be_connecting(sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         return found
+
+    def _may_be_connecting(self, sock: socket.socket) -> bool:
+        """Whether a bound IPv6 socket may be connecting.
+
+        Other processes may share a socket that listens, or soon will, and its connections would inherit the option.
+        """
+        if sock.fileno() == -1 or sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM:
+            return False
+        if self._kernel.bound(sock) is None or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return False
+        return not _has_peer(sock)
 
     def finish(self, duplicate: socket.socket) -> None:
         """Close the connection by the duplicate, after the socket itself has been closed."""

@@ -16,9 +16,12 @@ import pytest
 import bindsock
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
-from bindsock.testing import SimulatedKernel, network
+from bindsock.testing import SimulatedKernel, interface, network
 from tests.tls import tls_client_context, tls_server_context
 from tests.virtual_loop import VirtualLoop
+
+
+WIFI = interface("2: wifi0 wifi ::1/128")
 
 
 class Transport:
@@ -79,8 +82,8 @@ async def test_a_connection_that_ends_as_its_transport_is_made_closes_nobody_els
 class Late(LingeringClose):
     """The handshake is over just after the state of the socket was looked at."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__(LingeringSockets(VirtualLoop().runtime), SimulatedKernel(network()))
+    def __init__(self, listener: socket.socket, kernel: SimulatedKernel) -> None:
+        super().__init__(LingeringSockets(VirtualLoop().runtime), kernel)
         self._address = listener.getsockname()
 
     def duplicate(self, sock: socket.socket) -> socket.socket | None:
@@ -92,11 +95,35 @@ class Late(LingeringClose):
 def test_a_connection_that_is_made_as_its_dial_is_given_up_is_reset() -> None:
     """After an orderly end the kernel would answer the peer's FIN by the routing table."""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        kernel = SimulatedKernel(network(WIFI))
         sock = FollowedSocket(socket.AF_INET6, socket.SOCK_STREAM)
-        sock.set_lingering_close(Late(listener))
+        kernel.bind(sock, WIFI)
+        sock.set_lingering_close(Late(listener, kernel))
         sock.close()
         with listener.accept()[0] as peer, pytest.raises(ConnectionResetError):
             peer.recv(1)
+
+
+@pytest.mark.parametrize(("bound", "listening"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
+def test_a_servers_socket_that_another_process_shares_keeps_its_connections_orderly(
+    address: str, bound: bool, listening: bool
+) -> None:
+    kernel = SimulatedKernel(network(WIFI))
+    closing = LingeringClose(LingeringSockets(VirtualLoop().runtime), kernel)
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as server:
+        if bound:
+            kernel.bind(server, WIFI)
+        server.bind((address, 0))
+        if listening:
+            server.listen()
+        assert closing.duplicate(server) is None
+        server.listen()
+        with socket.create_connection(server.getsockname()[:2]) as client, server.accept()[0] as accepted:
+            accepted.sendall(b"ping")
+            accepted.close()
+            assert client.recv(4) == b"ping"
+            assert client.recv(4) == b""
 
 
 class Cancelling(asyncio.Protocol):
