@@ -20,7 +20,6 @@ from bindsock.testing import SimulatedKernel, interface, network
 from tests.tls import tls_client_context, tls_server_context
 from tests.virtual_loop import VirtualLoop
 
-
 WIFI = interface("2: wifi0 wifi ::1/128")
 
 
