@@ -147,11 +147,8 @@ def parse_route(payload: bytes) -> ParsedRoute | None:
 
 
 @lru_cache(maxsize=256)
-@lru_cache(maxsize=256)
 def parse_answer(payload: bytes) -> ParsedRoute | None:
     """Parse the answer to a lookup, of any route type; ``None`` for a route of another family.
-
-    Most answers are the same as the last time.
 
     :raises KernelError: the message is damaged
     """
