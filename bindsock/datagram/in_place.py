@@ -15,7 +15,7 @@ from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, device_alive, plan
-from bindsock.dial.binding import check_route
+from bindsock.dial.binding import MakeshiftSource, check_route, check_source
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
@@ -41,6 +41,8 @@ _logger = logging.getLogger("bindsock")
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
 """Seconds between two attempts to move a socket; the delay doubles each time, with jitter."""
+_MOST_DOUBTS = 3
+"""How many times in a row a move fails because of the source address that the system has chosen."""
 
 
 class InPlace:
@@ -52,6 +54,7 @@ class InPlace:
     """
 
     __slots__ = (
+        "_doubts",
         "_hops",
         "_local",
         "_port",
@@ -73,6 +76,7 @@ class InPlace:
         self._source: IPAddress | None = None
         self._source_known = False
         self._hops = runtime.shared(FirstHops)
+        self._doubts = 0
         self.requirement: Requirement | None = requirement
         self.placement: Placement = placement
         self.broken: bool = False
@@ -155,7 +159,25 @@ class InPlace:
             self._watcher.kernel.unbind(sock)
         else:
             self._watcher.kernel.rebind(sock, network.interfaces[placement.path.index], peer=peer, port=self.port(sock) or None)
+            self.check_source(sock, peer, placement, network)
         self.moved(placement, network)
+
+    def check_source(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:
+        """Check the source address that the system has chosen for a connected socket.
+
+        :raises MakeshiftSource: the interface was without its own addresses at that moment
+        """
+        path = placement.path
+        if path is None or peer is None or len(peer) == 2 or path.source is not None:
+            return
+        interface = network.interfaces[path.index]
+        try:
+            check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
+        except MakeshiftSource:
+            self._doubts += 1
+            if self._doubts <= _MOST_DOUBTS:
+                raise
+        self._doubts = 0
 
     def moved(self, placement: Placement, network: Network) -> None:
         """Record that the socket, or its successor, is in a new placement."""

@@ -10,7 +10,15 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from bindsock.dial.binding import NONBLOCKING, bind_or_close, check_egress, check_local_address, connect_error, departure
+from bindsock.dial.binding import (
+    NONBLOCKING,
+    bind_or_close,
+    check_egress,
+    check_local_address,
+    check_source,
+    connect_error,
+    departure,
+)
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.refusal import no_answer
 from bindsock.dial.resolving import AddrInfo, address_of
@@ -98,6 +106,7 @@ class Attempt:
             code = sock.connect_ex(self.destination.info[4])
             if code in _UNDER_WAY:
                 if not is_connected(sock):
+                    self._check_source(sock)
                     return False
             elif code:
                 raise OSError(code, os.strerror(code))
@@ -107,6 +116,17 @@ class Attempt:
             self.close()
             raise explained from None
         return True
+
+    def _check_source(self, sock: FollowedSocket) -> None:
+        """
+        :raises MakeshiftSource: the interface was without its own addresses when the system chose one for the socket
+        """
+        destination = self.destination
+        path = destination.path
+        if path is not None and path.source is None and self._local_infos is None and destination.info[0] == socket.AF_INET6:
+            network = destination.decider.network
+            local = unmapped(address_of(sock.getsockname()))
+            check_source(network.interfaces[path.index], network, unmapped(destination.address), local)
 
     def finish(self) -> None:
         """Complete the attempt, once the socket is writable.

@@ -217,6 +217,35 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
     _logger.info("the connection to %s is bound to %s but has the address %s of %s", address, interface, local, owner)
 
 
+class MakeshiftSource(BindFailed):
+    """The system chose a local address while the interface was without its own ones. Another attempt will be better."""
+
+
+def check_source(interface: Interface, network: Network, peer: IPAddress, local: IPAddress) -> None:
+    """Check that the interface had its IPv6 addresses when the system chose the local address of a socket that is bound to it.
+
+    If it is without them only until the network is read again, the reading is the same as before. But answers do not reach the
+    socket, whose address is link-local or that of another uplink. IPv4 has no route without the address.
+
+    :param network: the last reading, in which the interface has its addresses
+    :raises MakeshiftSource: it had none
+    """
+    if local.version == 4 or peer.is_link_local or peer.is_multicast or not interface.usable_addresses(socket.AF_INET6):
+        return
+    if interface.has(local):
+        makeshift = local.is_link_local
+    else:
+        owner = network.owner_of(local)
+        makeshift = owner is not None and owner.kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)
+    if makeshift:
+        raise MakeshiftSource(
+            f"the socket for {peer} is bound to {interface.name}, but the system chose the address {local}",
+            errno=errno.EADDRNOTAVAIL,
+            interface=interface.name,
+            call="connect",
+        )
+
+
 def bind_source(sock: socket.socket, decision: Decision) -> None:
     """Bind a new socket to the local address that the decision names, unless the socket has a local address already.
 

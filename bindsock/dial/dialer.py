@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.dial.attempt import Attempt, Destination, Dialled
-from bindsock.dial.binding import set_dead_after
+from bindsock.dial.binding import MakeshiftSource, set_dead_after
 from bindsock.dial.chosen import on_own_uplink
 from bindsock.dial.nat64 import FindPrefixes, translated
 from bindsock.dial.race import Race, interleaved
@@ -130,6 +130,8 @@ class Dialer:
         race.take_first(failure)
         winner = await race.run(interruptible=interruptible)
         if winner is None and not race.interrupted:
+            if interruptible and all(isinstance(error, MakeshiftSource) for error in race.errors):
+                return None
             raise self._failure(race.errors)
         return winner
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from bindsock.dial.binding import decide_and_bind
+from bindsock.dial.binding import MakeshiftSource, check_source, decide_and_bind
 from bindsock.model.network import IPAddress
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, network
@@ -26,3 +26,44 @@ def test_a_socket_for_which_nothing_can_be_decided_is_closed() -> None:
     with pytest.raises(OSError, match="the system does not answer"):
         decide_and_bind(SimulatedKernel(WIFI), Decider(WIFI, Preferences(), lookups=fail), sock, FAR)
     assert sock.fileno() == -1
+
+
+UPLINKS = network(
+    "1: lo loopback 127.0.0.1/8 ::1/128 2001:db8:ffff::1/128",
+    "2: wifi0 wifi 2001:db8:2::5/64 fe80::2/64",
+    "3: eth0 wired 203.0.113.5/24 2001:db8:3::5/64 fe80::3/64",
+    "4: wwan0 cellular fe80::4/64",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "local", "makeshift"),
+    [
+        ("eth0", "2001:db8:9::9", "2001:db8:3::5", False),
+        ("eth0", "2001:db8:9::9", "fe80::3", True),
+        ("eth0", "2001:db8:9::9", "fe80::3%3", True),
+        ("eth0", "2001:db8:9::9", "2001:db8:2::5", True),
+        # The source of a route can be an address of the loopback, and a new address may not have been read yet.
+        ("eth0", "2001:db8:9::9", "2001:db8:ffff::1", False),
+        ("eth0", "2001:db8:9::9", "2001:db8:3::6", False),
+        ("eth0", "fe80::9", "fe80::3", False),
+        ("eth0", "ff02::fb", "fe80::3", False),
+        ("wwan0", "2001:db8:9::9", "fe80::4", False),
+        ("eth0", "192.0.2.9", "203.0.113.5", False),
+    ],
+)
+def test_a_source_that_was_chosen_while_the_interface_had_none_of_its_own_is_refused(
+    name: str, peer: str, local: str, makeshift: bool
+) -> None:
+    interface = UPLINKS.named(name)
+    assert interface is not None
+
+    def check() -> None:
+        check_source(interface, UPLINKS, ip_address(peer), ip_address(local))
+
+    if not makeshift:
+        check()
+        return
+    with pytest.raises(MakeshiftSource) as failed:
+        check()
+    assert (failed.value.interface, failed.value.call, failed.value.errno) == (name, "connect", errno.EADDRNOTAVAIL)

@@ -16,6 +16,7 @@ import pytest
 import bindsock
 from bindsock.datagram import open as datagram
 from bindsock.kernel.linux import LinuxKernel
+from bindsock.model.network import Interface
 from bindsock.testing.lab import Lab, VpnMode
 from tests.lab.stream_runner import Streaming
 from tests.waiting import until
@@ -104,6 +105,42 @@ def test_not_one_datagram_or_reply_is_lost_between_two_live_uplinks(
     assert min(outcome.left_by.values()) > 100
     assert lab.counters("tun0").tx_packets == tunnel
     assert not outcome.errors
+
+
+@pytest.mark.parametrize("change", ["in place", "overlapping"])
+async def test_an_endpoint_that_moved_while_its_new_interface_had_no_address_does_not_keep_a_makeshift_one(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Afterwards the network is as it was read before."""
+    transport, echoes = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab, V6))
+    assert (await echoes.source(lab))[0] == "wifi0"
+    address = f"{lab.address('eth0', V6)}/64"
+    bind, rebind = LinuxKernel.bind, LinuxKernel.rebind
+
+    def go_for_a_moment(interface: Interface) -> None:
+        if interface.name == "eth0":
+            monkeypatch.undo()
+            lab.ip("-6", "addr", "del", address, "dev", "eth0")
+            # Before the events of both changes are read.
+            asyncio.get_running_loop().call_soon(lambda: lab.ip("-6", "addr", "add", address, "dev", "eth0", "nodad"))
+
+    def late_bind(kernel: LinuxKernel, sock: socket.socket, interface: Interface) -> None:
+        go_for_a_moment(interface)
+        bind(kernel, sock, interface)
+
+    def late_rebind(kernel: LinuxKernel, sock: socket.socket, interface: Interface, **options: Any) -> None:
+        go_for_a_moment(interface)
+        rebind(kernel, sock, interface, **options)
+
+    monkeypatch.setattr(LinuxKernel, "bind", late_bind)
+    monkeypatch.setattr(LinuxKernel, "rebind", late_rebind)
+    if change == "in place":
+        lab.down("wifi0")
+    else:
+        lab.default("eth0")
+    await echoes.used("eth0")
+    assert (await echoes.source(lab))[0] == "eth0"
+    transport.abort()
 
 
 def down(lab: Lab, interface: str, there: bool) -> None:

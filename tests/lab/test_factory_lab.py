@@ -17,6 +17,7 @@ import pytest
 
 import bindsock
 from bindsock import kernel as kernels
+from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.resolving import AddrInfo, resolve
 from bindsock.model.network import Interface
 from bindsock.testing.lab import Lab, VpnMode
@@ -64,6 +65,27 @@ def several(*addresses: str) -> Callable[..., Awaitable[Sequence[AddrInfo]]]:
         return infos
 
     return fake
+
+
+async def test_a_dial_while_the_interface_had_no_address_is_made_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards the network is as it was read before, so no change interrupts the dial."""
+    address = f"{lab.address('eth0', socket.AF_INET6)}/64"
+    connect_ex = FollowedSocket.connect_ex
+
+    def late(sock: FollowedSocket, peer: Any) -> int:
+        monkeypatch.undo()
+        lab.ip("-6", "addr", "del", address, "dev", "eth0")
+        try:
+            return connect_ex(sock, peer)
+        finally:
+            lab.ip("-6", "addr", "add", address, "dev", "eth0", "nodad")
+
+    async with bindsock.TransportFactory(interface="eth0") as factory:
+        monkeypatch.setattr(FollowedSocket, "connect_ex", late)
+        _, writer = await factory.open_connection(lab.server.ipv6, lab.server.tcp_port)
+        assert lab.interface_of(writer.get_extra_info("sockname")[0]) == "eth0"
+        assert factory.statistics().redialled == 1
+        await closed(writer)
 
 
 @pytest.mark.parametrize("mode", KEEPING)
