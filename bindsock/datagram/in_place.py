@@ -41,8 +41,8 @@ _logger = logging.getLogger("bindsock")
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
 """Seconds between two attempts to move a socket; the delay doubles each time, with jitter."""
-_MOST_DOUBTS = 3
-"""How many times in a row a move fails because of the source address that the system has chosen."""
+MOST_DOUBTS = 3
+"""How many times in a row a move fails because of the source address that the system has chosen. Then it is accepted."""
 
 
 class InPlace:
@@ -175,7 +175,7 @@ class InPlace:
             check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
         except MakeshiftSource:
             self._doubts += 1
-            if self._doubts <= _MOST_DOUBTS:
+            if self._doubts <= MOST_DOUBTS:
                 raise
         self._doubts = 0
 

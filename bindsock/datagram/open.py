@@ -12,12 +12,13 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from bindsock.datagram.in_place import MOST_DOUBTS
 from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
 from bindsock.dial import nat64
-from bindsock.dial.binding import check_route
+from bindsock.dial.binding import MakeshiftSource, check_route
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
@@ -204,14 +205,18 @@ class _Opening:
         :param otherwise: returns other specs to try if there is no interface for any of the first
         """
         candidates = specs
+        doubts = 0
         while True:
             decider = self._watcher.refresh().with_pin(self._pin)
             errors: list[OSError] = []
             for spec in candidates:
                 try:
-                    return self._make(spec, decider), decider, spec.remote
+                    return self._make(spec, decider, doubting=doubts < MOST_DOUBTS), decider, spec.remote
                 except OSError as error:
                     errors.append(error)
+            if any(isinstance(error, MakeshiftSource) for error in errors):
+                doubts += 1
+                continue
             nowhere = [e for e in errors if isinstance(e, NoEffectiveInterface)]
             if len(nowhere) == len(errors):
                 if candidates is specs and (found := await otherwise(decider)):
@@ -241,7 +246,10 @@ class _Opening:
             sock.close()
             raise
 
-    def _make(self, spec: SocketSpec, decider: Decider) -> DatagramMover:
+    def _make(self, spec: SocketSpec, decider: Decider, *, doubting: bool) -> DatagramMover:
+        """
+        :param doubting: whether to check the source address that the system has chosen
+        """
         sock = spec.make()
         try:
             requirement = self._requirement(sock, spec)
@@ -256,10 +264,13 @@ class _Opening:
                 check_route(self._kernel, interface, requirement.destination)
             own = placement.path.source if placement.path is not None and spec.address is None else None
             spec.bind_and_connect(sock, self._kernel, interface, own=own)
+            mover = self._mover(sock, requirement, placement, spec)
+            if doubting and spec.address is None:
+                mover.in_place.check_source(sock, mover.peer, placement, decider.network)
         except BaseException:
             sock.close()
             raise
-        return self._mover(sock, requirement, placement, spec)
+        return mover
 
     def _requirement(self, sock: socket.socket, spec: SocketSpec) -> Requirement | None:
         """The requirement that decides the placement of the endpoint; ``None`` if its datagrams never leave this host."""

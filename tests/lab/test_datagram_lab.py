@@ -15,6 +15,7 @@ import pytest
 
 import bindsock
 from bindsock.datagram import open as datagram
+from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.model.network import Interface
 from bindsock.testing.lab import Lab, VpnMode
@@ -139,6 +140,26 @@ async def test_an_endpoint_that_moved_while_its_new_interface_had_no_address_doe
     else:
         lab.default("eth0")
     await echoes.used("eth0")
+    assert (await echoes.source(lab))[0] == "eth0"
+    transport.abort()
+
+
+async def test_an_endpoint_that_was_opened_while_its_interface_had_no_address_does_not_have_a_makeshift_one(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{lab.address('eth0', V6)}/64"
+    bind_and_connect = SocketSpec.bind_and_connect
+
+    def late(spec: SocketSpec, *arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        lab.ip("-6", "addr", "del", address, "dev", "eth0")
+        try:
+            bind_and_connect(spec, *arguments, **options)
+        finally:
+            lab.ip("-6", "addr", "add", address, "dev", "eth0", "nodad")
+
+    monkeypatch.setattr(SocketSpec, "bind_and_connect", late)
+    transport, echoes = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab, V6), interface="eth0")
     assert (await echoes.source(lab))[0] == "eth0"
     transport.abort()
 
