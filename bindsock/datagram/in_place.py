@@ -163,12 +163,14 @@ class InPlace:
         self.moved(placement, network)
 
     def check_source(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:
-        """Check the source address that the system has chosen for a connected socket.
+        """Check the source address of a connected socket, unless the program or the decision has chosen it.
 
         :raises MakeshiftSource: the interface was without its own addresses at that moment
         """
         path = placement.path
         if path is None or peer is None or len(peer) == 2 or path.source is not None:
+            return
+        if self.requirement is not None and self.requirement.address is not None:
             return
         interface = network.interfaces[path.index]
         try:

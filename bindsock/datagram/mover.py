@@ -444,12 +444,11 @@ class DatagramMover:
         ports = (spec.port,) if spec.port else (self.in_place.port(self.sock), 0)
         own = placement.path.source if spec.address is None else None
         fresh = spec.duplicate_on(like, self._watcher.kernel, network.interfaces[placement.path.index], ports, own=own)
-        if spec.address is None:
-            try:
-                self.in_place.check_source(fresh, self.peer, placement, network)
-            except OSError:
-                fresh.close()
-                raise
+        try:
+            self.in_place.check_source(fresh, self.peer, placement, network)
+        except OSError:
+            fresh.close()
+            raise
         return fresh
 
     def _swap(self, fresh: socket.socket, placement: Placement, network: Network) -> None:

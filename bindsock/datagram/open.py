@@ -265,7 +265,7 @@ class _Opening:
             own = placement.path.source if placement.path is not None and spec.address is None else None
             spec.bind_and_connect(sock, self._kernel, interface, own=own)
             mover = self._mover(sock, requirement, placement, spec)
-            if doubting and spec.address is None:
+            if doubting:
                 mover.in_place.check_source(sock, mover.peer, placement, decider.network)
         except BaseException:
             sock.close()
