@@ -29,6 +29,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
+from bindsock.kernel.sockets import RESET_ON_CLOSE
 from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ MAX_SOCKETS = 1024
 MAX_UNREAD = 1 << 18
 """Bytes that a peer may still send after the program has closed the connection."""
 
-_AT_ONCE = struct.pack("=ii", 1, 0)
-"""SO_LINGER: end by a reset."""
 _FIRST_CHECK, _LAST_CHECK = 0.005, 1.0
 """Seconds between two checks of the subflows."""
 
@@ -271,7 +270,7 @@ class LingeringClose:
         """
         found = duplicate_if_needed(self._kernel, sock)
         if found is None and self._may_be_connecting(sock):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         return found
 
     def _may_be_connecting(self, sock: socket.socket) -> bool:

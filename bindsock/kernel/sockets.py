@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import math
+import struct
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from bindsock.model.network import Interface
 
 Sockaddr: TypeAlias = tuple[Any, ...]
+
+RESET_ON_CLOSE: bytes = struct.pack("=ii", 1, 0)
+"""The value of SO_LINGER with which ``close()`` ends a connection by a reset."""
 
 
 def fail(error: OSError, call: str, interface: Interface | None, message: str | None = None) -> NoReturn:

@@ -11,13 +11,13 @@ import errno
 import itertools
 import logging
 import socket
-import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Self
 
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindsockError, InterfaceChanged, NoEffectiveInterface, NoRoute
+from bindsock.kernel.sockets import RESET_ON_CLOSE
 from bindsock.model.decision import Basis
 from bindsock.options import known_keywords_only
 from bindsock.proxy import handshake
@@ -34,7 +34,6 @@ _logger = logging.getLogger("bindsock.proxy")
 _CHUNK = 1 << 16
 _LINGER = 5.0
 """Seconds for which a peer may read its remaining data before its connection is aborted."""
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _FAILURES = {
     errno.ECONNREFUSED: handshake.CONNECTION_REFUSED,
     errno.ENETUNREACH: handshake.NETWORK_UNREACHABLE,
@@ -308,7 +307,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     """Reset a connection, so that the other side gets an error and not an end of file."""
     sock = writer.get_extra_info("socket")
     with contextlib.suppress(OSError, ValueError):  # it is closed already; uvloop then raises ValueError
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     writer.transport.abort()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -182,14 +183,21 @@ def test_a_move_whose_turn_never_came_begins_when_there_is_a_way_again(
     assert scene.paths.orders.count(("add", "eth0")) == 1
 
 
+@contextlib.contextmanager
+def held_turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
+    """Keep what asks for a turn, instead of doing it."""
+    waiting: list[Callable[[], object]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CallbackBudget, "do", lambda budget, work: waiting.append(work))
+        yield waiting
+
+
 def test_a_check_for_the_new_subflow_waits_for_its_turn(scene: MultipathScene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many connections that move together check at the same time."""
     scene.paths.joins = False
     scene.follow()
     scene.change(WIFI_LOST)
-    waiting: list[Callable[[], object]] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(CallbackBudget, "do", lambda budget, work: waiting.append(work))
+    with held_turns(monkeypatch) as waiting:
         scene.paths.establish(scene.sock, THERE)
         scene.wait(1.0)
     assert scene.guard.interface == "wifi0"
@@ -204,9 +212,7 @@ def test_a_check_is_not_made_if_all_interfaces_are_lost_while_it_waits(
     scene.paths.joins = False
     scene.follow()
     scene.change(WIFI_LOST)
-    waiting: list[Callable[[], object]] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(CallbackBudget, "do", lambda budget, work: waiting.append(work))
+    with held_turns(monkeypatch) as waiting:
         scene.wait(0.1)
     scene.change(NOWHERE)
     orders = list(scene.paths.orders)

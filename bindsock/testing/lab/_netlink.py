@@ -39,8 +39,8 @@ _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NESTED = 0x8000
 _LOCAL = 2
 _PATIENCE = 20.0
-_ADDED = re.compile(r"(-6 )?addr(ess)? add (?P<local>[0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad\b")
 """How long to wait until an IPv6 address is local, in seconds: far longer than it takes on a busy machine."""
+_ADDED = re.compile(r"(-6 )?addr(ess)? add (?P<local>[0-9a-f:]+:[0-9a-f:]*)(/\d+)? dev \S+ nodad\b")
 
 IFF_UP = 0x1
 IFF_RUNNING = 0x40

@@ -39,6 +39,7 @@ from bindsock.kernel.linux.mptcp import commands, sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands, address_attribute
 from bindsock.kernel.linux.netlink import Channel
+from bindsock.kernel.sockets import RESET_ON_CLOSE
 from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
@@ -55,8 +56,6 @@ T = TypeVar("T")
 
 _ALONE_WITHIN = 0.25
 """How long to wait for another process's order, which takes 20 ms. If that process is stopped, it must not stop this one."""
-_AT_ONCE = struct.pack("=ii", 1, 0)
-"""SO_LINGER: end by a reset."""
 _EXIT_SECONDS = 0.5
 """How long the process, when it exits, waits for connections to end."""
 _ENDING_SECONDS = 0.5
@@ -755,10 +754,10 @@ def _ending_by_reset(socks: list[socket.socket], address: IPAddress) -> Iterator
     try:
         for sock in socks if address.version == 6 else ():
             with contextlib.suppress(OSError):
-                linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_AT_ONCE))
+                linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(RESET_ON_CLOSE))
                 duplicate = socket.socket(fileno=os.dup(sock.fileno()))
                 before.append((duplicate, linger))
-                duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         yield
     finally:
         for duplicate, linger in before:
