@@ -101,8 +101,10 @@ class LingerQueue:
             sock.setblocking(False)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            sock.close()
-            return None
+            # The stream of a multipath connection may have ended on both sides, and its subflows not yet (Linux: ENOTCONN).
+            if not kernel.needs_lingering_close(sock):
+                sock.close()
+                return None
         self._sockets[sock.fileno()] = _Lingering(sock, kernel, due)
         return sock.fileno()
 
