@@ -23,6 +23,7 @@ from bindsock.dial.lingering_close import LingeringClose, LingeringSockets
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of, resolve
 from bindsock.model.decision import Decision, Path, path_of, path_on
 from bindsock.model.network import FAMILIES, IPAddress, Target, family_of, unmapped
+from bindsock.netmon.importing import Imports
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
 from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
@@ -402,6 +403,7 @@ class Connector:
         """
         :raises OSError: no name server answers
         """
+        await self.watcher.runtime.shared(Imports).ready("bindsock.resolvers.nat64")
         if self._nat64 is None:
             from bindsock.resolvers import InterfaceResolver
             from bindsock.resolvers.nat64 import PrefixFinder

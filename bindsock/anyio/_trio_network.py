@@ -158,10 +158,13 @@ def running_network() -> TrioNetwork:
 def nat64_finder(preferences: Preferences, interface: str | None) -> FindPrefixes:
     """A function that asks for the NAT64 prefixes, in a thread because bindsock's resolvers need asyncio."""
 
-    async def find() -> tuple[IPv6Network, ...]:
+    def ask() -> tuple[IPv6Network, ...]:
         from bindsock.resolvers.nat64 import find_prefixes
 
-        return await trio.to_thread.run_sync(find_prefixes, preferences, interface, abandon_on_cancel=True)
+        return find_prefixes(preferences, interface)
+
+    async def find() -> tuple[IPv6Network, ...]:
+        return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
 
     return find
 

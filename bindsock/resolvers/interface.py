@@ -15,7 +15,7 @@ from bindsock.model.decision import Path, path_of
 from bindsock.model.network import FAMILIES, family_of
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 from bindsock.options import known_keywords_only
-from bindsock.resolvers.answers import Answer, Lookup, NoResolver, no_such_name
+from bindsock.resolvers.answers import Answer, Lookup, NoResolver, is_address, no_such_name
 from bindsock.resolvers.dnssd import DnsSdLookup
 from bindsock.resolvers.resolved import ResolvedLookup
 from bindsock.resolvers.servers import ServerLookup
@@ -86,7 +86,7 @@ class BoundResolver:
         :raises NoResolver: this system has no resolver that can ask by an interface
         :raises socket.gaierror: the name does not exist, or no server answered
         """
-        if not host or flags & socket.AI_NUMERICHOST or _is_numeric(host) or family not in (0, *FAMILIES):
+        if not host or flags & socket.AI_NUMERICHOST or is_address(host) or family not in (0, *FAMILIES):
             return await resolve(host, port, family=family, type=type, proto=proto, flags=flags)
         families = [f for f in FAMILIES if family in (0, f)]
         name = host.rstrip(".").lower()
@@ -205,14 +205,6 @@ class _Interrupter:
         if broken(self._path, decider.path(self._path.family)):
             self.interrupted = True
             self._asking.cancel()
-
-
-def _is_numeric(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _port(port: int | str | None, type: int) -> int:

@@ -7,15 +7,17 @@ import errno
 import socket
 import struct
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bindsock.dial.binding import bind_or_close
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.extras import needs
 from bindsock.model.network import family_of
+from bindsock.netmon.importing import Imports
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.options import known_keywords_only
-from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
+from bindsock.resolvers.answers import Answer, NoResolver, is_address, no_such_name, try_again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from bindsock.netmon.watcher import Watcher
 
 _PORT = 53
+_DNSPYTHON = ("dns.message", "dns.rdtypes.IN.A", "dns.rdtypes.IN.AAAA", "dns.rdtypes.ANY.CNAME")
+"""What a query and its answer need. dnspython itself imports the types of records when it comes across them."""
 _PAYLOAD = 1232
 """The largest UDP answer, in bytes, that is not fragmented on usual networks (DNS flag day 2020)."""
 
@@ -43,13 +47,14 @@ class ServerLookup:
     @known_keywords_only
     def __init__(self, servers: Sequence[str | tuple[str, int]], *, timeout: float = 2.0, rounds: int = 2) -> None:
         with needs("dns"):
-            import dns.message  # noqa: F401, early, so that a missing library is noticed before the first lookup
+            import dns  # noqa: F401, early, so that a missing library is noticed before the first lookup
 
         self._servers = [(ip_address(s), _PORT) if isinstance(s, str) else (ip_address(s[0]), s[1]) for s in servers]
         self._timeout = timeout
         self._rounds = rounds
 
     async def __call__(self, name: str, family: socket.AddressFamily, index: int, watcher: Watcher) -> Answer:
+        await watcher.runtime.shared(Imports).ready(*_DNSPYTHON)
         import dns.exception
         import dns.message
         import dns.rcode
@@ -119,17 +124,27 @@ class ConfiguredLookup:
         self._path = path
 
     async def __call__(self, name: str, family: socket.AddressFamily, index: int, watcher: Watcher) -> Answer:
+        servers = _configured_servers(self._path)
+        if not servers:
+            raise NoResolver(errno.ENOENT, f"{self._path} names no server")
         try:
-            with needs("dns"):
-                import dns.resolver
+            ask = ServerLookup(servers)
         except ImportError as error:
             raise NoResolver(errno.ENOENT, f"cannot ask the servers of {self._path}: {error}") from error
-        try:
-            configured = dns.resolver.Resolver(self._path)
-        except dns.resolver.NoResolverConfiguration as error:
-            raise NoResolver(errno.ENOENT, f"{self._path} names no server: {error}") from error
-        servers = [(str(server), configured.port) for server in configured.nameservers]
-        return await ServerLookup(servers)(name, family, index, watcher)
+        return await ask(name, family, index, watcher)
+
+
+def _configured_servers(path: str) -> list[str]:
+    """The addresses in a file that is written like ``/etc/resolv.conf``.
+
+    ``dns.resolver`` can read it, too, but also imports every library by which dnspython could ask: trio, httpx, aioquic.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise NoResolver(errno.ENOENT, f"{path} cannot be read: {error}") from error
+    values = [words[1] for line in lines if len(words := line.split()) > 1 and words[0] == "nameserver"]
+    return [value for value in values if is_address(value)]
 
 
 async def _connected(watcher: Watcher, server: IPAddress, port: int, kind: socket.SocketKind) -> socket.socket:
