@@ -117,6 +117,15 @@ def test_a_stream_that_moves_late_fails() -> None:
     ]
 
 
+def test_what_a_dying_interface_had_accepted_is_no_fault_as_long_as_it_is_counted() -> None:
+    seen = observation()
+    paused = with_flow(seen, flow("bindsock", "UDP", lambda t: None if 1003.0 <= t < 1003.2 else effective(t)))
+    number = len(paused.flow("bindsock", "UDP").lost)
+    assert number > 1
+    for counted, wrong in ((number, []), (number - 1, ["bindsock: next to no datagram is lost"])):
+        assert failing(dataclasses.replace(paused, statistics=Statistics(lost_on_device=counted))) == wrong
+
+
 def test_a_report_that_was_never_answered_fails() -> None:
     seen = observation()
     stuck = dataclasses.replace(seen.flow("bindsock", "TCP"), lost=(1015.0,))
