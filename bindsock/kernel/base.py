@@ -111,6 +111,14 @@ class PathManager(Protocol):
         :raises OSError: the connection has ended
         """
 
+    def prompt(self, sock: socket.socket, address: IPAddress, failed: Callable[[OSError], object]) -> bool:
+        """Send the peer a packet by the subflow with a local address, so that it sends what it has kept while it had no subflow.
+
+        :param failed: called, at once or later, with the errors that are not raised
+        :return: false if the peer has not confirmed the subflow yet
+        :raises OSError: the connection has ended
+        """
+
     def remove(
         self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]
     ) -> bool | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed
 from bindsock.model.network import Interface, unmapped
+from bindsock.stream.multipath.continuity import Continuity
 from bindsock.stream.multipath.manager import SubflowManager
 from bindsock.stream.multipath.plan import Move, SubflowOrders
 from bindsock.stream.multipath.user_timeout import UserTimeout
@@ -54,6 +55,7 @@ class PathFollower:
 
     __slots__ = (
         "__weakref__",
+        "_continuity",
         "_grace",
         "_manager",
         "_owner",
@@ -80,10 +82,13 @@ class PathFollower:
         self._probing: tuple[Timer, Callable[[], None]] | None = None
         """What ends the probes of the peer, and when."""
         self._manager: SubflowManager | None = None
+        self._continuity: Continuity | None = None
         self._user_timeout: UserTimeout | None = None
         paths = watcher.kernel.multipath
-        if paths is not None and paths.subflows(sock) is not None:
+        established = paths.subflows(sock) if paths is not None else None
+        if paths is not None and established is not None:
             self._manager = SubflowManager(watcher, paths, sock, self._refresh_owner)
+            self._continuity = Continuity(watcher.runtime, paths, sock, established)
             if requirement.dead_after is not None:
                 self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._refresh_owner)
         if local is None:
@@ -112,6 +117,8 @@ class PathFollower:
         self._end_probing()
         if self._manager is not None:
             self._manager.suspend()
+        if self._continuity is not None:
+            self._continuity.close()
         if self._user_timeout is not None:
             self._user_timeout.close()
 
@@ -123,7 +130,8 @@ class PathFollower:
             if established is None:
                 self._fall_back(sock, self._manager)
             else:
-                subflows = self._manager.facts(established, decider.network, decision.interface, decider.pin)
+                before = self._continuity.carriers if self._continuity is not None else None
+                subflows = self._manager.facts(established, decider.network, decision.interface, decider.pin, before)
                 if self._user_timeout is not None and self._user_timeout.expired:
                     subflows = dataclasses.replace(subflows, silent_for=self._user_timeout.seconds)
         return Facts(
@@ -216,6 +224,10 @@ class PathFollower:
             manager.remove(address, "left")
         if orders.settle:
             manager.settle(orders.place)
+        if self._continuity is not None:
+            self._continuity.note(subflows.situation.carriers)
+            if orders.prompt:
+                self._continuity.prompt(orders.place.local, subflows.situation.carriers)
         return None
 
     def _routed(self, interface: Interface) -> bool:
@@ -225,6 +237,9 @@ class PathFollower:
         """Let the kernel measure the user timeout, because the connection has fallen back to plain TCP."""
         manager.suspend()
         self._manager = None
+        if self._continuity is not None:
+            self._continuity.close()
+            self._continuity = None
         user_timeout, self._user_timeout = self._user_timeout, None
         if user_timeout is not None:
             user_timeout.close()

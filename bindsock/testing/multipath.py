@@ -33,12 +33,15 @@ class SimulatedPathManager:
         self.systems: set[IPAddress] = set()
         """The local addresses of subflows that the system itself made."""
         self.orders: list[tuple[str, str]] = []
-        """The calls: ("add", interface), ("arrived", address), ("remove", address), ("release", "") or ("sweep", "")."""
+        """The calls: ("add", interface), ("arrived", address), ("prompt", address), ("remove", address), ("release", "") or
+        ("sweep", "")."""
         self.reasons: list[str] = []
         """Why subflows were removed, in the order of the removals."""
         self.privileged = True
         self.tells_peer = True
         """Whether a working subflow can tell the peer which subflows are lost."""
+        self.confirms = True
+        """Whether the peer has confirmed the subflows."""
         self.needed = False
         """The result of :meth:`release` and :meth:`sweep`: whether something is left to undo."""
         self.announced: Endpoints = Endpoints()
@@ -85,6 +88,13 @@ class SimulatedPathManager:
 
     def arrived(self, sock: socket.socket, address: IPAddress) -> None:
         self.orders.append(("arrived", str(address)))
+
+    def prompt(self, sock: socket.socket, address: IPAddress, failed: Callable[[OSError], object]) -> bool:
+        if not self.confirms:
+            return False
+        self._demand_privilege()
+        self.orders.append(("prompt", str(address)))
+        return True
 
     def remove(
         self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]

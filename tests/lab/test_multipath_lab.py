@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 import bindsock
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.linux.mptcp.commands import Commands
 from bindsock.testing.lab import Lab
 from tests.lab.multipath import (
     MOVING,
@@ -340,6 +342,69 @@ async def test_interfaces_that_are_deleted_and_made_again_with_their_addresses(
                 lab.create(uplink)
             await asyncio.gather(*pending)
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 3)
+
+
+def end_subflows(lab: Lab, source: Source) -> None:
+    """Let the server end all its subflows by a reset."""
+    port = str(source.address[1])
+    with lab.inside("server"):
+        subprocess.run(["ss", "-K", "-t", "state", "established", "sport", "=", port], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
+@pytest.mark.parametrize(("family", "uplink"), [(socket.AF_INET, "wifi0"), (socket.AF_INET6, "eth0")], ids=["IPv4", "IPv6"])
+async def test_the_peer_sends_what_it_wrote_while_it_had_no_subflow(
+    lab: Lab, path_manager: str, serve: Serve, family: socket.AddressFamily, uplink: str
+) -> None:
+    """Without a packet from this side its kernel would keep that for ever."""
+    lab.vpn_up("metric")
+    source = await serve(family=family)
+    with lab.tap(interface="tun0", protocol="tcp") as tap:
+        connected = await bindsock.open_connection(*source.address, multipath=True)
+        with closing(connected[1]):
+            await ping(connected, b"before\n")
+            end_subflows(lab, source)
+            await until(lambda: interfaces(connected[1]) == [])
+            source.writers[0].write(b"answer\n")
+            lab.default(uplink)
+            async with asyncio.timeout(20):
+                assert await connected[0].readline() == b"answer\n"
+            assert interfaces(connected[1]) == [uplink]
+            await ping(connected, b"after\n")
+            assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+    assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & RESET] == []
+
+
+@pytest.mark.skipif(shutil.which("ss") is None or shutil.which("iptables") is None, reason="there is no ss or no iptables here")
+async def test_the_peer_is_prompted_once_it_has_confirmed_the_new_subflow(lab: Lab, path_manager: str, source: Source) -> None:
+    """The last packet of the join is lost at first. Until the peer has it, every packet is taken for a repetition of it."""
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"before\n")
+        end_subflows(lab, source)
+        await until(lambda: interfaces(connected[1]) == [])
+        source.writers[0].write(b"answer\n")
+        rule = ["INPUT", "-p", "tcp", "--dport", str(source.address[1]), "!", "--syn", "-j", "DROP"]
+        with lab.inside("server"):
+            subprocess.run(["iptables", "-A", *rule], check=True, capture_output=True)
+        lab.default("eth0")
+        await until(lambda: interfaces(connected[1]) == ["eth0"])
+        await asyncio.sleep(0.3)
+        with lab.inside("server"):
+            subprocess.run(["iptables", "-D", *rule], check=True, capture_output=True)
+        async with asyncio.timeout(20):
+            assert await connected[0].readline() == b"answer\n"
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+
+
+@pytest.mark.parametrize("flags", [["subflow"], ["subflow", "backup"], ["subflow", "fullmesh"]], ids=" ".join)
+def test_an_endpoint_is_the_same_after_a_prompt(lab: Lab, flags: list[str]) -> None:
+    lab.ip("mptcp", "endpoint", "add", lab.address("eth0"), "dev", "eth0", *flags)
+    before = endpoints(lab)
+    commands = Commands()
+    commands.prompt_all(ip_address(lab.address("eth0")))
+    commands.close()
+    assert endpoints(lab) == before
 
 
 def may_fix_buffers() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from bindsock.kernel.linux.mptcp import path_manager
+from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.model.network import IPAddress
-from bindsock.model.subflows import Endpoints
+from bindsock.model.subflows import Endpoints, Subflow
 
 HERE = ip_address("192.0.2.1")
 
@@ -115,6 +117,46 @@ def test_an_error_is_handed_over_and_the_next_operation_begins(told: list[str], 
     paths.endpoints(found.append)
     held.make()
     assert found[1] == Endpoints()
+
+
+def refused(error: OSError) -> None:
+    pytest.fail(f"the order was refused: {error}")
+
+
+def test_connections_that_moved_together_are_prompted_together(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt of the in-kernel path manager's is for all connections with a subflow from the address."""
+    subflow = Subflow(HERE, 1, ip_address("192.0.2.9"), 2)
+    monkeypatch.setattr(mptcp, "token", lambda sock: sock.fileno())
+    monkeypatch.setattr(PathManager, "subflows", lambda self, sock: (subflow,))
+    monkeypatch.setattr(PathManager, "_is_confirmed", lambda self, sock, subflow: True)
+    monkeypatch.setattr(Commands, "prompt_all", lambda self, address: told.append(f"prompt {address}"))
+    paths = PathManager()
+    paths.background = held = Held()
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+            assert paths.prompt(sock, HERE, refused)
+        while held.calls:
+            held.make()
+        assert told == [f"prompt {HERE}"]
+        assert paths.prompt(socks[0], HERE, refused)
+        while held.calls:
+            held.make()
+        assert told == [f"prompt {HERE}"] * 2
+
+
+def test_a_peer_that_has_not_confirmed_a_subflow_is_not_prompted_by_it(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    subflow = Subflow(HERE, 1, ip_address("192.0.2.9"), 2)
+    monkeypatch.setattr(mptcp, "token", lambda sock: sock.fileno())
+    monkeypatch.setattr(PathManager, "subflows", lambda self, sock: (subflow,))
+    monkeypatch.setattr(PathManager, "_is_confirmed", lambda self, sock, subflow: False)
+    paths = PathManager()
+    paths.background = held = Held()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert not paths.prompt(sock, HERE, refused)
+        assert held.calls == []
 
 
 def test_without_a_background_it_is_carried_out_at_once(told: list[str]) -> None:

@@ -19,6 +19,7 @@ from bindsock.options import BetterPath
 from bindsock.routing.multipath import multipath_obstacle
 from bindsock.stream import viability
 from bindsock.stream.guard import StreamGuard, follow_stream
+from bindsock.stream.multipath import continuity
 from bindsock.stream.multipath import manager as multipath
 from bindsock.stream.multipath.plan import situation
 from bindsock.stream.plan import Requirement
@@ -50,6 +51,7 @@ WIFI_UNPLUGGED = network("2: wifi0 wifi 127.0.0.1/8 no-carrier", ETHERNET, BY_WI
 ETHERNET_BETTER = network(WIFI, ETHERNET, BY_WIFI, BY_ETHERNET_FIRST)
 NOWHERE = network("2: wifi0 wifi down")
 ON_WIFI_PATH = Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None)
+WIFI_REPLACED = network(ETHERNET, USB, BY_ETHERNET, BY_USB)
 ONLY_USB = network("2: wifi0 wifi down", USB, BY_USB)
 
 
@@ -131,6 +133,69 @@ def test_a_lost_subflow_is_kept_until_the_peer_can_be_told(scene: MultipathScene
     scene.wait(multipath.FIRST_RETRY + 0.1)
     assert scene.addresses == [str(THERE)]
     assert scene.guard.error is None
+
+
+def test_after_a_forced_move_the_peer_is_prompted_once(scene: MultipathScene) -> None:
+    """What it has written while there was no subflow stays in its kernel until it gets a packet."""
+    scene.follow()
+    scene.change(WIFI_LOST)
+    assert ("prompt", str(THERE)) not in scene.paths.orders
+    scene.wait(continuity.DELAY)
+    assert scene.paths.orders[-1] == ("prompt", str(THERE))
+    count = len(scene.paths.orders)
+    scene.change(WIFI_REPLACED)
+    scene.wait(10.0)
+    assert len(scene.paths.orders) == count
+
+
+def test_a_peer_that_had_a_subflow_all_the_time_is_not_prompted(scene: MultipathScene) -> None:
+    scene.follow()
+    for change in (ETHERNET_BETTER, ON_WIFI, NOWHERE, ON_WIFI):
+        scene.change(change)
+        scene.wait(1.0)
+    assert "prompt" not in [order for order, _ in scene.paths.orders]
+
+
+def test_a_peer_is_prompted_by_another_subflow_of_the_same_address(scene: MultipathScene) -> None:
+    """The old one was ended by a reset of the peer's."""
+    scene.follow()
+    old = scene.paths.connections[scene.sock][0]
+    scene.paths.connections[scene.sock] = [replace(old, local_port=old.local_port + 1)]
+    scene.change(ETHERNET_LOST)
+    scene.wait(continuity.DELAY)
+    assert scene.paths.orders == [("prompt", str(HERE))]
+
+
+def test_a_peer_is_prompted_when_it_has_confirmed_the_subflow(scene: MultipathScene) -> None:
+    scene.paths.confirms = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    scene.wait(2.0)
+    assert scene.paths.orders[-1] == ("remove", str(HERE))
+    scene.paths.confirms = True
+    scene.wait(0.1)
+    assert scene.paths.orders[-1] == ("prompt", str(THERE))
+
+
+def test_a_peer_that_does_not_confirm_the_subflow_is_prompted_after_a_later_reading(scene: MultipathScene) -> None:
+    scene.paths.confirms = False
+    scene.follow()
+    scene.change(WIFI_LOST)
+    scene.wait(continuity.CONFIRMED_WITHIN + 1.0)
+    scene.paths.confirms = True
+    scene.wait(10.0)
+    assert scene.paths.orders[-1] == ("remove", str(HERE))
+    scene.change(WIFI_REPLACED)
+    scene.wait(1.0)
+    assert scene.paths.orders[-1] == ("prompt", str(THERE))
+
+
+def test_a_closed_connection_prompts_nobody(scene: MultipathScene) -> None:
+    scene.follow()
+    scene.change(WIFI_LOST)
+    scene.sock.close()
+    scene.wait(1.0)
+    assert "prompt" not in [order for order, _ in scene.paths.orders]
 
 
 def test_carrier_that_is_lost_is_not_waited_for(scene: MultipathScene) -> None:
@@ -462,6 +527,7 @@ def test_where_the_subflows_are() -> None:
     assert found.working == (Location("eth0", 3, THERE, 3),)
     assert found.lost == (HERE, ELSEWHERE)
     assert found.forbidden == ((INSIDE, "tun0"),)
+    assert found.carriers == {subflows[1]}
     assert situation(network(WIFI, ETHERNET), subflows[:2], WIFI, "wifi0", unbound).forbidden == ((THERE, "eth0"),)
     assert situation(network(TUNNEL), subflows[2:3], TUNNEL, "tun0", unbound).working == (Location("tun0", 9, INSIDE, 9),)
 

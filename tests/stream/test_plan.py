@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bindsock.model.network import Interface, InterfaceKind, Network
+from bindsock.model.subflows import Subflow
 from bindsock.options import BetterPath
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.multipath.plan import Move, Situation, SubflowFacts, SubflowOrders
@@ -160,6 +161,32 @@ def test_what_has_joined_is_where_the_connection_is_and_the_rest_is_ended() -> N
     assert subflow_orders(orders).leave == (HERE,)
     orders = over(WIFI_GONE, situation=Situation((ON_ETHERNET,), lost=(HERE,)))
     assert (orders.place, subflow_orders(orders).remove) == (ON_ETHERNET, ((HERE, "lost"),))
+
+
+@pytest.mark.parametrize(
+    ("before", "carriers", "prompt"),
+    [
+        (["a"], ["a"], False),
+        (["a"], ["a", "b"], False),
+        (["a", "b"], ["b"], False),
+        (["a"], ["b"], True),
+        (["a", "b"], ["c", "d"], True),
+        ([], ["a"], True),
+        (None, ["a"], False),
+    ],
+)
+def test_a_peer_is_prompted_when_no_subflow_is_left_of_those_before(
+    before: list[str] | None, carriers: list[str], prompt: bool
+) -> None:
+    made = {name: Subflow(HERE, port, PEER, 443) for port, name in enumerate("abcd")}
+    seen = Situation((ON_WIFI,), carriers=frozenset(made[name] for name in carriers))
+    known = frozenset(made[name] for name in before) if before is not None else None
+    assert subflow_orders(over(BOTH, situation=seen, before=known)).prompt is prompt
+
+
+def test_a_peer_is_not_prompted_while_no_subflow_works() -> None:
+    before = frozenset({Subflow(HERE, 1, PEER, 443)})
+    assert not subflow_orders(over(WIFI_GONE, situation=Situation((), lost=(HERE,)), before=before)).prompt
 
 
 def test_one_that_is_to_be_kept_ends_no_subflow_that_works() -> None:

@@ -94,11 +94,19 @@ class SubflowManager:
         sock = self._socket()
         return self._paths.subflows(sock) if sock is not None else ()
 
-    def facts(self, subflows: Iterable[Subflow], network: Network, chosen: Interface | None, pin: str | None) -> SubflowFacts:
+    def facts(
+        self,
+        subflows: Iterable[Subflow],
+        network: Network,
+        chosen: Interface | None,
+        pin: str | None,
+        before: frozenset[Subflow] | None = None,
+    ) -> SubflowFacts:
         """The facts for the plan. After a change of the network, each interface may be tried again.
 
         :param chosen: the interface of the decision, if it has one
         :param pin: the name of the interface to which the connection is pinned
+        :param before: as :attr:`SubflowFacts.before`
         """
         if network is not self._network:
             self._network = network
@@ -106,7 +114,7 @@ class SubflowManager:
             self._retry.reset()
             self._paths.retain(network.interfaces.keys())
         seen: Situation = situation(network, subflows, chosen, pin, self._interface_of)
-        return SubflowFacts(seen, self._unprivileged, frozenset(self._refused))
+        return SubflowFacts(seen, self._unprivileged, frozenset(self._refused), before=before)
 
     def refusal(self, facts: SubflowFacts, interface: Interface) -> SubflowFacts:
         """The facts after a move to an interface was refused."""

@@ -32,6 +32,8 @@ class Situation:
     the subflow is bound to a deleted interface."""
     forbidden: tuple[tuple[IPAddress, str], ...] = ()
     """The local address and the interface of each subflow on a forbidden interface."""
+    carriers: frozenset[Subflow] = frozenset()
+    """The subflows that can work."""
 
 
 def situation(
@@ -50,7 +52,7 @@ def situation(
     :param pin: the name of the interface to which the connection is pinned
     :param bound: as :meth:`bindsock.kernel.PathManager.bound`
     """
-    working, lost, forbidden = [], [], []
+    working, lost, forbidden, carriers = [], [], [], []
     for subflow in subflows:
         owner = network.owner_of(subflow.local)
         index = bound(subflow)
@@ -61,8 +63,10 @@ def situation(
             forbidden.append((subflow.local, interface.name))
         else:
             working.append(Location(interface.name, interface.index, subflow.local, owner.index))
+            carriers.append(subflow)
     here = {location.local for location in working}
-    return Situation(tuple(working), tuple(address for address in lost if address not in here), tuple(forbidden))
+    left = tuple(address for address in lost if address not in here)
+    return Situation(tuple(working), left, tuple(forbidden), frozenset(carriers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class SubflowFacts:
     """The local addresses of forbidden subflows that could not be removed."""
     silent_for: float | None = None
     """Seconds without an answer from the peer, once they exceed the user timeout."""
+    before: frozenset[Subflow] | None = None
+    """The subflows that could work before, as far as the peer has been told of them; ``None`` if that is unknown."""
 
 
 class Move(enum.Enum):
@@ -109,6 +115,8 @@ class SubflowOrders:
     """The local addresses of the subflows that work, but are not needed any more."""
     settle: bool = False
     """Remove the subflows that were requested in vain, because a working subflow can tell the peer."""
+    prompt: bool = False
+    """Make the peer send what it has kept, because none of the subflows by which it has sent works any more."""
 
 
 def plan_subflows(
@@ -159,7 +167,8 @@ def plan_subflows(
             found = found._replace(viability=Viability.WORKS, better=None)
     elif there and not keep:
         leave = tuple(subflow.local for subflow in working if subflow.index != here.index)
-    return SubflowOrders(found, here, move, tuple(remove), leave, settle=True)
+    prompt = facts.before is not None and facts.before.isdisjoint(facts.situation.carriers)
+    return SubflowOrders(found, here, move, tuple(remove), leave, settle=True, prompt=prompt)
 
 
 def _without_working_subflow(

@@ -9,6 +9,7 @@ import errno
 import functools
 import socket
 import struct
+import sys
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bindsock.model.network import IPAddress
+    from bindsock.model.subflows import Subflow
 
 _GENL_ID_CTRL = 16
 _CTRL_CMD_GETFAMILY = 3
@@ -33,6 +35,7 @@ _CMD_ADD_ADDR = 1
 _CMD_DEL_ADDR = 2
 _CMD_GET_ADDR = 3
 CMD_GET_LIMITS = 6
+_CMD_SET_FLAGS = 7
 CMD_REMOVE = 9
 CMD_SUBFLOW_CREATE = 10
 CMD_SUBFLOW_DESTROY = 11
@@ -49,6 +52,7 @@ _ADDR_PORT = 5
 _ADDR_FLAGS = 6
 ADDR_IF_IDX = 7
 FLAG_SUBFLOW = 1 << 1
+_FLAG_BACKUP = 1 << 2
 FLAG_IMPLICIT = 1 << 4
 """Marks an endpoint that the kernel made itself for an address in use. It causes no subflows."""
 
@@ -114,6 +118,31 @@ class Commands:
         :param identifier: 0 for the first subflows of all connections with that address, which have no endpoint
         """
         self.tell(_CMD_DEL_ADDR, address_attribute(ATTR_ADDR, address, identifier=identifier), harmless=(errno.EINVAL,))
+
+    def prompt(self, token: int, subflow: Subflow) -> None:
+        """Send the peer a packet by one subflow of a connection that the userspace path manager controls.
+
+        It says that the subflow is no backup, which it was not before (MP_PRIO, RFC 8684 3.3.8).
+        """
+        self.tell(
+            _CMD_SET_FLAGS,
+            netlink.attribute_u32(ATTR_TOKEN, token),
+            address_attribute(ATTR_ADDR, subflow.local, port=subflow.local_port),
+            address_attribute(ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
+        )
+
+    def prompt_all(self, address: IPAddress) -> None:
+        """Send packets by the subflows from an address, those of all programs, whose path manager is the in-kernel one.
+
+        It sends one for each change of the flags of an endpoint, so one flag is changed and changed back.
+        """
+        for endpoint in self.endpoints():
+            if endpoint.address == address:
+                attributes = netlink.attributes(endpoint.attributes)
+                for flags in (endpoint.flags ^ _FLAG_BACKUP, endpoint.flags):
+                    attributes[_ADDR_FLAGS] = flags.to_bytes(4, sys.byteorder)
+                    changed = netlink.nested(ATTR_ADDR, *(netlink.attribute(*pair) for pair in attributes.items()))
+                    self.tell(_CMD_SET_FLAGS, changed)
 
     def ask(self, command: int) -> bytes:
         """Ask a question that has no arguments."""

@@ -89,6 +89,8 @@ class _Connection:
     """The local address of the subflow that was ordered last, until it carries the connection."""
     expected: set[IPAddress] = field(default_factory=set)
     """The local addresses of subflows that the kernel will make without another order."""
+    to_prompt: IPAddress | None = None
+    """The local address of the subflow by which the peer is to be prompted."""
 
     def seen_elsewhere(self, address: IPAddress, index: int) -> bool:
         """Whether a subflow with an address was seen to be bound to another interface."""
@@ -266,6 +268,35 @@ class PathManager:
         connection = self._known(sock)
         connection.place, connection.ordered = address, None
         mptcp.level_receive_buffers(sock)
+
+    def prompt(self, sock: socket.socket, address: IPAddress, failed: Callable[[OSError], object]) -> bool:
+        """Send a packet that changes nothing. The in-kernel path manager sends two, by every subflow from the address."""
+        connection = self._known(sock)
+        for subflow in self.subflows(sock) or ():
+            if subflow.local == address and self._is_confirmed(sock, subflow):
+                connection.to_prompt = address
+                self._perform(self._prompting(connection, subflow, failed))
+                return True
+        return False
+
+    def _is_confirmed(self, sock: socket.socket, subflow: Subflow) -> bool:
+        index = self.bound(sock, subflow)
+        return index is not None and sock_diag.is_confirmed(self._diag_channel, subflow, index)
+
+    def _prompting(self, connection: _Connection, subflow: Subflow, failed: Callable[[OSError], object]) -> Operation[None]:
+        try:
+            if connection.userspace:
+                yield functools.partial(self._commands.prompt, connection.token, subflow)
+            elif connection.to_prompt == subflow.local:  # otherwise that was done for another connection, and so for this one
+                yield from _alone(self._prompting_all(subflow.local))
+        except OSError as error:
+            failed(error)
+
+    def _prompting_all(self, address: IPAddress) -> Operation[None]:
+        for connection in self._connections.values():
+            if connection.to_prompt == address:
+                connection.to_prompt = None
+        yield functools.partial(self._commands.prompt_all, address)
 
     def remove(
         self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]
