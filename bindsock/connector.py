@@ -87,7 +87,7 @@ class Connector:
         self.preferences = preferences
         self.interface = interface
         self.better_path: BetterPath = better_path
-        self.repairer: Repairer | None = Repairer(kernel, preferences) if repair_routes else None
+        self.repairer: Repairer | None = Repairer(kernel, preferences, interface) if repair_routes else None
         self._resolver = _interface_resolver() if resolver == "interface" else resolver
         self._nat64: PrefixFinder | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None

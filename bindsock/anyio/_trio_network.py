@@ -66,7 +66,7 @@ class TrioNetwork:
         self.watcher = Watcher(mark_as_preferred(kernel, preferences), preferences, interface=interface, runtime=self.runtime)
         self.lingering_close = LingeringClose(self.runtime.shared(LingeringSockets), kernel)
         """How IPv6 connections are closed."""
-        self._repairer = Repairer(kernel, preferences) if repair_routes else None
+        self._repairer = Repairer(kernel, preferences, interface) if repair_routes else None
         if self._repairer is not None:
             self.runtime.at_end(self._repairer.close)
 

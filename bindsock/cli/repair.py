@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail, families, preferences
 from bindsock.cli.output import BAD, GOOD, Printer, document
 from bindsock.model.network import family_name
+from bindsock.model.preferences import Preferences
 from bindsock.repair import Plan, plan
+from bindsock.routing.usable import why_unusable
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
     from bindsock.kernel import Repairs
+    from bindsock.model.network import Network
     from bindsock.model.policy import Repair
 
 _EPILOG = """\
@@ -20,7 +26,8 @@ that a socket bound to an uplink has no route. Then each uplink gets a default r
 table of its own, and two policy rules lead sockets bound to that uplink to the table.
 Nothing else is changed, and no firewall is touched. Without an option, the command prints
 what it would do. Repairs made by --apply stay until --undo, which removes all repairs,
-those of crashed programs, too.
+those of crashed programs, too. With --interface and --family only the repairs of that
+interface and that family are made or removed.
 
 examples:
   bindsock repair
@@ -46,20 +53,33 @@ def add_parser(commands: Any) -> None:
     what.add_argument("--undo", action="store_true", help="remove every repair, whoever made it")
     add_json(parser)
     add_decision_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.undo and preferences(arguments) != Preferences():
+        arguments.parser.error("--undo removes repairs whatever the preferences: only --interface and --family limit it")
     asked = factory(arguments)
+    wanted = families(arguments)
     administration = asked.kernel.administration
     if administration is None:
         return fail("repair needs Linux: this system has no policy rules", Exit.SYSTEM)
     repairs = administration.repairs(kept=True)
     try:
-        if arguments.undo:
-            return _undo(arguments, repairs)
         network = asked.kernel.network()
-        planned = plan(network, asked.preferences, repairs.existing(), administration.gateway)
+        if arguments.undo:
+            return _undo(arguments, network, repairs)
+        refusal = _why_not(arguments.interface, network, asked.preferences, wanted) if arguments.interface is not None else None
+        if refusal is not None:
+            return fail(refusal, Exit.NO)
+        planned = plan(
+            network,
+            asked.preferences,
+            repairs.existing(),
+            administration.gateway,
+            interface=arguments.interface,
+            families=wanted,
+        )
         if arguments.apply:
             for repair in planned.remove:
                 repairs.remove(repair)
@@ -74,8 +94,22 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.NO if undone else Exit.OK
 
 
-def _undo(arguments: argparse.Namespace, repairs: Repairs) -> int:
-    count = repairs.remove_all()
+def _why_not(name: str, network: Network, preferences: Preferences, wanted: Sequence[socket.AddressFamily]) -> str | None:
+    """Why the only interface to use gets no repair; ``None`` if it may get one."""
+    interface = network.named(name)
+    if interface is None:
+        return f"there is no interface {name}"
+    refusals = [why_unusable(interface, family, preferences) for family in wanted]
+    reasons = dict.fromkeys(refusal.reason for refusal in refusals if refusal is not None)
+    return f"{name} {' and '.join(reasons)}: it gets no route" if None not in refusals else None
+
+
+def _undo(arguments: argparse.Namespace, network: Network, repairs: Repairs) -> int:
+    name = arguments.interface
+    interface = network.named(name) if name is not None else None
+    count = repairs.remove_all(interface=interface.name if interface is not None else name, families=families(arguments))
+    if name is not None and interface is None and not count:
+        return fail(f"there is no interface {name}, and no repair of it", Exit.NO)
     if arguments.json:
         document({"removed": count})
     else:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from bindsock.model.network import FAMILIES
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Sequence
@@ -208,10 +210,14 @@ class Repairs(Protocol):
     def remove(self, repair: Repair) -> None:
         """Remove a repair: the rules first."""
 
-    def remove_all(self, *, orphans: bool = False) -> int:
+    def remove_all(
+        self, *, orphans: bool = False, interface: str | None = None, families: Sequence[socket.AddressFamily] = FAMILIES
+    ) -> int:
         """Remove all repairs, complete or not.
 
         :param orphans: only remove those that a dead process left behind; nothing while another process makes repairs
+        :param interface: only remove those of the interface of that name
+        :param families: only remove those of these address families
         :return: how many rules and routes were removed
         """
 

@@ -48,28 +48,41 @@ class Plan:
     impossible: tuple[Impossible, ...] = ()
 
 
-def plan(network: Network, preferences: Preferences, existing: Sequence[Repair], gateway_of: GatewayOf) -> Plan:
+def plan(
+    network: Network,
+    preferences: Preferences,
+    existing: Sequence[Repair],
+    gateway_of: GatewayOf,
+    *,
+    interface: str | None = None,
+    families: Sequence[socket.AddressFamily] = FAMILIES,
+) -> Plan:
     """Decide which repairs to add and to remove.
 
     :param network: a reading of the network, with the existing repairs
     :param preferences: an excluded interface gets no repair, but keeps an existing one
     :param existing: the existing repairs
     :param gateway_of: returns the gateway of an interface; ``None`` if it is unknown
+    :param interface: the name of the only interface to use; repairs of others are left alone
+    :param families: the address families to repair
     """
+    pinned = network.named(interface) if interface is not None else None
+    only = pinned.name if pinned is not None else interface
     remove: list[Repair] = []
     make: list[Repair] = []
     impossible: list[Impossible] = []
-    for family in FAMILIES:
-        ours = [repair for repair in existing if repair.family == family]
-        uplinks = [i for i in network.interfaces.values() if why_unusable(i, family, preferences) is None]
+    for family in families:
+        ours = [repair for repair in existing if repair.family == family and only in (None, repair.interface)]
+        usable = [i for i in network.interfaces.values() if why_unusable(i, family, preferences) is None]
+        uplinks = [uplink for uplink in usable if only in (None, uplink.name)]
         if not _tunnel_is_default(network, family) or any(_has_own_default(network, uplink, family) for uplink in uplinks):
             remove += ours
             continue
         stays = set()
         for repair in ours:
-            interface = network.interfaces.get(repair.index)
-            fits = interface is not None and interface.name == repair.interface and why_dead(interface, family) is None
-            known = gateway_of(interface, family) if interface is not None and fits else None
+            device = network.interfaces.get(repair.index)
+            fits = device is not None and device.name == repair.interface and why_dead(device, family) is None
+            known = gateway_of(device, family) if device is not None and fits else None
             if not fits or (known is not None and known.address != repair.gateway.address):
                 remove.append(repair)
             else:

@@ -11,10 +11,13 @@ from bindsock.errors import UnsupportedSystem
 from bindsock.repair.plan import plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bindsock.kernel import Administration, Kernel, Repairs
     from bindsock.model.network import Network
     from bindsock.model.policy import Repair
     from bindsock.model.preferences import Preferences
+    from bindsock.repair.plan import Plan
 
 _logger = logging.getLogger("bindsock")
 
@@ -27,16 +30,18 @@ class Repairer:
 
     :param kernel: passes its readings to the repairer from now on
     :param preferences: an excluded interface gets no repair
+    :param interface: the name of the only interface that gets repairs; all uplinks unless given
     :raises UnsupportedSystem: the system has no policy rules
     """
 
-    def __init__(self, kernel: Kernel, preferences: Preferences) -> None:
+    def __init__(self, kernel: Kernel, preferences: Preferences, interface: str | None = None) -> None:
         administration = kernel.administration
         if administration is None:
             raise UnsupportedSystem("this system has no policy rules: repair_routes needs Linux")
         self.problem: str = ""
         self._administration: Administration = administration
         self._preferences = preferences
+        self._interface = interface
         self._seen: Network | None = None
         self._existing = False
         self._repairs: Repairs | None = None
@@ -80,11 +85,11 @@ class Repairer:
     def _carry_out(self, network: Network) -> bool:
         assert self._repairs is not None
         existing = self._repairs.existing() if self._existing else ()
-        planned = plan(network, self._preferences, existing, self._administration.gateway)
+        planned = self._plan(network, existing)
         if planned.make and not self._existing:
             # Another process may have added them already. The tables are only read if the plan adds something.
             existing = self._repairs.existing()
-            planned = plan(network, self._preferences, existing, self._administration.gateway)
+            planned = self._plan(network, existing)
         for repair in planned.remove:
             self._repairs.remove(repair)
             _logger.info("removed the repaired %s", _described(repair))
@@ -94,6 +99,9 @@ class Repairer:
         self._existing = bool(existing or planned.make)
         self._set_problem("; ".join(map(str, planned.impossible)))
         return bool(planned.remove or planned.make)
+
+    def _plan(self, network: Network, existing: Sequence[Repair]) -> Plan:
+        return plan(network, self._preferences, existing, self._administration.gateway, interface=self._interface)
 
     def _set_problem(self, text: str, *, log: bool = False) -> None:
         if log and text != self.problem:

@@ -404,3 +404,67 @@ def test_nobody_gets_the_dry_run_and_a_refusal(lab: Lab) -> None:
             return main(["repair"]), main(["repair", "--apply"])
 
     assert as_nobody(statuses) == (1, 3)
+
+
+def repaired(lab: Lab) -> set[str]:
+    """The interfaces that the rules of repairs name."""
+    lines = "".join(lab.ip(six, "rule") for six in ("-4", "-6")).splitlines()
+    return {line.split(" oif ")[1].split()[0] for line in lines if " proto 182" in line}
+
+
+def test_the_only_interface_to_use_is_the_only_one_that_the_command_touches(lab: Lab, run: Run) -> None:
+    lab.vpn_up("policy-kill")
+    before = tables(lab)
+    assert run("repair", "--apply", "--interface", "eth0")[0] == 0
+    assert repaired(lab) == {"eth0"}
+    assert run("repair", "--interface", "eth0")[0] == 0
+    assert run("repair", "--apply")[0] == 0
+    assert repaired(lab) == {"eth0", "wifi0"}
+    assert run("repair", "--undo", "--interface", "eth0", "-6")[:2] == (0, "there was nothing to undo\n")
+    assert run("repair", "--undo", "--interface", "eth0")[:2] == (0, "removed 3 rules and routes\n")
+    assert repaired(lab) == {"wifi0"}
+    assert run("repair", "--undo")[0] == 0
+    assert tables(lab) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--interface", "nope"), "there is no interface nope"),
+        (("--interface", "tun0"), "tun0 is a tunnel: it gets no route"),
+        (("--interface", "lo"), "lo is the loopback: it gets no route"),
+        (("--interface", "eth0", "--exclude", "eth*"), "eth0 excluded by 'eth*': it gets no route"),
+        (("--undo", "--interface", "nope"), "there is no interface nope, and no repair of it"),
+    ],
+)
+def test_an_interface_that_gets_no_repair_is_an_error_with_the_reason(
+    lab: Lab, run: Run, options: tuple[str, ...], reason: str
+) -> None:
+    lab.vpn_up("policy-kill")
+    before = tables(lab)
+    for more in ((), ("--apply",)) if "--undo" not in options else ((),):
+        status, out, err = run("repair", *options, *more)
+        assert (status, out, err) == (1, "", f"bindsock: {reason}\n")
+    assert tables(lab) == before
+
+
+def test_only_the_family_that_is_asked_for_is_repaired(lab: Lab, run: Run) -> None:
+    lab.vpn_up("policy-kill")
+    before = tables(lab)
+    assert run("repair", "-6", "--apply")[:2] == (0, "nothing needs repair\n")
+    assert tables(lab) == before
+
+
+def test_undo_takes_no_preferences(run: Run) -> None:
+    status, out, err = run("repair", "--undo", "--exclude", "eth*")
+    assert (status, out) == (2, "")
+    assert "only --interface and --family limit it" in err
+
+
+async def test_a_factory_for_one_interface_repairs_only_that_one(lab: Lab) -> None:
+    async with bindsock.TransportFactory(interface="eth0", repair_routes=True) as factory:
+        factory.effective_interface()
+        lab.vpn_up("replace")
+        assert await greeting(lab, factory, lab.server.ipv4) == "eth0"
+        assert "oif eth0" in tables(lab)
+        assert "oif wifi0" not in tables(lab)

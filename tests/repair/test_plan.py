@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import socket
 
@@ -115,3 +116,29 @@ def test_the_commands_of_a_repair_name_its_table_and_quote_its_name() -> None:
 def test_a_system_without_rules_refuses_to_repair() -> None:
     with pytest.raises(UnsupportedSystem, match="repair_routes needs Linux"):
         Repairer(SimulatedKernel(ONLY_VPN), Preferences())
+
+
+@pytest.mark.parametrize(
+    ("seen", "existing", "only", "expected"),
+    [
+        pytest.param(ONLY_VPN, [], "eth0", Plan(make=(ETH_REPAIR,)), id="an uplink"),
+        pytest.param(ONLY_VPN, [], "cable", Plan(make=(ETH_REPAIR,)), id="by its alternative name"),
+        pytest.param(ONLY_VPN, [], "tun0", Plan(), id="a tunnel"),
+        pytest.param(ONLY_VPN, [], "nope", Plan(), id="no interface"),
+        pytest.param(ONLY_VPN, [repair(2, "wifi0", "10.7.0.1")], "eth0", Plan(make=(ETH_REPAIR,)), id="another's repair"),
+        pytest.param(
+            network(WIFI, ETH, TUN), [WIFI_REPAIR, ETH_REPAIR], "eth0", Plan(remove=(ETH_REPAIR,)), id="the VPN is gone"
+        ),
+    ],
+)
+def test_the_only_interface_to_use_is_the_only_one_that_is_repaired(
+    seen: Network, existing: list[Repair], only: str, expected: Plan
+) -> None:
+    cable = dataclasses.replace(seen.interfaces[3], alternative_names=("cable",))
+    seen = dataclasses.replace(seen, interfaces={**seen.interfaces, 3: cable})
+    assert plan(seen, Preferences(), existing, known, interface=only) == expected
+
+
+def test_only_the_families_that_are_asked_for_are_repaired() -> None:
+    assert plan(ONLY_VPN, Preferences(), [], known, families=[V6]) == Plan()
+    assert plan(ONLY_VPN, Preferences(), [], known, families=[V4]) == Plan(make=(WIFI_REPAIR, ETH_REPAIR))

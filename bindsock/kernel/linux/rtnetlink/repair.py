@@ -36,7 +36,7 @@ from bindsock.model.network import FAMILIES, MAIN_TABLE, IPAddress, family_of
 from bindsock.model.policy import REPAIR_PREFERENCES, Gateway, Repair, is_repair_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 HELD = 181
 KEPT = 182
@@ -89,9 +89,8 @@ class Repairs:
             if route.kind != "route" or route.gateway is None:
                 continue
             # The present name of the index: a rule names the interface, and another device may have that name now.
-            try:
-                name = socket.if_indextoname(route.index)
-            except OSError:
+            name = _name_of(route.index)
+            if name is None:
                 continue
             rules = {e.table for e in entries if e.kind == "rule" and e.family == route.family and e.interface == name}
             if rules == {MAIN_TABLE, route.table}:
@@ -118,11 +117,19 @@ class Repairs:
             if e.family == repair.family and (e.table == repair.table if e.kind == "route" else e.interface == repair.interface)
         )
 
-    def remove_all(self, *, orphans: bool = False) -> int:
+    def remove_all(
+        self, *, orphans: bool = False, interface: str | None = None, families: Sequence[socket.AddressFamily] = FAMILIES
+    ) -> int:
         """Remove all repairs, complete or not."""
         if orphans and self._others():
             return 0
-        return self._delete(e for e in self._entries() if not orphans or e.protocol == HELD)
+        return self._delete(
+            e
+            for e in self._entries()
+            if (not orphans or e.protocol == HELD)
+            and e.family in families
+            and (interface is None or interface == (e.interface if e.kind == "rule" else _name_of(e.index)))
+        )
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -169,6 +176,14 @@ class Repairs:
         except OSError:
             return True  # unknown: never remove the repairs of a running process
         return bool(names - {mine})
+
+
+def _name_of(index: int) -> str | None:
+    """The present name of an interface; ``None`` if it is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return None
 
 
 def _hold() -> socket.socket:
