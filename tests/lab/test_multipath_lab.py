@@ -375,6 +375,22 @@ async def test_the_peer_sends_what_it_wrote_while_it_had_no_subflow(
     assert [packet for packet in tap.packets if packet.outgoing and not packet.flags & RESET] == []
 
 
+@pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
+async def test_with_dead_after_the_end_of_the_last_subflow_is_noticed_without_a_change(
+    lab: Lab, path_manager: str, source: Source
+) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True, dead_after=4.0)
+    with closing(connected[1]):
+        await ping(connected, b"before\n")
+        end_subflows(lab, source)
+        await until(lambda: interfaces(connected[1]) == [])
+        source.writers[0].write(b"answer\n")
+        async with asyncio.timeout(20):
+            assert await connected[0].readline() == b"answer\n"
+        await ping(connected, b"after\n")
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+
+
 @pytest.mark.skipif(shutil.which("ss") is None or shutil.which("iptables") is None, reason="there is no ss or no iptables here")
 async def test_the_peer_is_prompted_once_it_has_confirmed_the_new_subflow(lab: Lab, path_manager: str, source: Source) -> None:
     """The last packet of the join is lost at first. Until the peer has it, every packet is taken for a repetition of it."""

@@ -516,6 +516,26 @@ def test_a_peer_that_answers_is_not_dead(scene: MultipathScene) -> None:
     assert scene.guard.error is None
 
 
+def test_with_a_user_timeout_the_end_of_the_last_subflow_is_noticed_without_a_reading(scene: MultipathScene) -> None:
+    scene.follow(dead_after=4.0)
+    old = scene.paths.connections[scene.sock].pop()
+    scene.paths.joins = False
+    scene.wait(0.6)
+    assert set(scene.paths.orders) == {("add", "wifi0")}
+    scene.paths.orders.clear()
+    scene.paths.connections[scene.sock].append(replace(old, local_port=old.local_port + 1))
+    scene.wait(60.0)
+    assert (scene.paths.orders, scene.guard.error) == ([("prompt", str(HERE))], None)
+
+
+def test_while_all_interfaces_are_lost_the_user_timeout_orders_nothing(scene: MultipathScene) -> None:
+    scene.follow(dead_after=4.0)
+    scene.change(NOWHERE)
+    scene.paths.connections[scene.sock].clear()
+    scene.wait(60.0)
+    assert (scene.paths.orders, scene.guard.error) == ([], None)
+
+
 def unbound(_: Subflow) -> int:
     return 0
 
