@@ -114,4 +114,4 @@ def _scope(address: IPv6Address) -> int:
     scope = address.scope_id
     if not scope:
         return 0
-    return int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    return int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)

@@ -80,6 +80,7 @@ GENERAL_FAILURE = Failure(1, "502 Bad Gateway")
 NOT_ALLOWED = Failure(2, "403 Forbidden")
 NETWORK_UNREACHABLE = Failure(3, "503 Service Unavailable")
 HOST_UNREACHABLE = Failure(4, "502 Bad Gateway")
+NOT_A_HOST = Failure(4, "400 Bad Request")
 CONNECTION_REFUSED = Failure(5, "502 Bad Gateway")
 TIMED_OUT = Failure(6, "504 Gateway Timeout")
 

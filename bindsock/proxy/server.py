@@ -203,6 +203,8 @@ class Proxy:
             failure, reason = handshake.TIMED_OUT, f"no connection within {self._connect_timeout:g} s"
         except OSError as error:
             failure, reason = failure_of(error), str(error)
+        except (ValueError, OverflowError) as error:  # a resolver's, for a name or a number that it cannot encode
+            failure, reason = handshake.NOT_A_HOST, f"not a host name: {error}"
         else:
             _logger.info("%s by %s", label, self._factory.interface_of(upstream[1]) or "any interface")
             return upstream

@@ -224,7 +224,7 @@ def _infos(address: IPAddress, port: int, type: int, proto: int) -> list[AddrInf
     sockaddr: SockAddr
     if address.version == 6:
         text, _, scope = str(address).partition("%")
-        sockaddr = (text, port, 0, int(scope) if scope.isdigit() else 0)
+        sockaddr = (text, port, 0, int(scope) if scope.isdecimal() else 0)
     else:
         sockaddr = (str(address), port)
     return [

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bindsock import TransportFactory
+from bindsock.dial.resolving import AddrInfo
 from bindsock.proxy import Proxy
 from bindsock.testing import SimulatedKernel, network
 from tests.waiting import until
@@ -157,3 +158,47 @@ async def test_only_loopback_is_listened_on_without_credentials(factory: Transpo
 def test_no_credentials_at_all_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="at least one user"):
         Proxy(TransportFactory(kernel=SimulatedKernel(network())), credentials={})
+
+
+@pytest.mark.parametrize("host", ["a" * 80 + ".de", "a..b", ".de", "ä" * 60 + ".de"])
+async def test_what_cannot_be_a_host_name_is_answered(
+    factory: TransportFactory, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    name = host.encode()
+    requests = {
+        b"CONNECT " + name + b":80 HTTP/1.1\r\n\r\n": b"HTTP/1.1 400 Bad Request\r\n",
+        b"GET http://" + name + b"/ HTTP/1.1\r\n\r\n": b"HTTP/1.1 400 Bad Request\r\n",
+        b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + b"\x00\x50": b"\x05\x00\x05\x04\x00\x01",
+    }
+    async with Proxy(factory) as proxy:
+        address = await proxy.listen(port=0)
+        for request, expected in requests.items():
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(request)
+            assert (await reader.read()).startswith(expected)
+            await end(writer)
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_scope_that_is_no_number_is_answered(factory: TransportFactory, caplog: pytest.LogCaptureFixture) -> None:
+    async with Proxy(factory) as proxy:
+        reader, writer = await asyncio.open_connection(*await proxy.listen(port=0))
+        writer.write("CONNECT [fe80::1%²]:80 HTTP/1.1\r\n\r\n".encode())
+        assert (await reader.read()).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        await end(writer)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), ValueError("embedded null byte"), UnicodeError("not a label")])
+async def test_a_resolver_that_does_not_understand_the_host_is_answered(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def resolver(host: str | None, port: int | str | None, **options: int) -> list[AddrInfo]:
+        raise error
+
+    async with TransportFactory(kernel=SimulatedKernel(network()), resolver=resolver) as factory, Proxy(factory) as proxy:
+        reader, writer = await asyncio.open_connection(*await proxy.listen(port=0))
+        writer.write(b"CONNECT example.com:80 HTTP/1.1\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        await end(writer)
+    assert "Traceback" not in caplog.text
