@@ -164,6 +164,40 @@ def test_policy_ipsecs_virtual_address_is_told_by_table_and_prefix(lookup: Looku
     assert (None if found is None else str(found)) == expected
 
 
+DEPRECATED = network(
+    "2: wifi0 wifi 2001:db8:2::5/64 fe80::2/64",
+    "3: eth0 wired 203.0.113.5/24 2001:db8:3::5/64!deprecated 2001:db8:3::6/64!deprecated fe80::3/64",
+    "4: wwan0 cellular 2001:db8:4::5/64!deprecated 2001:db8:4::6/64",
+).interfaces
+
+
+@pytest.mark.parametrize(
+    ("index", "others", "family", "expected"),
+    [
+        (3, {2}, V6, "2001:db8:3::5"),
+        (3, {4}, V6, "2001:db8:3::5"),
+        (3, set(), V6, None),
+        (3, {2}, V4, None),
+        (2, {3, 4}, V6, None),
+        (4, {2, 3}, V6, None),
+    ],
+    ids=[
+        "another has a preferred address",
+        "another has one of each",
+        "no other has an address",
+        "of the other family",
+        "a preferred address",
+        "one of each",
+    ],
+)
+def test_deprecated_addresses_are_used_although_another_interface_has_a_preferred_one(
+    index: int, others: set[int], family: socket.AddressFamily, expected: str | None
+) -> None:
+    interfaces = {i: interface for i, interface in DEPRECATED.items() if i == index or i in others}
+    found = source_of(by(index), interfaces[index], family, interfaces)
+    assert (None if found is None else str(found)) == expected
+
+
 def test_a_tunnels_answer_is_none_of_the_uplinks() -> None:
     made = asked(by(TUN), unbound=by(TUN))
     decision = decide(made, V4)
