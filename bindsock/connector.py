@@ -254,7 +254,7 @@ class Connector:
             sock.set_lingering_close(self.shared.lingering_close)
         if sock.type == socket.SOCK_STREAM and decision.interface is not None and _running():
             # It has no local address before it connects, and the follower needs that address.
-            sock.on_connect(lambda sock: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
+            sock.on_connect(lambda sock, *_: self.follow_stream(sock, _NO_OPTIONS, address, path_of(decision)))
         return sock
 
     async def create_datagram_endpoint(

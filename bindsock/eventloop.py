@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
-from bindsock.dial.binding import connect_error
+from bindsock.dial.binding import begin_connect, connect_error
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import SockAddr, address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from bindsock.datagram.in_place import InPlaceMover
     from bindsock.dial.resolving import Resolve
     from bindsock.kernel import Kernel
+    from bindsock.model.network import Network
     from bindsock.resolvers import InterfaceResolver
 
     _Base = asyncio.BaseEventLoop
@@ -164,11 +165,16 @@ class BoundLoop(_Base):
         address = await self._numeric(sock, address)
         destination = address_of(address)
         decision = self.transport_factory.bind(sock, destination)
+        watcher = self._connector.watcher
+
+        def network() -> Network:
+            return watcher.refresh().network
+
         try:
-            await super().sock_connect(sock, address)
+            if not begin_connect(watcher.kernel, sock, decision, network, address):
+                await super().sock_connect(sock, address)
         except OSError as error:
-            watcher = self._connector.watcher
-            raise connect_error(watcher.kernel, sock, error, decision, address, lambda: watcher.refresh().network) from None
+            raise connect_error(watcher.kernel, sock, error, decision, address, network) from None
         if decision.interface is not None:
             self._connector.follow(sock, destination, path_of(decision), pin=pinned_to(decision))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from bindsock.datagram.in_place import InPlaceMover
-from bindsock.dial.binding import connect_error
+from bindsock.dial.binding import begin_connect, connect_error
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from bindsock.anyio._trio_network import TrioNetwork
     from bindsock.dial.resolving import SockAddr
+    from bindsock.model.network import Network
 
     _TrioSocket = trio.socket.SocketType
 else:
@@ -50,12 +51,16 @@ class BoundSocket(_TrioSocket):
         address = await self._numeric(address)
         destination = address_of(address)
         decision = self._network.bind(self._plain, destination)
+        watcher = self._network.watcher
+
+        def network() -> Network:
+            return watcher.refresh().network
+
         try:
-            await super().connect(address)
+            if not begin_connect(watcher.kernel, self._plain, decision, network, address):
+                await super().connect(address)
         except OSError as error:
-            watcher = self._network.watcher
-            explained = connect_error(watcher.kernel, self._plain, error, decision, address, lambda: watcher.refresh().network)
-            raise explained from None
+            raise connect_error(watcher.kernel, self._plain, error, decision, address, network) from None
         if self._plain.type == socket.SOCK_STREAM:
             pinned = ConnectOptions(interface=pinned_to(decision))
             self._guard = self._network.follow(self._plain, destination, path_of(decision), pinned)

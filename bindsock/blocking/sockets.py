@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import time
@@ -34,6 +35,7 @@ from bindsock.dial.binding import (
     connect_error,
     mark_as_preferred,
     set_dead_after,
+    settle_source,
 )
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.lingering_close import duplicate_if_needed
@@ -340,7 +342,7 @@ class BlockingConnector:
         network: Network,
     ) -> None:
         try:
-            connect(sock, address)
+            _connect_settled(kernel, connect, sock, address, decision, network)
         except (BlockingIOError, InterruptedError):
             # A non-blocking socket already has its local address, and is followed like any other.
             self._connected(sock, address, decision, network)
@@ -381,6 +383,56 @@ BlockingConnector.__init__ = known_keywords_only(BlockingConnector.__init__)  # 
 
 def _seconds(timeout: float | None) -> float | None:
     return socket.getdefaulttimeout() if timeout is _DEFAULT_TIMEOUT else timeout
+
+
+def _connect_settled(
+    kernel: Kernel,
+    connect: Callable[[socket.socket, Any], object],
+    sock: socket.socket,
+    address: Any,
+    decision: Decision,
+    network: Network,
+) -> None:
+    """Connect, and check the local address before anything waits for the peer.
+
+    :raises BlockingIOError: a non-blocking socket is connecting
+    :raises OSError: the connect failed
+    """
+    chosen = own_address(sock) is not None
+    timeout = sock.gettimeout()
+    waits = timeout != 0 and decision.interface is not None and sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM
+    under_way: OSError | None = None
+    if waits:
+        sock.settimeout(0)
+    try:
+        try:
+            connect(sock, address)
+        except (BlockingIOError, InterruptedError) as error:
+            under_way = error
+        settle_source(kernel, sock, decision, network, address, chosen=chosen)
+    finally:
+        if waits and sock.fileno() != -1:
+            sock.settimeout(timeout)
+    if under_way is None:
+        return
+    if not waits:
+        raise under_way
+    _wait_until_connected(sock, timeout)
+
+
+def _wait_until_connected(sock: socket.socket, timeout: float | None) -> None:
+    """Wait as a blocking ``connect()`` does.
+
+    :param timeout: in seconds
+    :raises OSError: the connect failed
+    """
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    if not poll.poll(None if timeout is None else timeout * 1000):
+        raise TimeoutError("timed out")
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def _wait_for_events(sources: Sequence[EventSource], deadline: float | None) -> bool:

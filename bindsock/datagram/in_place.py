@@ -15,7 +15,7 @@ from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
 from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, device_alive, plan
-from bindsock.dial.binding import MakeshiftSource, check_route, check_source
+from bindsock.dial.binding import MOST_DOUBTS, MakeshiftSource, check_route, check_source
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
@@ -41,8 +41,6 @@ _logger = logging.getLogger("bindsock")
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
 """Seconds between two attempts to move a socket; the delay doubles each time, with jitter."""
-MOST_DOUBTS = 3
-"""How many times in a row a move fails because of the source address that the system has chosen. Then it is accepted."""
 
 
 class InPlace:
@@ -349,6 +347,7 @@ class InPlaceMover:
             self._watcher.kernel.rebind(sock, interface, peer=self._peer)
             self._in_place.placement = placement
             self._in_place.begin(decider.network)
+            self._check_source(sock, decider.network)
         except BaseException:
             self.close()
             raise
@@ -363,11 +362,21 @@ class InPlaceMover:
         try:
             decider = self._watcher.refresh()
             self._in_place.begin(decider.network)
+            self._check_source(sock, decider.network)
             # The events since it was bound have passed already.
             self.network_changed(decider, Cause.STARTED)
         except BaseException:
             self.close()
             raise
+
+    def _check_source(self, sock: socket.socket, network: Network) -> None:
+        """Check the source address of a socket that was just connected; if it is makeshift, connect the socket again soon."""
+        in_place = self._in_place
+        try:
+            in_place.check_source(sock, self._peer, in_place.placement, network)
+        except MakeshiftSource as error:
+            in_place.broken = True
+            in_place.failed(error, in_place.placement, self._retry.schedule())
 
     def retarget(self, sock: socket.socket, target: IPAddress) -> None:
         """Move a socket without a peer to the interface for another destination, because the program is about to send there.

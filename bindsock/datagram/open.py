@@ -12,13 +12,12 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from bindsock.datagram.in_place import MOST_DOUBTS
 from bindsock.datagram.mover import DatagramMover, Endpoint
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Placement, Requirement
 from bindsock.datagram.socket_spec import SocketSpec
 from bindsock.datagram.transport import DatagramTransport
 from bindsock.dial import nat64
-from bindsock.dial.binding import MakeshiftSource, check_route
+from bindsock.dial.binding import MOST_DOUBTS, MakeshiftSource, check_route, check_source
 from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_address, uplink_of
 from bindsock.dial.resolving import Resolve, SockAddr, address_of, resolve
 from bindsock.dial.unmanaged import families_of, peer_of
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from bindsock.dial.nat64 import FindPrefixes
+    from bindsock.model.network import Interface, Network
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -338,7 +338,7 @@ class _Opening:
             return self._mover(sock, requirement, placement, spec, own_socket=True)
         interface = decider.network.interfaces[placement.path.index]
         check_route(self._kernel, interface, requirement.destination)
-        self._kernel.rebind(sock, interface, peer=peer)
+        self._rebind(sock, interface, peer, decider.network)
         local = unmapped(address_of(sock.getsockname()))
         if peer is not None and not interface.has(local):
             # The program had bound it to that address before it connected it. This shows only now, after rebind() reconnected it.
@@ -351,6 +351,18 @@ class _Opening:
             placement = requirement.placement(decider)
             self._kernel.rebind(sock, uplink, peer=peer)
         return self._mover(sock, requirement, placement, spec, own_socket=True)
+
+    def _rebind(self, sock: socket.socket, interface: Interface, peer: SockAddr | None, network: Network) -> None:
+        """Bind the program's socket, again if its source address is makeshift. The program may have chosen that address, too."""
+        for _ in range(MOST_DOUBTS):
+            self._kernel.rebind(sock, interface, peer=peer)
+            if peer is None:
+                return
+            try:
+                check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
+            except MakeshiftSource:
+                continue
+            return
 
     def _with_address(self, sock: socket.socket, decider: Decider) -> Requirement | None:
         """The requirement of a socket without a peer; ``None`` if its local address does not belong to an uplink."""

@@ -12,9 +12,10 @@ from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.refusal import firewall_error
 from bindsock.dial.resolving import address_of
+from bindsock.dial.unmanaged import is_connected
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute, UnsupportedSystem
 from bindsock.model.decision import Basis, Decision
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network
+from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network, unmapped
 from bindsock.model.rejection import Departure
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.routing.effective import Decider
@@ -28,6 +29,8 @@ _logger = logging.getLogger("bindsock")
 
 NONBLOCKING: int = getattr(socket, "SOCK_NONBLOCK", 0)
 """A flag for the type of a socket: makes it non-blocking without another system call. 0 if the system has none (Darwin)."""
+MOST_DOUBTS = 3
+"""How many times in a row a source address that the system has chosen is refused."""
 _NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 """The errors of connect() when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
@@ -79,6 +82,8 @@ def decide_and_bind(kernel: Kernel, decider: Decider, sock: socket.socket, desti
         if decision.interface is None and not decision.unbound and decider.preferences.on_no_interface != "unbound":
             raise no_effective_interface(str(destination or "the default route"), (decision,), kernel, decider.network)
         bind_or_close(kernel, sock, decision, destination)
+        if isinstance(sock, FollowedSocket):
+            settle_when_connecting(sock, kernel, decision, decider.network)
     except BaseException:
         sock.close()
         raise
@@ -244,6 +249,72 @@ def check_source(interface: Interface, network: Network, peer: IPAddress, local:
             interface=interface.name,
             call="connect",
         )
+
+
+def settle_source(
+    kernel: Kernel,
+    sock: socket.socket,
+    decision: Decision,
+    network: Network,
+    peer: SockAddr,
+    *,
+    chosen: bool,
+) -> None:
+    """Check the local address of a socket that has begun to connect. If it is makeshift, connect the socket again.
+
+    :param sock: does not block
+    :param network: the reading of the decision, or a newer one
+    :param chosen: whether the program has bound the socket to its local address
+    :raises MakeshiftSource: the interface still has no address of its own; the socket is closed
+    """
+    interface = decision.interface
+    if interface is None or decision.source is not None or chosen or sock.family != socket.AF_INET6:
+        return
+    for doubts in range(MOST_DOUBTS + 1):
+        if sock.type == socket.SOCK_STREAM and is_connected(sock):
+            return
+        try:
+            check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
+        except MakeshiftSource as makeshift:
+            try:
+                if doubts == MOST_DOUBTS:
+                    raise
+                kernel.rebind(sock, interface, peer=peer)
+            except OSError:
+                sock.close()
+                raise makeshift from None
+        else:
+            return
+
+
+def settle_when_connecting(sock: FollowedSocket, kernel: Kernel, decision: Decision, network: Network) -> None:
+    """Do :func:`settle_source` when the program connects a bound socket."""
+    if decision.interface is not None and sock.family == socket.AF_INET6:
+        sock.on_connect(lambda sock, peer, chosen: settle_source(kernel, sock, decision, network, peer, chosen=chosen))
+
+
+def begin_connect(
+    kernel: Kernel, sock: socket.socket, decision: Decision, network: Callable[[], Network], address: SockAddr
+) -> bool:
+    """Begin to connect an IPv6 stream socket, to check its local address before anything waits for the peer.
+
+    Another ``connect()`` then goes on with it (linux net/ipv4/af_inet.c, __inet_stream_connect).
+
+    :return: whether it is connected already
+    :raises MakeshiftSource: as :func:`settle_source`
+    :raises OSError: the connect failed at once
+    """
+    if sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM or decision.interface is None or sock.gettimeout() != 0:
+        return False
+    if type(sock).connect is not socket.socket.connect:
+        return False  # it may do more than connect
+    chosen = own_address(sock) is not None
+    try:
+        sock.connect(address)
+    except (BlockingIOError, InterruptedError):
+        settle_source(kernel, sock, decision, network(), address, chosen=chosen)
+        return is_connected(sock)
+    return True
 
 
 def bind_source(sock: socket.socket, decision: Decision) -> None:

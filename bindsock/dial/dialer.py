@@ -130,7 +130,7 @@ class Dialer:
         race.take_first(failure)
         winner = await race.run(interruptible=interruptible)
         if winner is None and not race.interrupted:
-            if interruptible and all(isinstance(error, MakeshiftSource) for error in race.errors):
+            if interruptible and any(isinstance(error, MakeshiftSource) for error in race.errors):
                 return None
             raise self._failure(race.errors)
         return winner

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bindsock.dial.chosen import own_address
 from bindsock.dial.lingering_close import duplicate
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class FollowedSocket(socket.socket):
     _lingering_close: LingeringClose | None = None
     _kept: Callable[[], socket.socket | None] | None = None
     _inode: int | None = None
-    _connecting: Callable[[FollowedSocket], object] | None = None
+    _connecting: tuple[Callable[[FollowedSocket, Any, bool], object], ...] = ()
 
     def set_lingering_close(self, lingering_close: LingeringClose) -> None:
         """Close the connection in this way when the socket is closed."""
@@ -69,18 +70,26 @@ class FollowedSocket(socket.socket):
             pass
         self.detach()
 
-    def on_connect(self, callback: Callable[[FollowedSocket], object]) -> None:
-        """Call back once, with the socket, when ``connect()`` has given it a local address. It may still be connecting."""
-        self._connecting = callback
+    def on_connect(self, callback: Callable[[FollowedSocket, Any, bool], object]) -> None:
+        """Call back once when ``connect()`` has given the socket a local address. It may still be connecting.
+
+        :param callback: takes the socket, the address of the peer, and whether the program had bound the socket to its local
+            address; ``connect()`` raises its errors
+        """
+        self._connecting += (callback,)
 
     def connect(self, address: Any) -> None:
         """Connect, or start to connect."""
+        callbacks, self._connecting = self._connecting, ()
+        chosen = bool(callbacks) and own_address(self) is not None
         try:
             super().connect(address)
         except (BlockingIOError, InterruptedError):
-            self._notify_connecting()
+            for callback in callbacks:
+                callback(self, address, chosen)
             raise
-        self._notify_connecting()
+        for callback in callbacks:
+            callback(self, address, chosen)
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Call back once when the socket is closed or detached; at once if it is closed already."""
@@ -129,11 +138,6 @@ class FollowedSocket(socket.socket):
             lingering_close.finish(lingering)
         else:
             lingering.close()
-
-    def _notify_connecting(self) -> None:
-        callback, self._connecting = self._connecting, None
-        if callback is not None:
-            callback(self)
 
     def _notify_closed(self) -> None:
         callbacks, self._callbacks = self._callbacks, None

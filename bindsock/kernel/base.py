@@ -303,7 +303,7 @@ class Kernel(Protocol):
         Moving it to the interface that it is already bound to is harmless and makes the system choose the source address again.
 
         :param peer: the address to connect to if an earlier, failed call has left the socket disconnected; otherwise the
-            socket's own peer is used
+            socket's own peer is used. A stream socket that is connecting to it starts again, if the system can do that
         :param port: the local port, in the same case
         :raises BindFailed: a step failed; the socket is never left unbound: it stays bound, or cannot send
         """

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bindsock.dial.binding import bind_or_close
+from bindsock.dial.binding import bind_or_close, settle_when_connecting
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.extras import needs
 from bindsock.model.network import family_of
@@ -155,6 +155,7 @@ async def _connected(watcher: Watcher, server: IPAddress, port: int, kind: socke
     sock = FollowedSocket(family_of(server), kind)
     sock.setblocking(False)
     bind_or_close(watcher.kernel, sock, decision, server)
+    settle_when_connecting(sock, watcher.kernel, decision, decider.network)
     try:
         await asyncio.get_running_loop().sock_connect(sock, _sockaddr(server, port))
     except BaseException:

@@ -8,6 +8,7 @@ first datagram to another host.
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import os
 import socket
@@ -126,10 +127,11 @@ class SocketBinder:
 
         try:
             self.connect(sock, address, connect)
-        except OSError:
+        except OSError as error:
             if not code or sock.fileno() == -1:
                 raise
-        return code
+            return error.errno or errno.EAGAIN  # that of a time-out, as CPython returns it
+        return 0
 
     def before_sending(self, sock: socket.socket, address: Any) -> Any:
         """Bind a socket before it sends to an address, unless it is already bound or is to be left alone.

@@ -55,6 +55,8 @@ _TCP_USER_TIMEOUT = 18
 
 _family: Callable[[socket.socket], int] = socket.SocketType.family.__get__
 _type: Callable[[socket.socket], int] = socket.SocketType.type.__get__
+_connect: Callable[[socket.socket, Sockaddr], None] = socket.SocketType.connect
+"""Not the method of a subclass, which may do more."""
 _AF_INET6, _SOCK_STREAM, _SOCK_DGRAM = int(socket.AF_INET6), int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
 """Plain numbers, because :mod:`socket` converts them to enumerations each time, which takes as long as a system call."""
 
@@ -200,7 +202,7 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
     """
     _check(sock, interface)
     if not _is_datagram(sock):
-        _move_stream(sock, interface)
+        _move_stream(sock, interface, peer)
         return
     try:
         connected = sock.getpeername()
@@ -253,7 +255,10 @@ def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: 
         fail(error, step, interface)
 
 
-def _move_stream(sock: socket.socket, interface: Interface) -> None:
+def _move_stream(sock: socket.socket, interface: Interface, peer: Sockaddr | None) -> None:
+    if peer is not None and bound(sock) == interface.index:
+        _start_again(sock, interface, peer)
+        return
     # With another local address, answers would arrive on the old interface, match no socket and be answered with a reset.
     check_local_address(sock, interface, "SO_BINDTOIFINDEX")
     if bound(sock) == interface.index:
@@ -262,6 +267,22 @@ def _move_stream(sock: socket.socket, interface: Interface) -> None:
         _set_device(sock, interface.index)
     except OSError as error:
         fail(error, "SO_BINDTOIFINDEX", interface)
+
+
+def _start_again(sock: socket.socket, interface: Interface, peer: Sockaddr) -> None:
+    """Give up a connect that is under way, and start another one, for which the kernel chooses the source address anew.
+
+    The socket stays bound to its device (``net/ipv4/tcp.c``, tcp_disconnect).
+    """
+    step = "connect(AF_UNSPEC)"
+    try:
+        _disconnect(sock)
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # removes the error of the connect that was given up
+        step = "connect"
+        with contextlib.suppress(BlockingIOError):
+            _connect(sock, rescoped(peer, interface))
+    except OSError as error:
+        fail(error, step, interface)
 
 
 def abort(sock: socket.socket) -> None:
