@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 from collections.abc import AsyncIterator
@@ -10,9 +11,11 @@ from ipaddress import ip_address
 import pytest
 
 from bindsock import BindFailed, NoEffectiveInterface, NoRoute, Preferences, TransportFactory
-from bindsock.datagram.in_place import follow_datagrams, watch_datagrams
+from bindsock.datagram.in_place import InPlace, follow_datagrams, watch_datagrams
+from bindsock.datagram.plan import UNBOUND, Placement, Requirement
+from bindsock.dial.binding import MakeshiftSource
 from bindsock.factory import connector_of
-from bindsock.model.decision import path_of
+from bindsock.model.decision import path_of, path_on
 from bindsock.model.network import Interface, IPAddress
 from bindsock.testing import SimulatedKernel, interface, network
 from tests.scene import Scene
@@ -210,6 +213,18 @@ async def test_the_socket_follows_the_path_to_the_last_destination(kernel: Picky
         kernel.change(network(LOOPBACK, WIFI, WIRED, lan, to_lan, "default via 198.51.100.1 dev en1"))
         await until(lambda: kernel.readings > readings)
         assert kernel.bound(sock) == 4
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+async def test_only_a_source_address_that_the_program_has_not_chosen_is_doubted(factory: TransportFactory, chosen: bool) -> None:
+    """The address may be another interface's, if the program has pinned the socket."""
+    own = ip_address("::1")
+    made = network(WIFI, "3: en1 wired ::1/128 2001:db8:3::5/64")
+    requirement = Requirement((ip_address("2001:db8:9::9"),), own if chosen else None)
+    in_place = InPlace(connector_of(factory).watcher, requirement, UNBOUND)
+    with datagrams(socket.AF_INET6) as sock, contextlib.nullcontext() if chosen else pytest.raises(MakeshiftSource):
+        sock.connect(("::1", 9))
+        in_place.check_source(sock, sock.getpeername(), Placement(path_on(made.interfaces[2], socket.AF_INET6)), made)
 
 
 async def test_what_the_program_says_that_it_has_sent_is_counted(kernel: PickyKernel, factory: TransportFactory) -> None:
