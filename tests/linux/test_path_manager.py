@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bindsock.errors import KernelError
 from bindsock.kernel.linux.mptcp import path_manager
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
@@ -45,7 +46,7 @@ class Held:
         call, done = self.calls.pop(0)
         try:
             outcome = call()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - handed over, as by a worker
             outcome = error
         done(outcome)
 
@@ -157,6 +158,42 @@ def test_a_peer_that_has_not_confirmed_a_subflow_is_not_prompted_by_it(told: lis
         sock.bind(("127.0.0.1", 0))
         assert not paths.prompt(sock, HERE, refused)
         assert held.calls == []
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_whoever_asks_for_the_endpoints_gets_an_answer_whatever_fails(
+    told: list[str], monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    """A dial waits for it without a time limit."""
+
+    def fail(self: Commands) -> list[Endpoint]:
+        raise ValueError("nobody expects this")
+
+    paths = PathManager()
+    found: list[Endpoints | OSError] = []
+    held = Held()
+    if background:
+        paths.background = held
+    with monkeypatch.context() as patch:
+        patch.setattr(Commands, "endpoints", fail)
+        paths.endpoints(found.append)
+        if background:
+            held.make()
+    assert [type(answer) for answer in found] == [KernelError]
+    assert "nobody expects this" in str(found[0])
+    paths.endpoints(found.append)
+    if background:
+        held.make()
+    assert found[1:] == [Endpoints()]
+
+
+def test_the_child_of_a_fork_gets_an_error_instead_of_endpoints(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = PathManager()
+    found: list[Endpoints | OSError] = []
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    paths.endpoints(found.append)
+    assert [type(answer) for answer in found] == [OSError]
+    assert told == []
 
 
 def test_without_a_background_it_is_carried_out_at_once(told: list[str]) -> None:

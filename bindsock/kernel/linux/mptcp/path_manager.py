@@ -34,6 +34,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink, sockets
 from bindsock.kernel.linux.mptcp import commands, sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
@@ -149,16 +150,23 @@ class PathManager:
 
     def endpoints(self, done: Callable[[Endpoints | OSError], object]) -> None:
         """Ask the in-kernel path manager, if it is in use. Needs no privilege."""
-        if _is_userspace():
+        if os.getpid() != self._process:
+            done(OSError(errno.ESTALE, "the path manager belongs to the parent of a fork"))
+        elif _is_userspace():
             done(Endpoints())
         else:
             self._perform(self._reading_endpoints(done))
 
     def _reading_endpoints(self, done: Callable[[Endpoints | OSError], object]) -> Operation[None]:
+        found: Endpoints | OSError
         try:
-            done((yield self._read_endpoints))
+            found = yield self._read_endpoints
         except OSError as error:
-            done(error)
+            found = error
+        except Exception as error:  # noqa: BLE001 - whoever waits for the answer must get one
+            found = KernelError(f"cannot read the multipath endpoints: {error!r}")
+            found.__cause__ = error
+        done(found)
 
     def _read_endpoints(self) -> Endpoints:
         limits = netlink.attributes(self._commands.ask(commands.CMD_GET_LIMITS), commands.HEADER.size)
@@ -489,7 +497,7 @@ class PathManager:
                 return
             try:
                 outcome = command()
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - for the operation
                 outcome = error
         if not self._connections:
             self.close()
