@@ -21,6 +21,7 @@ from bindsock.dial.chosen import on_own_uplink
 from bindsock.dial.nat64 import FindPrefixes, translated
 from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import AddrInfo, Resolve, address_of
+from bindsock.errors import InterfaceChanged
 from bindsock.model.network import unmapped
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 from bindsock.options import ConnectOptions
@@ -88,6 +89,7 @@ class Dialer:
         :raises BindFailed: the only attempt failed because the socket could not be bound
         :raises FirewallBlocked: the only attempt was rejected by a firewall
         :raises NoAnswer: the only attempt got no answer in time
+        :raises InterfaceChanged: the path changed more often than it is dialled again
         :raises EgressMismatch: the system chose the address of a tunnel although the socket is bound to another interface
         :raises OSError: resolving the name or connecting failed
         :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
@@ -115,8 +117,9 @@ class Dialer:
     async def _winner(self, attempts: list[Attempt], *, interruptible: bool) -> Attempt | None:
         """Connect to one of the addresses.
 
-        :param interruptible: whether a path change may end the race
+        :param interruptible: whether the caller dials again if the path changes
         :return: the attempt that succeeded; ``None`` if the path has changed
+        :raises InterfaceChanged: the path has changed, and the caller does not dial again
         :raises OSError: all attempts failed
         :raises ExceptionGroup: several attempts failed and ``all_errors`` is set
         """
@@ -129,6 +132,13 @@ class Dialer:
         race = Race(self.watcher, attempts, self.options.happy_eyeballs_delay, self.options.connect_timeout)
         race.take_first(failure)
         winner = await race.run(interruptible=interruptible)
+        if winner is None and race.interrupted and not interruptible:
+            path = attempts[0].destination.path
+            raise InterfaceChanged(
+                f"the path to {self.host} changed {MAX_REDIALS + 1} times during the dial",
+                interface=path.interface if path is not None else None,
+                call="connect",
+            )
         if winner is None and not race.interrupted:
             if interruptible and any(isinstance(error, MakeshiftSource) for error in race.errors):
                 return None

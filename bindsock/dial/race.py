@@ -11,12 +11,13 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bindsock.model.change import Cause
 from bindsock.model.decision import pinned_to
 
 if TYPE_CHECKING:
     from bindsock.dial.attempt import Attempt, Destination
-    from bindsock.model.change import Cause
     from bindsock.model.decision import Path
+    from bindsock.model.network import Network
     from bindsock.netmon.loop import Future, Timer
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -30,6 +31,16 @@ def broken(old: Path | None, new: Path | None) -> bool:
     if new is None or old == new:
         return False
     return old is None or old.index != new.index or old.gateway != new.gateway or not old.addresses <= new.addresses
+
+
+def gone(old: Path | None, network: Network) -> bool:
+    """Whether no answer can arrive on the path any more."""
+    if old is None:
+        return False
+    interface = network.interfaces.get(old.index)
+    if interface is None or not interface.up or not interface.running:
+        return True
+    return bool(old.addresses) and old.addresses.isdisjoint(interface.usable_addresses(old.family))
 
 
 def interleaved(destinations: Sequence[Destination], first: int = 1) -> list[Destination]:
@@ -61,6 +72,7 @@ class Race:
         "_delay",
         "_end",
         "_interrupted",
+        "_interruptible",
         "_timeout",
         "_timeouts",
         "_timer",
@@ -81,6 +93,7 @@ class Race:
         self._connecting: list[Attempt] = []
         self._winner: Attempt | None = None
         self._interrupted = False
+        self._interruptible = True
         self._end: Future | None = None
         self._timer: Timer | None = None
 
@@ -99,17 +112,22 @@ class Race:
     async def run(self, *, interruptible: bool) -> Attempt | None:
         """Connect.
 
-        :param interruptible: whether a path change may end the race
+        :param interruptible: whether every path change may end the race. If not, it only ends when no answer can arrive any more
+            and there are other paths
         :return: the attempt that succeeded, ``None`` if none did or the race was interrupted
         """
+        self._interruptible = interruptible
         try:
             if not self._begun:
                 self._begin_next()
             if not self._over:
                 self._end = self._watcher.runtime.create_future()
-                if interruptible:
-                    self._watcher.follow(self)
+                self._watcher.follow(self)
                 try:
+                    latest = self._watcher.latest
+                    if latest is not self._attempts[0].destination.decider:
+                        # An attempt that failed at once has read the network anew, before the race followed.
+                        self.network_changed(latest, Cause.STARTED)
                     await self._end
                 finally:
                     self._watcher.unfollow(self)
@@ -124,14 +142,18 @@ class Race:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the path to an address changed during the race."""
+        """Whether a path change ended the race."""
         return self._interrupted
 
     def network_changed(self, decider: Decider, cause: Cause) -> None:
-        """End the race if the path to one of its addresses has changed."""
+        """End the race if the path to one of its addresses has changed, or at the latest if the paths to all are gone."""
         destinations = [attempt.destination for attempt in self._attempts]
-        if any(broken(d.path, decider.with_pin(pinned_to(d.decision)).path(d.address)) for d in destinations):
-            self._interrupted = True
+        changed = [broken(d.path, decider.with_pin(pinned_to(d.decision)).path(d.address)) for d in destinations]
+        if self._interruptible:
+            self._interrupted = any(changed)
+        else:
+            self._interrupted = all(changed) and all(gone(d.path, decider.network) for d in destinations)
+        if self._interrupted:
             self._wake()
 
     @property

@@ -15,6 +15,7 @@ from bindsock.dial.dialer import Dialer
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import numeric, resolve
+from bindsock.errors import InterfaceChanged
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, network
@@ -209,6 +210,17 @@ def test_a_race_whose_path_changes_ends_without_a_winner() -> None:
         assert scene.open() == []
 
 
+def test_a_change_that_was_read_while_the_first_attempt_began_ends_the_race() -> None:
+    scene = RaceScene(NEVER, LATER)
+    scene.kernel.change(ETHERNET)
+    scene.watcher.refresh()
+    scene.start()
+    assert scene.winner() is None
+    assert scene.race.interrupted
+    assert scene.open() == []
+    scene.watcher.stop()
+
+
 def test_a_change_that_concerns_another_path_does_not_end_a_race() -> None:
     with racing(LATER) as scene:
         scene.change(CONTAINER)
@@ -225,6 +237,51 @@ def test_a_race_that_is_not_to_be_interrupted_is_not() -> None:
     scene.attempts[0].end()
     assert scene.winner() == 0
     scene.attempts[0].close()
+    scene.watcher.stop()
+
+
+@pytest.mark.parametrize("change", ["deleted", "down", "without carrier", "another address"])
+def test_a_race_that_is_not_to_be_interrupted_is_if_its_path_is_gone(change: str) -> None:
+    wifi0 = {
+        "deleted": [],
+        "down": ["2: wifi0 wifi 192.0.2.5/24 down"],
+        "without carrier": ["2: wifi0 wifi 192.0.2.5/24 no-carrier"],
+        "another address": ["2: wifi0 wifi 192.0.2.6/24"],
+    }[change]
+    scene = RaceScene(LATER)
+    scene.start(interruptible=False)
+    scene.change(network(*wifi0))
+    assert not scene.task.done, "it may come back, and there is no other"
+    scene.change(network(*wifi0, "3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0"))
+    assert scene.winner() is None
+    assert scene.race.interrupted
+    assert scene.open() == []
+    scene.watcher.stop()
+
+
+def test_a_last_race_goes_on_while_one_of_its_paths_works() -> None:
+    scene = RaceScene(LATER, LATER)
+    here = scene.attempts[1].destination._replace(path=None)
+    scene.attempts[1].destination = here
+    scene.start(interruptible=False)
+    scene.loop.advance(0.3)
+    scene.change(network("3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0"))
+    assert not scene.task.done
+    scene.attempts[1].end()
+    assert scene.winner() == 1
+    scene.attempts[1].close()
+    scene.watcher.stop()
+
+
+def test_a_dial_whose_path_is_gone_once_more_after_the_last_redial_fails() -> None:
+    scene = RaceScene(LATER)
+    task = scene.loop.create_task(scene.dialer._winner(list(scene.attempts), interruptible=False))
+    scene.loop.advance(0.1)
+    scene.change(network("3: eth0 wifi 203.0.113.5/24", "default via 203.0.113.1 dev eth0"))
+    scene.loop.turn()
+    with pytest.raises(InterfaceChanged, match=r"the path to server\.test changed 6 times") as failed:
+        task.result()
+    assert failed.value.interface == "wifi0"
     scene.watcher.stop()
 
 
