@@ -7,10 +7,11 @@ import contextlib
 import itertools
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import bindsock
+from bindsock.dial.race import Race
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 WINDOW = 8
@@ -66,13 +67,24 @@ class Flow:
     @property
     def place(self) -> str:
         """The coroutines in which it waits, the outermost first."""
-        waiting: Any = self._task.get_coro() if self._task is not None else None
-        names = []
-        while (code := getattr(waiting, "cr_code", None)) is not None:
-            frame = waiting.cr_frame
-            names.append(f"{code.co_name}:{frame.f_lineno if frame is not None else 0}")
-            waiting = waiting.cr_await
+        names = [
+            f"{waiting.cr_code.co_name}:{waiting.cr_frame.f_lineno if waiting.cr_frame is not None else 0}"
+            for waiting in self._waiting()
+        ]
         return " > ".join(names[2:])
+
+    def dialling(self) -> list[int]:
+        """The local ports of the sockets that are connecting now."""
+        callers = (waiting.cr_frame.f_locals.get("self") for waiting in self._waiting() if waiting.cr_frame is not None)
+        attempts = [attempt for race in callers if isinstance(race, Race) for attempt in race._connecting]
+        return [attempt.sock.getsockname()[1] for attempt in attempts if attempt.sock is not None]
+
+    def _waiting(self) -> Iterator[Any]:
+        """The coroutines in which it waits, the outermost first."""
+        waiting: Any = self._task.get_coro() if self._task is not None else None
+        while hasattr(waiting, "cr_code"):
+            yield waiting
+            waiting = waiting.cr_await
 
     async def run(self) -> None:
         raise NotImplementedError

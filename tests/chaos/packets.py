@@ -227,6 +227,11 @@ class Census:
         same = (p for p in reversed(self._recent) if {p.source_port, p.destination_port} == ports)
         return list(itertools.islice(same, _TOLD))
 
+    def last(self, port: int) -> list[Packet]:
+        """The last packets from and to a local TCP port, the latest first."""
+        same = (p for p in reversed(self._recent) if p.protocol == "tcp" and port in (p.source_port, p.destination_port))
+        return list(itertools.islice(same, _TOLD))
+
     def by_device(self) -> dict[str, dict[str, int]]:
         """The counts by the names of devices and kinds, for reports."""
         result: dict[str, dict[str, int]] = {}

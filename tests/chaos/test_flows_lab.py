@@ -1,0 +1,27 @@
+"""The conversations of chaos."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bindsock.testing.lab import Lab
+from tests.chaos.flows import Stream
+from tests.waiting import until
+
+pytestmark = pytest.mark.lab
+
+
+async def test_a_conversation_tells_from_which_port_it_dials(lab: Lab) -> None:
+    lab.blackhole("wifi0", True)
+    flow = Stream("tcp-4", "program.tcp-4", (lab.server.ipv4, lab.server.tcp_port), interval=0.1)
+    assert flow.dialling() == []
+    flow.start()
+    await until(lambda: bool(flow.dialling()), seconds=20)
+    [port] = flow.dialling()
+    assert port >= 1024
+    assert flow.state.startswith("dialling")
+    await flow.stop()
+    await asyncio.sleep(0)
+    assert flow.dialling() == []
