@@ -476,9 +476,10 @@ async def test_a_connect_is_cancelled_while_the_endpoints_are_read(
         assert bindsock.multipath_of(connected[1]).real
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["listed", "joined a moment later"])
 @pytest.mark.parametrize("path_manager", ["kernel"], indirect=True)
 async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endpoint_goes(
-    lab: Lab, path_manager: str, serve: Serve
+    lab: Lab, path_manager: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     lab.vpn_up("metric")
     source = await serve(family=socket.AF_INET6)
@@ -500,6 +501,12 @@ async def test_nothing_of_another_programs_subflow_enters_the_tunnel_as_its_endp
             return any(subflow.local == address for subflow in paths.subflows(sock) or ()) == present
 
         await until(lambda: are_at(ours, True) and are_at(theirs, True))
+        if late:
+            other = mptcp.token(theirs)
+            listing = PathManager._list_subflows
+            monkeypatch.setattr(
+                PathManager, "_list_subflows", lambda self: [each for each in listing(self) if each.token != other]
+            )
         assert _removed(paths, ours, address)
         await until(lambda: are_at(ours, False) and are_at(theirs, False) and endpoints(lab) == "")
         for streams in (our_streams, their_streams):

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from bindsock.errors import KernelError
-from bindsock.kernel.linux.mptcp import path_manager
+from bindsock.kernel.linux import sockets
+from bindsock.kernel.linux.mptcp import path_manager, sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
+from bindsock.kernel.linux.mptcp.sock_diag import ListedSubflow
 from bindsock.model.network import IPAddress
 from bindsock.model.subflows import Endpoints, Subflow
 
@@ -221,3 +223,21 @@ def test_a_socket_that_is_closed_while_an_order_is_carried_out_ends_in_order() -
             ours.close()
         assert theirs.recv(10) == b"x"
         assert theirs.recv(10) == b""
+
+
+def test_another_programs_subflow_that_joins_in_the_last_moment_ends_by_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an orderly end the kernel would answer the peer's FIN by the routing table."""
+    address = ip_address("2001:db8::1")
+    log: list[tuple[object, ...]] = []
+    joined = ListedSubflow(7, Subflow(address, 1, ip_address("2001:db8:9::9"), 2), established=True, bound=3)
+    readings: list[list[ListedSubflow]] = [[], [joined]]
+    monkeypatch.setattr(sock_diag, "subflows", lambda channel: readings.pop(0))
+    monkeypatch.setattr(sock_diag, "reset", lambda channel, subflow, likely: log.append(("reset", subflow, tuple(likely))))
+    monkeypatch.setattr(Commands, "endpoints", lambda self: [Endpoint(address, 5, 0, 3, b"")])
+    monkeypatch.setattr(Commands, "remove_endpoint", lambda self, address, identifier: log.append(("remove", identifier)))
+    monkeypatch.setattr(sockets, "is_running", lambda index: index == 3)
+    paths = PathManager()
+    paths._added[address] = 3
+    paths.sweep(lambda waiting: None)
+    assert log == [("reset", joined.subflow, (3,)), ("remove", 5)]
+    assert readings == []

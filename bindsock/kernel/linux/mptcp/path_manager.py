@@ -669,6 +669,7 @@ class PathManager:
             del attributes[commands.ADDR_ID]
 
         def renew() -> None:  # one command, since an endpoint of the system's must not be lost if the event loop ends
+            self._reset_late_joins(address)
             self._commands.remove_endpoint(address, endpoint.identifier)
             self._commands.restore_endpoint(attributes)
 
@@ -720,12 +721,24 @@ class PathManager:
 
         def remove() -> None:
             identifiers = [endpoint.identifier for endpoint in self._commands.endpoints() if endpoint.address == address]
+            self._reset_late_joins(address)
             for identifier in [*identifiers, *([0] if first else [])]:
                 self._commands.remove_endpoint(address, identifier)
 
         with self._going_by_reset(address):
             yield remove
         self._reset_listed([subflow for subflow in ending if subflow not in working])
+
+    def _reset_late_joins(self, address: IPAddress) -> None:
+        """Reset what has joined since the subflows were listed, in the background, just before an endpoint is removed.
+
+        Another program's connection may get a subflow from the address at any time.
+        """
+        if address.version == 6:
+            with contextlib.suppress(OSError):
+                for each in sock_diag.subflows(self._listing_channel):
+                    if each.address == address and sockets.is_running(each.bound):
+                        sock_diag.reset(self._listing_channel, each.subflow, (each.bound,))
 
     @contextlib.contextmanager
     def _going_by_reset(self, address: IPAddress) -> Iterator[None]:
