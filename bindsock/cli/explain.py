@@ -13,6 +13,7 @@ from typing import Any
 from bindsock.cli import documents, routes
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, document
+from bindsock.cli.values import why_no_host
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.kernel import Kernel
@@ -176,11 +177,14 @@ def _resolve(host: str, wanted: tuple[socket.AddressFamily, ...]) -> list[IPAddr
         pass
     else:
         return [address] if family_of(address) in wanted else f"{host} is an IPv{address.version} address"
+    reason = why_no_host(host)
+    if reason is not None:
+        return reason
     try:
         family = wanted[0] if len(wanted) == 1 else socket.AF_UNSPEC
         infos = socket.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        return f"{host} has no address: {error.strerror if isinstance(error, OSError) else 'it is not a host name'}"
+    except OSError as error:
+        return f"{host} has no address: {error.strerror}"
     return list(dict.fromkeys(address_of(info[4]) for info in infos if info[0] in wanted))
 
 

@@ -9,6 +9,7 @@ import sys
 from typing import get_args
 
 from bindsock import kernel as kernels
+from bindsock.cli import values
 from bindsock.cli.completion import INTERFACE, completed_by
 from bindsock.dial.resolving import Resolve
 from bindsock.factory import TransportFactory
@@ -52,7 +53,9 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
 def add_preferences(parser: argparse.ArgumentParser) -> None:
     """Add the options for how interfaces are chosen."""
     choice = parser.add_argument_group("how to choose", "patterns are those of the shell: 'en*', 'docker?'; quote them")
-    interface = choice.add_argument("--interface", metavar="NAME", help="use only this interface, without detection")
+    interface = choice.add_argument(
+        "--interface", metavar="NAME", type=values.interface_name, help="use only this interface, without detection"
+    )
     completed_by(interface, INTERFACE)
     choice.add_argument(
         "--include", metavar="PATTERN", action="append", default=[], help="use only interfaces that match (repeatable)"
@@ -79,14 +82,10 @@ def add_preferences(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--mark",
         metavar="NUMBER",
-        type=_mark,
+        type=values.mark,
         default=0,
         help="also set this firewall mark, for VPNs that let marked packets bypass them (Linux, with CAP_NET_ADMIN)",
     )
-
-
-def _mark(text: str) -> int:
-    return int(text, 0)
 
 
 def preferences(arguments: argparse.Namespace) -> Preferences:
@@ -130,14 +129,3 @@ def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:
     """The address families that the options give."""
     chosen = {"4": socket.AF_INET, "6": socket.AF_INET6}
     return FAMILIES if arguments.family is None else (chosen[arguments.family],)
-
-
-def positive(text: str) -> int:
-    """The type of an option that is a number above 0.
-
-    :raises ValueError: it is not
-    """
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number

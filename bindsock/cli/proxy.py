@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bindsock.cli import values
 from bindsock.cli.completion import FILE, completed_by
-from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, families, positive
+from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, fail, families
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
 from bindsock.resolvers import InterfaceResolver
@@ -42,7 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--listen",
         metavar="HOST:PORT",
-        type=_address,
+        type=values.listening_address,
         action="append",
         help="where to listen (default: 127.0.0.1:1080; repeatable; port 0 for any; addresses other than loopback need "
         "--credentials)",
@@ -55,13 +56,21 @@ def add_parser(commands: Any) -> None:
     )
     completed_by(credentials, FILE)
     parser.add_argument(
-        "--max-connections", metavar="N", type=positive, default=512, help="most clients at the same time (%(default)s)"
+        "--max-connections",
+        metavar="N",
+        type=values.whole_number,
+        default=512,
+        help="most clients at the same time (%(default)s)",
     )
     parser.add_argument(
-        "--head-limit", metavar="BYTES", type=positive, default=16384, help="largest head of a request (%(default)s)"
+        "--head-limit", metavar="BYTES", type=values.whole_number, default=16384, help="largest head of a request (%(default)s)"
     )
     parser.add_argument(
-        "--connect-timeout", metavar="SECONDS", type=float, default=30.0, help="timeout of an outgoing connect (%(default)s)"
+        "--connect-timeout",
+        metavar="SECONDS",
+        type=values.seconds,
+        default=30.0,
+        help="timeout of an outgoing connect (%(default)s)",
     )
     parser.add_argument(
         "--resolver",
@@ -70,7 +79,12 @@ def add_parser(commands: Any) -> None:
         help="who resolves names: the system's resolver, or name servers that are asked by the effective interface",
     )
     parser.add_argument(
-        "--dns-server", metavar="ADDRESS", action="append", default=[], help="a name server for --resolver interface (repeatable)"
+        "--dns-server",
+        metavar="ADDRESS",
+        type=values.address,
+        action="append",
+        default=[],
+        help="a name server for --resolver interface (repeatable)",
     )
     parser.add_argument("--quiet", action="store_true", help="do not log each connection")
     add_repair(parser)
@@ -82,15 +96,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dns_server and arguments.resolver != "interface":
         arguments.parser.error("--dns-server needs --resolver interface")
     credentials = _credentials(arguments)
+    try:
+        resolver = InterfaceResolver(arguments.dns_server) if arguments.resolver == "interface" else None
+    except ModuleNotFoundError as error:  # its text names the extra that is missing
+        return fail(str(error), Exit.SYSTEM)
     logging.basicConfig(
         stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING if arguments.quiet else logging.INFO
     )
-    asyncio.run(_run(arguments, credentials))
+    asyncio.run(_run(arguments, credentials, resolver))
     return Exit.OK
 
 
-async def _run(arguments: argparse.Namespace, credentials: dict[str, str] | None) -> None:
-    resolver = InterfaceResolver(arguments.dns_server) if arguments.resolver == "interface" else None
+async def _run(arguments: argparse.Namespace, credentials: dict[str, str] | None, resolver: InterfaceResolver | None) -> None:
     async with (
         factory(arguments, resolver=resolver) as transports,
         Proxy(
@@ -121,18 +138,15 @@ def _say_where_to(transports: TransportFactory) -> None:
         print(f"no connection can be made now: {error}", flush=True)
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 def _credentials(arguments: argparse.Namespace) -> dict[str, str] | None:
     if arguments.credentials is None:
         return None
     users = {}
-    for number, line in enumerate(arguments.credentials.read_text().splitlines(), start=1):
+    try:
+        text = arguments.credentials.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        arguments.parser.error(f"{arguments.credentials}: not UTF-8")
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         user, colon, password = line.partition(":")

@@ -12,8 +12,8 @@ from datetime import datetime
 from socket import AddressFamily
 from typing import Any
 
-from bindsock.cli import documents
-from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families, positive
+from bindsock.cli import documents, values
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import BAD, DIM, GOOD, Printer, json_line
 from bindsock.factory import TransportFactory
 from bindsock.model.change import Change, FamilyChange
@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--count", metavar="N", type=positive, help="end after N changes")
+    parser.add_argument("--count", metavar="N", type=values.whole_number, help="end after N changes")
     add_json(parser, "print one JSON document in each line instead of text")
     add_decision_options(parser)
     parser.set_defaults(run=run)

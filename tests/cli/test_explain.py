@@ -132,3 +132,9 @@ def test_the_routes_that_match_are_listed_on_demand(kernel: SimulatedKernel, run
 def test_of_a_family_the_routes_that_stand_for_its_default_are_listed(kernel: SimulatedKernel, run: Run) -> None:
     _, out, _ = run("explain", "--routes", "-4")
     assert any(line.startswith("  route: default via ") for line in out.splitlines())
+
+
+def test_what_is_no_host_name_is_told_with_what_may_be_meant(kernel: SimulatedKernel, run: Run) -> None:
+    status, out, err = run("explain", "example.com:443", "")
+    assert (status, out.strip()) == (1, "")
+    assert err == "bindsock: 'example.com:443' is not a host name; did you mean example.com?\nbindsock: '' is not a host name\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.cli import documents, routes
+from bindsock.cli import documents, routes, values
 from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Display
@@ -55,8 +55,10 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("host", metavar="HOST", nargs="?", help="connect to this host, with the machine's own network")
-    parser.add_argument("--port", type=int, default=443, help="TCP port of the host (default: 443)")
+    parser.add_argument(
+        "host", metavar="HOST", nargs="?", type=values.host, help="connect to this host, with the machine's own network"
+    )
+    parser.add_argument("--port", type=values.port, default=443, help="TCP port of the host (default: 443)")
     picture = parser.add_argument("--svg", metavar="FILE", type=_writable, help="save the timeline as a picture")
     completed_by(picture, FILE)
     add_json(parser, "print the facts and all numbers as one JSON document; progress goes to standard error")

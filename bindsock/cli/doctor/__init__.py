@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from bindsock.cli import values
 from bindsock.cli.doctor.advice import advice
 from bindsock.cli.doctor.examination import Examination
 from bindsock.cli.doctor.probing import Target, probe
@@ -47,9 +48,18 @@ def add_parser(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("host", metavar="HOST", nargs="?", default=_HOST, help="a name or an address to connect to (%(default)s)")
-    parser.add_argument("--port", type=_port, default=443, help="the TCP port to connect to (%(default)s)")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="of each step of the probe (%(default)s)")
+    parser.add_argument(
+        "host",
+        metavar="HOST",
+        nargs="?",
+        type=values.host,
+        default=_HOST,
+        help="a name or an address to connect to (%(default)s)",
+    )
+    parser.add_argument("--port", type=values.port, default=443, help="the TCP port to connect to (%(default)s)")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=values.seconds, default=5.0, help="of each step of the probe (%(default)s)"
+    )
     parser.add_argument("--no-probe", action="store_true", help="do not probe, send nothing")
     parser.add_argument("--redact", action="store_true", help="replace addresses and HOST")
     add_json(parser)
@@ -94,10 +104,3 @@ def _works(report: Mapping[str, Any]) -> bool:
     if report["probes"]:
         return any(p["tcp"] is not None and p["tcp"]["error"] is None for p in report["probes"])
     return any(decision["interface"] is not None for decision in report["effective"])
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 65536:
-        raise ValueError(text)
-    return number
