@@ -233,6 +233,7 @@ class TransportFactory:
         :raises BindFailed: the system refused to bind, or the local address does not belong to an uplink
         :raises FirewallBlocked: a firewall rejected it: one on this host, or one on the path that sent an ICMP error
         :raises NoAnswer: the address did not answer in time; the message reports what is known about the cause
+        :raises InterfaceChanged: the path changed again and again during the connect
         :raises EgressMismatch: the system chose the address of a tunnel
         :raises OSError: resolving the name, the connection or the handshake failed
         :raises TypeError: a keyword is unknown, or a value has the wrong type
