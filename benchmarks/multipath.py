@@ -11,14 +11,18 @@ import contextlib
 import gc
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import bindsock
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.kernel.linux.mptcp.commands import Commands
 from bindsock.testing.lab import Lab
+from bindsock.testing.lab._namespaces import inside, new_namespace
 
 from .acting import Actor
 from .figures import Row, alone, skipped
@@ -160,6 +164,28 @@ async def _blocked(lab: Lab, actor: Actor, rounds: int, what: str, connections: 
     return taken
 
 
+@contextlib.contextmanager
+def _removing_endpoints() -> Iterator[None]:
+    """Let another process remove endpoints all the time, in a network namespace of its own: the kernel has one lock for all."""
+    process = os.fork()
+    if process == 0:
+        try:
+            with inside(new_namespace()):
+                commands, address = Commands(), ip_address("192.0.2.1")
+                while True:
+                    commands.add_endpoint(address, 0)
+                    commands.remove_endpoint(address, commands.endpoints()[0].identifier)
+        finally:
+            os._exit(1)
+    try:
+        yield
+        if os.waitpid(process, os.WNOHANG) != (0, 0):
+            raise RuntimeError("the process that removes endpoints has ended")
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
 def measure(size: Size) -> Iterator[Row]:
     if mptcp.protocol() is None:
         yield skipped("a multipath download", "this kernel has no multipath TCP")
@@ -175,3 +201,7 @@ def measure(size: Size) -> Iterator[Row]:
                     moving = f"{connections} multipath connections move" if connections > 1 else "a multipath connection moves"
                     row = f"{moving}, {name} path manager: the loop's longest turn ({words})"
                     yield alone(row, "ms", blocked, scale=1e3, limit=limit)
+                with _removing_endpoints():
+                    blocked = runner.run(_blocked(lab, actor, 2 * size.slow_rounds, what, 1))
+                row = f"the same while another program removes endpoints, {name} path manager ({words})"
+                yield alone(row, "ms", blocked, scale=1e3, limit=2.0)

@@ -583,7 +583,7 @@ _MULTIPATH = (
             "bindsock.stream.multipath.manager:SubflowManager.move",
             "bindsock.stream.multipath.manager:SubflowManager._order_in_turn",
             "bindsock.kernel.linux.mptcp.path_manager:PathManager.add",
-            "bindsock.kernel.linux.mptcp.path_manager:PathManager._advance",
+            "bindsock.kernel.linux.mptcp.operations:Operations._advance",
         ),
     ),
     Step(

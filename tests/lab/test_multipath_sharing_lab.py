@@ -267,14 +267,15 @@ def _waiting(paths: PathManager) -> bool:
 
 
 def _held(monkeypatch: pytest.MonkeyPatch, command: str) -> tuple[threading.Event, threading.Event]:
-    """Let a command to the in-kernel path manager wait: an event that it has begun, and one that lets it go on."""
+    """Let a command to a path manager wait: an event that it has begun in a thread, and one that lets it go on."""
     begun, release = threading.Event(), threading.Event()
     original = getattr(Commands, command)
 
-    def held(self: Commands, *arguments: Any) -> Any:
-        begun.set()
-        assert release.wait(20)
-        return original(self, *arguments)
+    def held(self: Commands, *arguments: Any, **keywords: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert release.wait(20)
+        return original(self, *arguments, **keywords)
 
     monkeypatch.setattr(Commands, command, held)
     return begun, release
@@ -341,6 +342,44 @@ async def test_a_connection_ends_while_its_endpoint_is_being_added(
     release.set()
     await until(lambda: lab.address("eth0", socket.AF_INET) in endpoints(lab))
     await until(lambda: endpoints(lab) == "")
+
+
+@pytest.mark.parametrize("path_manager", ["userspace"], indirect=True)
+async def test_the_loop_goes_on_while_the_userspace_path_manager_waits(
+    lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for tens of milliseconds while any program removes an endpoint from the in-kernel one."""
+    begun, release = _held(monkeypatch, "tell")
+    connected = await bindsock.open_connection(*source.address, multipath=True)
+    with closing(connected[1]):
+        await ping(connected, b"x\n")
+        lab.default("eth0")
+        await until(begun.is_set)
+        await ping(connected, b"y\n")
+        assert interfaces(connected[1]) == ["wifi0"]
+        release.set()
+        await until(lambda: interfaces(connected[1]) == ["eth0"])
+        await ping(connected, b"z\n")
+
+
+@pytest.mark.parametrize("path_manager", ["userspace"], indirect=True)
+async def test_a_connection_ends_while_its_subflow_is_being_ordered(
+    lab: Lab, path_manager: str, source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bindsock")
+    begun, release = _held(monkeypatch, "tell")
+    stays, ends = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(2)]
+    with closing(stays[1]), closing(ends[1]):
+        for connected in (stays, ends):
+            await ping(connected, b"x\n")
+        lab.default("eth0")
+        await until(begun.is_set)
+        ends[1].transport.abort()
+        await until(lambda: ends[1].get_extra_info("socket").fileno() == -1)
+        release.set()
+        await until(lambda: interfaces(stays[1]) == ["eth0"])
+        await ping(stays, b"y\n")
+    assert "cannot" not in caplog.text
 
 
 async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, path_manager: str, serve: Serve) -> None:

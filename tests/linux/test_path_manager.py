@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -13,15 +14,18 @@ import pytest
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import sockets
-from bindsock.kernel.linux.mptcp import path_manager, sock_diag
+from bindsock.kernel.linux.mptcp import commands, path_manager, sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands, Endpoint
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
 from bindsock.kernel.linux.mptcp.sock_diag import ListedSubflow
 from bindsock.model.network import IPAddress
 from bindsock.model.subflows import Endpoints, Subflow
+from bindsock.testing import interface
 
 HERE = ip_address("192.0.2.1")
+THERE = ip_address("198.51.100.1")
+WIRED = interface("3: en1 wired 192.0.2.1/24")
 
 
 class Held:
@@ -241,3 +245,150 @@ def test_another_programs_subflow_that_joins_in_the_last_moment_ends_by_a_reset(
     paths.sweep(lambda waiting: None)
     assert log == [("reset", joined.subflow, (3,)), ("remove", 5)]
     assert readings == []
+
+
+class Connection:
+    """A connection that the userspace path manager controls, and the orders that the kernel was given for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sock, self._other = socket.socketpair(socket.AF_UNIX)
+        self.told: list[str] = []
+        self.refusal: OSError | None = None
+        self.subflows = [self.subflow(THERE, 1)]
+        self.failures: list[OSError] = []
+        self.removed: list[bool | OSError] = []
+        self.paths = PathManager()
+        self.paths.background = self.held = Held()
+        monkeypatch.setattr(socket.socket, "getsockname", lambda sock: (str(THERE), 1))
+        monkeypatch.setattr(socket.socket, "getpeername", lambda sock: ("203.0.113.9", 443))
+        monkeypatch.setattr(path_manager, "_is_userspace", lambda: True)
+        monkeypatch.setattr(mptcp, "token", lambda sock: 7)
+        monkeypatch.setattr(mptcp, "states", lambda sock: [mptcp.State(subflow, True, 0.0) for subflow in self.subflows])
+        monkeypatch.setattr(sockets, "source", lambda interface, remote: HERE)
+        monkeypatch.setattr(PathManager, "bound", lambda paths, sock, subflow: 0)
+        monkeypatch.setattr(Commands, "tell", self._tell)
+        self.paths.register(self.sock)
+
+    @staticmethod
+    def subflow(local: IPAddress, port: int) -> Subflow:
+        return Subflow(local, port, ip_address("203.0.113.9"), 443)
+
+    def _tell(self, command: int, *body: bytes, harmless: tuple[int, ...] = ()) -> None:
+        names = {commands.CMD_SUBFLOW_CREATE: "create", commands.CMD_REMOVE: "remove", commands.CMD_SUBFLOW_DESTROY: "destroy"}
+        self.told.append(names[command])
+        if self.refusal is not None:
+            raise self.refusal
+
+    def add(self) -> None:
+        assert self.paths.add(self.sock, WIRED, self.failures.append) == HERE
+
+    def remove(self) -> None:
+        assert self.paths.remove(self.sock, HERE, "left", self.removed.append) is None
+
+    def close(self) -> None:
+        self.paths.release(self.sock)
+        self.sock.close()
+        self._other.close()
+
+
+@pytest.fixture
+def connection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    made = Connection(monkeypatch)
+    yield made
+    made.close()
+
+
+def test_the_userspace_path_manager_gets_its_orders_in_the_background(connection: Connection) -> None:
+    """Every other order waits while any program removes an endpoint from the in-kernel one."""
+    connection.add()
+    assert connection.told == []
+    connection.held.make()
+    connection.subflows.append(connection.subflow(HERE, 2))
+    connection.remove()
+    assert (connection.told, connection.removed) == (["create"], [])
+    connection.held.make()
+    assert (connection.told, connection.removed) == (["create", "remove", "destroy"], [True])
+    assert (connection.failures, connection.held.calls) == ([], [])
+
+
+def test_a_refused_order_for_one_connection_is_told(connection: Connection) -> None:
+    connection.refusal = PermissionError("no")
+    connection.add()
+    assert connection.failures == []
+    connection.held.make()
+    assert connection.failures == [connection.refusal]
+    connection.subflows.append(connection.subflow(HERE, 2))
+    connection.remove()
+    connection.held.make()
+    assert connection.removed == [connection.refusal]
+
+
+def test_a_connection_that_has_closed_meanwhile_is_not_told_of_a_refused_order(connection: Connection) -> None:
+    """The kernel does not know its token any more."""
+    connection.refusal = OSError(errno.EINVAL, "invalid token")
+    connection.add()
+    connection.close()
+    connection.held.make()
+    assert (connection.told, connection.failures) == (["create"], [])
+
+
+def test_no_order_is_given_for_a_connection_that_has_closed_before_its_turn(connection: Connection) -> None:
+    connection.add()
+    connection.add()
+    connection.remove()
+    connection.close()
+    while connection.held.busy:
+        connection.held.make()
+    assert (connection.told, connection.failures, connection.removed) == (["create"], [], [True])
+
+
+def test_an_order_finds_the_subflow_that_the_one_before_it_has_made(connection: Connection) -> None:
+    connection.add()
+    connection.add()
+    connection.subflows.append(connection.subflow(HERE, 2))
+    connection.held.make()
+    assert (connection.told, connection.held.calls) == (["create"], [])
+
+
+def test_the_subflow_of_an_address_to_which_the_connection_comes_back_stays(connection: Connection) -> None:
+    connection.add()
+    connection.remove()
+    connection.add()
+    connection.subflows.append(connection.subflow(HERE, 2))
+    connection.held.make()
+    assert (connection.told, connection.removed, connection.held.calls) == (["create"], [True], [])
+
+
+def test_a_subflow_that_is_being_ended_does_not_count(connection: Connection) -> None:
+    """If its address is needed again, another one is ordered."""
+    connection.subflows.append(connection.subflow(HERE, 2))
+    connection.remove()
+    assert connection.paths.subflows(connection.sock) == (connection.subflow(THERE, 1),)
+    connection.add()
+    connection.subflows.pop()
+    connection.held.make()
+    assert (connection.told, connection.removed) == (["remove", "destroy"], [True])
+    connection.held.make()
+    assert (connection.told, connection.failures) == (["remove", "destroy", "create"], [])
+
+
+def test_a_forbidden_subflow_is_reset_at_once(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    reset: list[Subflow] = []
+    monkeypatch.setattr(PathManager, "_reset", lambda paths, sock, subflows: reset.extend(subflows))
+    connection.subflows.append(connection.subflow(HERE, 2))
+    assert connection.paths.remove(connection.sock, HERE, "forbidden", connection.removed.append)
+    assert (reset, connection.told) == ([connection.subflow(HERE, 2)], [])
+    connection.subflows.pop()
+    connection.refusal = OSError(errno.EIO, "no")
+    connection.held.make()
+    assert (connection.told, connection.removed) == (["remove"], [])
+
+
+def test_another_event_loop_does_not_wait_for_the_orders_of_a_closed_one(connection: Connection) -> None:
+    connection.add()
+    connection.add()
+    connection.paths.background = other = Held()
+    connection.add()
+    assert len(other.calls) == 1
+    other.make()
+    assert (connection.told, connection.failures, other.calls) == (["create"], [], [])

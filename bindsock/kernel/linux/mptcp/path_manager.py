@@ -9,10 +9,11 @@ There are two path managers; ``net.mptcp.pm_type`` chooses one when a socket is 
   subflow by that. Until then, a connection that leaves the address has only its own subflow reset. The kernel makes one
   subflow from an endpoint for each connection, and another one only if the endpoint is removed and added again.
 
-The removal of an endpoint takes some 10 ms (``synchronize_rcu``), and the kernel makes every other command wait meanwhile
-(``net/netlink/genetlink.c``, genl_lock). So all commands to the in-kernel path manager are given in the background. Several of
-them are an operation: a generator that yields each command and gets its result. Operations are carried out one after another, so
-no other order comes between what an operation finds out and what it orders. The subflows of all programs are listed there, too.
+The removal of an endpoint, by whichever program, takes some 10 ms (``synchronize_rcu``), and the kernel makes every other command
+to either path manager wait meanwhile (``net/netlink/genetlink.c``, genl_lock). So all commands are given in the background, and
+those that belong together are an operation. The operations of the in-kernel path manager are carried out one after another, so no
+other order comes between what one finds out and what it orders. So are those of each connection that the userspace path manager
+controls. The subflows of all programs are listed in the background, too.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ import socket
 import struct
 import time
 import weakref
-from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink, sockets
 from bindsock.kernel.linux.mptcp import commands, sock_diag
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands, address_attribute
+from bindsock.kernel.linux.mptcp.operations import Operation, Operations
 from bindsock.kernel.linux.netlink import Channel
 from bindsock.kernel.sockets import RESET_ON_CLOSE
 from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Endpoints, Subflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from bindsock.kernel import Background, RemovalReason
     from bindsock.kernel.linux.mptcp.commands import Endpoint
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from bindsock.model.network import Interface
 
 _logger = logging.getLogger("bindsock")
-T = TypeVar("T")
 
 _ALONE_WITHIN = 0.25
 """How long to wait for another process's order, which takes 20 ms. If that process is stopped, it must not stop this one."""
@@ -64,9 +64,6 @@ _ENDING_SECONDS = 0.5
 _ANNOUNCED_SECONDS = 0.2
 """How long a peer may take to end the subflows of an address that it was told is gone. The announcement goes by another path than
 a new subflow from the address, and can be slower; the peer does not confirm it."""
-
-
-Operation: TypeAlias = "Generator[Callable[[], Any], Any, T]"
 
 
 @dataclass(eq=False)
@@ -92,6 +89,8 @@ class _Connection:
     """The local addresses of subflows that the kernel will make without another order."""
     to_prompt: IPAddress | None = None
     """The local address of the subflow by which the peer is to be prompted."""
+    operations: Operations = field(default_factory=Operations)
+    """Those of the userspace path manager."""
 
     def seen_elsewhere(self, address: IPAddress, index: int) -> bool:
         """Whether a subflow with an address was seen to be bound to another interface."""
@@ -121,28 +120,42 @@ class PathManager:
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.background: Background | None = None
+        self._background: Background | None = None
         self._clock = clock
         self._commands = Commands()
-        """To the in-kernel path manager, for the background."""
-        self._token_commands = Commands()
-        """To the userspace path manager."""
-        self._operations: deque[Operation[None]] = deque()
-        """The first of them is being carried out."""
+        """For the background."""
+        self._operations = Operations()
+        """Those of the in-kernel path manager."""
         self._diag_channel = _open_diag_channel()
         self._listing_channel = _open_diag_channel()
         """For the background."""
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
         self._added: dict[IPAddress, int] = {}
         """The endpoints that this process has added, and the indices of their interfaces."""
-        self._going: set[IPAddress] = set()
-        """The addresses of endpoints that are being removed. Their subflows do not count any more."""
+        self._going: set[IPAddress | Subflow] = set()
+        """The addresses of endpoints that are being removed, and the subflows that the userspace path manager is ending. They do
+        not count any more."""
         self._left: dict[IPAddress, float] = {}
         """The addresses whose subflows were reset, and until when their endpoints are kept, in monotonic seconds."""
         self._announced: dict[IPAddress, float] = {}
         """The addresses that peers were told are gone, and until when no subflow is made from them, in monotonic seconds."""
         self._interfaces = _Interfaces()
         self._process = os.getpid()
+
+    @property
+    def background(self) -> Background | None:
+        """Makes the commands. What another one was to do is given up, since its event loop does not go on."""
+        return self._background
+
+    @background.setter
+    def background(self, background: Background | None) -> None:
+        if background is self._background:
+            return
+        if self._background is not None:
+            self._background.join()
+        self._background = background
+        for operations in (self._operations, *(connection.operations for connection in self._connections.values())):
+            operations.give_up()
 
     def protocol(self, family: int) -> int | None:
         """``IPPROTO_MPTCP``."""
@@ -182,7 +195,7 @@ class PathManager:
         states = mptcp.states(sock)
         if states is None:
             return None
-        return tuple(s.subflow for s in states if s.established and s.subflow.local not in self._going)
+        return tuple(s.subflow for s in states if s.established and not self._is_going(s.subflow))
 
     def bound(self, sock: socket.socket, subflow: Subflow) -> int | None:
         """Ask sock_diag, once for each subflow: 30 µs, more for subflows that the system made. Needs no privilege."""
@@ -212,44 +225,68 @@ class PathManager:
         self._known(sock)
 
     def add(self, sock: socket.socket, interface: Interface, failed: Callable[[OSError], object]) -> IPAddress:
-        """Order a subflow; the userspace path manager takes 0.4 ms."""
+        """Order a subflow, unless there is one already."""
         connection = self._known(sock)
         peer = sock.getpeername()
         remote, port = unmapped(ip_address(peer[0].split("%", 1)[0])), peer[1]
         local = connection.ordered = sockets.source(interface, remote)
         self._interfaces.ordered[local] = interface.index
-        if local not in self._going and self._is_at(sock, local, interface):
-            return local
-        if not connection.userspace:
-            self._perform(self._adding(weakref.ref(sock), connection, local, interface, failed))
-            return local
-        self._end_stale(local, interface, connection, [sock])
+        if not self._is_at(sock, local, interface):
+            reference = weakref.ref(sock)
+            if connection.userspace:
+                ordering = self._creating(reference, connection, local, (remote, port), interface)
+            else:
+                ordering = _alone(self._ordering(reference, connection, local, interface))
+            self._perform(self._adding(reference, local, interface, ordering, failed), connection)
+        return local
+
+    def _adding(
+        self,
+        reference: weakref.ref[socket.socket],
+        local: IPAddress,
+        interface: Interface,
+        ordering: Operation[None],
+        failed: Callable[[OSError], object],
+    ) -> Operation[None]:
+        try:
+            # Another order may have made a subflow for this connection, too.
+            if not self._has_come(reference, local, interface):
+                yield from ordering
+        except OSError as error:
+            if _opened(reference) is not None:  # a closed connection needs no subflow
+                failed(error)
+
+    def _creating(
+        self,
+        reference: weakref.ref[socket.socket],
+        connection: _Connection,
+        local: IPAddress,
+        peer: tuple[IPAddress, int],
+        interface: Interface,
+    ) -> Operation[None]:
+        """Order a subflow from the userspace path manager.
+
+        :param peer: the address and port of the other end
+        """
+        sock = _opened(reference)
+        stale = self._stale(sock, connection, local, interface) if sock is not None else []
+        del sock
+        if stale:
+            yield from self._destroying(reference, connection, local, stale)
+        if _opened(reference) is None:
+            return
         # An address that was used before must keep its number, or the kernel refuses.
         used = connection.identifiers.values()
         identifier = connection.identifiers.setdefault(local, max(used, default=0) % 255 + 1)
-        self._token_commands.tell(
+        remote, port = peer
+        yield functools.partial(
+            self._commands.tell,
             commands.CMD_SUBFLOW_CREATE,
             netlink.attribute_u32(commands.ATTR_TOKEN, connection.token),
             address_attribute(commands.ATTR_ADDR, local, identifier=identifier, index=interface.index),
             address_attribute(commands.ATTR_ADDR_REMOTE, remote, port=port),
         )
         connection.indexes[local] = interface.index
-        return local
-
-    def _adding(
-        self,
-        reference: weakref.ref[socket.socket],
-        connection: _Connection,
-        local: IPAddress,
-        interface: Interface,
-        failed: Callable[[OSError], object],
-    ) -> Operation[None]:
-        try:
-            # The order for another connection may have made a subflow for this one, too.
-            if not self._has_come(reference, local, interface):
-                yield from _alone(self._ordering(reference, connection, local, interface))
-        except OSError as error:
-            failed(error)
 
     def _ordering(
         self, reference: weakref.ref[socket.socket], connection: _Connection, local: IPAddress, interface: Interface
@@ -263,7 +300,7 @@ class PathManager:
             return  # it is ordered when it is asked for again
         yield from self._adding_endpoint(connection, local, interface)
         # This comes last: when an endpoint's subflow ends, the kernel makes another one.
-        self._end_stale(local, interface, connection, self._open())
+        self._end_stale(local, interface, connection)
         connection.indexes[local] = interface.index
 
     def _has_come(self, reference: weakref.ref[socket.socket], local: IPAddress, interface: Interface) -> bool:
@@ -283,7 +320,7 @@ class PathManager:
         for subflow in self.subflows(sock) or ():
             if subflow.local == address and self._is_confirmed(sock, subflow):
                 connection.to_prompt = address
-                self._perform(self._prompting(connection, subflow, failed))
+                self._perform(self._prompting(connection, subflow, failed), connection)
                 return True
         return False
 
@@ -325,15 +362,12 @@ class PathManager:
             # The peer would count the subflows for minutes, and soon refuse another one. Over IPv4 the kernel repeats their end
             # once the interface is back; over IPv6 they are reset, which is not repeated.
             return False
-        if connection.userspace:
-            if address.version == 6 and why != "lost":
-                # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound to
-                # (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
-                self._reset(sock, remaining)
-            with _ending_by_reset([sock], address):
-                self._destroy(connection, address, remaining)
-            if address.version == 6:
-                self._reset(sock, remaining)
+        if connection.userspace and why == "forbidden":
+            self._reset(sock, remaining)
+            self._perform(self._ending(weakref.ref(sock), connection, address, why, _log_failed_removal, remaining), connection)
+        elif connection.userspace:
+            self._perform(self._ending(weakref.ref(sock), connection, address, why, done), connection)
+            return None
         elif why == "forbidden" or (why == "left" and added):
             self._leave(sock, address, remaining)
         else:
@@ -401,6 +435,39 @@ class PathManager:
         if sock is not None:
             self._reset(sock, ending if address.version == 6 else self._remaining(sock, address))
 
+    def _ending(
+        self,
+        reference: weakref.ref[socket.socket],
+        connection: _Connection,
+        address: IPAddress,
+        why: RemovalReason,
+        done: Callable[[bool | OSError], object],
+        reset: Sequence[Subflow] = (),
+    ) -> Operation[None]:
+        """End the subflows with an address by the userspace path manager.
+
+        :param reset: those that have been reset already
+        """
+        try:
+            sock = _opened(reference)
+            # Unless the address is forbidden, the connection may have come back meanwhile.
+            if sock is not None and (why == "forbidden" or address not in (connection.place, connection.ordered)):
+                remaining = list(dict.fromkeys([*reset, *self._remaining(sock, address)]))
+                if address.version == 6 and why != "lost":
+                    # After an orderly end the kernel answers the peer's FIN by the routing table, whatever the subflow was bound
+                    # to (net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
+                    self._reset(sock, remaining)
+                del sock
+                yield from self._destroying(reference, connection, address, remaining)
+                sock = _opened(reference)
+                if sock is not None and address.version == 6:
+                    self._reset(sock, remaining)
+        except OSError as error:
+            if _opened(reference) is not None:
+                done(error)
+                return
+        done(True)
+
     def retain(self, interfaces: Collection[int]) -> None:
         """Remove the endpoints of interfaces that no longer exist.
 
@@ -456,51 +523,29 @@ class PathManager:
     def close(self) -> None:
         """Close the netlink sockets; the next call opens them again."""
         self._diag_channel.close()
-        self._token_commands.close()
         for close in (self._commands.close, self._listing_channel.close):
             if self.background is not None and self.background.busy:
                 self.background.submit(close, lambda _: None)
             else:
                 close()
 
-    def _perform(self, operation: Operation[None]) -> None:
-        """Carry out an operation after those that were begun before."""
+    def _perform(self, operation: Operation[None], connection: _Connection | None = None) -> None:
+        """Carry out an operation after those that were begun before.
+
+        :param connection: the one that it concerns, if it is not for the in-kernel path manager
+        """
         if os.getpid() != self._process:
             return  # the endpoints belong to the parent of a fork
-        self._operations.append(operation)
-        if len(self._operations) == 1:
-            self._advance(None)
+        operations = connection.operations if connection is not None and connection.userspace else self._operations
+        operations.perform(self._closing(operation), self._background)
 
-    def _advance(self, outcome: Any) -> None:
-        """Go on with the first operation until it waits for the background, and then, in a turn of its own, with the next one.
-
-        :param outcome: the result of its last command, or the exception
-        """
-        while self._operations:
-            operation = self._operations[0]
-            command = None
-            try:
-                command = operation.throw(outcome) if isinstance(outcome, Exception) else operation.send(outcome)
-            except StopIteration:
-                pass
-            except Exception:
-                _logger.exception("an order for multipath endpoints failed; the next ones are not affected")
-            if command is None:
-                outcome = None
-                self._operations.popleft()
-                if self._operations and self.background is not None:
-                    self.background.in_turn(functools.partial(self._advance, None))
-                    return
-                continue
-            if self.background is not None:
-                self.background.submit(command, self._advance)
-                return
-            try:
-                outcome = command()
-            except Exception as error:  # noqa: BLE001 - for the operation
-                outcome = error
-        if not self._connections:
-            self.close()
+    def _closing(self, operation: Operation[None]) -> Operation[None]:
+        """Close the sockets after an operation if nothing is followed any more."""
+        try:
+            yield from operation
+        finally:
+            if not self._connections:
+                self.close()
 
     def _known(self, sock: socket.socket) -> _Connection:
         connection = self._connections.get(sock)
@@ -533,9 +578,13 @@ class PathManager:
             needing |= {token for token in here if token not in ours or address in (ours[token].place, ours[token].ordered)}
         return needing - {besides.token} if besides is not None else needing
 
+    def _is_going(self, subflow: Subflow) -> bool:
+        """Whether a subflow is being ended."""
+        return subflow.local in self._going or subflow in self._going
+
     def _open(self) -> list[socket.socket]:
-        """The sockets of this process's connections. Any of them may get a subflow from an endpoint at any time."""
-        return [sock for sock in self._connections if sock.fileno() != -1]
+        """The sockets of the connections that may get a subflow from an endpoint at any time."""
+        return [sock for sock, connection in self._connections.items() if not connection.userspace and sock.fileno() != -1]
 
     @staticmethod
     def _remaining(sock: socket.socket, address: IPAddress) -> list[Subflow]:
@@ -583,32 +632,37 @@ class PathManager:
 
     def _is_at(self, sock: socket.socket, local: IPAddress, interface: Interface) -> bool:
         """Whether there is a subflow with an address that is not bound to another interface."""
-        return any(self.bound(sock, subflow) in (0, interface.index) for subflow in self._remaining(sock, local))
+        return any(
+            self.bound(sock, subflow) in (0, interface.index)
+            for subflow in self._remaining(sock, local)
+            if not self._is_going(subflow)
+        )
 
     def _can_tell_peer(self, sock: socket.socket, address: IPAddress) -> bool:
         """Whether the interface of a subflow with another address works at this moment. The last reading may be older."""
         others = [subflow for subflow in self.subflows(sock) or () if subflow.local != address]
         return any(index is not None and sockets.is_running(index) for index in (self.bound(sock, other) for other in others))
 
-    def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection, searched: Iterable[socket.socket]) -> None:
-        """End the subflows that have an address but are bound to another interface than ``interface``, which has it now.
+    def _stale(self, sock: socket.socket, connection: _Connection, address: IPAddress, interface: Interface) -> list[Subflow]:
+        """The subflows that have an address but are bound to another interface than ``interface``, which has it now.
 
         This happens when an interface was deleted and made again. A connection whose subflow has not been seen there yet is asked
         when it orders one itself.
+        """
+        if not connection.seen_elsewhere(address, interface.index):
+            return []
+        remaining = self._remaining(sock, address)
+        return [subflow for subflow in remaining if self.bound(sock, subflow) not in (0, interface.index)]
+
+    def _end_stale(self, address: IPAddress, interface: Interface, first: _Connection) -> None:
+        """End the stale subflows of all connections that get another one from the address's endpoint.
 
         :param first: the connection for which a subflow was ordered
-        :param searched: the connections that get a subflow by this order
         """
-        for sock in searched:
+        for sock in self._open():
             connection = self._connections[sock]
-            if not connection.seen_elsewhere(address, interface.index):
-                continue
-            remaining = self._remaining(sock, address)
-            stale = [subflow for subflow in remaining if self.bound(sock, subflow) not in (0, interface.index)]
-            if stale and connection.userspace:
-                with _ending_by_reset([sock], address):
-                    self._destroy(connection, address, stale)
-            elif stale:
+            stale = self._stale(sock, connection, address, interface)
+            if stale:
                 self._reset(sock, stale)
                 connection.indexes[address] = interface.index
                 if connection is not first:
@@ -618,21 +672,37 @@ class PathManager:
         for subflow in subflows:
             sock_diag.reset(self._diag_channel, subflow, (self.bound(sock, subflow), *self._interfaces.existing))
 
-    def _destroy(self, connection: _Connection, address: IPAddress, subflows: list[Subflow]) -> None:
-        token = netlink.attribute_u32(commands.ATTR_TOKEN, connection.token)
+    def _destroying(
+        self, reference: weakref.ref[socket.socket], connection: _Connection, address: IPAddress, subflows: list[Subflow]
+    ) -> Operation[None]:
+        """End subflows with an address by the userspace path manager, and tell the peer that the address is gone."""
         # The kernel keeps the number of a subflow that the peer ended, and refuses to give it to another address.
-        identifier = connection.identifiers.pop(address, 0 if subflows else None)
-        if identifier is not None:
+        identifier = connection.identifiers.get(address, 0 if subflows else None)
+        sock = _opened(reference)
+        if identifier is None or sock is None:
+            return
+        token = netlink.attribute_u32(commands.ATTR_TOKEN, connection.token)
+
+        def destroy() -> None:
             number = netlink.attribute(commands.ATTR_LOC_ID, bytes([identifier]))
-            self._token_commands.tell(commands.CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
-        for subflow in subflows:
-            self._token_commands.tell(
-                commands.CMD_SUBFLOW_DESTROY,
-                token,
-                address_attribute(commands.ATTR_ADDR, subflow.local, port=subflow.local_port),
-                address_attribute(commands.ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
-                harmless=sock_diag.GONE,
-            )
+            self._commands.tell(commands.CMD_REMOVE, token, number, harmless=(errno.EINVAL, *sock_diag.GONE))
+            for subflow in subflows:
+                self._commands.tell(
+                    commands.CMD_SUBFLOW_DESTROY,
+                    token,
+                    address_attribute(commands.ATTR_ADDR, subflow.local, port=subflow.local_port),
+                    address_attribute(commands.ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
+                    harmless=sock_diag.GONE,
+                )
+
+        self._going.update(subflows)
+        try:
+            with _ending_by_reset([sock], address):
+                del sock
+                yield destroy
+        finally:
+            self._going.difference_update(subflows)
+        connection.identifiers.pop(address, None)
 
     def _adding_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> Operation[None]:
         index = interface.index
@@ -688,10 +758,7 @@ class PathManager:
             with contextlib.suppress(OSError):
                 sock.close()
         self._connections.clear()
-        if self.background is not None:
-            self.background.join()
-            self.background = None
-        self._operations.clear()
+        self.background = None
         left: list[bool] = [True]
         while left[-1]:
             self.sweep(left.append)
@@ -820,6 +887,11 @@ def _ending_by_reset(socks: list[socket.socket], address: IPAddress) -> Iterator
 def _opened(reference: weakref.ref[socket.socket]) -> socket.socket | None:
     sock = reference()
     return sock if sock is not None and sock.fileno() != -1 else None
+
+
+def _log_failed_removal(outcome: bool | OSError) -> None:
+    if isinstance(outcome, OSError):
+        _logger.info("cannot tell a multipath peer that an address is gone: %s", outcome)
 
 
 def _open_diag_channel() -> Channel:
