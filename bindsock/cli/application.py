@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: the exit status
     :raises SystemExit: for ``--help``, ``--version`` and usage errors, as argparse does
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
@@ -103,6 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail(str(error), Exit.SYSTEM)
     return status
+
+
+def _open_missing_streams() -> None:
+    """Replace standard streams that were closed at the start by the null device, whose descriptors no socket can then get."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, it stays open
 
 
 class _Version(argparse.Action):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -97,6 +98,19 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
             [sys.executable, "-m", "bindsock", "status"], stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=60
         )
     assert (finished.returncode, finished.stderr) == (141, "")
+
+
+@pytest.mark.lab
+@pytest.mark.usefixtures("lab")
+@pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["status", "status --json", "explain", "watch --count 0", "doctor --no-probe", "run -- true"])
+def test_a_standard_stream_that_is_closed_is_no_traceback(command: str, stream: str) -> None:
+    script = f"exec {shlex.quote(sys.executable)} -m bindsock {command} {stream}"
+    finished = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert finished.returncode == (2 if "watch" in command else 0)
+    assert "Traceback" not in finished.stderr
+    if "2>&-" in stream:
+        assert "bindsock:" not in finished.stdout + finished.stderr
 
 
 def test_a_terminal_gets_colour() -> None:
