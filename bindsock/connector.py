@@ -26,7 +26,7 @@ from bindsock.model.network import FAMILIES, IPAddress, Target, family_of, unmap
 from bindsock.netmon.importing import Imports
 from bindsock.netmon.runtime import runtime_of
 from bindsock.netmon.watcher import Watcher
-from bindsock.options import BetterPath, ConnectOptions, DatagramOptions
+from bindsock.options import BetterPath, ConnectOptions, DatagramOptions, check_hook
 from bindsock.repair import Repairer
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.stream.guard import StreamGuard, StreamGuards, follow_stream
@@ -167,8 +167,11 @@ class Connector:
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the destination leaves by the interface
         :raises BindFailed: the system refused
+        :raises ValueError: the socket is of another family
         """
         try:
+            if sock.family not in FAMILIES:
+                raise ValueError(f"only AF_INET and AF_INET6 sockets can be bound to an interface, not {sock!r}")
             with self.asking() as decider:
                 return decide_and_bind(self.kernel, decider, sock, destination)
         except BaseException:
@@ -217,6 +220,7 @@ class Connector:
         """See :meth:`bindsock.TransportFactory.open_connection`."""
         loop = self.loop
         if on_reconnect is not None:
+            check_hook(on_reconnect, "reader", "writer", "unread")
             if options.sock is not None or (host is None and port is None):
                 raise ValueError("on_reconnect needs a host and a port: a sock cannot be connected anew")
             tls, watcher = options.tls(host), self.watcher

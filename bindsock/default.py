@@ -43,6 +43,20 @@ def running_factory() -> TransportFactory:
     return default.factory
 
 
+def factory_or_running(factory: TransportFactory | None) -> TransportFactory:
+    """A factory that the program may have given, or that of the running event loop.
+
+    :raises RuntimeError: none is given, and no loop is running
+    :raises TypeError: something else is given
+    :raises UnsupportedSystem: there is no kernel backend for this system
+    """
+    if factory is None:
+        return running_factory()
+    if not isinstance(factory, TransportFactory):
+        raise TypeError(f"factory must be a bindsock.TransportFactory, not {factory!r}")
+    return factory
+
+
 def set_factory(loop: asyncio.AbstractEventLoop, factory: TransportFactory) -> None:
     """Make the module's functions use this factory on the event loop."""
     runtime_of(loop).shared(_Default).factory = factory

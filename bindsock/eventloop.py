@@ -296,7 +296,11 @@ def loop_factory(
 
     :param base: the loop class: ``uvloop.Loop``, or asyncio's own
     :return: the class, for ``asyncio.Runner(loop_factory=...)``
+    :raises TypeError: ``base`` is no such class, or an option has the wrong type
+    :raises ValueError: an option is not one of the choices
     """
+    if not (isinstance(base, type) and issubclass(base, asyncio.AbstractEventLoop)):
+        raise TypeError(f"base must be the class of an event loop, such as uvloop.Loop, not {base!r}")
     check_factory(interface, better_path, resolver, repair_routes)
     preferences = preferences_or_default(preferences)
 

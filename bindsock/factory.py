@@ -51,8 +51,8 @@ class TransportFactory:
     """Makes connections that leave by the effective interface, and keeps them on it.
 
     A factory belongs to the event loop, the thread and the network namespace in which it is first used. At the end of an ``async
-    with`` block it stops following its sockets, which stay open and bound. Without a block, it follows each socket until the
-    socket is closed.
+    with`` block it stops following its sockets, which stay open and bound. Without a block, and for connections that are made
+    after it, it follows each socket until the socket is closed.
 
     :param preferences: how to choose among interfaces
     :param interface: the name of the only interface to use; detected unless given
@@ -135,7 +135,8 @@ class TransportFactory:
         ``str()`` of the decision is the text that ``bindsock explain`` prints.
 
         :param destination: an address, or a family for its default route; names are not resolved
-        :raises ValueError: the destination is a name
+        :raises TypeError: the destination is neither an address nor a family
+        :raises ValueError: the destination is a name, or another family
         :raises OSError: the network could not be read
         """
         return self._inspector.explain(destination)
@@ -146,6 +147,7 @@ class TransportFactory:
 
         :param family: ``AF_INET`` or ``AF_INET6``; otherwise that of IPv4, or of IPv6 if IPv4 has none
         :raises NoEffectiveInterface: there is none
+        :raises ValueError: the family is another one
         :raises OSError: the network could not be read
         """
         return self._inspector.effective_interface(family)
@@ -154,6 +156,7 @@ class TransportFactory:
         """The name of the interface that a connection is bound to; ``None`` if it is unbound or closed.
 
         :param connection: a transport of any library, a stream writer, or a socket
+        :raises TypeError: it is none of them
         """
         return self._inspector.interface_of(connection)
 
@@ -161,6 +164,7 @@ class TransportFactory:
         """Whether multipath was negotiated for a connection, and its subflows.
 
         :param connection: a transport of any library, a stream writer, or a socket
+        :raises TypeError: it is none of them
         """
         return self._inspector.multipath_of(connection)
 
@@ -174,6 +178,7 @@ class TransportFactory:
         :raises NoEffectiveInterface: no interface may be used
         :raises NoRoute: no route to the destination leaves by the interface
         :raises BindFailed: the system refused
+        :raises ValueError: the socket is neither AF_INET nor AF_INET6
         """
         try:
             address = unmapped(ip_address(destination)) if isinstance(destination, str) else destination
@@ -223,7 +228,7 @@ class TransportFactory:
         :param connect_timeout: seconds within which each address must answer, instead of the 127 of Linux; ``None`` for the
             system's own limit
         :param dead_after: seconds without an answer from the peer after which the connection fails, for paths that die without
-            an event; no limit unless given
+            an event; at most 65,534, no limit unless given
         :param multipath: use multipath TCP if both the system and the peer support it, so that the byte stream itself moves from
             one interface to another; otherwise plain TCP. :func:`bindsock.multipath_of` reports which of them is in use
         :param drain_timeout: seconds to wait for data in flight on the old connection when it is replaced

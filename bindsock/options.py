@@ -14,7 +14,7 @@ import math
 import operator
 import socket
 import ssl as ssl_module
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
@@ -29,6 +29,9 @@ CONNECT_TIMEOUT = 20.0
 """Seconds within which an address must answer. TCP sends five SYNs in that time (Linux: after 0, 1, 3, 7 and 15 s)."""
 DRAIN_TIMEOUT = 1.0
 """Seconds to wait for data in flight on the old connection when it is replaced."""
+LONGEST_DEAD_AFTER = 65534.0
+"""The kernel probes an idle connection after half of the time, and waits at most 32,767 s before (linux ``include/net/tcp.h``,
+MAX_TCP_KEEPIDLE)."""
 RECONNECT_TIMEOUT = 30.0
 """Seconds after which bindsock gives up replacing a connection."""
 LIMIT = 2**16
@@ -73,6 +76,8 @@ class ConnectOptions:
             _check_seconds("connect_timeout", self.connect_timeout)
         if self.dead_after is not None:
             _check_seconds("dead_after", self.dead_after)
+            if self.dead_after > LONGEST_DEAD_AFTER:
+                raise ValueError(f"dead_after must be at most {LONGEST_DEAD_AFTER:g} seconds, not {self.dead_after!r}")
         if self.drain_timeout is not DRAIN_TIMEOUT:
             _check_seconds("drain_timeout", self.drain_timeout, zero=True)
         if self.reconnect_timeout is not RECONNECT_TIMEOUT:
@@ -82,6 +87,14 @@ class ConnectOptions:
             raise TypeError("drain_timeout must be a number of seconds, not None")
         if self.sock is not None and self.connect_timeout != CONNECT_TIMEOUT:
             raise ValueError("connect_timeout cannot be given with sock=: the socket is connected already")
+        if self.local_addr is not None:
+            _check_address("local_addr", self.local_addr)
+        if self.interleave is not None and not isinstance(self.interleave, int):
+            raise TypeError(f"interleave must be a number of addresses, not {self.interleave!r}")
+        if self.happy_eyeballs_delay is not None:
+            _check_seconds("happy_eyeballs_delay", self.happy_eyeballs_delay, zero=True)
+        if self.sock is not None and self.sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"sock must be a stream socket, not {self.sock!r}")
         if self.sock is not None and self.multipath:
             raise ValueError("multipath=True cannot be given with sock=: a connected socket cannot become multipath")
 
@@ -198,6 +211,30 @@ def _check_seconds(name: str, value: object, *, zero: bool = False) -> None:
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     if math.isnan(value) or not (value > 0 or (zero and value == 0)):
         raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} number of seconds, not {value!r}")
+
+
+def _check_address(name: str, value: object) -> None:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of a host and a port, not {value!r}")
+
+
+def check_hook(hook: object, *parameters: str) -> None:
+    """Check a value of ``on_reconnect``, which is only called when the first connection is lost.
+
+    :param parameters: the names of what the hook is called with
+    :raises TypeError: it cannot be called with them
+    """
+    wanted = f"on_reconnect must be a coroutine function with the parameters {', '.join(parameters)}"
+    if not callable(hook):
+        raise TypeError(f"{wanted}, not {hook!r}")
+    try:
+        signature = inspect.signature(hook)
+    except ValueError:  # some functions that are written in C do not tell
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        raise TypeError(f"{wanted}: {error}") from None
 
 
 def buffer_limits(high: int | None, low: int | None, default: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import bindsock
 import bindsock.anyio
 import bindsock.blocking
 import bindsock.integrations
-from bindsock.integrations import aioquic, grpc, httpx
+from bindsock.integrations import aiodns, aiohttp, aioquic, grpc, httpx
 from bindsock.options import ConnectOptions, DatagramOptions, connect_options, unknown_keyword
 from bindsock.testing import SimulatedKernel, network
 
@@ -277,6 +277,11 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dead_after": "1"}, TypeError, "dead_after must be a number of seconds, not '1'"),
     ({"dead_after": True}, TypeError, "dead_after must be a number of seconds, not True"),
     ({"dead_after": float("nan")}, ValueError, "dead_after must be a positive number of seconds, not nan"),
+    ({"dead_after": 65535}, ValueError, "dead_after must be at most 65534 seconds, not 65535"),
+    ({"local_addr": "192.0.2.9"}, TypeError, "local_addr must be a pair of a host and a port, not '192.0.2.9'"),
+    ({"local_addr": ("192.0.2.9",)}, TypeError, "local_addr must be a pair of a host and a port, not ('192.0.2.9',)"),
+    ({"interleave": "1"}, TypeError, "interleave must be a number of addresses, not '1'"),
+    ({"happy_eyeballs_delay": "1"}, TypeError, "happy_eyeballs_delay must be a number of seconds, not '1'"),
     ({"drain_timeout": -1}, ValueError, "drain_timeout must be a non-negative number of seconds, not -1"),
     ({"drain_timeout": None}, TypeError, "drain_timeout must be a number of seconds, not None"),
     ({"reconnect_timeout": 0}, ValueError, "reconnect_timeout must be a positive number of seconds, not 0"),
@@ -345,6 +350,54 @@ async def test_what_only_counts_for_replaced_connections_is_not_ignored_elsewher
         async def on_reconnect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None: ...
 
         await factory().open_connection(sock=sock, on_reconnect=on_reconnect)
+
+
+async def reader_and_writer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+
+async def one_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes, more: object) -> None: ...
+
+
+@pytest.mark.parametrize("hook", [5, reader_and_writer, one_more])
+async def test_a_hook_that_could_not_be_called_later_is_refused_at_once(hook: Any) -> None:
+    kernel = SimulatedKernel(network())
+    with pytest.raises(TypeError, match="on_reconnect must be a coroutine function with the parameters reader, writer, unread"):
+        await bindsock.TransportFactory(kernel=kernel).open_connection("192.0.2.1", 1, on_reconnect=hook)
+    assert kernel.readings == 0
+
+
+async def test_a_hook_for_anyio_that_could_not_be_called_later_is_refused_at_once() -> None:
+    async def stream_only(stream: object) -> None: ...
+
+    wrong: Any = stream_only
+    with pytest.raises(TypeError, match=r"on_reconnect must be .* the parameters stream, unread: too many positional"):
+        await bindsock.anyio.connect_tcp("192.0.2.1", 1, on_reconnect=wrong)
+
+
+async def test_a_datagram_socket_is_no_connection() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(ValueError, match="sock must be a stream socket"):
+        await factory().open_connection(sock=sock)
+
+
+def test_what_is_no_event_loop_is_no_base_of_one() -> None:
+    wrong: Any = "uvloop"
+    with pytest.raises(TypeError, match=r"base must be the class of an event loop, such as uvloop.Loop, not 'uvloop'"):
+        bindsock.loop_factory(wrong)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda factory: aiohttp.TCPConnector(factory=factory),
+        lambda factory: httpx.NetworkBackend(factory),
+        lambda factory: aiodns.DNSResolver(factory=factory),
+        lambda factory: grpc.insecure_channel("192.0.2.1:1", factory=factory),
+    ],
+    ids=["aiohttp", "httpx", "aiodns", "grpc"],
+)
+async def test_what_is_no_factory_is_refused_by_the_integrations(make: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match=r"factory must be a bindsock.*TransportFactory, not 'wifi0'"):
+        make("wifi0")
 
 
 async def test_a_connected_socket_cannot_become_multipath() -> None:

@@ -14,7 +14,7 @@ from anyio.abc import ByteStream
 
 from bindsock.anyio._draining import ENDS, DrainableStream
 from bindsock.netmon.backoff import Backoff
-from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT, known_keywords_only
+from bindsock.options import DRAIN_TIMEOUT, RECONNECT_TIMEOUT, check_hook, known_keywords_only
 
 if TYPE_CHECKING:
     from bindsock.errors import InterfaceChanged
@@ -43,6 +43,7 @@ class ReconnectingStream(ByteStream):
     :param on_reconnect: called with each new connection
     :param timeout: seconds within which a new connection must be made
     :param drain_timeout: seconds to wait for data in flight on the old connection when it is replaced for a better path
+    :raises TypeError: ``on_reconnect`` cannot be called with a stream and bytes
     """
 
     @known_keywords_only
@@ -54,6 +55,7 @@ class ReconnectingStream(ByteStream):
         timeout: float = RECONNECT_TIMEOUT,
         drain_timeout: float = DRAIN_TIMEOUT,
     ) -> None:
+        check_hook(on_reconnect, "stream", "unread")
         self._connect = connect
         self._on_reconnect = on_reconnect
         self._timeout = timeout

@@ -40,7 +40,7 @@ from bindsock.dial.binding import (
 from bindsock.dial.chosen import on_own_uplink, own_address
 from bindsock.dial.lingering_close import duplicate_if_needed
 from bindsock.dial.nat64 import is_for_translator, log_unknown, synthesized
-from bindsock.dial.resolving import address_of
+from bindsock.dial.resolving import address_of, check_host
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of, pinned_to
 from bindsock.model.network import unmapped
@@ -197,6 +197,7 @@ class BlockingConnector:
     ) -> BlockingSocket:
         """See :func:`create_connection`."""
         host, port = address
+        check_host(host)
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         errors: list[OSError] = []
         with self._asking() as kernel:

@@ -41,6 +41,7 @@ async def resolve(
     """The addresses of a host, by the system's resolver unless the host is numeric.
 
     :raises OSError: the name cannot be resolved (``socket.gaierror``), or it has no address
+    :raises ValueError: the host has a null character
     """
     if isinstance(host, bytes):
         host = host.decode("idna")
@@ -54,8 +55,20 @@ async def resolve(
     return list(infos)
 
 
+def check_host(host: str | bytes | bytearray | None) -> None:
+    """Check that a host has no null character. ``getaddrinfo()`` would resolve what stands before it.
+
+    :raises ValueError: it has one
+    """
+    if host and ("\0" in host if isinstance(host, str) else 0 in host):
+        raise ValueError(f"the host has an embedded null character: {host!r}")
+
+
 def numeric(host: str | None, port: int | str | None, family: int, type: int, proto: int) -> AddrInfo | None:
-    """The address info of a numeric host and port; ``None`` if a resolver must be asked."""
+    """The address info of a numeric host and port; ``None`` if a resolver must be asked.
+
+    :raises ValueError: the host has a null character
+    """
     if not host or not isinstance(port, _PORT):
         return None
     if "%" in host:  # not cached, because another interface may have this name the next time
@@ -64,6 +77,7 @@ def numeric(host: str | None, port: int | str | None, family: int, type: int, pr
 
 
 def _parsed(host: str, port: int | str | None, family: int, type: int, proto: int) -> AddrInfo | None:
+    check_host(host)
     try:
         number = int(port or 0)
         address = _ip_address(host)

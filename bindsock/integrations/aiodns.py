@@ -17,7 +17,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from bindsock.default import running_factory
+from bindsock.default import factory_or_running
 from bindsock.errors import NoEffectiveInterface
 from bindsock.extras import needs
 from bindsock.factory import connector_of
@@ -78,7 +78,7 @@ class DNSResolver:
         for name in ("loop", "local_dev", "local_ip", "sock_state_cb"):
             if name in options:
                 raise TypeError(f"{name} cannot be given: bindsock sets it")
-        self._factory = factory if factory is not None else running_factory()
+        self._factory = factory_or_running(factory)
         self._watcher = connector_of(self._factory).watcher
         self._nameservers = tuple(nameservers) if nameservers else None
         self._options = options

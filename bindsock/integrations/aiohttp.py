@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from bindsock.default import running_factory
+from bindsock.default import factory_or_running
 from bindsock.extras import needs
 from bindsock.factory import connector_of
 from bindsock.model.network import FAMILIES
@@ -42,7 +42,7 @@ class TCPConnector(aiohttp.TCPConnector):
 
     @known_keywords_of(aiohttp.TCPConnector)
     def __init__(self, factory: TransportFactory | None = None, **options: Any) -> None:
-        self._transport_factory = factory if factory is not None else running_factory()
+        self._transport_factory = factory_or_running(factory)
         connector = connector_of(self._transport_factory)
         if connector.has_own_resolver:
             options.setdefault("resolver", FactoryResolver(self._transport_factory))

@@ -12,7 +12,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from bindsock.default import running_factory
+from bindsock.default import factory_or_running
 from bindsock.dial.resolving import address_of
 from bindsock.extras import needs
 from bindsock.factory import connector_of
@@ -61,7 +61,7 @@ async def connect(
     :raises OSError: the name cannot be resolved, or the socket cannot be bound
     :raises ConnectionError: the connection could not be made
     """
-    factory = factory if factory is not None else running_factory()
+    factory = factory_or_running(factory)
     address = (await factory.resolve(host, port, type=socket.SOCK_DGRAM))[0][4]
     if configuration is None:
         configuration = QuicConfiguration(is_client=True)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from bindsock.default import running_factory
+from bindsock.default import factory_or_running
 from bindsock.extras import needs
 from bindsock.netmon.runtime import runtime_of
 from bindsock.options import known_keywords_only
@@ -113,7 +113,7 @@ def _open(
 ) -> grpc.aio.Channel:
     loop = asyncio.get_running_loop()
     arguments: dict[str, Any] = {"compression": compression, "interceptors": interceptors}
-    factory = factory if factory is not None else running_factory()
+    factory = factory_or_running(factory)
     endpoints: list[Endpoint] = []
 
     def endpoint() -> Endpoint:

@@ -57,10 +57,13 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
     """An httpcore network backend: ``httpcore.AsyncConnectionPool(network_backend=NetworkBackend())``.
 
     :param factory: makes the connections; the event loop's own unless given
+    :raises TypeError: the factory is not one of :mod:`bindsock.anyio`
     """
 
     @known_keywords_only
     def __init__(self, factory: TransportFactory | None = None) -> None:
+        if factory is not None and not isinstance(factory, TransportFactory):
+            raise TypeError(f"factory must be a bindsock.anyio.TransportFactory, not {factory!r}")
         self._connect = factory.connect_tcp if factory is not None else connect_tcp
 
     async def connect_tcp(

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from bindsock.dial.race import broken
-from bindsock.dial.resolving import AddrInfo, resolve
+from bindsock.dial.resolving import AddrInfo, check_host, resolve
 from bindsock.model.change import Cause
 from bindsock.model.decision import Path, path_of
 from bindsock.model.network import FAMILIES, family_of
@@ -85,7 +85,9 @@ class BoundResolver:
         :raises NoEffectiveInterface: there is no interface to ask by
         :raises NoResolver: this system has no resolver that can ask by an interface
         :raises socket.gaierror: the name does not exist, or no server answered
+        :raises ValueError: the host has a null character
         """
+        check_host(host)
         if not host or flags & socket.AI_NUMERICHOST or is_address(host) or family not in (0, *FAMILIES):
             return await resolve(host, port, family=family, type=type, proto=proto, flags=flags)
         families = [f for f in FAMILIES if family in (0, f)]

@@ -209,7 +209,7 @@ def _numeric(sock: socket.socket, address: Any) -> SockAddr | None:
     """The address with a numeric host, as the system resolves it; ``None`` for hosts with a special meaning to the system."""
     host, port, *rest = address
     text = host if isinstance(host, str) else bytes(host).decode("ascii", "replace")
-    if text in ("", "<broadcast>"):
+    if text in ("", "<broadcast>") or "\0" in text:  # Python itself refuses the last
         return None
     try:
         address_of((text, port, *rest))

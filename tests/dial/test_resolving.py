@@ -35,6 +35,12 @@ def test_numeric_hosts(host: str | None, port: Any, family: int, sockaddr: tuple
         assert info == (socket.AF_INET6 if len(info[4]) == 4 else socket.AF_INET, STREAM, socket.IPPROTO_TCP, "", sockaddr)
 
 
+@pytest.mark.parametrize("host", ["localhost\0.example", "127.0.0.1\0x", "fe80::1%lo\0x", b"localhost\0"])
+async def test_a_host_with_a_null_character_is_not_cut_there(host: Any) -> None:
+    with pytest.raises(ValueError, match="embedded null"):
+        await resolve(host, 80, type=STREAM)
+
+
 def test_it_agrees_with_the_system() -> None:
     for host in ("127.0.0.1", "::1", "2001:db8::5"):
         theirs = socket.getaddrinfo(host, 443, type=STREAM, flags=socket.AI_NUMERICHOST)
