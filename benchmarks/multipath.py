@@ -203,5 +203,6 @@ def measure(size: Size) -> Iterator[Row]:
                     yield alone(row, "ms", blocked, scale=1e3, limit=limit)
                 with _removing_endpoints():
                     blocked = runner.run(_blocked(lab, actor, 2 * size.slow_rounds, what, 1))
-                row = f"the same while another program removes endpoints, {name} path manager ({words})"
+                moving = "a multipath connection moves while another program removes endpoints"
+                row = f"{moving}, {name} path manager: the loop's longest turn ({words})"
                 yield alone(row, "ms", blocked, scale=1e3, limit=2.0)
