@@ -30,6 +30,9 @@ CONFIRMED_WITHIN = 5.0
 DELAY = 0.05
 """Seconds after which peers are prompted, all at once: with the in-kernel path manager a prompt is for all connections."""
 
+REPEATED_AFTER = 1.0
+"""Seconds after which a prompt is repeated, once, since it may have been lost."""
+
 
 class Continuity:
     """Notices that none of the subflows of one connection works any more, and prompts the peer by a new one.
@@ -45,6 +48,7 @@ class Continuity:
         self._sock = weakref.ref(sock)
         self._prompt: tuple[IPAddress, frozenset[Subflow], float] | None = None
         """The local address of the subflow by which to prompt, the subflows that can work, and until when to try."""
+        self._repetition: Timer | None = None
 
     def note(self, carriers: frozenset[Subflow]) -> None:
         """Note which subflows can work now."""
@@ -62,6 +66,9 @@ class Continuity:
     def close(self) -> None:
         """Prompt no more."""
         self._prompt = None
+        if self._repetition is not None:
+            self._repetition.cancel()
+            self._repetition = None
 
     def _attempt(self) -> bool:
         """Prompt the peer. Returns whether there is nothing more to do."""
@@ -69,17 +76,29 @@ class Continuity:
         if due is None or sock is None or sock.fileno() == -1:
             return True
         address, carriers, until = due
-        try:
-            done = self._paths.prompt(sock, address, self._failed)
-        except OSError as error:
-            self._failed(error)
-            done = True
-        if done:
+        if self._order(sock, address):
             self.carriers = carriers
+            if self._repetition is not None:
+                self._repetition.cancel()
+            self._repetition = self._runtime.call_later(REPEATED_AFTER, functools.partial(self._repeat, address))
         elif self._runtime.time() < until:
             return False
         self._prompt = None
         return True
+
+    def _repeat(self, address: IPAddress) -> None:
+        self._repetition = None
+        sock = self._sock()
+        if sock is not None and sock.fileno() != -1:
+            self._order(sock, address)
+
+    def _order(self, sock: socket.socket, address: IPAddress) -> bool:
+        """Prompt by the subflow with a local address. Returns false if the peer has not confirmed that yet."""
+        try:
+            return self._paths.prompt(sock, address, self._failed)
+        except OSError as error:
+            self._failed(error)
+            return True
 
     @staticmethod
     def _failed(error: OSError) -> None:
