@@ -14,6 +14,7 @@ from bindsock.cli import documents, routes
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, document
 from bindsock.cli.values import why_no_host
+from bindsock.cli.waiting import interruptible
 from bindsock.dial.resolving import address_of
 from bindsock.factory import connector_of
 from bindsock.kernel import Kernel
@@ -182,7 +183,7 @@ def _resolve(host: str, wanted: tuple[socket.AddressFamily, ...]) -> list[IPAddr
         return reason
     try:
         family = wanted[0] if len(wanted) == 1 else socket.AF_UNSPEC
-        infos = socket.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
+        infos = interruptible(socket.getaddrinfo, host, None, family=family, type=socket.SOCK_STREAM)
     except OSError as error:
         return f"{host} has no address: {error.strerror}"
     return list(dict.fromkeys(address_of(info[4]) for info in infos if info[0] in wanted))

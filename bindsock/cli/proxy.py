@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bindsock.cli import values
+from bindsock.cli import values, waiting
 from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, fail, families
 from bindsock.factory import TransportFactory
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING if arguments.quiet else logging.INFO
     )
-    asyncio.run(_run(arguments, credentials, resolver))
+    waiting.run(_run(arguments, credentials, resolver))
     return Exit.OK
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 
@@ -28,3 +29,36 @@ def test_a_command_that_is_started_with_ctrl_c_ignored_ignores_it(lab: Lab) -> N
         finally:
             process.terminate()
     assert process.returncode == -signal.SIGTERM
+
+
+DEAF = """\
+import signal, socket, sys, time
+def getaddrinfo(*arguments, **options):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # like a call of the C library, which no signal ends
+    print("asked", file=sys.stderr, flush=True)
+    time.sleep(3600)
+socket.getaddrinfo = getaddrinfo
+from bindsock.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["explain nope.invalid", "demo nope.invalid", "proxy --listen 127.0.0.1:0"])
+def test_ctrl_c_does_not_wait_for_a_name_server(lab: Lab, command: str) -> None:
+    deaf = [sys.executable, "-c", DEAF, *command.split()]
+    with subprocess.Popen(deaf, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            if command.startswith("proxy"):
+                port = int(process.stdout.readline().split()[-1])
+                client = socket.create_connection(("127.0.0.1", port), timeout=30)
+                client.sendall(b"CONNECT nope.invalid:80 HTTP/1.1\r\n\r\n")
+            while "asked" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+            if command.startswith("proxy"):
+                client.close()

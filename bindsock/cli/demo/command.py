@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.cli import documents, routes, values
+from bindsock.cli import documents, routes, values, waiting
 from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Display
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.svg is not None:
             return fail("--svg needs the laboratory: Linux, and no HOST", Exit.USAGE)
         printer = Printer(sys.stderr if arguments.json else sys.stdout)
-        shown, found = asyncio.run(machine.show(printer, arguments.host, arguments.port))
+        shown, found = waiting.run(machine.show(printer, arguments.host, arguments.port))
     else:
         try:
             enter_user_namespace()

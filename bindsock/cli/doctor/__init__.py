@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 from collections.abc import Mapping
 from typing import Any
 
-from bindsock.cli import values
+from bindsock.cli import values, waiting
 from bindsock.cli.doctor.advice import advice
 from bindsock.cli.doctor.examination import Examination
 from bindsock.cli.doctor.probing import Target, probe
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_probe:
         uplinks = _to_probe(report, asked.interface)
         servers = usable_servers(report["names"]["servers"])
-        probes = asyncio.run(probe(uplinks, target, asked.preferences, servers))
+        probes = waiting.run(probe(uplinks, target, asked.preferences, servers))
     report |= {"target": {"host": target.host, "port": target.port}, "probes": probes}
     report["advice"] = advice(report)
     status = Exit.OK if _works(report) else Exit.NO
