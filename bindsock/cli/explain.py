@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from bindsock.cli import documents, routes
-from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families, no_such_interface
 from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, document
 from bindsock.cli.values import why_no_host
 from bindsock.cli.waiting import interruptible
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
             document({"defaults": [_document(e) for e in defaults]})
         else:
             _show(Printer(), defaults)
-            if not reachable:
+            if not any(e.reachable or e.advice for e in defaults):
                 print("  advice: name a host to see what to do: bindsock explain example.com")
         return Exit.OK if reachable else Exit.NO
     if arguments.json:
@@ -137,6 +137,8 @@ def explain(
 
 
 def _advice(kernel: Kernel, decider: Decider, decision: Decision, target: socket.AddressFamily | IPAddress) -> str | None:
+    if decider.pin is not None and not decision.unbound and decider.network.named(decider.pin) is None:
+        return no_such_interface(decider.pin, decider.network)
     if decision.unbound or isinstance(target, socket.AddressFamily):
         return None
     interface = decision.interface or _nearest(decision, decider)

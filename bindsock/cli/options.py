@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import enum
 import socket
 import sys
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from bindsock import kernel as kernels
 from bindsock.cli import values
@@ -16,6 +17,9 @@ from bindsock.factory import TransportFactory
 from bindsock.model.network import FAMILIES
 from bindsock.model.preferences import Cost, Preferences, Tunnels
 from bindsock.resolvers import InterfaceResolver
+
+if TYPE_CHECKING:
+    from bindsock.model.network import Network
 
 
 class Exit(enum.IntEnum):
@@ -123,6 +127,13 @@ def factory(arguments: argparse.Namespace, *, resolver: Resolve | InterfaceResol
         resolver=resolver,
         repair_routes=getattr(arguments, "repair_routes", False),
     )
+
+
+def no_such_interface(name: str, network: Network) -> str:
+    """What to tell about a name that no interface has."""
+    names = [interface.name for interface in network.interfaces.values()]
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"there is no interface {name}; " + (f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(names)}")
 
 
 def families(arguments: argparse.Namespace) -> tuple[socket.AddressFamily, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail, families, preferences
+from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail, families, no_such_interface, preferences
 from bindsock.cli.output import BAD, GOOD, Printer, document
 from bindsock.model.network import family_name
 from bindsock.model.preferences import Preferences
@@ -86,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
             for repair in planned.make:
                 repairs.make(repair)
         existing = repairs.existing()
+    except PermissionError as error:
+        option = "--undo" if arguments.undo else "--apply"
+        return fail(f"the system refused ({error.strerror}): {option} needs CAP_NET_ADMIN, so run it as root", Exit.SYSTEM)
     finally:
         repairs.close()
         asked.kernel.close()
@@ -98,7 +101,7 @@ def _why_not(name: str, network: Network, preferences: Preferences, wanted: Sequ
     """Why the only interface to use gets no repair; ``None`` if it may get one."""
     interface = network.named(name)
     if interface is None:
-        return f"there is no interface {name}"
+        return no_such_interface(name, network)
     refusals = [why_unusable(interface, family, preferences) for family in wanted]
     reasons = dict.fromkeys(refusal.reason for refusal in refusals if refusal is not None)
     return f"{name} {' and '.join(reasons)}: it gets no route" if None not in refusals else None

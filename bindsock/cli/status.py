@@ -70,7 +70,7 @@ def show(printer: Printer, network: Network, decisions: list[Decision], preferen
             reasons = [("     ", "-", c.interface, c.reason) for c in decision.candidates]
             printer.lines(columns(reasons), "dim")
     if chosen is None:
-        printer.line("to see what to do: bindsock explain HOST", "dim")
+        printer.line("to see what to do: bindsock doctor", "dim")
     printer.line()
     effective = {d.interface.index for d in decisions if d.interface is not None}
     rows: list[tuple[str, ...]] = [("", "interface", "kind", "state", "mtu", "addresses")]

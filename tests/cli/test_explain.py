@@ -138,3 +138,11 @@ def test_what_is_no_host_name_is_told_with_what_may_be_meant(kernel: SimulatedKe
     status, out, err = run("explain", "example.com:443", "")
     assert (status, out.strip()) == (1, "")
     assert err == "bindsock: 'example.com:443' is not a host name; did you mean example.com?\nbindsock: '' is not a host name\n"
+
+
+def test_a_pin_without_an_interface_has_an_advice(kernel: SimulatedKernel, run: Run) -> None:
+    for hosts in ((), ("192.0.2.9",)):
+        status, out, _ = run("explain", "-4", "--interface", "nope", *hosts)
+        assert status == 1
+        assert "  advice: there is no interface nope; there are lo0, en0, en1, utun4\n" in out
+        assert "name a host" not in out

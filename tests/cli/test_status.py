@@ -103,3 +103,8 @@ def test_a_pin_beats_detection(kernel: SimulatedKernel, run: Run) -> None:
 def test_one_reading_serves_the_whole_answer(kernel: SimulatedKernel, run: Run) -> None:
     run("status")
     assert kernel.readings == 1
+
+
+def test_where_no_interface_is_left_it_names_the_command_that_helps(kernel: SimulatedKernel, run: Run) -> None:
+    for options in (("--interface", "nope"), ("--exclude", "*")):
+        assert "\nto see what to do: bindsock doctor\n" in run("status", *options)[1]

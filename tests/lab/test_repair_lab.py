@@ -391,19 +391,21 @@ def test_a_dry_run_prints_what_apply_does(lab: Lab, run: Run) -> None:
     assert tables(lab) == before
 
 
-def test_nobody_gets_the_dry_run_and_a_refusal(lab: Lab) -> None:
+def test_nobody_gets_the_dry_run_and_a_refusal(lab: Lab, run: Run) -> None:
     lab.vpn_up("policy-kill")
 
-    def statuses() -> tuple[int, int]:
+    def said() -> tuple[list[int], str]:
         import contextlib
         import io
 
         from bindsock.cli import main
 
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return main(["repair"]), main(["repair", "--apply"])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+            return [main(["repair", *options]) for options in ([], ["--apply"], ["--undo"])], errors.getvalue()
 
-    assert as_nobody(statuses) == (1, 3)
+    assert run("repair", "--apply", "--interface", "eth0")[0] == 0  # so that there is something to undo
+    refused = "bindsock: the system refused (Operation not permitted): {} needs CAP_NET_ADMIN, so run it as root\n"
+    assert as_nobody(said) == ([1, 3, 3], refused.format("--apply") + refused.format("--undo"))
 
 
 def repaired(lab: Lab) -> set[str]:
@@ -430,7 +432,7 @@ def test_the_only_interface_to_use_is_the_only_one_that_the_command_touches(lab:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--interface", "nope"), "there is no interface nope"),
+        (("--interface", "nope"), "there is no interface nope; there are lo, wifi0, eth0, tun0"),
         (("--interface", "tun0"), "tun0 is a tunnel: it gets no route"),
         (("--interface", "lo"), "lo is the loopback: it gets no route"),
         (("--interface", "eth0", "--exclude", "eth*"), "eth0 excluded by 'eth*': it gets no route"),

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = Target(arguments.host, arguments.port, arguments.timeout)
     probes = []
     if not arguments.no_probe:
-        uplinks = _to_probe(report, asked.interface)
+        uplinks = _to_probe(report)
         servers = usable_servers(report["names"]["servers"])
         probes = waiting.run(probe(uplinks, target, asked.preferences, servers))
     report |= {"target": {"host": target.host, "port": target.port}, "probes": probes}
@@ -88,13 +88,14 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _to_probe(report: Mapping[str, Any], pin: str | None) -> list[tuple[str, socket.AddressFamily]]:
+def _to_probe(report: Mapping[str, Any]) -> list[tuple[str, socket.AddressFamily]]:
     numbers = {family_name(family): family for family in (socket.AF_INET, socket.AF_INET6)}
+    pin = report["pinned"]
     found = [
         (uplink["name"], numbers[family["family"]])
         for uplink in report["uplinks"]
         for family in uplink["families"]
-        if family["fit"] and pin in (None, uplink["name"])
+        if family["fit"] and (pin is None or pin["name"] == uplink["name"])
     ]
     return found[:_MOST_PROBES]
 

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
 
 def advice(report: Mapping[str, Any]) -> list[str]:
     """What to do, one sentence for each step, in order. If nothing is wrong, the only sentence says so."""
-    steps = list(dict.fromkeys([*_links(report), *_routes(report), *_firewall(report), *_filter(report), *_probes(report)]))
+    pin = report.get("pinned")
+    if pin is not None:
+        if pin["problem"] is not None:
+            return [pin["problem"]]
+        report = {**report, "uplinks": [uplink for uplink in report["uplinks"] if uplink["name"] == pin["name"]]}
+    links = _links(report) if pin is None else ()
+    steps = list(dict.fromkeys([*links, *_routes(report), *_firewall(report), *_filter(report), *_probes(report)]))
     if not steps:
         names = list(dict.fromkeys(d["interface"] for d in report["effective"] if d["interface"] is not None))
         where = f"connections leave by {' and '.join(names)}" if names else "there is no interface to connect by"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bindsock.cli import documents
 from bindsock.cli.doctor import programs, system
 from bindsock.cli.doctor.firewall import obstacles
+from bindsock.cli.options import no_such_interface
 from bindsock.model.network import InterfaceKind, family_name
 from bindsock.netmon.no_interface import ANYWHERE
 from bindsock.routing.usable import why_unusable
@@ -50,11 +51,15 @@ class Examination:
             rules = self._try("policy rules", lambda: tuple(administration.rules()), ())
             routes = self._try("routes", lambda: tuple(administration.routes()), routes)
         chains, unread = system.firewall() if administration is not None else ([], [])
-        fit = [u["name"] for u in uplinks if any(f["fit"] for f in u["families"])]
+        pinned = self._pinned(decisions)
+        fit = [
+            u["name"] for u in uplinks if any(f["fit"] for f in u["families"]) and (pinned is None or pinned["name"] == u["name"])
+        ]
         return {
             "machine": system.machine(),
             "capabilities": system.capabilities(),
             "container": system.container(),
+            "pinned": pinned,
             "effective": [documents.decision(decision) for decision in decisions],
             "default": [
                 {"family": family_name(o.family), "interface": o.interface, "tunnel": o.tunnel, "how": o.how}
@@ -80,6 +85,21 @@ class Examination:
             "multipath": system.multipath(),
             "names": system.names(),
             "failures": self.failures,
+        }
+
+    def _pinned(self, decisions: Sequence[Decision]) -> dict[str, Any] | None:
+        """The only interface to use, and why it cannot be used, if it cannot."""
+        name, network = self._decider.pin, self._decider.network
+        if name is None:
+            return None
+        interface = network.named(name)
+        if interface is None:
+            return {"name": name, "problem": no_such_interface(name, network)}
+        reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates if not c.taken)
+        refused = all(decision.interface is None for decision in decisions)
+        return {
+            "name": interface.name,
+            "problem": f"{'; '.join(reasons)}: omit --interface, or name another" if refused else None,
         }
 
     def _uplink(self, interface: Interface, decisions: Sequence[Decision]) -> dict[str, Any]:

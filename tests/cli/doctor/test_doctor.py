@@ -7,7 +7,7 @@ from typing import Any
 
 from bindsock.cli.doctor.advice import advice
 from bindsock.testing import SimulatedKernel, network
-from tests.cli.conftest import LOOPBACK, Run, only_vpn
+from tests.cli.conftest import LOOPBACK, TUNNEL, WIFI, WIRED, Run, only_vpn
 
 
 def test_the_report_has_a_part_for_each_question(kernel: SimulatedKernel, run: Run) -> None:
@@ -88,3 +88,26 @@ def test_a_failure_without_an_explanation_says_what_could_not_be_seen() -> None:
 
 def test_where_all_is_well_nothing_is_to_do() -> None:
     assert advice(a_report(probes=[probed(None)])) == ["nothing: connections leave by eth0"]
+
+
+def test_a_pin_without_an_interface_is_what_is_wrong(kernel: SimulatedKernel, run: Run) -> None:
+    status, out, _ = run("doctor", "--json", "--interface", "nope", "192.0.2.9")
+    report = json.loads(out)
+    assert (status, report["probes"]) == (1, [])
+    assert report["advice"] == ["there is no interface nope; there are lo0, en0, en1, utun4"]
+    _, out, _ = run("doctor", "--json", "--interface", "en9", "192.0.2.9")
+    assert json.loads(out)["advice"] == ["there is no interface en9; did you mean en1?"]
+
+
+def test_a_pinned_interface_that_is_no_use_is_what_is_wrong(kernel: SimulatedKernel, run: Run) -> None:
+    _, out, _ = run("doctor", "--json", "--no-probe", "--interface", "en1", "-6")
+    assert json.loads(out)["advice"] == ["en1 is pinned, but has no IPv6 address: omit --interface, or name another"]
+
+
+def test_the_advice_is_about_the_pinned_interface_only(kernel: SimulatedKernel, run: Run) -> None:
+    kernel.change(
+        network(LOOPBACK, WIFI, WIRED, TUNNEL, "default dev utun4 metric 50", "default via 192.0.2.1 dev en0 metric 600")
+    )
+    _, out, _ = run("doctor", "--json", "--no-probe", "--interface", "en1", "-4")
+    (step,) = json.loads(out)["advice"]
+    assert step.startswith("give en1 a route to ")
