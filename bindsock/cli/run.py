@@ -14,7 +14,7 @@ from bindsock.cli.options import Exit, add_json, add_preferences, add_repair, fa
 from bindsock.cli.output import document
 from bindsock.run import ledger
 from bindsock.run.beside import proxy_beside, repairs_beside
-from bindsock.run.environment import for_children, for_others, obstacle
+from bindsock.run.environment import UNLESS, for_children, for_others, is_refused, obstacle
 from bindsock.run.policy import RunPolicy
 from bindsock.run.supervising import end_like, run_child
 from bindsock.run.table import PATCHES
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 The program needs no change. Covered are asyncio, uvloop, blocking sockets, trio, gRPC, c-ares, and Python programs that it
 starts. Servers, loopback and UNIX sockets are left alone. Not covered are libraries that connect in C, like libpq and libcurl,
-and programs that are not Python; --proxy is for those. The system resolves names.
+Python with -I, -E or -S, and programs that are not Python; --proxy is for those. The system resolves names.
 
 examples:
   bindsock run -- python app.py
@@ -76,14 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.report:
         arguments.parser.error("--json needs --report")
     reason = obstacle(command)
-    if reason is not None and reason.startswith("python -"):
+    if reason is not None and is_refused(reason):
         return fail(reason, Exit.SYSTEM)
     policy = RunPolicy(arguments.interface, preferences(arguments))
     if not arguments.quiet:
         _announce(policy, reason, proxy=arguments.proxy)
     try:
         if arguments.report or arguments.proxy or arguments.repair_routes:
-            return _supervise(command, policy, arguments)
+            return _supervise(command, policy, arguments, reason)
         environment = os.environ | for_children(policy, os.environ)
         sys.stderr.flush()
         os.execvpe(command[0], command, environment)
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     raise AssertionError("execvpe() does not return")
 
 
-def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace) -> int:
+def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace, reason: str | None) -> int:
     with contextlib.ExitStack() as stack:
         if arguments.repair_routes:
             stack.enter_context(repairs_beside(policy))
@@ -106,7 +106,11 @@ def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Na
             environment |= for_others(proxy, os.environ)
         status = run_child(command, environment)
         if journal is not None:
-            _report(ledger.read_journal(journal), as_json=arguments.json)
+            entries = ledger.read_journal(journal)
+            if reason is not None:
+                detail = f"{reason}; Python programs that it starts are covered, {UNLESS}"
+                entries[ledger.Entry("left alone", "programs", detail)] += 1
+            _report(entries, as_json=arguments.json)
     return end_like(status)
 
 
@@ -119,7 +123,7 @@ def _announce(policy: RunPolicy, reason: str | None, *, proxy: bool) -> None:
     print(f"bindsock: {way}; covered: {covered}", file=sys.stderr)
     if reason is not None:
         what = "it has the proxy's address in http_proxy" if proxy else "its own connections are not covered (see --proxy)"
-        print(f"bindsock: {reason}: {what}; Python programs that it starts are covered", file=sys.stderr)
+        print(f"bindsock: {reason}: {what}; Python programs that it starts are covered, {UNLESS}", file=sys.stderr)
 
 
 def _report(entries: Mapping[ledger.Entry, int], *, as_json: bool) -> None:

@@ -24,6 +24,8 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL
 _SITE = Path(__file__).parent / "site"
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*t?d?(\.exe)?")
 _ISOLATING = frozenset("EIS")
+UNLESS = "unless with -I, -E or -S"
+"""Which Python programs are not covered if something else than a covered Python program starts them."""
 
 
 def for_children(policy: RunPolicy, environment: Mapping[str, str]) -> dict[str, str]:
@@ -54,9 +56,15 @@ def obstacle(command: Sequence[str], path: str | None = None) -> str | None:
         flag = next((flag for flag in _flags(command[1:]) if _ISOLATING.intersection(flag)), None)
         return f"python -{flag} does not load bindsock" if flag is not None else None
     interpreter = _shebang(program)
-    if any(_PYTHON.fullmatch(Path(word).name) for word in interpreter):
-        return obstacle(interpreter, path) if _PYTHON.fullmatch(Path(interpreter[0]).name) else None
+    for number, word in enumerate(interpreter):
+        if _PYTHON.fullmatch(Path(word).name):
+            return obstacle(interpreter[number:], path)
     return f"{Path(command[0]).name} is not Python"
+
+
+def is_refused(reason: str) -> bool:
+    """Whether a command with this :func:`obstacle` is not started: it is Python, and would connect unbound."""
+    return reason.startswith("python -")
 
 
 def _flags(arguments: Sequence[str]) -> list[str]:

@@ -98,7 +98,7 @@ def document(entries: Mapping[Entry, int]) -> list[dict[str, Any]]:
 def lines(entries: Mapping[Entry, int]) -> list[str]:
     """The entries as text for people."""
     if not entries:
-        return ["no connection was made"]
+        return ["no covered Python program has made a connection"]
     return [_line(entry, count) for entry, count in _ordered(entries)]
 
 

@@ -1,12 +1,15 @@
-"""A patch for child processes: Python programs are covered in any environment; other programs are counted in the ledger."""
+"""A patch for child processes: Python programs are covered in any environment, those that cannot be covered are not started, and
+other programs are counted in the ledger."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from bindsock.run.environment import for_children, for_others, obstacle
+from bindsock.errors import BindFailed
+from bindsock.run.environment import UNLESS, for_children, for_others, is_refused, obstacle
 from bindsock.run.patching import replace
 
 if TYPE_CHECKING:
@@ -22,6 +25,10 @@ def patch(context: Context, module: ModuleType) -> None:
     @functools.wraps(initialise)
     def __init__(self: Any, args: Any, *rest: Any, **options: Any) -> None:
         reason = _obstacle(args, options)
+        if reason is not None and is_refused(reason):
+            context.ledger.note("refused", "programs", reason)
+            message = f"not started: {reason}, so its connections would not be bound"
+            raise BindFailed(message, errno=errno.EPERM, call="subprocess.Popen")
         if reason is not None:
             context.ledger.note("left alone", "programs", reason)
         environment = options.get("env")
@@ -37,7 +44,7 @@ def patch(context: Context, module: ModuleType) -> None:
 
 def _obstacle(args: Any, options: dict[str, Any]) -> str | None:
     if options.get("shell"):
-        return "a shell command; Python programs in it are covered"
+        return f"a shell command; Python programs in it are covered, {UNLESS}"
     words = [args] if isinstance(args, str | bytes | os.PathLike) else list(args)
     if options.get("executable") is not None:
         words[:1] = [options["executable"]]

@@ -299,6 +299,58 @@ def test_a_program_that_cannot_be_covered_is_not_started() -> None:
     assert "cannot be covered and is not started" in done.stderr
 
 
+@pytest.mark.parametrize("flag", ["-I", "-E", "-S", "-bI"])
+def test_a_child_that_cannot_be_covered_is_not_started(lab: Lab, tmp_path: Path, flag: str) -> None:
+    program = script(
+        tmp_path,
+        f"""
+        import asyncio, subprocess, sys
+        import bindsock
+        command = [sys.executable, {flag!r}, "-c", "print('runs')"]
+        async def start():
+            await asyncio.create_subprocess_exec(*command)
+        for attempt in (lambda: subprocess.run(command), lambda: subprocess.run(command, env={{}}), lambda: asyncio.run(start())):
+            try:
+                attempt()
+            except bindsock.BindFailed as error:
+                print(error)
+        """,
+    )
+    done = run(PYTHON, program, options=REPORT)
+    said = f"not started: python {flag} does not load bindsock, so its connections would not be bound (call subprocess.Popen"
+    assert [line.startswith(said) for line in done.stdout.splitlines()] == [True] * 3, done.stdout + done.stderr
+    detail = f"python {flag} does not load bindsock"
+    assert report_of(done) == [{"outcome": "refused", "what": "programs", "detail": detail, "count": 3}]
+
+
+def test_what_a_shell_starts_is_told_as_it_is(lab: Lab, tmp_path: Path) -> None:
+    line = f"{PYTHON} -I -c pass"
+    done = run("sh", "-c", line, options=("--report", "--"))
+    unless = "Python programs that it starts are covered, unless with -I, -E or -S"
+    assert (
+        done.stderr.splitlines()[1] == f"bindsock: sh is not Python: its own connections are not covered (see --proxy); {unless}"
+    )
+    assert done.stderr.splitlines()[2:] == [f"bindsock: 1 left alone (programs): sh is not Python; {unless}"]
+    program = script(tmp_path, f"import subprocess; subprocess.run({line!r}, shell=True)")
+    done = run(PYTHON, program, options=("--quiet", "--report", "--"))
+    assert done.stderr.splitlines() == [
+        "bindsock: 1 left alone (programs): a shell command; Python programs in it are covered, unless with -I, -E or -S"
+    ]
+
+
+def test_a_report_without_connections_says_whose_it_counts(lab: Lab) -> None:
+    done = run(PYTHON, "-c", "", options=("--quiet", "--report", "--"))
+    assert done.stderr == "bindsock: no covered Python program has made a connection\n"
+
+
+def test_a_script_for_env_with_flags_is_not_started(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/usr/bin/env -S python3 -I\nprint('runs')\n")
+    program.chmod(0o755)
+    done = run(str(program), options=("--",))
+    assert (done.returncode, done.stdout) == (3, "")
+
+
 def test_another_interpreter_need_not_have_bindsock(lab: Lab, servers: Servers, tmp_path: Path) -> None:
     subprocess.run([sys._base_executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)  # type: ignore[attr-defined]
     program = script(tmp_path, URLLIB)
