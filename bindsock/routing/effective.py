@@ -16,7 +16,7 @@ For a destination, the decider asks for :class:`~bindsock.model.network.Answers`
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from bindsock.model.decision import Basis, Candidate, Decision, Path, path_of
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Decider", "Preferences", "decide", "is_expensive"]
 
 _DEFAULT = Preferences()
+_BROADCAST = IPv4Address("255.255.255.255")
 _REMEMBERED = 1 << 16
 """How many decisions are cached, so that a crawler does not fill the memory while the network does not change."""
 
@@ -464,6 +465,16 @@ def _is_multicast(address: IPAddress) -> bool:
     return int(address) >> 28 == 0xE if address.version == 4 else int(address) >> 120 == 0xFF
 
 
+def _has_next_hop(target: Target) -> bool:
+    """Whether the next hop of a route can matter. What is for everybody on the link, or link-local in IPv6, passes no router."""
+    if isinstance(target, int):
+        return True
+    address = unmapped(target)
+    if _is_multicast(address) or (address.version == 6 and _is_link_local(address)):
+        return False
+    return address != _BROADCAST
+
+
 def _with_target(decision: Decision, target: Target) -> Decision:
     """The same decision for another target."""
     return Decision(
@@ -474,7 +485,7 @@ def _with_target(decision: Decision, target: Target) -> Decision:
         decision.unbound,
         decision.candidates,
         decision.tunnels,
-        decision.gateway,
+        decision.gateway if _has_next_hop(target) else None,
         decision.notes,
         decision.source,
     )

@@ -1347,3 +1347,12 @@ def test_an_unknown_choice_names_the_valid_ones(name: str, message: str) -> None
     wrong: dict[str, Any] = {name: "x"}
     with pytest.raises(ValueError, match=message):
         Preferences(**wrong)
+
+
+@pytest.mark.parametrize("interface", [None, "en0"])
+def test_what_stays_on_the_link_has_no_next_hop(interface: str | None) -> None:
+    for target in ("ff02::fb", "fe80::77", "224.0.0.251", "255.255.255.255"):
+        decision = decide(BRIDGES, ipaddress.ip_address(target), interface=interface)
+        assert (decision.interface and decision.interface.name, decision.gateway) == ("en0", None)
+        assert " via " not in str(decision).splitlines()[0]
+    assert str(decide(BRIDGES, ipaddress.ip_address("192.0.2.1"), interface=interface).gateway) == "192.168.1.1"
