@@ -150,10 +150,11 @@ class Race:
         destinations = [attempt.destination for attempt in self._attempts]
         changed = [broken(d.path, decider.with_pin(pinned_to(d.decision)).path(d.address)) for d in destinations]
         if self._interruptible:
-            self._interrupted = any(changed)
+            interrupted = any(changed)
         else:
-            self._interrupted = all(changed) and all(gone(d.path, decider.network) for d in destinations)
-        if self._interrupted:
+            interrupted = all(changed) and all(gone(d.path, decider.network) for d in destinations)
+        if interrupted:  # for good, even if the path is back before the race has ended
+            self._interrupted = True
             self._wake()
 
     @property

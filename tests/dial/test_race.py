@@ -16,6 +16,7 @@ from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.dial.race import Race, interleaved
 from bindsock.dial.resolving import numeric, resolve
 from bindsock.errors import InterfaceChanged
+from bindsock.model.change import Cause
 from bindsock.netmon.watcher import Watcher
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, network
@@ -321,3 +322,16 @@ def test_the_families_take_turns(first: int, order: list[str]) -> None:
 def test_a_single_family_stays_in_its_order() -> None:
     given = destinations("192.0.2.1", "192.0.2.2")
     assert interleaved(given) == given
+
+
+@pytest.mark.parametrize("interruptible", [True, False])
+def test_a_path_that_is_back_before_the_race_has_ended_still_interrupts_it(interruptible: bool) -> None:
+    scene = RaceScene(LATER)
+    scene.start(interruptible=interruptible)
+    scene.loop.turn()
+    down = network("2: wifi0 wifi 192.0.2.5/24 down", *list(ETHERNET.interfaces.values())[1:], "default via 203.0.113.1 dev eth0")
+    for new in (down, WIFI):
+        scene.race.network_changed(Decider(new, Preferences()), Cause.EVENTS)
+    assert scene.winner() is None
+    assert scene.race.interrupted
+    scene.watcher.stop()
