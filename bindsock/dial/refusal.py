@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_RULES = 3
 """How many firewall rules an error message names."""
+_DOCTOR = "`bindsock doctor`, run as root, finds the rule"
 
 
 def firewall_error(
@@ -29,12 +30,14 @@ def firewall_error(
     network: Callable[[], Network],
     *,
     own_reset: bool = False,
+    kernel: Kernel | None = None,
 ) -> FirewallBlocked | None:
     """The error for a connect that a firewall rejected; ``None`` if it failed for another reason.
 
     :param rejection: the ICMP message that ended the connect, if there was one
     :param network: reads the network, to find out whether the message came from this host
     :param own_reset: whether a reset of this host's own firewall ended the connect
+    :param kernel: reads the firewall of this host for the message
     """
     own = rejection is not None and not rejection.host_unreachable and network().owner_of(rejection.source) is not None
     if own_reset:
@@ -50,8 +53,10 @@ def firewall_error(
         who = "a firewall or a prohibiting route forbids it"
     else:
         return None
+    here = own_reset or own or error.errno == errno.EPERM
+    rules = _obstacles(kernel, 6 if ":" in sockaddr[0] else 4) if here and kernel is not None else []
     return FirewallBlocked(
-        f"cannot connect to {sockaddr[0]} port {sockaddr[1]}: {who}",
+        "; ".join([f"cannot connect to {sockaddr[0]} port {sockaddr[1]}: {who}", *rules, *([_DOCTOR] if here else [])]),
         errno=error.errno,
         interface=decision.interface.name if decision.interface is not None else None,
         call="connect",
@@ -101,4 +106,5 @@ def datagram_error(error: OSError, interface: str | None) -> OSError:
     """The error for a refused datagram: :class:`FirewallBlocked` if a firewall rejected it, otherwise the error itself."""
     if error.errno != errno.EPERM or isinstance(error, BindsockError):
         return error
-    return FirewallBlocked("the firewall of this host forbids the datagram", errno=error.errno, interface=interface, call="send")
+    message = f"the firewall of this host forbids the datagram; {_DOCTOR}"
+    return FirewallBlocked(message, errno=error.errno, interface=interface, call="send")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.change import Cause
     from bindsock.model.decision import Decision
-    from bindsock.model.network import IPAddress, Network
+    from bindsock.model.network import Interface, IPAddress, Network
     from bindsock.netmon.loop import Future
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
@@ -33,11 +33,17 @@ def no_effective_interface(what: str, decisions: tuple[Decision, ...], kernel: K
     reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates)
     detail = "; ".join(reasons) if reasons else "there is no candidate"
     hints = dict.fromkeys(filter(None, (route_hint(kernel, network, d) for d in decisions)))
-    return NoEffectiveInterface("; ".join((f"no interface may be used for {what}: {detail}", *hints)), decisions=decisions)
+    # On Linux the hints are commands, which bindsock can carry out as well, unless it has tried already.
+    administration = kernel.administration
+    unrepaired = hints and administration is not None and administration.repairer is None
+    repair = ["root may do so, or let bindsock do it: `bindsock repair`"] if unrepaired else []
+    message = "; ".join((f"no interface may be used for {what}: {detail}", *hints, *repair))
+    return NoEffectiveInterface(message, decisions=decisions)
 
 
 def route_hint(kernel: Kernel, network: Network, decision: Decision) -> str | None:
     """How to add the missing route, if there is an interface that lacks nothing else."""
+    anywhere = isinstance(decision.target, socket.AddressFamily)
     destination = ANYWHERE[decision.family] if isinstance(decision.target, socket.AddressFamily) else decision.target
     for candidate in decision.candidates:
         interface = network.interfaces.get(candidate.index)
@@ -49,8 +55,16 @@ def route_hint(kernel: Kernel, network: Network, decision: Decision) -> str | No
             and interface.usable_addresses(decision.family)
             and not kernel.has_route(interface, destination)
         ):
-            return kernel.route_hint(interface, destination)
+            return (
+                default_route_hint(kernel, interface, decision.family) if anywhere else kernel.route_hint(interface, destination)
+            )
     return None
+
+
+def default_route_hint(kernel: Kernel, interface: Interface, family: socket.AddressFamily) -> str:
+    """How to add the missing default route. The hint names no destination, since nobody has asked for one."""
+    hint = kernel.route_hint(interface, ANYWHERE[family])
+    return hint.replace(f"no route to {ANYWHERE[family]}", "no default route").replace(str(ANYWHERE[family]), "the Internet")
 
 
 async def until_changed(watcher: Watcher) -> None:

@@ -52,7 +52,8 @@ async def test_a_rejection_of_this_hosts_own_firewall_is_told(lab: Lab, kind: st
     rule("iptables", "REJECT", "--reject-with", kind)
     error = await refused(lab)
     assert isinstance(error, bindsock.FirewallBlocked)
-    assert "the firewall of this host rejects it" in str(error)
+    assert "the firewall of this host rejects it; in the firewall of this host, chain OUTPUT of table ip filter" in str(error)
+    assert "`bindsock doctor`, run as root, finds the rule" in str(error)
     assert error.interface == "wifi0"
 
 
@@ -149,7 +150,8 @@ def test_a_reset_of_this_hosts_own_firewall_is_told(lab: Lab, by: str, family: s
     reject_with_a_reset(by, family)
     told = said(way, *server(lab, family))
     assert told.startswith("FirewallBlocked ")
-    assert "the firewall of this host rejects it with a reset (interface wifi0, call connect, errno 111" in told
+    detail = "interface wifi0, call connect, errno 111"
+    assert f"the firewall of this host rejects it with a reset; `bindsock doctor`, run as root, finds the rule ({detail}" in told
 
 
 @pytest.mark.parametrize("way", WAYS)

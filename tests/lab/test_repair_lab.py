@@ -144,7 +144,9 @@ async def test_it_is_never_done_unasked(lab: Lab) -> None:
         factory.effective_interface()
         lab.vpn_up("replace")
         before = tables(lab)
-        with pytest.raises(bindsock.NoEffectiveInterface, match="ip rule add"):
+        with pytest.raises(
+            bindsock.NoEffectiveInterface, match=r"ip rule add.*; root may do so, or let bindsock do it: `bindsock repair`"
+        ):
             await factory.open_connection(lab.server.ipv4, lab.server.tcp_port)
         assert tables(lab) == before
 

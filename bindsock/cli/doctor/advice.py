@@ -50,9 +50,11 @@ def _firewall(report: Mapping[str, Any]) -> Iterator[str]:
             )
         else:
             may = "drops" if obstacle["certain"] else "may drop"
+            mark = obstacle.get("exempt_mark")
+            by_mark = f"; packets with the mark {mark:#x} pass: with CAP_NET_ADMIN, give `--mark {mark:#x}`" if mark else ""
             yield (
                 f"a firewall {may} packets that leave by {name}, by `{rule}`; if it is the VPN's kill switch, bindsock does not "
-                "circumvent it: turn it off, or exempt the program, in the VPN's settings"
+                f"circumvent it: turn it off, or exempt the program, in the VPN's settings{by_mark}"
             )
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.cli import documents
 from bindsock.cli.doctor import programs, system
-from bindsock.cli.doctor.firewall import obstacles
+from bindsock.cli.doctor.firewall import exempt_mark, obstacles
 from bindsock.cli.options import no_such_interface
 from bindsock.model.network import InterfaceKind, family_name
-from bindsock.netmon.no_interface import ANYWHERE
+from bindsock.netmon.no_interface import ANYWHERE, default_route_hint
 from bindsock.routing.usable import why_unusable
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Examination:
                         "verdict": o.verdict,
                         "certain": o.certain,
                         "rule": o.rule,
+                        "exempt_mark": exempt_mark(chains, o),
                     }
                     for o in obstacles(chains, fit, self._decider.preferences.mark)
                 ],
@@ -126,7 +127,7 @@ class Examination:
         hint = gateway = None
         if refusal is None:
             if not usable and not self._kernel.has_route(interface, ANYWHERE[family]):
-                hint = self._kernel.route_hint(interface, ANYWHERE[family])
+                hint = default_route_hint(self._kernel, interface, family)
             administration = self._kernel.administration
             if usable and lookup is not None:
                 gateway = str(lookup.route.gateway) if lookup.route.gateway is not None else None

@@ -81,6 +81,17 @@ def obstacles(chains: Iterable[Chain], interfaces: Sequence[str], mark: int = 0)
     return tuple(found)
 
 
+def exempt_mark(chains: Iterable[Chain], obstacle: Obstacle) -> int | None:
+    """The firewall mark with which packets pass all rules that stop them now; ``None`` if the rules name no such mark."""
+    chains = list(chains)
+    named = dict.fromkeys(rule.mark[1] for chain in chains for rule in chain.rules if rule.mark is not None and rule.mark[1])
+
+    def passes(mark: int) -> bool:
+        return all(o.family != obstacle.family for o in obstacles(chains, [obstacle.interface], mark))
+
+    return next(filter(passes, named), None)
+
+
 def _walk(
     chain: Chain,
     named: Mapping[tuple[str, str], Chain],
@@ -220,7 +231,9 @@ def _nft_rule(expressions: Sequence[Mapping[str, Any]]) -> Filter:
         if kind == "match":
             key, operator, right = _nft_key(value["left"]), value.get("op", "=="), _nft_values(value["right"])
             wanted = operator != "!="
-            words.append(f"{key} {'' if operator in ('==', 'in') else f'{operator} '}{', '.join(map(str, right))}")
+            words.append(
+                f"{key} {'' if operator in ('==', 'in') else f'{operator} '}{', '.join(_nft_text(key, r) for r in right)}"
+            )
             if operator not in ("==", "!=") or any(str(r).startswith("@") for r in right):
                 others = True  # a comparison, or a named set
             elif key in ("oifname", "oif"):
@@ -256,6 +269,10 @@ def _nft_key(left: Any) -> str:
         if "ct" in left:
             return f"ct {left['ct']['key']}"
     return "..."
+
+
+def _nft_text(key: str, value: Any) -> str:
+    return f"{value:#x}" if key in ("mark", "ct mark") and isinstance(value, int) else str(value)
 
 
 def _nft_values(right: Any) -> list[Any]:

@@ -111,3 +111,14 @@ def test_the_advice_is_about_the_pinned_interface_only(kernel: SimulatedKernel, 
     _, out, _ = run("doctor", "--json", "--no-probe", "--interface", "en1", "-4")
     (step,) = json.loads(out)["advice"]
     assert step.startswith("give en1 a route to ")
+
+
+def test_the_advice_names_no_destination_that_nobody_typed(kernel: SimulatedKernel, run: Run) -> None:
+    kernel.change(only_vpn())
+    _, out, _ = run("doctor", "--no-probe", "--json", "-4")
+    assert json.loads(out)["advice"][0].startswith("give en0 a route to the Internet")
+
+
+def test_the_mark_that_a_firewall_lets_pass_is_told() -> None:
+    (step,) = advice(a_report(firewall={"obstacles": [{**DROP, "exempt_mark": 0xCA6C}], "failures": []}))
+    assert step.endswith("; packets with the mark 0xca6c pass: with CAP_NET_ADMIN, give `--mark 0xca6c`")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bindsock.cli.doctor.firewall import from_iptables, from_nft, obstacles
+from bindsock.cli.doctor.firewall import exempt_mark, from_iptables, from_nft, obstacles
 
 RECORDED = Path(__file__).parents[2] / "vpn" / "recorded"
 
@@ -112,3 +112,23 @@ def test_the_same_of_nft(listed: str, expected: list[tuple[str, bool]]) -> None:
 def test_an_obstacle_names_the_rule() -> None:
     (obstacle,) = obstacles(from_nft(nft([match("oifname", "wg0", "!="), {"drop": None}])), ["wifi0"])
     assert obstacle.rule == "inet killswitch output: oifname != wg0 drop"
+
+
+def test_marks_are_told_as_the_option_takes_them() -> None:
+    chains = from_nft(nft([match("oifname", "wg0", "!="), match("mark", 0xCA6C, "!="), {"drop": None}]))
+    (obstacle,) = obstacles(chains, ["wifi0"])
+    assert obstacle.rule == "inet killswitch output: oifname != wg0 mark != 0xca6c drop"
+    assert exempt_mark(chains, obstacle) == 0xCA6C
+
+
+@pytest.mark.parametrize(
+    ("listed", "mark"),
+    [
+        (nft([match("mark", 0xCA6C), {"accept": None}], policy="drop"), 0xCA6C),
+        (nft([match("mark", 0xCA6C, "!="), {"drop": None}], [{"drop": None}]), None),
+        (nft(policy="drop"), None),
+    ],
+)
+def test_a_mark_is_only_told_if_it_passes_every_rule(listed: str, mark: int | None) -> None:
+    chains = from_nft(listed)
+    assert exempt_mark(chains, obstacles(chains, ["wifi0"])[0]) == mark
