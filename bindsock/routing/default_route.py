@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bindsock.model.decision import Basis, Candidate, Decision
 from bindsock.model.network import MAIN_TABLE, Interface, InterfaceKind, Lookup, Network, Route
+from bindsock.model.policy import is_repair_table
 from bindsock.model.preferences import is_expensive
 from bindsock.model.tables import table_order
 from bindsock.routing.sources import source_of
@@ -64,7 +65,11 @@ def rank_of(network: Network, route: Route) -> int:
 
 def in_table(route: Route) -> str:
     """The text `` in table 52``; empty for the main table."""
-    return "" if route.table == MAIN_TABLE else f" in table {route.table}"
+    return "" if route.table == MAIN_TABLE else f" in table {_described(route.table)}"
+
+
+def _described(table: int) -> str:
+    return f"{table} (made by bindsock repair)" if is_repair_table(table) else str(table)
 
 
 class Defaults:
@@ -310,7 +315,7 @@ class Defaults:
         if mine.scoped or not mine.is_default:
             return f"the system's default route leaves by {first}"
         if rank_of(self.network, mine) != rank_of(self.network, best):
-            return f"{first} has the default route of table {best.table}"
+            return f"{first} has the default route of table {_described(best.table)}"
         if mine.metric != best.metric:
             return f"{first} has metric {best.metric}"
         if mine.preference != best.preference:

@@ -386,7 +386,10 @@ def test_a_dry_run_prints_what_apply_does(lab: Lab, run: Run) -> None:
     assert tables(lab) == before
     assert run("repair", "--apply")[0] == 0
     assert tables(lab).replace(" proto 182", "") == by_hand
-    assert run("explain", lab.server.ipv4)[0] == 0
+    status, out, _ = run("explain", "-4", lab.server.ipv4)
+    assert status == 0
+    assert "wifi0 has the default route of table 3036676" in out
+    assert out.count(" (made by bindsock repair)") == 3
     status, out, _ = run("repair")
     assert (status, out) == (0, f"nothing needs repair; repairs in place: {len(planned['make'])}\n")
     assert run("repair", "--undo") == (0, f"removed {3 * len(planned['make'])} rules and routes\n", "")
