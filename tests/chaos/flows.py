@@ -73,8 +73,8 @@ class Flow:
         ]
         return " > ".join(names[2:])
 
-    def dialling(self) -> list[int]:
-        """The local ports of the sockets that are connecting now."""
+    def waiting_ports(self) -> list[int]:
+        """The local ports of the sockets that wait for the first answer."""
         callers = (waiting.cr_frame.f_locals.get("self") for waiting in self._waiting() if waiting.cr_frame is not None)
         attempts = [attempt for race in callers if isinstance(race, Race) for attempt in race._connecting]
         return [attempt.sock.getsockname()[1] for attempt in attempts if attempt.sock is not None]
@@ -164,6 +164,10 @@ class Datagrams(Sending, asyncio.DatagramProtocol):
     @property
     def state(self) -> str:
         return _state(self._transport)
+
+    def waiting_ports(self) -> list[int]:
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return [name[1]] if name is not None else []
 
     def mark(self) -> None:
         self._marked = self.accepted

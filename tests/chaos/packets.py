@@ -228,8 +228,8 @@ class Census:
         return list(itertools.islice(same, _TOLD))
 
     def last(self, port: int) -> list[Packet]:
-        """The last packets from and to a local TCP port, the latest first."""
-        same = (p for p in reversed(self._recent) if p.protocol == "tcp" and port in (p.source_port, p.destination_port))
+        """The last packets from and to a local port, the latest first."""
+        same = (p for p in reversed(self._recent) if port in (p.source_port, p.destination_port))
         return list(itertools.islice(same, _TOLD))
 
     def by_device(self) -> dict[str, dict[str, int]]:

@@ -131,7 +131,7 @@ class Program:
             "statistics": dataclasses.asdict(bindsock.statistics()),
             "faults": faults,
             "stuck": {flow.name: f"{flow.state}, in {flow.place}" for flow in self.flows if flow.stuck},
-            "dialling": {flow.name: ports for flow in self.flows if flow.stuck and (ports := flow.dialling())},
+            "waiting_ports": {flow.name: ports for flow in self.flows if flow.stuck and (ports := flow.waiting_ports())},
             "progress": {flow.name: flow.progress for flow in self.flows},
             "errors": {flow.name: dict(flow.errors) for flow in self.flows if flow.errors},
             "descriptors": descriptors() - self._lingering() if self._left is None else self._left,

@@ -179,9 +179,9 @@ class Session:
     def _observe(self, actions: Sequence[Action], reports: Mapping[str, Mapping[str, Any]], start: float) -> Observed:
         told = self._server.ask(command="report")
         for report in reports.values():
-            for flow, ports in report["dialling"].items():
+            for flow, ports in report["waiting_ports"].items():
                 last = [describe(packet, start) for port in ports for packet in self._census.last(port)]
-                report["stuck"][flow] += "".join(f"\n      packet of the dial: {line}" for line in last or ["none"])
+                report["stuck"][flow] += "".join(f"\n      packet: {line}" for line in last or ["none"])
         self._arrived.update(told["arrived"])
         wrong = self._census.take_wrong()
         more = (f"and of {len(wrong) - _SHOWN} more connections",) if len(wrong) > _SHOWN else ()

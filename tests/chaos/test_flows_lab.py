@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bindsock.testing.lab import Lab
-from tests.chaos.flows import Stream
+from tests.chaos.flows import Datagrams, Stream
 from tests.waiting import until
 
 pytestmark = pytest.mark.lab
@@ -16,12 +16,21 @@ pytestmark = pytest.mark.lab
 async def test_a_conversation_tells_from_which_port_it_dials(lab: Lab) -> None:
     lab.blackhole("wifi0", True)
     flow = Stream("tcp-4", "program.tcp-4", (lab.server.ipv4, lab.server.tcp_port), interval=0.1)
-    assert flow.dialling() == []
+    assert flow.waiting_ports() == []
     flow.start()
-    await until(lambda: bool(flow.dialling()), seconds=20)
-    [port] = flow.dialling()
+    await until(lambda: bool(flow.waiting_ports()), seconds=20)
+    [port] = flow.waiting_ports()
     assert port >= 1024
     assert flow.state.startswith("dialling")
     await flow.stop()
     await asyncio.sleep(0)
-    assert flow.dialling() == []
+    assert flow.waiting_ports() == []
+
+
+async def test_a_conversation_by_datagrams_tells_its_port(lab: Lab) -> None:
+    flow = Datagrams("udp-6", "program", (lab.server.ipv6, lab.server.udp_port), connected=False, interval=0.1)
+    assert flow.waiting_ports() == []
+    flow.start()
+    await until(lambda: flow.progress, seconds=20)
+    assert flow.waiting_ports() == [lab.datagrams()[0].source_port]
+    await flow.stop()

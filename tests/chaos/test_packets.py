@@ -139,10 +139,10 @@ def test_datagrams_are_counted_by_program_and_device() -> None:
     assert census.left == {("uvloop", "wifi0"): 3}
 
 
-def test_the_last_packets_of_a_dial_are_kept() -> None:
+def test_the_last_packets_of_a_port_are_kept() -> None:
     census = Census(ENDPOINTS)
     asked, answered = packet("tcp", flags=0x02), dataclasses.replace(packet("tcp", flags=0x12, outgoing=False), source_port=7201)
     other = dataclasses.replace(packet("tcp", flags=0x02), source_port=40001)
     census.take([asked, other, dataclasses.replace(answered, destination_port=40000), packet("udp", port=SERVER.udp_port)])
-    assert [p.flags for p in census.last(40000)] == [0x12, 0x02]
+    assert [(p.protocol, p.flags) for p in census.last(40000)] == [("udp", 0), ("tcp", 0x12), ("tcp", 0x02)]
     assert census.last(40002) == []
