@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from bindsock.cli import demo, doctor, explain, proxy, repair, run, status, watch
 from bindsock.cli.completion import SHELLS, PrintCompletion
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, fail
 from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
 
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bindsock",
         description="Connections that leave by the effective network interface, bypassing VPN tunnels, and stay on it.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     result.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     result.add_argument(

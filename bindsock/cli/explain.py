@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from bindsock.cli import documents, routes
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families, no_such_interface
 from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, document
 from bindsock.cli.values import why_no_host
@@ -60,7 +61,7 @@ def add_parser(commands: Any) -> None:
         help="by which interface a connection to a host would leave, and why",
         description="Explain by which interface a connection to a host would leave, and why.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("hosts", metavar="HOST", nargs="*", help="a name or an address (default: the default routes)")
     parser.add_argument(

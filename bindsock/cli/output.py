@@ -45,6 +45,11 @@ class Printer:
         self._file = file if file is not None else sys.stdout
         self.console: Any | None = terminal(self._file)
 
+    @property
+    def width(self) -> int | None:
+        """The present width of the terminal; ``None`` if the file is no terminal."""
+        return _width(self._file) if self._file.isatty() else None
+
     def line(self, text: str = "", style: str = "") -> None:
         """Print one line and flush it.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bindsock.cli import values, waiting
 from bindsock.cli.completion import FILE, completed_by
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, fail, families
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
@@ -38,7 +39,7 @@ def add_parser(commands: Any) -> None:
         help="a local proxy that bypasses the VPN, for any program",
         description="Run a local SOCKS5 and HTTP proxy whose connections leave by the effective interface.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--listen",

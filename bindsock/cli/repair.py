@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, fail, families, no_such_interface, preferences
 from bindsock.cli.output import BAD, GOOD, Printer, document
 from bindsock.model.network import family_name
@@ -46,7 +47,7 @@ def add_parser(commands: Any) -> None:
         help="add a route for bound sockets where a VPN has left none",
         description="Give bound sockets a route where a VPN has left none by any uplink (Linux).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--apply", action="store_true", help="make the repairs")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_json, add_preferences, add_repair, fail, preferences
 from bindsock.cli.output import document
 from bindsock.run import ledger
@@ -48,7 +49,7 @@ def add_parser(commands: Any) -> None:
         description="Run an unmodified program; the connections of its Python code leave by the effective interface.",
         usage="bindsock run [options] [--] PROGRAM [ARGUMENT ...]\n       bindsock run [options] -m MODULE [ARGUMENT ...]",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="the same as -- python -m MODULE")
     parser.add_argument("--quiet", action="store_true", help="do not print what is covered")

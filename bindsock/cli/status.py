@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from bindsock.cli import documents
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, columns, document
 from bindsock.factory import connector_of
@@ -32,7 +33,7 @@ def add_parser(commands: Any) -> None:
         help="the interfaces, and which one is effective",
         description="Show the machine's interfaces, and which one is effective for IPv4 and for IPv6.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_json(parser)
     add_decision_options(parser)
@@ -65,10 +66,10 @@ def show(printer: Printer, network: Network, decisions: list[Decision], preferen
     printer.line(f"effective interface: {chosen.name if chosen is not None else 'none'}", "bold green" if chosen else "bold red")
     printer.line()
     for line, decision in zip(columns([_summary(d) for d in decisions]), decisions, strict=True):
-        printer.line(line, "" if decision.interface is not None else "red")
+        printer.entry(line, "" if decision.interface is not None else "red")
         if decision.interface is None:
-            reasons = [("     ", "-", c.interface, c.reason) for c in decision.candidates]
-            printer.lines(columns(reasons), "dim")
+            for reason in columns([("     ", "-", c.interface, c.reason) for c in decision.candidates]):
+                printer.entry(reason, "dim")
     if chosen is None:
         printer.line("to see what to do: bindsock doctor", "dim")
     printer.line()
@@ -82,8 +83,17 @@ def show(printer: Printer, network: Network, decisions: list[Decision], preferen
         rows.extend(("", "", "", "", "", detail) for detail in details[1:])
         style = "green" if mark else "" if interface.up and interface.running else "dim"
         styles.extend([style] * len(details))
-    for line, style in zip(columns(rows, right=(4,)), styles, strict=True):
+    lines = columns(rows, right=(4,))
+    if printer.width is not None and max(map(len, lines)) > printer.width:
+        lines, styles = [_narrow(*row) for row in rows[1:]], styles[1:]
+    for line, style in zip(lines, styles, strict=True):
         printer.line(line, style)
+
+
+def _narrow(mark: str, name: str, kind: str, state: str, mtu: str, detail: str) -> str:
+    """A row of the table for a narrow terminal: an interface, with its addresses below it."""
+    head = f"{mark or ' '} {name}  {kind}, {state}, mtu {mtu}\n" if name else ""
+    return f"{head}    {detail}".rstrip()
 
 
 def _summary(decision: Decision) -> tuple[str, str, str, str]:

@@ -13,6 +13,7 @@ from socket import AddressFamily
 from typing import Any
 
 from bindsock.cli import documents, values
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import BAD, DIM, GOOD, Printer, json_line
 from bindsock.factory import TransportFactory
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
         help="print changes as they happen",
         description="Show the changes of the effective interface as they happen, and why each interface is taken or refused.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--count", metavar="N", type=values.whole_number, help="end after N changes")
     add_json(parser, "print one JSON document in each line instead of text")

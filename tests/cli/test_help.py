@@ -65,3 +65,20 @@ def test_an_example_with_a_filter_finds_what_it_looks_for(lab: Lab, vpn: None, e
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip()
     assert "null" not in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_narrow_terminal_gets_every_line_wrapped_but_the_examples(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = help_of(command)
+    assert list(examples(narrow)) == EXAMPLES[command]
+    _, _, rest = narrow.partition("\nexamples:\n")
+    _, _, rest = rest.partition("\n\n")
+    assert [line for line in rest.splitlines() if len(line) > 40 and "bindsock[" not in line] == []
+    monkeypatch.setenv("COLUMNS", "200")
+    assert narrow.split("exit status:")[1].split() == help_of(command).split("exit status:")[1].split()
+
+
+def test_the_continuation_of_an_exit_status_is_indented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "  1    failure: no interface may be\n       used, a name has no address, a\n" in help_of("")

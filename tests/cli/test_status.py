@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 
+import pytest
+
+from bindsock.cli import main
 from bindsock.testing.simulated import SimulatedKernel
 
 from .conftest import Run, only_vpn
@@ -108,3 +113,23 @@ def test_one_reading_serves_the_whole_answer(kernel: SimulatedKernel, run: Run) 
 def test_where_no_interface_is_left_it_names_the_command_that_helps(kernel: SimulatedKernel, run: Run) -> None:
     for options in (("--interface", "nope"), ("--exclude", "*")):
         assert "\nto see what to do: bindsock doctor\n" in run("status", *options)[1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_narrow_terminal_gets_the_addresses_below_their_interface(
+    kernel: SimulatedKernel, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert main(["status"]) == 0
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= columns
+    if columns == 40:
+        number = lines.index("* en0  wifi, up, mtu 1500")
+        assert lines[number + 1 : number + 3] == ["    192.0.2.5/24", "    2001:db8:2::5/64"]

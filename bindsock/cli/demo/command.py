@@ -16,6 +16,7 @@ from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Display
 from bindsock.cli.demo.scenario import DURATION, PREFERENCES, STEPS, UPLINKS, cling
 from bindsock.cli.demo.timeline import svg
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_json, fail
 from bindsock.cli.output import NEEDS_RICH, Printer, document
 from bindsock.factory import TransportFactory
@@ -53,7 +54,7 @@ def add_parser(commands: Any) -> None:
         help="a demonstration",
         description="Show what bindsock does: a VPN has the default route, uplinks come and go, connections bypass the VPN.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "host", metavar="HOST", nargs="?", type=values.host, help="connect to this host, with the machine's own network"

@@ -14,6 +14,7 @@ from bindsock.cli.doctor.probing import Target, probe
 from bindsock.cli.doctor.redaction import Redaction
 from bindsock.cli.doctor.showing import show
 from bindsock.cli.doctor.system import usable_servers
+from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, document
 from bindsock.factory import connector_of
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
         help="report what is wrong and what to do, for a bug report",
         description="Report who has the default route and how, the uplinks, firewalls and filters, and probe each uplink.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "host",
