@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from bindsock.datagram.plan import alive, device_alive
+from bindsock.datagram.plan import Place, alive, device_alive, place_of
 from bindsock.model.network import IPAddress
 from bindsock.netmon.expiry import Expiry
 
@@ -86,9 +86,9 @@ class HeldSockets:
         return [held.sock for held in self._held]
 
     @property
-    def indices(self) -> frozenset[int]:
-        """The indices of the interfaces that the sockets are bound to."""
-        return frozenset(held.path.index for held in self._held if held.path is not None)
+    def places(self) -> frozenset[Place]:
+        """What the sockets are bound to."""
+        return frozenset(place_of(held.path) for held in self._held if held.path is not None)
 
     def keep(self, sock: socket.socket, path: Path, source: IPAddress | None) -> None:
         """Let an old socket receive for a while."""
@@ -110,16 +110,23 @@ class HeldSockets:
         if len(ways) > MAX_WAYS:
             self.end(ways[0])
 
-    def way(self, way: Way) -> HeldSocket | None:
-        """The socket of a way; ``None`` if there is none. If it was an old socket, it becomes a way and is kept."""
+    def way(self, way: Way, path: Path | None) -> HeldSocket | None:
+        """The socket of a way; ``None`` if there is none. If it was an old socket, it becomes a way and is kept.
+
+        :param path: the path by which it is to send. A socket that is bound to another local address is closed
+        """
         held = next((held for held in self._held if held.way == way), None)
-        if held is not None:
-            held.until = None
+        if held is None:
+            return None
+        if held.path is not None and path is not None and place_of(held.path) != place_of(path):
+            self.end(held)
+            return None
+        held.until = None
         return held
 
-    def take_back(self, index: int) -> socket.socket:
-        """Remove the socket on an interface, to become the current one again."""
-        held = next(held for held in self._held if held.path is not None and held.path.index == index)
+    def take_back(self, place: Place) -> socket.socket:
+        """Remove the socket that is bound so, to become the current one again."""
+        held = next(held for held in self._held if held.path is not None and place_of(held.path) == place)
         self._forget(held)
         return held.sock
 

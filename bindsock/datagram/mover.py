@@ -21,7 +21,7 @@ from bindsock.datagram.first_hop import FirstHops
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.held_sockets import HeldSocket, HeldSockets
 from bindsock.datagram.in_place import FIRST_RETRY, LAST_RETRY, InPlace
-from bindsock.datagram.plan import Facts, Orders, Placement, Requirement, Step, alive, plan
+from bindsock.datagram.plan import Facts, Orders, Place, Placement, Requirement, Step, alive, place_of, plan
 from bindsock.datagram.ways import Ways
 from bindsock.dial.unmanaged import peer_of
 from bindsock.errors import InterfaceChanged
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
-_NONE: frozenset[int] = frozenset()
+_NONE: frozenset[Place] = frozenset()
 
 
 class MoverUser(Protocol):
@@ -275,7 +275,7 @@ class DatagramMover:
                 in_place.source_if_alive(self.sock, self.peer, network),
                 in_place.broken,
                 self._may_overlap(),
-                self._held.indices if self._held is not None and not self._endpoint.own_socket else _NONE,
+                self._held.places if self._held is not None and not self._endpoint.own_socket else _NONE,
                 hop_silent,
                 hop_silent and in_place.unrouted(network),
             )
@@ -361,13 +361,15 @@ class DatagramMover:
         if orders.step is Step.TAKE_BACK:
             assert placement.path is not None
             in_place.check_route(placement, network)
-            self._swap(self.held.take_back(placement.path.index), placement, network)
+            self._swap(self.held.take_back(place_of(placement.path)), placement, network)
         elif orders.step is Step.IN_PLACE and self._has_another_source(placement):
             # A socket cannot change the address that it was bound to.
             in_place.check_route(placement, network)
+            self._make_room(placement)
             self._swap(self._duplicate(placement, network), placement, network)
         elif orders.step is Step.OVERLAP:
             in_place.check_route(placement, network)
+            self._make_room(placement)
             try:
                 fresh = self._duplicate(placement, network)
             except OSError as error:
@@ -378,9 +380,7 @@ class DatagramMover:
             else:
                 self._swap(fresh, placement, network)
         else:
-            if placement.path is not None and self._held is not None:
-                # The old socket there may have the port.
-                self._held.end_at(placement.path.index)
+            self._make_room(placement)
             try:
                 in_place.move(self.sock, self.peer, placement, network)
             except OSError as error:
@@ -394,6 +394,11 @@ class DatagramMover:
                     raise error from None
                 _logger.debug("cannot move a datagram socket in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
+
+    def _make_room(self, placement: Placement) -> None:
+        """Close another socket that is on the interface already, and may have the port."""
+        if placement.path is not None and self._held is not None:
+            self._held.end_at(placement.path.index)
 
     def _send_again_meanwhile(self, network: Network) -> None:
         """Send by the present path until the first hop of a better one answers, once its own first hop answers."""

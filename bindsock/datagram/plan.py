@@ -85,6 +85,20 @@ class Requirement(NamedTuple):
         return Placement(path_on(owner, family_of(self.address)))
 
 
+class Place(NamedTuple):
+    """What a socket is bound to."""
+
+    device: int
+    """The index of an interface."""
+    source: IPAddress | None
+    """The local address that the decision named; ``None`` if it named none."""
+
+
+def place_of(path: Path) -> Place:
+    """What a socket for the path is bound to."""
+    return Place(path.index, path.source)
+
+
 class Facts(NamedTuple):
     """The input of :func:`plan`."""
 
@@ -99,8 +113,8 @@ class Facts(NamedTuple):
     """An earlier move failed half-way: the socket must be bound again in any case."""
     may_overlap: bool = False
     """A second socket may take over while the first still receives."""
-    held: frozenset[int] = frozenset()
-    """The indices of the interfaces on which the endpoint has other working sockets."""
+    held: frozenset[Place] = frozenset()
+    """Where the endpoint has other working sockets."""
     hop_silent: bool = False
     """The first hop of the wanted path does not answer yet."""
     unrouted: bool = False
@@ -184,7 +198,7 @@ def _step(facts: Facts, works: bool) -> Step:
         return Step.OVERLAP if facts.may_overlap and works else Step.IN_PLACE
     if same and path is not None:
         return Step.STAY if facts.source is None or works else Step.IN_PLACE
-    if wanted.path.index in facts.held:
+    if place_of(wanted.path) in facts.held:
         return Step.TAKE_BACK
     if path is None or facts.broken or not facts.may_overlap:
         return Step.IN_PLACE

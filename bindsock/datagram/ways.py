@@ -132,7 +132,7 @@ class Ways:
         return self._way(target, None, None)
 
     def _way(self, way: Way, interface: Interface | None, path: Path | None) -> tuple[socket.socket, DropCounter]:
-        held = self._mover.held.way(way)
+        held = self._mover.held.way(way, path)
         if held is None:
             source = path.source if path is not None else None
             sock = self._open(interface, source if isinstance(way, int) else way)

@@ -12,7 +12,7 @@ import pytest
 from bindsock.datagram import backlog
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
-from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, device_alive, plan
+from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Place, Placement, Requirement, Step, device_alive, plan
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.model.statistics import Statistics
@@ -48,7 +48,7 @@ def facts(
     source: IPAddress | None = HERE,
     broken: bool = False,
     may_overlap: bool = True,
-    held: frozenset[int] = frozenset(),
+    held: frozenset[Place] = frozenset(),
     hop_silent: bool = False,
     unrouted: bool = False,
 ) -> Facts:
@@ -63,11 +63,18 @@ STEPS = {
     "a better path": (facts(BOTH, ON_ETHERNET), Step.OVERLAP),
     "a better path, without a source of its own": (facts(BOTH, ON_ETHERNET, source=None), Step.OVERLAP),
     "a better path for a socket of the program's own": (facts(BOTH, ON_ETHERNET, may_overlap=False), Step.IN_PLACE),
-    "a better path on which a socket was left": (facts(BOTH, ON_ETHERNET, held=frozenset({3})), Step.TAKE_BACK),
-    "a better path beside one on which a socket was left": (facts(BOTH, ON_ETHERNET, held=frozenset({4})), Step.OVERLAP),
+    "a better path on which a socket was left": (facts(BOTH, ON_ETHERNET, held=frozenset({Place(3, None)})), Step.TAKE_BACK),
+    "a better path on which a socket with another source was left": (
+        facts(BOTH, ON_ETHERNET, held=frozenset({Place(3, HERE)})),
+        Step.OVERLAP,
+    ),
+    "a better path beside one on which a socket was left": (
+        facts(BOTH, ON_ETHERNET, held=frozenset({Place(4, None)})),
+        Step.OVERLAP,
+    ),
     "the old one is down": (facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET), Step.IN_PLACE),
     "the old one is down, a socket was left on the new": (
-        facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET, held=frozenset({3})),
+        facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET, held=frozenset({Place(3, None)})),
         Step.TAKE_BACK,
     ),
     "the old one has no carrier": (facts(network(WIFI_UNPLUGGED, ETHERNET), ON_ETHERNET), Step.IN_PLACE),
@@ -87,7 +94,12 @@ STEPS = {
 SILENT = {
     "a better path waits": (facts(BOTH, ON_ETHERNET, hop_silent=True), Step.AWAIT, ON_WIFI, False),
     "so does one in place": (facts(BOTH, ON_ETHERNET, may_overlap=False, hop_silent=True), Step.AWAIT, ON_WIFI, False),
-    "and one that is taken back": (facts(BOTH, ON_ETHERNET, held=frozenset({3}), hop_silent=True), Step.AWAIT, ON_WIFI, False),
+    "and one that is taken back": (
+        facts(BOTH, ON_ETHERNET, held=frozenset({Place(3, None)}), hop_silent=True),
+        Step.AWAIT,
+        ON_WIFI,
+        False,
+    ),
     "from a dead path it does not": (
         facts(network(WIFI_DOWN, ETHERNET), ON_ETHERNET, hop_silent=True),
         Step.IN_PLACE,

@@ -591,3 +591,22 @@ async def test_an_old_socket_is_closed_when_the_overlap_is_over(lab: Lab, monkey
         assert (await protocol.source(lab))[0] == "eth0"
         transport.close()
         await protocol.end
+
+
+async def test_a_socket_that_was_bound_to_another_uplinks_address_is_not_taken_back(lab: Lab) -> None:
+    """Without an address of its own eth0 uses that of an interface without a default route, and wifi0 is one for a moment."""
+    own = f"{lab.address('eth0', V6)}/64", "dev", "eth0"
+    default = "default", "via", lab.gateway("wifi0", V6), "dev", "wifi0"
+    _, protocol = await bindsock.create_datagram_endpoint(Echoes, family=V6)
+    transport = protocol.transport
+    lab.ip("-6", "route", "flush", "default", "dev", "wifi0")
+    await protocol.used("eth0")
+    lab.ip("-6", "addr", "del", *own)
+    await until(lambda: transport.get_extra_info("sockname")[0] == lab.address("wifi0", V6), seconds=PATIENCE)
+    lab.ip("-6", "route", "add", *default, "metric", "1")
+    await protocol.used("wifi0")
+    lab.ip("-6", "addr", "add", *own, "nodad")
+    lab.ip("-6", "route", "del", *default)
+    await protocol.used("eth0")
+    assert (await protocol.source(lab, server(lab, V6)))[0] == "eth0"
+    transport.close()
