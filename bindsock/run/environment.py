@@ -23,7 +23,8 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL
 """HTTP_PROXY is left out: curl does not read it, since a web server's client could set it (https://httpoxy.org)."""
 _SITE = Path(__file__).parent / "site"
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*t?d?(\.exe)?")
-_ISOLATING = frozenset("EIS")
+_LONG_WITH_VALUE = ("check-hash-based-pycs", "jit")
+"""Long options that take the next word as their value: one of CPython, one of PyPy."""
 UNLESS = "unless with -I, -E or -S"
 """Which Python programs are not covered if something else than a covered Python program starts them."""
 
@@ -53,7 +54,7 @@ def obstacle(command: Sequence[str], path: str | None = None) -> str | None:
     """
     program = shutil.which(command[0], path=path) or command[0]
     if _PYTHON.fullmatch(Path(program).name):
-        flag = next((flag for flag in _flags(command[1:]) if _ISOLATING.intersection(flag)), None)
+        flag = _isolating(command[1:])
         return f"python -{flag} does not load bindsock" if flag is not None else None
     interpreter = _shebang(program)
     for number, word in enumerate(interpreter):
@@ -67,18 +68,30 @@ def is_refused(reason: str) -> bool:
     return reason.startswith("python -")
 
 
-def _flags(arguments: Sequence[str]) -> list[str]:
-    """The interpreter's options before the program's name, without their dashes."""
-    flags = []
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("-") or argument in ("-", "--") or argument[1] in "cm":
+def _isolating(arguments: Sequence[str]) -> str | None:
+    """The first option that keeps an interpreter from loading bindsock, by the rules of CPython's ``Python/getopt.c``.
+
+    ``None`` also if the interpreter only prints its version or its help.
+    """
+    found = None
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-") or word in ("-", "--"):
             break
-        if argument in ("-X", "-W"):
-            next(rest, None)
-        elif not argument.startswith(("--", "-X", "-W")):
-            flags.append(argument[1:])
-    return flags
+        letters = word[1:]
+        while letters:
+            letter, letters = letters[0], letters[1:]
+            if letter in "hV?" or (letter == "-" and letters.startswith(("help", "version"))):
+                return None
+            if letter in "cm":
+                return found
+            if letter in "WX-":
+                if letters in _LONG_WITH_VALUE if letter == "-" else not letters:
+                    next(words, None)
+                break
+            if letter in "EIS" and found is None:
+                found = letter
+    return found
 
 
 def _shebang(program: str) -> list[str]:

@@ -317,9 +317,9 @@ def test_a_child_that_cannot_be_covered_is_not_started(lab: Lab, tmp_path: Path,
         """,
     )
     done = run(PYTHON, program, options=REPORT)
-    said = f"not started: python {flag} does not load bindsock, so its connections would not be bound (call subprocess.Popen"
+    said = f"not started: python -{flag[-1]} does not load bindsock, so its connections would not be bound (call subprocess.Popen"
     assert [line.startswith(said) for line in done.stdout.splitlines()] == [True] * 3, done.stdout + done.stderr
-    detail = f"python {flag} does not load bindsock"
+    detail = f"python -{flag[-1]} does not load bindsock"
     assert report_of(done) == [{"outcome": "refused", "what": "programs", "detail": detail, "count": 3}]
 
 
