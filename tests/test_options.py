@@ -22,7 +22,7 @@ import bindsock.anyio
 import bindsock.blocking
 import bindsock.integrations
 from bindsock.integrations import aiodns, aiohttp, aioquic, grpc, httpx
-from bindsock.options import ConnectOptions, DatagramOptions, connect_options, unknown_keyword
+from bindsock.options import ConnectOptions, DatagramOptions, check_hook, connect_options, unknown_keyword
 from bindsock.testing import SimulatedKernel, network
 
 BoundUvloop = bindsock.loop_factory(uvloop.Loop)
@@ -364,6 +364,20 @@ async def test_a_hook_that_could_not_be_called_later_is_refused_at_once(hook: An
     with pytest.raises(TypeError, match="on_reconnect must be a coroutine function with the parameters reader, writer, unread"):
         await bindsock.TransportFactory(kernel=kernel).open_connection("192.0.2.1", 1, on_reconnect=hook)
     assert kernel.readings == 0
+
+
+class Secretive:
+    """A hook whose signature cannot be found out, like that of a function whose annotations cannot be evaluated (3.14)."""
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        raise NameError("name 'StreamReader' is not defined")
+
+    async def __call__(self, reader: object, writer: object, unread: bytes) -> None: ...
+
+
+def test_a_hook_that_does_not_tell_its_signature_is_accepted() -> None:
+    check_hook(Secretive(), "reader", "writer", "unread")
 
 
 async def test_a_hook_for_anyio_that_could_not_be_called_later_is_refused_at_once() -> None:

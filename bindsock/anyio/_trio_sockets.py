@@ -49,6 +49,11 @@ class BoundSocket(_TrioSocket):
             await super().connect(address)
             return
         address = await self._numeric(address)
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.close()
+            raise
         destination = address_of(address)
         decision = self._network.bind(self._plain, destination)
         watcher = self._network.watcher

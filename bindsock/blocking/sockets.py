@@ -401,7 +401,13 @@ def _connect_settled(
     """
     chosen = own_address(sock) is not None
     timeout = sock.gettimeout()
-    waits = timeout != 0 and decision.interface is not None and sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM
+    waits = (
+        timeout != 0
+        and decision.interface is not None
+        and sock.family == socket.AF_INET6
+        and sock.type == socket.SOCK_STREAM
+        and not any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))  # the system's own timeout for connect()
+    )
     under_way: OSError | None = None
     if waits:
         sock.settimeout(0)

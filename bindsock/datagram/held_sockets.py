@@ -119,7 +119,8 @@ class HeldSockets:
         if held is None:
             return None
         if held.path is not None and path is not None and place_of(held.path) != place_of(path):
-            self.end(held)
+            self._forget(held)
+            self._runtime.call_soon(self._discard, held.sock, True)  # the program is sending now
             return None
         held.until = None
         return held
@@ -149,9 +150,10 @@ class HeldSockets:
             self._discard(held.sock, False)
 
     def end(self, held: HeldSocket) -> None:
-        """Close a socket, after reading the remaining datagrams."""
-        self._forget(held)
-        self._discard(held.sock, True)
+        """Close a socket, after reading the remaining datagrams, unless the endpoint was closed as others were read."""
+        if held in self._held:
+            self._forget(held)
+            self._discard(held.sock, True)
 
     def _forget(self, held: HeldSocket) -> None:
         self._held.remove(held)

@@ -170,7 +170,9 @@ class InPlace:
             return
         if self.requirement is not None and self.requirement.address is not None:
             return
-        interface = network.interfaces[path.index]
+        interface = network.interfaces.get(path.index)
+        if interface is None:
+            return
         try:
             check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
         except MakeshiftSource:

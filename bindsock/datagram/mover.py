@@ -344,6 +344,8 @@ class DatagramMover:
         except OSError as error:
             self._failed(error, orders)
             return
+        if self._state >= _State.STOPPED:
+            return
         if _logger.isEnabledFor(logging.DEBUG):
             _logger.debug("moved a datagram endpoint from %s to %s", before.interface, self.interface)
         if orders.hold:
@@ -365,11 +367,13 @@ class DatagramMover:
         elif orders.step is Step.IN_PLACE and self._has_another_source(placement):
             # A socket cannot change the address that it was bound to.
             in_place.check_route(placement, network)
-            self._make_room(placement)
+            if not self._make_room(placement):
+                return
             self._swap(self._duplicate(placement, network), placement, network)
         elif orders.step is Step.OVERLAP:
             in_place.check_route(placement, network)
-            self._make_room(placement)
+            if not self._make_room(placement):
+                return
             try:
                 fresh = self._duplicate(placement, network)
             except OSError as error:
@@ -380,7 +384,8 @@ class DatagramMover:
             else:
                 self._swap(fresh, placement, network)
         else:
-            self._make_room(placement)
+            if not self._make_room(placement):
+                return
             try:
                 in_place.move(self.sock, self.peer, placement, network)
             except OSError as error:
@@ -395,10 +400,14 @@ class DatagramMover:
                 _logger.debug("cannot move a datagram socket in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
 
-    def _make_room(self, placement: Placement) -> None:
-        """Close another socket that is on the interface already, and may have the port."""
+    def _make_room(self, placement: Placement) -> bool:
+        """Close another socket that is on the interface already, and may have the port.
+
+        :return: whether the endpoint is still open: the program gets the datagrams that are left on that socket
+        """
         if placement.path is not None and self._held is not None:
             self._held.end_at(placement.path.index)
+        return self._state < _State.STOPPED
 
     def _send_again_meanwhile(self, network: Network) -> None:
         """Send by the present path until the first hop of a better one answers, once its own first hop answers."""

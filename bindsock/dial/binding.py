@@ -167,7 +167,7 @@ def connect_error(
         and sock.type == socket.SOCK_STREAM
         and departure(kernel, sock.family, decision, sockaddr) is Departure.RESET
     )
-    blocked = firewall_error(error, sockaddr, decision, rejection, network, own_reset=own_reset, kernel=kernel)
+    blocked = firewall_error(error, sockaddr, decision, rejection, network, own_reset=own_reset)
     if blocked is not None:
         return blocked
     interface = decision.interface

@@ -71,7 +71,7 @@ class FollowedSocket(socket.socket):
         self.detach()
 
     def on_connect(self, callback: Callable[[FollowedSocket, Any, bool], object]) -> None:
-        """Call back once when ``connect()`` has given the socket a local address. It may still be connecting.
+        """Call back once when a ``connect()`` has given the socket a local address. It may still be connecting.
 
         :param callback: takes the socket, the address of the peer, and whether the program had bound the socket to its local
             address; ``connect()`` raises its errors
@@ -80,16 +80,13 @@ class FollowedSocket(socket.socket):
 
     def connect(self, address: Any) -> None:
         """Connect, or start to connect."""
-        callbacks, self._connecting = self._connecting, ()
-        chosen = bool(callbacks) and own_address(self) is not None
+        chosen = bool(self._connecting) and own_address(self) is not None
         try:
             super().connect(address)
         except (BlockingIOError, InterruptedError):
-            for callback in callbacks:
-                callback(self, address, chosen)
+            self._notify_connecting(address, chosen)
             raise
-        for callback in callbacks:
-            callback(self, address, chosen)
+        self._notify_connecting(address, chosen)
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Call back once when the socket is closed or detached; at once if it is closed already."""
@@ -129,6 +126,11 @@ class FollowedSocket(socket.socket):
         if self._lingering_close is None or self.fileno() == -1:
             return None
         return self._lingering_close.duplicate(self)
+
+    def _notify_connecting(self, address: Any, chosen: bool) -> None:
+        callbacks, self._connecting = self._connecting, ()
+        for callback in callbacks:
+            callback(self, address, chosen)
 
     def _finish(self, lingering: socket.socket | None) -> None:
         lingering_close, self._lingering_close = self._lingering_close, None

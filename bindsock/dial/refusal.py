@@ -30,14 +30,12 @@ def firewall_error(
     network: Callable[[], Network],
     *,
     own_reset: bool = False,
-    kernel: Kernel | None = None,
 ) -> FirewallBlocked | None:
     """The error for a connect that a firewall rejected; ``None`` if it failed for another reason.
 
     :param rejection: the ICMP message that ended the connect, if there was one
     :param network: reads the network, to find out whether the message came from this host
     :param own_reset: whether a reset of this host's own firewall ended the connect
-    :param kernel: reads the firewall of this host for the message
     """
     own = rejection is not None and not rejection.host_unreachable and network().owner_of(rejection.source) is not None
     if own_reset:
@@ -54,9 +52,8 @@ def firewall_error(
     else:
         return None
     here = own_reset or own or error.errno == errno.EPERM
-    rules = _obstacles(kernel, 6 if ":" in sockaddr[0] else 4) if here and kernel is not None else []
     return FirewallBlocked(
-        "; ".join([f"cannot connect to {sockaddr[0]} port {sockaddr[1]}: {who}", *rules, *([_DOCTOR] if here else [])]),
+        "; ".join([f"cannot connect to {sockaddr[0]} port {sockaddr[1]}: {who}", *([_DOCTOR] if here else [])]),
         errno=error.errno,
         interface=decision.interface.name if decision.interface is not None else None,
         call="connect",

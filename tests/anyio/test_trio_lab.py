@@ -90,6 +90,19 @@ def test_a_stream_whose_interface_goes_is_broken_and_says_why(lab: Lab) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_connect_in_a_cancelled_scope_is_cancelled_and_closes_its_socket(lab: Lab, family: socket.AddressFamily) -> None:
+    async def main() -> None:
+        install_trio_socket_factory()
+        with trio.socket.socket(family) as sock, trio.CancelScope() as scope:
+            scope.cancel()
+            await sock.connect((lab.server.address(family), lab.server.tcp_port))
+        assert scope.cancelled_caught
+        assert sock.fileno() == -1
+
+    run(main)
+
+
 @pytest.mark.parametrize("connected", [True, False])
 def test_datagram_sockets_move(lab: Lab, connected: bool) -> None:
     async def main() -> None:

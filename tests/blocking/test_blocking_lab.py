@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -119,6 +120,15 @@ def test_errors_of_the_connection_are_the_standard_librarys(lab: Lab) -> None:
 
 
 @pytest.mark.timeout(60, method="thread")  # a signal is not noticed in that wait
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_the_systems_own_timeout_for_a_connect_counts(lab: Lab, family: socket.AddressFamily) -> None:
+    lab.blackhole("wifi0", True)
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 200_000))
+        with pytest.raises(BlockingIOError):
+            BlockingConnector().connect(sock, (lab.server.address(family), lab.server.tcp_port))
+
+
 def test_a_refusal_does_not_wait_for_the_timeout(lab: Lab) -> None:
     with pytest.raises(ConnectionRefusedError):
         create_connection((lab.server.ipv4, 1), 3600.0)

@@ -227,6 +227,14 @@ async def test_only_a_source_address_that_the_program_has_not_chosen_is_doubted(
         in_place.check_source(sock, sock.getpeername(), Placement(path_on(made.interfaces[2], socket.AF_INET6)), made)
 
 
+async def test_a_source_address_is_not_doubted_if_its_interface_is_gone(factory: TransportFactory) -> None:
+    """It was deleted after the socket was bound: the move that follows deals with it."""
+    in_place = InPlace(connector_of(factory).watcher, Requirement((ip_address("2001:db8:9::9"),), None), UNBOUND)
+    with datagrams(socket.AF_INET6) as sock:
+        sock.connect(("::1", 9))
+        in_place.check_source(sock, sock.getpeername(), Placement(path_on(WIFI, socket.AF_INET6)), network(WIRED))
+
+
 async def test_what_the_program_says_that_it_has_sent_is_counted(kernel: PickyKernel, factory: TransportFactory) -> None:
     with datagrams() as sock:
         mover = connector_of(factory).follow_datagrams(sock)

@@ -12,12 +12,14 @@ import pytest
 from bindsock.datagram import backlog
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
+from bindsock.datagram.held_sockets import HeldSockets
 from bindsock.datagram.plan import GONE, NOWHERE, UNBOUND, Facts, Place, Placement, Requirement, Step, device_alive, plan
 from bindsock.model.decision import path_of
 from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.model.statistics import Statistics
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import interface, network
+from tests.virtual_loop import VirtualLoop
 
 HERE, THERE, ELSEWHERE = (ip_address(a) for a in ("192.0.2.1", "198.51.100.7", "203.0.113.1"))
 WIFI = interface("2: wifi0 wifi 192.0.2.1/24")
@@ -484,3 +486,26 @@ def test_where_the_system_does_not_tell_nothing_is_counted(counting: Counting, d
     drops.start(WIFI)
     send(drops, counting, 3)
     assert drops.lost_on_dead_device(SOCK) == 0
+
+
+@pytest.mark.parametrize(
+    "end", [lambda held: held.end_at(2), lambda held: held.end_dead(Decider(network(ETHERNET), Preferences()))]
+)
+def test_an_endpoint_that_is_closed_while_old_sockets_are_read_out_is_no_fault(end: Callable[[HeldSockets], None]) -> None:
+    """The program gets the remaining datagrams of each, and may close the endpoint."""
+    discarded: list[socket.socket] = []
+
+    def discard(sock: socket.socket, drain: bool) -> None:
+        discarded.append(sock)
+        sock.close()
+        if drain:
+            held.end_all()
+
+    held = HeldSockets(VirtualLoop().runtime, 60.0, discard, lambda _: None)
+    socks = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
+    assert ON_WIFI.path is not None
+    for sock in socks:
+        held.keep(sock, ON_WIFI.path, None)
+    end(held)
+    assert discarded == socks
+    assert held.sockets == []

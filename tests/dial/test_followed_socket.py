@@ -191,3 +191,16 @@ async def test_a_dial_that_is_cancelled_before_it_sees_that_its_handshake_is_ove
     await asyncio.sleep(0.01)
     assert reported == []
     assert ours.fileno() == -1
+
+
+def test_a_socket_whose_first_connect_was_refused_reports_the_second() -> None:
+    reported: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, FollowedSocket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.on_connect(lambda _, address, chosen: reported.append((address, chosen)))
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            with pytest.raises(ConnectionRefusedError):
+                sock.connect(unused.getsockname())
+        assert reported == []
+        sock.connect(listener.getsockname())
+        assert [address for address, _ in reported] == [listener.getsockname()]
