@@ -47,25 +47,35 @@ def for_others(proxy: str, environment: Mapping[str, str]) -> dict[str, str]:
     return {**dict.fromkeys(PROXY_VARIABLES, proxy), "no_proxy": environment.get("no_proxy", "localhost,127.0.0.1,::1")}
 
 
-def obstacle(command: Sequence[str], path: str | None = None) -> str | None:
+def obstacle(command: Sequence[str], path: str | None = None, directory: str = "") -> str | None:
     """Why a command's own connections are not covered; ``None`` if they are.
 
     :param path: the search path for programs; that of this process by default
+    :param directory: the command's current directory; that of this process by default
     """
-    program = shutil.which(command[0], path=path) or command[0]
+    program = _find(command[0], path, directory)
     if _PYTHON.fullmatch(Path(program).name):
         flag = _isolating(command[1:])
         return f"python -{flag} does not load bindsock" if flag is not None else None
     interpreter = _shebang(program)
     for number, word in enumerate(interpreter):
         if _PYTHON.fullmatch(Path(word).name):
-            return obstacle(interpreter[number:], path)
+            return obstacle(interpreter[number:], path, directory)
     return f"{Path(command[0]).name} is not Python"
 
 
 def is_refused(reason: str) -> bool:
     """Whether a command with this :func:`obstacle` is not started: it is Python, and would connect unbound."""
     return reason.startswith("python -")
+
+
+def _find(name: str, path: str | None, directory: str) -> str:
+    """The program's file. What is relative in the search path is relative to the command's directory, as in ``execvp()``."""
+    if os.path.dirname(name):
+        return os.path.join(directory, name)
+    places = os.get_exec_path() if path is None else path.split(os.pathsep)
+    found = shutil.which(name, path=os.pathsep.join(os.path.join(directory, place) for place in places))
+    return found or os.path.join(directory, name)
 
 
 def _isolating(arguments: Sequence[str]) -> str | None:
