@@ -35,8 +35,8 @@ examples:
   sudo bindsock doctor --port 22 git.example.com
   bindsock doctor --json --no-probe | jq -r '.advice[]'
 
-exit status: 0 if a connection was made by an uplink (without a probe: if there is an
-effective interface), 1 if not
+exit status: 0 if a connection was made by an uplink, or by the one that --interface names
+(without a probe: if there is an effective interface, or that one has a default route), 1 if not
 """
 
 
@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         servers = usable_servers(report["names"]["servers"])
         probes = waiting.run(probe(uplinks, target, asked.preferences, servers))
     report |= {"target": {"host": target.host, "port": target.port}, "probes": probes}
-    report["advice"] = advice(report)
-    status = Exit.OK if _works(report) else Exit.NO
+    report["advice"] = advice(report, probed=not arguments.no_probe)
+    status = Exit.OK if _works(report, probed=not arguments.no_probe) else Exit.NO
     if arguments.redact:
         report = Redaction([] if target.numeric_family is not None else [target.host]).document(report)
     if arguments.json:
@@ -101,7 +101,10 @@ def _to_probe(report: Mapping[str, Any]) -> list[tuple[str, socket.AddressFamily
     return found[:_MOST_PROBES]
 
 
-def _works(report: Mapping[str, Any]) -> bool:
-    if report["probes"]:
+def _works(report: Mapping[str, Any], *, probed: bool) -> bool:
+    if probed:
         return any(p["tcp"] is not None and p["tcp"]["error"] is None for p in report["probes"])
+    pin = report["pinned"]
+    if pin is not None:
+        return any(f["usable"] for uplink in report["uplinks"] if uplink["name"] == pin["name"] for f in uplink["families"])
     return any(decision["interface"] is not None for decision in report["effective"])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bindsock.model.network import InterfaceKind
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-def advice(report: Mapping[str, Any]) -> list[str]:
-    """What to do, one sentence for each step, in order. If nothing is wrong, the only sentence says so."""
+def advice(report: Mapping[str, Any], *, probed: bool = False) -> list[str]:
+    """What to do, one sentence for each step, in order. If nothing is wrong, the only sentence says so.
+
+    :param probed: whether a probe was asked for
+    """
     pin = report.get("pinned")
     if pin is not None:
         if pin["problem"] is not None:
@@ -17,11 +22,19 @@ def advice(report: Mapping[str, Any]) -> list[str]:
         report = {**report, "uplinks": [uplink for uplink in report["uplinks"] if uplink["name"] == pin["name"]]}
     links = _links(report) if pin is None else ()
     steps = list(dict.fromkeys([*links, *_routes(report), *_firewall(report), *_filter(report), *_probes(report)]))
+    if not steps and probed and not report["probes"]:
+        steps = [_unprobed(report)]
     if not steps:
         names = list(dict.fromkeys(d["interface"] for d in report["effective"] if d["interface"] is not None))
         where = f"connections leave by {' and '.join(names)}" if names else "there is no interface to connect by"
         steps = [f"nothing: {where}"]
     return steps
+
+
+def _unprobed(report: Mapping[str, Any]) -> str:
+    host = report["target"]["host"]
+    reasons = "; ".join(f"{u['name']} {f['reason']}" for u in report["uplinks"] for f in u["families"] if not f["fit"])
+    return f"nothing was probed, since no uplink can reach {host} ({reasons or 'its address family was not asked for'})"
 
 
 def _links(report: Mapping[str, Any]) -> Iterator[str]:
@@ -33,11 +46,14 @@ def _links(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _routes(report: Mapping[str, Any]) -> Iterator[str]:
     """Advise a route for each family in which no uplink has one."""
+    pin = report.get("pinned")
+    command = f"bindsock repair --interface {pin['name']}" if pin is not None else "bindsock repair"
     served = {f["family"] for u in report["uplinks"] for f in u["families"] if f["usable"]}
     for uplink in report["uplinks"]:
         for family in uplink["families"]:
             if family["route_hint"] is not None and family["family"] not in served:
-                yield f"{family['route_hint']}; or let bindsock do it: `bindsock repair`, which shows what it would do"
+                by_repair = f"; or let bindsock do it: `{command}`, which shows what it would do"
+                yield family["route_hint"] + ("" if uplink["kind"] == InterfaceKind.TUNNEL else by_repair)
 
 
 def _firewall(report: Mapping[str, Any]) -> Iterator[str]:

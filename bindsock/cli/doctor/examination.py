@@ -11,10 +11,10 @@ from bindsock.cli.doctor.firewall import exempt_mark, obstacles
 from bindsock.cli.options import no_such_interface
 from bindsock.model.network import InterfaceKind, family_name
 from bindsock.netmon.no_interface import ANYWHERE, default_route_hint
-from bindsock.routing.usable import why_unusable
+from bindsock.routing.usable import why_dead, why_unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from bindsock.kernel import Kernel
     from bindsock.model.decision import Decision
@@ -44,14 +44,15 @@ class Examination:
         """The report, without the probe and the advice."""
         network, kernel = self._decider.network, self._kernel
         decisions = [self._decider.decide(family) for family in self._families]
-        uplinks = [self._uplink(i, decisions) for i in network.interfaces.values() if _may_be_uplink(i)]
+        pin = network.named(self._decider.pin) if self._decider.pin is not None else None
+        uplinks = [self._uplink(i, decisions) for i in network.interfaces.values() if _may_be_uplink(i) or i is pin]
         rules: tuple[PolicyRule, ...] = ()
         routes: tuple[Route, ...] = network.routes
         if (administration := kernel.administration) is not None:
             rules = self._try("policy rules", lambda: tuple(administration.rules()), ())
             routes = self._try("routes", lambda: tuple(administration.routes()), routes)
         chains, unread = system.firewall() if administration is not None else ([], [])
-        pinned = self._pinned(decisions)
+        pinned = self._pinned(uplinks)
         fit = [
             u["name"] for u in uplinks if any(f["fit"] for f in u["families"]) and (pinned is None or pinned["name"] == u["name"])
         ]
@@ -88,7 +89,7 @@ class Examination:
             "failures": self.failures,
         }
 
-    def _pinned(self, decisions: Sequence[Decision]) -> dict[str, Any] | None:
+    def _pinned(self, uplinks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """The only interface to use, and why it cannot be used, if it cannot."""
         name, network = self._decider.pin, self._decider.network
         if name is None:
@@ -96,12 +97,10 @@ class Examination:
         interface = network.named(name)
         if interface is None:
             return {"name": name, "problem": no_such_interface(name, network)}
-        reasons = dict.fromkeys(f"{c.interface} {c.reason}" for d in decisions for c in d.candidates if not c.taken)
-        refused = all(decision.interface is None for decision in decisions)
-        return {
-            "name": interface.name,
-            "problem": f"{'; '.join(reasons)}: omit --interface, or name another" if refused else None,
-        }
+        families = [family for uplink in uplinks if uplink["name"] == interface.name for family in uplink["families"]]
+        reasons = " and ".join(dict.fromkeys(family["reason"] for family in families if not family["fit"]))
+        problem = f"{interface.name} is pinned, but {reasons}: omit --interface, or name another"
+        return {"name": interface.name, "problem": None if any(family["fit"] for family in families) else problem}
 
     def _uplink(self, interface: Interface, decisions: Sequence[Decision]) -> dict[str, Any]:
         administration = self._kernel.administration
@@ -120,9 +119,14 @@ class Examination:
         family = decision.family
         network = self._decider.network
         lookup = network.defaults.get((interface.index, family))
-        refusal = why_unusable(interface, family, self._decider.preferences, lookup)
+        # A pin is obeyed whatever the preferences, even to a tunnel; but nothing beyond this host is reached by the loopback.
+        pin = self._decider.pin
+        pinned = pin is not None and interface.called(pin) and interface.kind is not InterfaceKind.LOOPBACK
+        refusal = (
+            why_dead(interface, family, lookup) if pinned else why_unusable(interface, family, self._decider.preferences, lookup)
+        )
         usable = refusal is None and lookup is not None and lookup.usable
-        candidate = next((c for c in decision.candidates if c.index == interface.index), None)
+        candidate = next((c for c in decision.candidates if c.index == interface.index and not c.taken), None)
         reason = refusal.reason if refusal is not None else candidate.reason if candidate is not None else "has no default route"
         hint = gateway = None
         if refusal is None:

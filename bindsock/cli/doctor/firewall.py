@@ -87,7 +87,9 @@ def exempt_mark(chains: Iterable[Chain], obstacle: Obstacle) -> int | None:
     named = dict.fromkeys(rule.mark[1] for chain in chains for rule in chain.rules if rule.mark is not None and rule.mark[1])
 
     def passes(mark: int) -> bool:
-        return all(o.family != obstacle.family for o in obstacles(chains, [obstacle.interface], mark))
+        left = {o.family for o in obstacles(chains, [obstacle.interface], mark)}
+        both = socket.AF_UNSPEC in (obstacle.family, *left)
+        return not left if both else obstacle.family not in left
 
     return next(filter(passes, named), None)
 

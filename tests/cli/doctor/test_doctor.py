@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from bindsock.cli.doctor.advice import advice
 from bindsock.testing import SimulatedKernel, network
 from tests.cli.conftest import LOOPBACK, TUNNEL, WIFI, WIRED, Run, only_vpn
@@ -102,6 +104,58 @@ def test_a_pin_without_an_interface_is_what_is_wrong(kernel: SimulatedKernel, ru
 def test_a_pinned_interface_that_is_no_use_is_what_is_wrong(kernel: SimulatedKernel, run: Run) -> None:
     _, out, _ = run("doctor", "--json", "--no-probe", "--interface", "en1", "-6")
     assert json.loads(out)["advice"] == ["en1 is pinned, but has no IPv6 address: omit --interface, or name another"]
+
+
+@pytest.mark.parametrize("options", [(), ("--no-probe",)])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("en0", "en0 is pinned, but has no usable IPv6 address (link-local only)"),
+        ("lo0", "lo0 is pinned, but is the loopback"),
+    ],
+)
+def test_a_pinned_interface_whose_addresses_stay_on_the_link_is_no_use(
+    kernel: SimulatedKernel, run: Run, name: str, reason: str, options: tuple[str, ...]
+) -> None:
+    kernel.change(network(LOOPBACK, "2: en0 wifi 192.0.2.5/24 fe80::5/64", "default via 192.0.2.1 dev en0 metric 600"))
+    status, out, _ = run("doctor", "--json", "-6", *options, "--interface", name, "2001:db8::1")
+    report = json.loads(out)
+    assert (status, report["probes"]) == (1, [])
+    assert report["advice"] == [f"{reason}: omit --interface, or name another"]
+
+
+@pytest.mark.parametrize("pin", [(), ("--interface", "en1")])
+def test_a_host_that_no_uplink_can_reach_is_no_success(kernel: SimulatedKernel, run: Run, pin: tuple[str, ...]) -> None:
+    kernel.change(network(LOOPBACK, WIRED, "default via 198.51.100.1 dev en1 metric 700"))
+    status, out, _ = run("doctor", "--json", *pin, "2001:db8::1")
+    assert status == 1
+    assert json.loads(out)["advice"] == ["nothing was probed, since no uplink can reach 2001:db8::1 (en1 has no IPv6 address)"]
+
+
+def test_a_pinned_interface_without_a_route_is_no_success(kernel: SimulatedKernel, run: Run) -> None:
+    kernel.change(network(LOOPBACK, WIFI, WIRED, "default via 192.0.2.1 dev en0 metric 600"))
+    status, out, _ = run("doctor", "--json", "--no-probe", "--interface", "en1", "-4")
+    report = json.loads(out)
+    assert status == 1
+    (step,) = report["advice"]
+    assert step.startswith("give en1 a route to ")
+    assert step.endswith("; or let bindsock do it: `bindsock repair --interface en1`, which shows what it would do")
+    (en1,) = [u for u in report["uplinks"] if u["name"] == "en1"]
+    assert en1["families"][0]["reason"] == "has no default route"
+    assert run("doctor", "--no-probe", "--interface", "en0", "-4")[0] == 0
+
+
+def test_a_pinned_tunnel_is_examined(kernel: SimulatedKernel, run: Run) -> None:
+    status, out, _ = run("doctor", "--json", "--no-probe", "--interface", "utun4", "-4")
+    report = json.loads(out)
+    assert (status, report["advice"]) == (0, ["nothing: connections leave by utun4"])
+    assert [u["name"] for u in report["uplinks"] if any(f["effective"] for f in u["families"])] == ["utun4"]
+    kernel.change(network(LOOPBACK, TUNNEL))
+    status, out, _ = run("doctor", "--json", "--no-probe", "--interface", "utun4", "-4")
+    (step,) = json.loads(out)["advice"]
+    assert status == 1
+    assert step.startswith("give utun4 a route to ")
+    assert "bindsock repair" not in step
 
 
 def test_the_advice_is_about_the_pinned_interface_only(kernel: SimulatedKernel, run: Run) -> None:

@@ -132,3 +132,32 @@ def test_marks_are_told_as_the_option_takes_them() -> None:
 def test_a_mark_is_only_told_if_it_passes_every_rule(listed: str, mark: int | None) -> None:
     chains = from_nft(listed)
     assert exempt_mark(chains, obstacles(chains, ["wifi0"])[0]) == mark
+
+
+REJECT = """*filter
+:OUTPUT ACCEPT [0:0]
+-A OUTPUT ! -o tun0 -m mark ! --mark 0xca6c -j REJECT
+COMMIT
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "mark"),
+    [
+        (nft([match("oifname", "tun0", "!="), {"drop": None}]), None),
+        (nft([match("oifname", "tun0", "!="), {"drop": None}], family="ip"), None),
+        (nft([match("oifname", "tun0", "!="), {"drop": None}], family="ip6"), 0xCA6C),
+        (nft(), 0xCA6C),
+    ],
+)
+def test_a_mark_is_only_told_if_it_passes_the_other_firewalls_of_the_family(other: str, mark: int | None) -> None:
+    chains = [*from_iptables(REJECT, socket.AF_INET), *from_nft(other)]
+    assert exempt_mark(chains, obstacles(chains, ["wifi0"])[0]) == mark
+
+
+def test_a_mark_passes_a_firewall_of_both_families_only_if_it_passes_in_both() -> None:
+    chains = from_nft(nft([match("oifname", "tun0", "!="), match("mark", 0xCA6C, "!="), {"drop": None}]))
+    (both,) = obstacles(chains, ["wifi0"])
+    assert exempt_mark(chains, both) == 0xCA6C
+    chains += from_iptables(REJECT.replace("-m mark ! --mark 0xca6c ", ""), socket.AF_INET)
+    assert exempt_mark(chains, both) is None
