@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
                 repairs.remove(repair)
             for repair in planned.make:
                 repairs.make(repair)
-        existing = repairs.existing()
+        existing = [repair for repair in repairs.existing() if _is_asked_for(repair, arguments.interface, network, wanted)]
     except PermissionError as error:
         option = "--undo" if arguments.undo else "--apply"
         return fail(f"the system refused ({error.strerror}): {option} needs CAP_NET_ADMIN, so run it as root", Exit.SYSTEM)
@@ -96,6 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     _show(arguments, planned, existing)
     undone = planned.impossible or ((planned.make or planned.remove) and not arguments.apply)
     return Exit.NO if undone else Exit.OK
+
+
+def _is_asked_for(repair: Repair, name: str | None, network: Network, wanted: Sequence[socket.AddressFamily]) -> bool:
+    interface = network.named(name) if name is not None else None
+    return repair.family in wanted and (name is None or repair.interface == (interface.name if interface is not None else name))
 
 
 def _why_not(name: str, network: Network, preferences: Preferences, wanted: Sequence[socket.AddressFamily]) -> str | None:

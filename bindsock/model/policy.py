@@ -98,7 +98,7 @@ class Repair:
     @property
     def table(self) -> int:
         """The routing table."""
-        return _REPAIR_TABLES[self.index % len(_REPAIR_TABLES)]
+        return repair_table(self.index)
 
     def commands(self) -> list[str]:
         """The ``ip`` commands that add the route and its rules."""
@@ -111,6 +111,11 @@ class Repair:
             f"{ip} rule add pref {first} oif {name} lookup main suppress_prefixlength 0",
             f"{ip} rule add pref {second} oif {name} lookup {self.table}",
         ]
+
+
+def repair_table(index: int) -> int:
+    """The routing table for repairs of the interface with this index."""
+    return _REPAIR_TABLES[index % len(_REPAIR_TABLES)]
 
 
 def is_repair_table(table: int) -> bool:

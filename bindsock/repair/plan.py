@@ -1,8 +1,8 @@
 """Decides which repairs to add and which to remove: a pure function.
 
 A family needs repair if a tunnel has its default route and no usable uplink has one. Then each of these uplinks gets a default
-route in its own table, which only sockets bound to the uplink use. Firewall rules stay untouched, and no mark is set: packets
-that a firewall drops are still dropped.
+route in its own table, which only sockets bound to the uplink use. It keeps it as long as the tunnel has the default route, even
+if another uplink gets one. Firewall rules stay untouched, and no mark is set: packets that a firewall drops are still dropped.
 """
 
 from __future__ import annotations
@@ -75,20 +75,29 @@ def plan(
         ours = [repair for repair in existing if repair.family == family and only in (None, repair.interface)]
         usable = [i for i in network.interfaces.values() if why_unusable(i, family, preferences) is None]
         uplinks = [uplink for uplink in usable if only in (None, uplink.name)]
-        if not _tunnel_is_default(network, family) or any(_has_own_default(network, uplink, family) for uplink in uplinks):
+        if not _tunnel_is_default(network, family):
             remove += ours
             continue
-        stays = set()
+        served = any(_has_own_default(network, uplink, family) for uplink in uplinks)
+        stays, renewed = set(), set()
         for repair in ours:
             device = network.interfaces.get(repair.index)
-            fits = device is not None and device.name == repair.interface and why_dead(device, family) is None
-            known = gateway_of(device, family) if device is not None and fits else None
-            if not fits or (known is not None and known.address != repair.gateway.address):
+            if (
+                device is None
+                or device.name != repair.interface
+                or why_dead(device, family) is not None
+                or _has_own_default(network, device, family)
+            ):
                 remove.append(repair)
+                continue
+            known = gateway_of(device, family)
+            if known is not None and known.address != repair.gateway.address:
+                remove.append(repair)
+                renewed.add(repair.index)
             else:
                 stays.add(repair.index)
         for uplink in uplinks:
-            if uplink.index in stays:
+            if uplink.index in stays or (served and uplink.index not in renewed):
                 continue
             gateway = gateway_of(uplink, family)
             if gateway is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ import bindsock
 import bindsock.anyio
 from bindsock import kernel as kernels
 from bindsock.factory import connector_of
+from bindsock.kernel.linux.rtnetlink.repair import Repairs
+from bindsock.model.policy import Gateway, Repair, repair_table
 from bindsock.testing.lab import VpnMode
 from tests.cli.conftest import run as run
 from tests.integrations.tunnel import nothing_through_the_tunnel
@@ -432,6 +435,77 @@ def test_the_only_interface_to_use_is_the_only_one_that_the_command_touches(lab:
     assert repaired(lab) == {"wifi0"}
     assert run("repair", "--undo")[0] == 0
     assert tables(lab) == before
+
+
+def test_what_is_asked_for_with_an_interface_stays_without_it(lab: Lab, run: Run) -> None:
+    """The tunnel has the default route, wifi0 its own, and eth0 none."""
+    lab.vpn_up("policy-kill")
+    lab.ip("rule", "add", "pref", "90", "oif", "wifi0", "lookup", "77")
+    lab.ip("route", "add", "default", "via", lab.gateway("wifi0"), "dev", "wifi0", "table", "77")
+    before = tables(lab)
+    assert run("repair", "-4", "--apply", "--interface", "eth0")[0] == 0
+    made = tables(lab)
+    assert repaired(lab) == {"eth0"}
+    for options in ((), ("--apply",)):
+        assert run("repair", "-4", *options)[:2] == (0, "nothing needs repair; repairs in place: 1\n")
+        assert tables(lab) == made
+    assert run("repair", "--undo")[0] == 0
+    assert tables(lab) == before
+
+
+def test_the_repairs_in_place_are_those_that_were_asked_for(lab: Lab, run: Run) -> None:
+    lab.vpn_up("policy-kill")
+    assert run("repair", "--apply", "-4")[0] == 0
+    for options, expected in (("-4",), {"wifi0", "eth0"}), (("-6",), set()), (("--interface", "eth0"), {"eth0"}):
+        assert {r["interface"] for r in json.loads(run("repair", "--json", *options)[1])["existing"]} == expected
+    assert run("repair", "-4", "--interface", "eth0")[1] == "nothing needs repair; repairs in place: 1\n"
+    assert run("repair", "-6")[1] == "nothing needs repair\n"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_route_that_a_crash_has_left_does_not_keep_its_gateway(lab: Lab, family: socket.AddressFamily) -> None:
+    address = ipaddress.ip_address(lab.gateway("wifi0", family))
+    repair = Repair(family, "wifi0", socket.if_nametoindex("wifi0"), Gateway(address, "the test"))
+    six = "-4" if family == socket.AF_INET else "-6"
+    lab.ip(six, "route", "add", "default", "via", str(address + 70), "dev", "wifi0", "table", str(repair.table), "proto", "182")
+    repairs = Repairs(kept=True)
+    try:
+        for _ in range(2):
+            repairs.make(repair)
+            (made,) = repairs.existing()
+            assert made.gateway.address == address
+            (line,) = lab.ip(six, "route", "show", "table", str(repair.table)).splitlines()
+            assert f"via {address} " in line
+    finally:
+        repairs.close()
+
+
+def test_undo_finds_what_has_the_name_from_before_a_rename(lab: Lab, run: Run) -> None:
+    lab.vpn_up("policy-kill")
+    before = {six: lab.ip(six, "rule") for six in ("-4", "-6")}
+    assert run("repair", "--apply")[0] == 0
+    lab.ip("link", "set", "eth0", "down")
+    lab.ip("link", "set", "eth0", "name", "wan0")
+    assert "oif eth0 [detached]" in lab.ip("rule")
+    assert run("repair", "--undo", "--interface", "wan0")[0] == 0
+    assert repaired(lab) == {"wifi0"}
+    assert run("repair", "--undo")[0] == 0
+    assert {six: lab.ip(six, "rule") for six in ("-4", "-6")} == before
+
+
+def test_undo_of_a_renamed_interface_spares_the_one_that_has_its_name_now(lab: Lab, run: Run) -> None:
+    lab.vpn_up("policy-kill")
+    assert run("repair", "--apply", "--interface", "eth0")[0] == 0
+    lab.ip("link", "set", "eth0", "down")
+    lab.ip("link", "set", "eth0", "name", "wan0")
+    lab.ip("link", "set", "wifi0", "down")
+    lab.ip("link", "set", "wifi0", "name", "eth0")
+    index = socket.if_nametoindex("eth0")
+    table = str(repair_table(index))
+    lab.ip("rule", "add", "pref", "99", "oif", "eth0", "lookup", table, "proto", "182")
+    assert run("repair", "--undo", "--interface", "wan0")[0] == 0
+    left = [line for line in lab.ip("rule").splitlines() if " proto 182" in line]
+    assert [line.split(" lookup ")[1].split()[0] for line in left] == ["main", table]
 
 
 @pytest.mark.parametrize(

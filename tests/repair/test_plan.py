@@ -21,6 +21,7 @@ ETH = interface("3: eth0 wired 10.2.0.2/24")
 TUN = interface("4: tun0 tunnel 10.66.0.2/24")
 TAKEN = "default dev tun0"
 ONLY_VPN = network(WIFI, ETH, TUN, TAKEN)
+ETH_HAS_ITS_OWN = network(WIFI, ETH, TUN, "default dev tun0 metric 50", "default via 10.2.0.1 dev eth0 metric 700")
 ADDRESSES = {2: "10.1.0.1", 3: "10.2.0.1"}
 
 
@@ -52,10 +53,18 @@ WIFI_REPAIR, ETH_REPAIR = repair(2, "wifi0"), repair(3, "eth0")
         pytest.param(network(WIFI, ETH, TUN), [WIFI_REPAIR], Plan(remove=(WIFI_REPAIR,)), id="the VPN is gone"),
         pytest.param(network(WIFI, ETH, TUN), [], Plan(), id="no VPN"),
         pytest.param(
-            network(WIFI, ETH, TUN, "default dev tun0 metric 50", "default via 10.2.0.1 dev eth0 metric 700"),
-            [WIFI_REPAIR],
-            Plan(remove=(WIFI_REPAIR,)),
+            ETH_HAS_ITS_OWN,
+            [WIFI_REPAIR, ETH_REPAIR],
+            Plan(remove=(ETH_REPAIR,)),
             id="an uplink has its own",
+        ),
+        pytest.param(ETH_HAS_ITS_OWN, [], Plan(), id="one has its own, so none is made"),
+        pytest.param(ETH_HAS_ITS_OWN, [WIFI_REPAIR], Plan(), id="one was made while another has its own"),
+        pytest.param(
+            ETH_HAS_ITS_OWN,
+            [repair(2, "wifi0", "10.7.0.1")],
+            Plan(remove=(repair(2, "wifi0", "10.7.0.1"),), make=(WIFI_REPAIR,)),
+            id="another gateway while another uplink has its own",
         ),
         pytest.param(
             network(ETH, TUN, TAKEN), [WIFI_REPAIR, ETH_REPAIR], Plan(remove=(WIFI_REPAIR,)), id="the interface is gone"
@@ -125,6 +134,7 @@ def test_a_system_without_rules_refuses_to_repair() -> None:
         pytest.param(ONLY_VPN, [], "cable", Plan(make=(ETH_REPAIR,)), id="by its alternative name"),
         pytest.param(ONLY_VPN, [], "tun0", Plan(), id="a tunnel"),
         pytest.param(ONLY_VPN, [], "nope", Plan(), id="no interface"),
+        pytest.param(ETH_HAS_ITS_OWN, [], "wifi0", Plan(make=(WIFI_REPAIR,)), id="another has its own"),
         pytest.param(ONLY_VPN, [repair(2, "wifi0", "10.7.0.1")], "eth0", Plan(make=(ETH_REPAIR,)), id="another's repair"),
         pytest.param(
             network(WIFI, ETH, TUN), [WIFI_REPAIR, ETH_REPAIR], "eth0", Plan(remove=(ETH_REPAIR,)), id="the VPN is gone"

@@ -33,7 +33,7 @@ from bindsock.kernel.linux.rtnetlink.policy import (
     parse_policy_rule,
 )
 from bindsock.model.network import FAMILIES, MAIN_TABLE, IPAddress, family_of
-from bindsock.model.policy import REPAIR_PREFERENCES, Gateway, Repair, is_repair_table
+from bindsock.model.policy import REPAIR_PREFERENCES, Gateway, Repair, is_repair_table, repair_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +45,8 @@ KEPT = 182
 _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 _CREATE = 0x400 | 0x200
 """NLM_F_CREATE and NLM_F_EXCL."""
+_REPLACE = 0x400 | 0x100
+"""NLM_F_CREATE and NLM_F_REPLACE."""
 _SCOPE_UNIVERSE = 0
 _GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL})
 _HOLDER = "bindsock-repair-"
@@ -98,7 +100,7 @@ class Repairs:
         return found
 
     def make(self, repair: Repair) -> None:
-        """Make a repair. Existing entries are kept."""
+        """Make a repair. Existing entries are kept, except a route by another gateway, which a crash may have left."""
         orders = [(routes.RTM_NEWROUTE, _route(repair, self._protocol))]
         first, second = REPAIR_PREFERENCES
         orders.append((_RTM_NEWRULE, _rule(repair, first, MAIN_TABLE, self._protocol)))
@@ -107,7 +109,8 @@ class Repairs:
             try:
                 self._channel.tell(kind, body, _CREATE)
             except FileExistsError:
-                continue
+                if kind == routes.RTM_NEWROUTE and self._by_another_gateway(repair):
+                    self._channel.tell(kind, body, _REPLACE)
 
     def remove(self, repair: Repair) -> None:
         """Remove a repair, whoever made it."""
@@ -123,12 +126,13 @@ class Repairs:
         """Remove all repairs, complete or not."""
         if orphans and self._others():
             return 0
+        entries = self._entries()
         return self._delete(
             e
-            for e in self._entries()
+            for e in entries
             if (not orphans or e.protocol == HELD)
             and e.family in families
-            and (interface is None or interface == (e.interface if e.kind == "rule" else _name_of(e.index)))
+            and (interface is None or _is_of(e, interface, entries))
         )
 
     def close(self) -> None:
@@ -136,6 +140,13 @@ class Repairs:
         if self._mark is not None:
             self._finalizer()
         self._channel.close()
+
+    def _by_another_gateway(self, repair: Repair) -> bool:
+        """Whether the table of the repair has a route by another gateway."""
+        return any(
+            e.kind == "route" and e.family == repair.family and e.table == repair.table and e.gateway != repair.gateway.address
+            for e in self._entries()
+        )
 
     def _delete(self, entries: Iterable[_Entry]) -> int:
         count = 0
@@ -176,6 +187,22 @@ class Repairs:
         except OSError:
             return True  # unknown: never remove the repairs of a running process
         return bool(names - {mine})
+
+
+def _is_of(entry: _Entry, interface: str, entries: Sequence[_Entry]) -> bool:
+    """Whether the entry belongs to the interface, even if a rule still has a name from before the interface was renamed."""
+    if entry.kind == "route":
+        return _name_of(entry.index) == interface
+    if entry.interface == interface:
+        return True
+    try:
+        table = repair_table(socket.if_nametoindex(interface))
+    except OSError:
+        return False
+    if entry.table != MAIN_TABLE:
+        return entry.table == table
+    rules = [e for e in entries if e.kind == "rule" and e.family == entry.family and e.interface == entry.interface]
+    return {e.table for e in rules} == {MAIN_TABLE, table}
 
 
 def _name_of(index: int) -> str | None:
