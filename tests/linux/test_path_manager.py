@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -392,3 +393,40 @@ def test_another_event_loop_does_not_wait_for_the_orders_of_a_closed_one(connect
     assert len(other.calls) == 1
     other.make()
     assert (connection.told, connection.failures, other.calls) == (["create"], [], [])
+
+
+def test_an_event_loop_that_ends_while_the_namespace_is_locked_leaves_it_unlocked(told: list[str]) -> None:
+    paths = PathManager()
+    paths.background = held = Held()
+    paths.sweep(lambda _: None)
+    lock, _ = held.calls.pop()
+    lock()
+    paths.background = None
+    with open("/proc/thread-self/ns/net", encoding="ascii") as namespace:
+        fcntl.flock(namespace, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_an_endpoint_that_was_added_as_the_event_loop_ended_is_swept_later(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[IPAddress] = []
+    removed: list[IPAddress] = []
+    monkeypatch.setattr(path_manager, "_is_userspace", lambda: False)
+    monkeypatch.setattr(sock_diag, "subflows", lambda channel: [])
+    monkeypatch.setattr(Commands, "remove_endpoint", lambda _, address, identifier: removed.append(address))
+    monkeypatch.setattr(Commands, "add_endpoint", lambda _, address, index: added.append(address))
+    monkeypatch.setattr(Commands, "endpoints", lambda _: [Endpoint(HERE, 1, 0, 3, b"")] if added else [])
+    paths = connection.paths
+    paths.release(connection.sock)
+    paths.register(connection.sock)
+    connection.add()
+    while True:
+        call, done = connection.held.calls.pop(0)
+        outcome = call()
+        if added:
+            break  # nobody hears of it
+        done(outcome)
+    paths.background = None
+    paths.release(connection.sock)
+    paths.sweep(lambda _: None)
+    assert (added, removed) == ([HERE], [HERE])

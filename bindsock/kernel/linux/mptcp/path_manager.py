@@ -706,17 +706,21 @@ class PathManager:
 
     def _adding_endpoint(self, connection: _Connection, local: IPAddress, interface: Interface) -> Operation[None]:
         index = interface.index
+
+        def add() -> None:  # with its bookkeeping, since the event loop may end before it hears of it
+            self._commands.add_endpoint(local, index)
+            if not self._added:
+                atexit.register(self._at_exit)
+            self._added[local] = index
+
         try:
-            yield functools.partial(self._commands.add_endpoint, local, index)
+            yield add
         except FileExistsError:
             # The endpoint is the system's, or one of ours from which this connection already had a subflow.
             for endpoint in (yield self._commands.endpoints):
                 if endpoint.address == local:
                     yield from self._renewing_endpoint(endpoint, connection, interface)
             return
-        if not self._added:
-            atexit.register(self._at_exit)
-        self._added[local] = index
         _logger.info("added the multipath endpoint %s of %s, which all programs use", local, interface)
 
     def _renewing_endpoint(self, endpoint: Endpoint, connection: _Connection, interface: Interface) -> Operation[None]:
@@ -832,25 +836,29 @@ def _alone(operation: Operation[None]) -> Operation[None]:
     Otherwise one could remove an endpoint that it found unused, while another one orders a subflow from it: both react to the
     same change of the network. The lock is on the namespace's file, so there is nothing to clean up.
     """
-    namespace = yield _locked_namespace
+    opened: list[int] = []
     try:
+        yield functools.partial(_lock_namespace, opened)
         yield from operation
     finally:
-        if namespace is not None:
+        for namespace in opened:
             fcntl.flock(namespace, fcntl.LOCK_UN)  # the child of a fork may have the descriptor, too
             os.close(namespace)
 
 
-def _locked_namespace() -> int | None:
-    """A descriptor of the network namespace's file, locked unless another process has it for long."""
+def _lock_namespace(opened: list[int]) -> None:
+    """Lock the network namespace's file, unless another process has it for long.
+
+    :param opened: gets the descriptor, also if the event loop ends meanwhile
+    """
     try:
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return
+    opened.append(namespace)
     deadline = time.monotonic() + _ALONE_WITHIN
     while not _lock(namespace) and time.monotonic() < deadline:
         time.sleep(0.001)
-    return namespace
 
 
 def _lock(descriptor: int) -> bool:
