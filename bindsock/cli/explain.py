@@ -15,8 +15,8 @@ from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families, no_such_interface
 from bindsock.cli.output import BAD, DIM, GOOD, WARN, Printer, document
 from bindsock.cli.values import why_no_host
-from bindsock.cli.waiting import interruptible
 from bindsock.dial.resolving import address_of
+from bindsock.dial.waiting import interruptible
 from bindsock.factory import connector_of
 from bindsock.kernel import Kernel
 from bindsock.model.decision import Decision

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bindsock.cli import values, waiting
+from bindsock.cli import values
 from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_repair, factory, fail, families
+from bindsock.dial import waiting
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
 from bindsock.resolvers import InterfaceResolver

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from bindsock.dial import waiting
 from bindsock.factory import TransportFactory
 from bindsock.proxy import Proxy
 
@@ -49,7 +50,7 @@ class Beside(Generic[T]):
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._hold())
+            waiting.run(self._hold())
         except BaseException as error:
             if self._entered.done():
                 raise

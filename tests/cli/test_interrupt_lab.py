@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
+from typing import Any
 
 import pytest
 
@@ -62,3 +65,29 @@ def test_ctrl_c_does_not_wait_for_a_name_server(lab: Lab, command: str) -> None:
             process.kill()
             if command.startswith("proxy"):
                 client.close()
+
+
+@pytest.mark.parametrize("end", ["ctrl-c", "normal"])
+def test_the_end_of_run_does_not_wait_for_the_name_servers_of_its_proxy(lab: Lab, end: str) -> None:
+    program = ["sh", "-c", 'echo "$http_proxy"; read line']
+    deaf = [sys.executable, "-c", DEAF, "run", "--proxy", "--quiet", "--", *program]
+    piped: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(deaf, text=True, start_new_session=True, **piped) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            proxy = urllib.parse.urlsplit(process.stdout.readline().strip())
+            secret = base64.b64encode(f"{proxy.username}:{proxy.password}".encode()).decode()
+            with socket.create_connection(("127.0.0.1", proxy.port or 0), timeout=30) as client:
+                client.sendall(f"CONNECT nope.invalid:80 HTTP/1.1\r\nProxy-Authorization: Basic {secret}\r\n\r\n".encode())
+                while "asked" not in process.stderr.readline():
+                    assert process.poll() is None
+                if end == "ctrl-c":
+                    process.send_signal(signal.SIGINT)
+                    assert process.wait(30) == -signal.SIGINT
+                else:
+                    process.stdin.close()
+                    assert process.wait(30) == 1  # of read, at the end of its input
+        finally:
+            process.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindsock import kernel as kernels
-from bindsock.cli import documents, routes, values, waiting
+from bindsock.cli import documents, routes, values
 from bindsock.cli.completion import FILE, completed_by
 from bindsock.cli.demo import facts, loop, machine, report
 from bindsock.cli.demo.rendering import Display
@@ -19,6 +19,7 @@ from bindsock.cli.demo.timeline import svg
 from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_json, fail
 from bindsock.cli.output import NEEDS_RICH, Printer, document
+from bindsock.dial import waiting
 from bindsock.factory import TransportFactory
 from bindsock.model.network import MAIN_TABLE, Network
 from bindsock.testing.lab import Lab, LabUnavailable, available, enter_user_namespace

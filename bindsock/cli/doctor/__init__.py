@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from bindsock.cli import values, waiting
+from bindsock.cli import values
 from bindsock.cli.doctor.advice import advice
 from bindsock.cli.doctor.examination import Examination
 from bindsock.cli.doctor.probing import Target, probe
@@ -17,6 +17,7 @@ from bindsock.cli.doctor.system import usable_servers
 from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, add_decision_options, add_json, factory, families
 from bindsock.cli.output import Printer, document
+from bindsock.dial import waiting
 from bindsock.factory import connector_of
 from bindsock.model.network import family_name
 

@@ -1,4 +1,4 @@
-"""Calls of the system that may take long: the end of a command does not wait for them."""
+"""Calls of the system that may take long: the end of an event loop does not wait for them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def interruptible(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine as :func:`asyncio.run` does. Ctrl-C does not wait for a name server."""
+    """Run a coroutine as :func:`asyncio.run` does. Its end does not wait for a name server."""
 
     async def run_main() -> T:
         asyncio.get_running_loop().set_default_executor(AbandonedThreads())
