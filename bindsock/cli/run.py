@@ -15,7 +15,7 @@ from bindsock.cli.options import Exit, add_json, add_preferences, add_repair, fa
 from bindsock.cli.output import document
 from bindsock.run import ledger
 from bindsock.run.beside import proxy_beside, repairs_beside
-from bindsock.run.environment import UNLESS, for_children, for_others, is_refused, obstacle
+from bindsock.run.environment import UNLESS, for_children, for_others, is_refused, obstacle, refusal
 from bindsock.run.policy import RunPolicy
 from bindsock.run.supervising import end_like, run_child
 from bindsock.run.table import PATCHES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 The program needs no change. Covered are asyncio, uvloop, blocking sockets, trio, gRPC, c-ares, and Python programs that it
 starts. Servers, loopback and UNIX sockets are left alone. Not covered are libraries that connect in C, like libpq and libcurl,
-Python with -I, -E or -S, and programs that are not Python; --proxy is for those. The system resolves names.
+and programs that are not Python; --proxy is for the latter. Python with -I, -E or -S is not started. The system resolves names.
 
 examples:
   bindsock run -- python app.py
@@ -78,13 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.parser.error("--json needs --report")
     reason = obstacle(command)
     if reason is not None and is_refused(reason):
-        return fail(reason, Exit.SYSTEM)
+        return fail(refusal(reason), Exit.SYSTEM)
     policy = RunPolicy(arguments.interface, preferences(arguments))
-    if not arguments.quiet:
-        _announce(policy, reason, proxy=arguments.proxy)
     try:
         if arguments.report or arguments.proxy or arguments.repair_routes:
             return _supervise(command, policy, arguments, reason)
+        if not arguments.quiet:
+            _announce(policy, reason, proxy=False)
         environment = os.environ | for_children(policy, os.environ)
         sys.stderr.flush()
         os.execvpe(command[0], command, environment)
@@ -99,6 +99,8 @@ def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Na
     with contextlib.ExitStack() as stack:
         if arguments.repair_routes:
             stack.enter_context(repairs_beside(policy))
+        if not arguments.quiet:
+            _announce(policy, reason, proxy=arguments.proxy)
         journal = stack.enter_context(tempfile.NamedTemporaryFile(prefix="bindsock-run-")).name if arguments.report else None
         proxy = stack.enter_context(proxy_beside(policy)) if arguments.proxy else None
         policy = dataclasses.replace(policy, proxy=proxy, journal=journal)

@@ -69,6 +69,12 @@ def is_refused(reason: str) -> bool:
     return reason.startswith("python -")
 
 
+def refusal(reason: str) -> str:
+    """Why a command with this :func:`obstacle` is not started, and what to do."""
+    option = reason.split()[1]
+    return f"{reason}, so its connections would not be bound; run it without 'bindsock run', or without {option}"
+
+
 def _find(name: str, path: str | None, directory: str) -> str:
     """The program's file. What is relative in the search path is relative to the command's directory, as in ``execvp()``."""
     if os.path.dirname(name):

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from bindsock.errors import BindFailed
-from bindsock.run.environment import UNLESS, for_children, for_others, is_refused, obstacle
+from bindsock.run.environment import UNLESS, for_children, for_others, is_refused, obstacle, refusal
 from bindsock.run.patching import replace
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def patch(context: Context, module: ModuleType) -> None:
         reason = _obstacle(given)
         if reason is not None and is_refused(reason):
             context.ledger.note("refused", "programs", reason)
-            message = f"not started: {reason}, so its connections would not be bound"
-            raise BindFailed(message, errno=errno.EPERM, call="subprocess.Popen")
+            raise BindFailed(f"not started: {refusal(reason)}", errno=errno.EPERM, call="subprocess.Popen")
         if reason is not None:
             context.ledger.note("left alone", "programs", reason)
         environment = given.get("env")

@@ -321,9 +321,11 @@ def test_a_program_is_run_with_repaired_routes_and_none_are_left(lab: Lab) -> No
     before = tables(lab)
     program = [sys.executable, "-c", BLOCKING, lab.server.ipv4, str(lab.server.tcp_port)]
     for options, found in (([], None), (["--repair-routes"], "wifi0")):
-        command = [sys.executable, "-m", "bindsock", "run", "--quiet", *options, "--", *program]
+        command = [sys.executable, "-m", "bindsock", "run", *options, "--", *program]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode == 0) == (found is not None), done.stderr
+        way = "no connection can be made now" if found is None else f"connections leave by {found} now"
+        assert done.stderr.startswith(f"bindsock: {way}")
         assert lab.interface_of(done.stdout.strip()) == found
     assert tables(lab) == before
 

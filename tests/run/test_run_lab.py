@@ -292,7 +292,9 @@ def test_what_cannot_be_bound_raises_and_nothing_leaves(lab: Lab, servers: Serve
 def test_a_program_that_cannot_be_covered_is_not_started() -> None:
     done = run(PYTHON, "-I", "-c", "print('runs')", options=("--",))
     assert (done.returncode, done.stdout) == (3, "")
-    assert "python -I does not load bindsock" in done.stderr
+    cure = "run it without 'bindsock run', or without -I"
+    assert done.stderr == f"bindsock: python -I does not load bindsock, so its connections would not be bound; {cure}\n"
+    assert "Python with -I, -E or -S is not started." in " ".join(run("--help").stdout.split())
     variables = environment(BINDSOCK_RUN="{}", PYTHONPATH=str(ROOT / "bindsock/run/site"))
     done = subprocess.run([PYTHON, "-c", "print('runs')"], capture_output=True, text=True, check=False, env=variables)
     assert (done.returncode, done.stdout) == (3, "")
@@ -317,7 +319,8 @@ def test_a_child_that_cannot_be_covered_is_not_started(lab: Lab, tmp_path: Path,
         """,
     )
     done = run(PYTHON, program, options=REPORT)
-    said = f"not started: python -{flag[-1]} does not load bindsock, so its connections would not be bound (call subprocess.Popen"
+    cure = f"run it without 'bindsock run', or without -{flag[-1]}"
+    said = f"not started: python -{flag[-1]} does not load bindsock, so its connections would not be bound; {cure} (call"
     assert [line.startswith(said) for line in done.stdout.splitlines()] == [True] * 3, done.stdout + done.stderr
     detail = f"python -{flag[-1]} does not load bindsock"
     assert report_of(done) == [{"outcome": "refused", "what": "programs", "detail": detail, "count": 3}]
