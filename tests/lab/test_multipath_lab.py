@@ -351,6 +351,14 @@ def end_subflows(lab: Lab, source: Source) -> None:
         subprocess.run(["ss", "-K", "-t", "state", "established", "sport", "=", port], check=True, capture_output=True)
 
 
+async def answer_without_subflow(lab: Lab, connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], source: Source) -> None:
+    """Let the server write while the connection has no subflow."""
+    await ping(connected, b"before\n")
+    end_subflows(lab, source)
+    await until(lambda: interfaces(connected[1]) == [])
+    source.writers[0].write(b"answer\n")
+
+
 @pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
 @pytest.mark.parametrize(("family", "uplink"), [(socket.AF_INET, "wifi0"), (socket.AF_INET6, "eth0")], ids=["IPv4", "IPv6"])
 async def test_the_peer_sends_what_it_wrote_while_it_had_no_subflow(
@@ -362,10 +370,7 @@ async def test_the_peer_sends_what_it_wrote_while_it_had_no_subflow(
     with lab.tap(interface="tun0", protocol="tcp") as tap:
         connected = await bindsock.open_connection(*source.address, multipath=True)
         with closing(connected[1]):
-            await ping(connected, b"before\n")
-            end_subflows(lab, source)
-            await until(lambda: interfaces(connected[1]) == [])
-            source.writers[0].write(b"answer\n")
+            await answer_without_subflow(lab, connected, source)
             lab.default(uplink)
             async with asyncio.timeout(20):
                 assert await connected[0].readline() == b"answer\n"
@@ -381,10 +386,7 @@ async def test_with_dead_after_the_end_of_the_last_subflow_is_noticed_without_a_
 ) -> None:
     connected = await bindsock.open_connection(*source.address, multipath=True, dead_after=4.0)
     with closing(connected[1]):
-        await ping(connected, b"before\n")
-        end_subflows(lab, source)
-        await until(lambda: interfaces(connected[1]) == [])
-        source.writers[0].write(b"answer\n")
+        await answer_without_subflow(lab, connected, source)
         async with asyncio.timeout(20):
             assert await connected[0].readline() == b"answer\n"
         await ping(connected, b"after\n")
@@ -396,10 +398,7 @@ async def test_the_peer_is_prompted_once_it_has_confirmed_the_new_subflow(lab: L
     """The last packet of the join is lost at first. Until the peer has it, every packet is taken for a repetition of it."""
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
-        await ping(connected, b"before\n")
-        end_subflows(lab, source)
-        await until(lambda: interfaces(connected[1]) == [])
-        source.writers[0].write(b"answer\n")
+        await answer_without_subflow(lab, connected, source)
         rule = ["INPUT", "-p", "tcp", "--dport", str(source.address[1]), "!", "--syn", "-j", "DROP"]
         with lab.inside("server"):
             subprocess.run(["iptables", "-A", *rule], check=True, capture_output=True)
