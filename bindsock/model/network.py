@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import socket
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -277,6 +277,15 @@ def _unicast(route: Route) -> bool:
 def _down(interface: Interface) -> Interface:
     addresses = tuple(a for a in interface.addresses if a.family == socket.AF_INET)
     return dataclasses.replace(interface, up=False, running=False, addresses=addresses)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is a numeric address, which needs no lookup."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def without_scope(address: IPAddress) -> IPAddress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -48,12 +47,3 @@ def no_such_name(name: str) -> socket.gaierror:
 def try_again(name: str, why: str) -> socket.gaierror:
     """The error for a lookup that failed but may succeed later."""
     return socket.gaierror(socket.EAI_AGAIN, f"{name}: temporary failure in name resolution, {why}")
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is a numeric address, which needs no lookup."""
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -12,10 +12,10 @@ from bindsock.dial.race import broken
 from bindsock.dial.resolving import AddrInfo, check_host, resolve
 from bindsock.model.change import Cause
 from bindsock.model.decision import Path, path_of
-from bindsock.model.network import FAMILIES, family_of
+from bindsock.model.network import FAMILIES, family_of, is_address
 from bindsock.netmon.no_interface import no_effective_interface, until_changed
 from bindsock.options import known_keywords_only
-from bindsock.resolvers.answers import Answer, Lookup, NoResolver, is_address, no_such_name
+from bindsock.resolvers.answers import Answer, Lookup, NoResolver, no_such_name
 from bindsock.resolvers.dnssd import DnsSdLookup
 from bindsock.resolvers.resolved import ResolvedLookup
 from bindsock.resolvers.servers import ServerLookup

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from bindsock.dial.binding import bind_or_close, settle_when_connecting
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.extras import needs
-from bindsock.model.network import family_of
+from bindsock.model.network import family_of, is_address
 from bindsock.netmon.importing import Imports
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.options import known_keywords_only
-from bindsock.resolvers.answers import Answer, NoResolver, is_address, no_such_name, try_again
+from bindsock.resolvers.answers import Answer, NoResolver, no_such_name, try_again
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

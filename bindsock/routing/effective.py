@@ -16,11 +16,12 @@ For a destination, the decider asks for :class:`~bindsock.model.network.Answers`
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from bindsock.model.decision import Basis, Candidate, Decision, Path, path_of
 from bindsock.model.network import (
+    LIMITED_BROADCAST,
     LOCAL_TABLE,
     Answers,
     Interface,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Decider", "Preferences", "decide", "is_expensive"]
 
 _DEFAULT = Preferences()
-_BROADCAST = IPv4Address("255.255.255.255")
 _REMEMBERED = 1 << 16
 """How many decisions are cached, so that a crawler does not fill the memory while the network does not change."""
 
@@ -472,7 +472,7 @@ def _has_next_hop(target: Target) -> bool:
     address = unmapped(target)
     if _is_multicast(address) or (address.version == 6 and _is_link_local(address)):
         return False
-    return address != _BROADCAST
+    return address != LIMITED_BROADCAST
 
 
 def _with_target(decision: Decision, target: Target) -> Decision:

@@ -15,6 +15,7 @@ from bindsock.model.network import (
     Network,
     Route,
     RouteKind,
+    is_address,
 )
 from bindsock.model.tables import tabulated
 from bindsock.options import known_keywords_only
@@ -86,15 +87,7 @@ def interface(line: str) -> Interface:
 
 def _is_route(words: list[str]) -> bool:
     first = words[0]
-    return first in _DEFAULTS or first in _KINDS or "/" in first or _is_address(first)
-
-
-def _is_address(word: str) -> bool:
-    try:
-        ip_address(word)
-    except ValueError:
-        return False
-    return True
+    return first in _DEFAULTS or first in _KINDS or "/" in first or is_address(first)
 
 
 def _interface(words: list[str], indices: Mapping[str, int]) -> Interface:
