@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from bindsock.model.network import is_address
 
 _LONGEST = 86400.0
 """The longest timeout, in seconds."""
@@ -60,10 +61,8 @@ def interface_name(text: str) -> str:
 
 def address(text: str) -> str:
     """An IP address."""
-    try:
-        ip_address(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
+    if not is_address(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address")
     return text
 
 
@@ -100,11 +99,7 @@ def why_no_host(text: str) -> str | None:
 
 
 def _is_host(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        pass
-    else:
+    if is_address(text):
         return True
     if not text.isprintable() or any(character in " :/@\\?#[]" for character in text):
         return False
