@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -24,6 +25,7 @@ from bindsock.testing.lab import (
     UplinkKind,
     VpnMode,
     VpnOuter,
+    _child,
     _namespaces,
     _netlink,
     available,
@@ -545,6 +547,38 @@ def test_an_exception_leaves_no_descriptor_and_no_child() -> None:
     assert set(os.listdir("/proc/self/fd")) == before
     assert descendants(os.getpid()) == children
     assert "wifi0" not in {name for _, name in socket.if_nameindex()}
+
+
+@pytest.fixture
+def one_processor() -> Iterator[None]:
+    """Let this test and the processes that it starts run on one processor."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.usefixtures("one_processor")
+def test_the_helper_does_not_hold_what_it_has_passed_on() -> None:
+    """Else a TUN device could outlive the process that had it, and its name would be busy."""
+    namespace, (reading, writing) = os.open("/proc/self/ns/net", os.O_RDONLY), os.pipe()
+    pipe = os.readlink(f"/proc/self/fd/{writing}")
+
+    def start() -> _child.Child:
+        return helper.child(namespace, "_tunnel", "server", descriptors=[writing])
+
+    with contextlib.closing(_child.Helper()) as helper:
+        with contextlib.closing(start()) as child:
+            pid = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))  # it goes no further while this test runs
+        with contextlib.closing(start()):
+            held = set()
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # it has just closed it
+                    held.add(os.readlink(entry))
+    for descriptor in (namespace, reading, writing):
+        os.close(descriptor)
+    assert pipe not in held
 
 
 HOLDER = """

@@ -35,10 +35,12 @@ def main(requests: socket.socket) -> None:
         if pid == 0:
             requests.close()
             _become(scripts[request["script"]], request["arguments"], *descriptors)
+        # Before the answer: whoever ends the process at once may rely on it that nobody holds its TUN device any more.
+        for descriptor in descriptors:
+            os.close(descriptor)
         process = os.pidfd_open(pid)  # type: ignore[attr-defined, unused-ignore]  # Linux only
         socket.send_fds(requests, [json.dumps(pid).encode()], [process])
-        for descriptor in (process, *descriptors):
-            os.close(descriptor)
+        os.close(process)
 
 
 def _imported(name: str) -> Any:
