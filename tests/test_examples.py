@@ -434,9 +434,14 @@ def path_manager(request: pytest.FixtureRequest, lab: Lab) -> None:
     Path("/proc/sys/net/mptcp/pm_type").write_text(str(int(request.param == "userspace")))
 
 
+def arriving_from(served: socket.socket) -> set[str]:
+    """The client's addresses, as the server's end of a multipath connection sees them."""
+    return {str(state.subflow.remote) for state in mptcp.states(served) or () if state.established}
+
+
 @multipath
 @pytest.mark.usefixtures("path_manager")
-def test_multipath_download(lab: Lab, tmp_path: Path) -> None:
+def test_multipath_download(lab: Lab, wifi: str, eth: str, tmp_path: Path) -> None:
     block, whole = os.urandom(1 << 20), tmp_path / "whole"
     with lab.inside("server"):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, mptcp.IPPROTO_MPTCP)
@@ -454,6 +459,7 @@ def test_multipath_download(lab: Lab, tmp_path: Path) -> None:
             lab.down("wifi0")
             served.sendall(block)
             assert example.line().startswith("by eth0 from byte ")
+            until(lambda: arriving_from(served) == {eth})  # if wifi0 came back before, the old subflow could carry on
             lab.up("wifi0")
             lab.default("wifi0")
             rest = memoryview(2 * block)
@@ -461,6 +467,7 @@ def test_multipath_download(lab: Lab, tmp_path: Path) -> None:
                 served.sendall(rest[: 1 << 14])
                 rest = rest[1 << 14 :]
             assert example.line().startswith("by wifi0 from byte ")
+            until(lambda: arriving_from(served) == {wifi})  # the server refuses a subflow once it has closed the connection
             served.sendall(rest)
         assert example.rest() == [f"{4 * len(block)} bytes, sha256 {hashlib.sha256(4 * block).hexdigest()}"]
         assert (example.status, example.errors) == (0, "")
