@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bindsock.testing.lab import available
-from tests.lab.ordinary_user import python_as_nobody
+from tests.lab.ordinary_user import python_as_nobody, skip_without_user_namespaces
 
 OBSTACLE = available(vpn=True)
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))]
@@ -63,9 +63,8 @@ def test_every_fact_holds_and_the_numbers_and_the_picture_agree(tmp_path: Path) 
 def test_an_ordinary_user_sees_every_fact_hold_too() -> None:
     if not os.stat("/dev/net/tun").st_mode & 0o002:
         pytest.skip("/dev/net/tun is not open to all users")
+    skip_without_user_namespaces()
     finished = python_as_nobody("-m", "bindsock", "demo", "--json", timeout=110)
-    if "neither root nor allowed to make user namespaces" in finished.stderr:
-        pytest.skip(finished.stderr.strip())
     assert finished.stdout, finished.stderr
     found = json.loads(finished.stdout)
     assert [f["text"] for f in found["facts"] if not f["held"]] == []

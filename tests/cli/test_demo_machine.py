@@ -69,14 +69,14 @@ def test_a_laboratory_that_cannot_be_built_is_exit_status_3_with_the_reason(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse() -> None:
-        raise LabUnavailable("neither root nor allowed to make user namespaces")
+        raise LabUnavailable("this process is not root and may not make user namespaces: Operation not permitted")
 
     (tmp_path / "net").touch()
     monkeypatch.setattr(command, "_NAMESPACES", tmp_path / "net")
     monkeypatch.setattr(command, "enter_user_namespace", refuse)
     status, out, err = run("demo")
     assert (status, out) == (3, "")
-    assert err.startswith("bindsock: neither root nor allowed to make user namespaces; ")
+    assert err.startswith("bindsock: this process is not root and may not make user namespaces: Operation not permitted; ")
 
 
 def test_a_picture_that_cannot_be_written_is_noticed_before_anything_runs(run: Run, tmp_path: Path) -> None:

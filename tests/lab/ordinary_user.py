@@ -35,3 +35,11 @@ def python_as_nobody(*arguments: str, timeout: float = 60) -> subprocess.Complet
             continue
         return done
     pytest.skip("an ordinary user cannot start the interpreter")
+
+
+def skip_without_user_namespaces() -> None:
+    """Skip the test where the kernel does not let an ordinary user make a network namespace in a user namespace."""
+    user, network = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET
+    program = f"import ctypes; libc = ctypes.CDLL(None); print(libc.unshare({user}) or libc.unshare({network}))"
+    if python_as_nobody("-c", program).stdout != "0\n":
+        pytest.skip("an ordinary user may not make user namespaces here")
