@@ -199,9 +199,10 @@ class Room:
         if seen and session not in self.heard:
             raise Refused("this session is not known here any more")
         self.heard.setdefault(session, 0)
-        if session in self.writers:
-            # The old connection may still look open: a client that lost its interface could not close it.
-            self.writers[session].transport.abort()
+        old = self.writers.get(session)
+        if old is not None and not old.is_closing():
+            # It still looks open: a client that lost its interface could not close it.
+            old.transport.abort()
         self.writers[session] = writer
 
     def hear(self, session: bytes, number: int, text: bytes) -> None:

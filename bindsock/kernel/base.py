@@ -383,6 +383,13 @@ class Kernel(Protocol):
         :return: false for a socket that is not connected, or closed, too
         """
 
+    def has_finished(self, sock: socket.socket) -> bool:
+        """Whether the peer has ended its stream, and has acknowledged everything from here: then nothing can be lost any more,
+        whatever becomes of the path. What the peer has sent may still be unread. Never raises.
+
+        :return: false for a connection that ended with an error, or if it is unknown, too
+        """
+
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """Let a stream socket fail when its peer has not answered for this long, even if no data is sent (RFC 5482).
 

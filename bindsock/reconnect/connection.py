@@ -263,7 +263,8 @@ class Connection(asyncio.Protocol):
         if self.upgrading:
             end_transport(self.transport, InterfaceChanged("the connection was replaced while TLS was being started on it"))
         elif mode == "orderly" and self.encrypted:
-            self.transport.close()
+            if not self.transport.is_closing():  # early 3.11 cannot abort what was closed twice
+                self.transport.close()
             runtime.call_later(_CLOSING, self.transport.abort)
             return
         else:

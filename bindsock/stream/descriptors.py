@@ -133,6 +133,8 @@ class DescriptorGuard:
         self._idle: IdleWait | None = None
         self._checking: Timer | None = None
         self._released = False
+        self._finished = False
+        """It is kept because the peer has ended it."""
 
     def release(self) -> None:
         """Stop following, because the connection is closed. Can be called from any thread."""
@@ -180,6 +182,7 @@ class DescriptorGuard:
         if self._place is None or self._watcher is None:
             return  # start() calls this again
         orders = self._plan(self._watcher, self._place, decider)
+        self._finished = orders.finished
         if orders.found.viability is not Viability.STALLED:
             self._stop_waiting()
         elif self._grace is None:
@@ -200,9 +203,14 @@ class DescriptorGuard:
         def routed(interface: Interface) -> bool:
             return kernel.has_route(interface, target)
 
+        def finished() -> bool:
+            with self._connection.borrowed() as sock:
+                return sock is not None and kernel.has_finished(sock)
+
         decision = decider.decide(target)
         waited = self._grace is not None and self._grace.over
-        return plan(Facts(requirement, place, decider.network, decision, decider.preferences, routed, waited, immovable=True))
+        known = decider.network, decision, decider.preferences
+        return plan(Facts(requirement, place, *known, routed, waited, finished, immovable=True))
 
     def _update(self) -> None:
         if self._watcher is not None and self._watcher.follows(self):
@@ -219,8 +227,13 @@ class DescriptorGuard:
         if self._watcher is None or self._place is None:
             return
         decider = self._watcher.refresh()
-        if self._idle is not None:  # refresh() may have ended the connection, or found that it need not leave
-            self._end(self._plan(self._watcher, self._place, decider))
+        if self._idle is None:
+            return  # refresh() has ended the connection, or found that it need not leave
+        orders = self._plan(self._watcher, self._place, decider)
+        if orders.finished:
+            self._stop_idle_wait()
+        else:
+            self._end(orders)
 
     def _check(self) -> None:
         """Stop following if the connection has been closed without notice."""
@@ -231,6 +244,8 @@ class DescriptorGuard:
             self.close()
         elif self._watcher is not None and self._watcher.follows(self):
             self._checking = self._watcher.runtime.call_later(_STILL_THERE, self._check)
+            if self._finished:
+                self._update()  # the program may have written again, by a path that is lost
 
     def _end(self, orders: Orders) -> None:
         watcher = self._watcher

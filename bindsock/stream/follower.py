@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from bindsock.dial.resolving import address_of
 from bindsock.errors import BindFailed
 from bindsock.model.network import Interface, unmapped
+from bindsock.netmon.backoff import Retry
 from bindsock.stream.multipath.continuity import Continuity
 from bindsock.stream.multipath.manager import SubflowManager
 from bindsock.stream.multipath.plan import Move, SubflowOrders
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("bindsock")
 
+FIRST_CHECK, LAST_CHECK = 1.0, 60.0
+"""Seconds after which a connection that the peer has ended, and whose path is lost, is checked again. The delay doubles."""
 PROBED_FOR = 5.0
 """Seconds for which the peer of a connection that was moved along with its address is asked whether it still has it."""
 
@@ -56,6 +59,7 @@ class PathFollower:
     __slots__ = (
         "__weakref__",
         "_continuity",
+        "_finished",
         "_grace",
         "_manager",
         "_owner",
@@ -79,6 +83,8 @@ class PathFollower:
         self._requirement = requirement
         self._owner = weakref.ref(owner)
         self._grace: StallGrace | None = None
+        self._finished: Retry | None = None
+        """Plans again for a connection that is kept because the peer has ended it."""
         self._probing: tuple[Timer, Callable[[], None]] | None = None
         """What ends the probes of the peer, and when."""
         self._manager: SubflowManager | None = None
@@ -105,6 +111,10 @@ class PathFollower:
         while facts is not None:
             orders = plan(facts)
             facts = self._carry_out(sock, facts, orders)
+        if not orders.finished:
+            self._stop_checking()
+        elif self._finished is None or not self._finished.scheduled:
+            self._check_again()
         if orders.found.viability is not Viability.STALLED:
             self._stop_waiting()
         elif self._grace is None:
@@ -114,6 +124,7 @@ class PathFollower:
     def close(self) -> None:
         """Stop all timers. Nothing is called any more."""
         self._stop_waiting()
+        self._stop_checking()
         self._end_probing()
         if self._manager is not None:
             self._manager.suspend()
@@ -142,6 +153,7 @@ class PathFollower:
             decider.preferences,
             self._routed,
             waited=self._grace is not None and self._grace.over,
+            finished=lambda: self._watcher.kernel.has_finished(sock),
             subflows=subflows,
         )
 
@@ -252,6 +264,17 @@ class PathFollower:
         if self._grace is not None:
             self._grace.stop()
             self._grace = None
+
+    def _check_again(self) -> None:
+        """Check later whether the program writes again, by a path that may be lost."""
+        if self._finished is None:
+            self._finished = Retry(self._watcher.runtime, self._refresh_owner, FIRST_CHECK, LAST_CHECK, jitter=0.0)
+        self._finished.schedule()
+
+    def _stop_checking(self) -> None:
+        if self._finished is not None:
+            self._finished.cancel()
+            self._finished = None
 
     def _refresh_owner(self) -> None:
         owner = self._owner()

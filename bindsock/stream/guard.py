@@ -218,8 +218,13 @@ class StreamGuard:
         self._crowd.catch_up(self)
         sock = self._socket()
         # The newest reading may have ended the connection, or need no longer be left for.
-        if self._idle is not None and self._follower is not None and sock is not None:
-            self._end(sock, self._follower.update(sock, decider))
+        if self._idle is None or self._follower is None or sock is None:
+            return
+        orders = self._follower.update(sock, decider)
+        if orders.finished:
+            self._stop_idle_wait()
+        else:
+            self._end(sock, orders)
 
     def _stop_idle_wait(self) -> None:
         if self._idle is not None:

@@ -49,6 +49,8 @@ class Facts(NamedTuple):
     """Whether a route to the peer leaves by an interface. Called only if the decision names another interface."""
     waited: bool = False
     """The connection has been stalled for the longest allowed time."""
+    finished: Callable[[], bool] = lambda: False
+    """As :meth:`bindsock.kernel.Kernel.has_finished`. Called only if the connection would otherwise not stay."""
     immovable: bool = False
     """The system refused to bind the socket to the interface that has its local address now."""
     subflows: SubflowFacts | None = None
@@ -65,7 +67,8 @@ class Step(enum.Enum):
     WAIT = enum.auto()
     """Wait for the carrier or the route, because it is stalled. Meanwhile prepare the replacement, if it is replaceable."""
     KEEP = enum.auto()
-    """Keep it in case the path comes back: it does not work, but a new one would not work, either."""
+    """Keep it: it does not work, but a new one would not work, either, and the path may come back. Or the peer has ended it, and
+    nothing can be lost any more."""
     END = enum.auto()
     """End it: it cannot work any more, and a new one could."""
     LEAVE = enum.auto()
@@ -84,11 +87,16 @@ class Orders(NamedTuple):
     overdue: bool = False
     """It has been stalled for the longest allowed time."""
     subflows: SubflowOrders | None = None
+    finished: bool = False
+    """It is kept because nothing can be lost any more, unless the program writes again."""
 
 
 def plan(facts: Facts) -> Orders:
     """Decide what to do with the connection."""
     if facts.subflows is not None:
+        # When the stream has ended on both sides, so do the subflows.
+        if not facts.subflows.situation.working and facts.finished():
+            return _kept(facts, assess(facts.network, facts.place, facts.decision, facts.routed))
         orders = plan_subflows(
             facts.subflows,
             facts.network,
@@ -107,8 +115,15 @@ def plan(facts: Facts) -> Orders:
 
 
 def _orders(facts: Facts, place: Location, found: Assessment, subflows: SubflowOrders | None = None) -> Orders:
+    step = _step(facts, place, found)
+    if subflows is None and step not in (Step.STAY, Step.KEEP) and facts.finished():
+        return _kept(facts, found)
     overdue = facts.waited and found.viability is Viability.STALLED
-    return Orders(_step(facts, place, found), place, found, overdue, subflows)
+    return Orders(step, place, found, overdue, subflows)
+
+
+def _kept(facts: Facts, found: Assessment) -> Orders:
+    return Orders(Step.KEEP, facts.place, found, finished=True)
 
 
 def _step(facts: Facts, place: Location, found: Assessment) -> Step:

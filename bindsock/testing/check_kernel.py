@@ -151,8 +151,10 @@ class _Suite:
                 self._kernel.activity(sock)
                 _check(self._kernel.unsent(sock) >= 0, "unsent() is not negative")
                 _check(not self._kernel.needs_lingering_close(sock), "a socket that is not connected needs no lingering close")
+                _check(not self._kernel.has_finished(sock), "a socket that is not connected has not finished")
             _check(self._kernel.unsent(sock) == 0, "unsent() of a closed socket is 0")
             _check(not self._kernel.needs_lingering_close(sock), "a closed socket needs no lingering close")
+            _check(not self._kernel.has_finished(sock), "a closed socket has not finished")
         for interface in self._kernel.network().interfaces.values():
             dropped = self._kernel.dropped(interface)
             _check(dropped is None or dropped >= 0, "dropped() is a count, or None if it is unknown")

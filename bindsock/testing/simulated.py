@@ -38,6 +38,8 @@ class SimulatedKernel:
     """
 
     binding_filters_ingress = True
+    finished: bool = False
+    """The result of :meth:`has_finished`."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -131,6 +133,9 @@ class SimulatedKernel:
 
     def needs_lingering_close(self, sock: socket.socket) -> bool:
         return False
+
+    def has_finished(self, sock: socket.socket) -> bool:
+        return self.finished
 
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         self.binds.append(("set_user_timeout", str(seconds)))

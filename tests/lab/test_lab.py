@@ -552,10 +552,10 @@ def test_an_exception_leaves_no_descriptor_and_no_child() -> None:
 @pytest.fixture
 def one_processor() -> Iterator[None]:
     """Let this test and the processes that it starts run on one processor."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
+    before = os.sched_getaffinity(0)  # type: ignore[attr-defined, unused-ignore]  # Linux only
+    os.sched_setaffinity(0, {min(before)})  # type: ignore[attr-defined, unused-ignore]  # Linux only
     yield
-    os.sched_setaffinity(0, before)
+    os.sched_setaffinity(0, before)  # type: ignore[attr-defined, unused-ignore]  # Linux only
 
 
 @pytest.mark.usefixtures("one_processor")
@@ -570,7 +570,8 @@ def test_the_helper_does_not_hold_what_it_has_passed_on() -> None:
     with contextlib.closing(_child.Helper()) as helper:
         with contextlib.closing(start()) as child:
             pid = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))  # it goes no further while this test runs
+        # It goes no further while this test runs.
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))  # type: ignore[attr-defined, unused-ignore]  # Linux only
         with contextlib.closing(start()):
             held = set()
             for entry in Path(f"/proc/{pid}/fd").iterdir():

@@ -59,8 +59,10 @@ class Connections:
         return reader, writer
 
     async def close(self) -> None:
+        # Once a TLS transport has been closed twice, early releases of Python 3.11 cannot abort it.
         for writer in self.writers:
-            writer.close()
+            if not writer.is_closing():
+                writer.close()
         await asyncio.sleep(0.02)
         for writer in self.writers:
             writer.transport.abort()

@@ -204,7 +204,8 @@ class ReplacingScene(Scene):
         self.server.close()
         await settle()
         for session in self.sessions:
-            session.writer.transport.abort()
+            if not session.writer.is_closing():
+                session.writer.transport.abort()
         self.watcher.forget_followers()
         self.watcher.stop()
         await settle()

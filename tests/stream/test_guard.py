@@ -23,6 +23,7 @@ from bindsock.model.network import Network
 from bindsock.netmon import turns
 from bindsock.netmon.turns import CallbackBudget
 from bindsock.options import BetterPath
+from bindsock.stream.follower import FIRST_CHECK, LAST_CHECK
 from bindsock.stream.guard import StreamGuard, follow_stream
 from bindsock.stream.plan import Requirement
 from bindsock.stream.viability import IDLE, LATEST, SAMPLE, STALL_GRACE
@@ -266,6 +267,57 @@ async def test_kept_while_nothing_else_is_usable(scene: StreamScene) -> None:
     assert await works(connected)
     scene.kernel.change(ON_ETHERNET)
     await ended(connected[0])
+
+
+async def test_what_the_peer_has_sent_before_its_end_is_read_although_the_path_is_lost(scene: StreamScene) -> None:
+    reader, writer = await scene.open()
+    writer.write(b"the rest\n")
+    await settle()
+    scene.kernel.finished = True
+    scene.change(ON_ETHERNET)
+    await settle()
+    assert await reader.readline() == b"the rest\n"
+    assert scene.watcher.statistics.ended == 0
+
+
+async def test_one_that_the_peer_has_ended_is_ended_once_it_is_written_to_by_a_lost_path(scene: StreamScene) -> None:
+    reader, _ = await scene.open()
+    scene.kernel.finished = True
+    scene.change(ON_ETHERNET)
+    await settle()
+    for _ in range(3):
+        scene.wait(FIRST_CHECK + LAST_CHECK)
+        await settle()
+    assert scene.watcher.statistics.ended == 0
+    scene.kernel.finished = False
+    scene.wait(LAST_CHECK)
+    await ended(reader)
+
+
+async def test_one_that_the_peer_has_ended_is_not_checked_once_its_path_is_back(scene: StreamScene) -> None:
+    await scene.open()
+    scene.kernel.finished = True
+    await settle()
+    before = len(scene.clock.timers)
+    scene.change(ON_ETHERNET)
+    await settle()
+    assert len(scene.clock.timers) > before
+    scene.change(ON_WIFI)
+    await settle()
+    assert len(scene.clock.timers) == before
+
+
+async def test_one_that_the_peer_has_ended_is_not_left_for_a_cheaper_path(scene: StreamScene) -> None:
+    scene.change(network(CELLULAR, BY_WIFI))
+    reader, writer = await scene.open()
+    scene.change(CELLULAR_WORKS)
+    scene.wait(SAMPLE)
+    scene.kernel.finished = True
+    for _ in range(int(IDLE / SAMPLE) + 2):
+        scene.wait(SAMPLE)
+        await settle()
+    assert scene.watcher.statistics.ended == 0
+    assert await works((reader, writer))
 
 
 async def test_kept_if_what_was_lost_comes_back(scene: StreamScene) -> None:

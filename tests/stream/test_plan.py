@@ -93,6 +93,29 @@ def test_what_it_means_for_one_that_is_replaced(seen: Network, better_path: Bett
     assert plan(facts(seen, Requirement(PEER, better_path=better_path, replaceable=True))).step is step
 
 
+@pytest.mark.parametrize("replaceable", [False, True])
+@pytest.mark.parametrize("seen", [ETHERNET_BETTER, CELLULAR_WORSE, UNPLUGGED, ROUTE_LOST, WIFI_GONE])
+def test_one_that_the_peer_has_ended_is_kept(seen: Network, replaceable: bool) -> None:
+    requirement = Requirement(PEER, better_path="auto" if replaceable else "abort", replaceable=replaceable)
+    orders = plan(facts(seen, requirement)._replace(finished=lambda: True, waited=True))
+    assert (orders.step, orders.finished, orders.overdue) == (Step.KEEP, True, False)
+
+
+@pytest.mark.parametrize("seen", [BOTH, BRIDGED, NOTHING])
+def test_whether_the_peer_has_ended_one_is_not_asked_without_need(seen: Network) -> None:
+    def finished() -> bool:
+        raise AssertionError("it was asked")
+
+    assert not plan(facts(seen)._replace(finished=finished)).finished
+
+
+def test_a_multipath_connection_whose_stream_is_over_needs_no_subflow() -> None:
+    for situation in (Situation(()), Situation((), lost=(HERE,))):
+        subflows = SubflowFacts(situation)
+        orders = plan(facts(WIFI_GONE)._replace(subflows=subflows, finished=lambda: True))
+        assert (orders.step, orders.finished, orders.subflows) == (Step.KEEP, True, None)
+
+
 def test_one_that_has_been_stalled_for_long_ends_if_another_could_be_made() -> None:
     assert plan(facts(UNPLUGGED)._replace(waited=True)).step is Step.END
     assert plan(facts(UNPLUGGED_ALONE)._replace(waited=True)).step is Step.KEEP

@@ -143,6 +143,10 @@ class DarwinKernel:
         """Always false: not tested on Darwin, so it is not known to be needed."""
         return False
 
+    def has_finished(self, sock: socket.socket) -> bool:
+        """Unknown: nothing has been measured on a Mac."""
+        return False
+
     def set_user_timeout(self, sock: socket.socket, seconds: float) -> None:
         """TCP_RXT_CONNDROPTIME, and keep-alive probes; a dead connection ends with ETIMEDOUT."""
         sockets.set_user_timeout(sock, seconds)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import ipaddress
 import os
+import select
 import socket
 import struct
 import sys
@@ -46,6 +47,7 @@ _TCP_KEEPIDLE = 4
 _TCP_KEEPINTVL = 5
 _TCP_KEEPCNT = 6
 _TCP_INFO = 11
+_POLLRDHUP = 0x2000
 _CLOSES_FIRST = frozenset({1, 4, 5})
 """TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2: the peer has not ended the connection yet (``include/net/tcp_states.h``)."""
 _TCP_LINGER2 = 8
@@ -351,6 +353,23 @@ def needs_lingering_close(sock: socket.socket) -> bool:
         return not any(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
     except OSError:
         return False
+
+
+def has_finished(sock: socket.socket) -> bool:
+    """Whether the peer has ended its stream and has acknowledged everything from here.
+
+    After the end from here, the FIN counts as one byte until it is acknowledged (``net/ipv4/tcp.c``, tcp_ioctl).
+    """
+    poll = select.poll()
+    try:
+        poll.register(sock, _POLLRDHUP)
+        events = poll.poll(0)
+        if not events or not events[0][1] & _POLLRDHUP or events[0][1] & select.POLLERR:
+            return False
+        unacknowledged: int = struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    except (OSError, ValueError):  # closed
+        return False
+    return unacknowledged <= bool(events[0][1] & select.POLLHUP)
 
 
 def _has_unread(sock: socket.socket) -> bool:
