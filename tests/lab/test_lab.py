@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -377,6 +378,20 @@ def test_an_uplink_of_another_kind(kind: UplinkKind) -> None:
             lab.vpn_down()
             assert seen_by_udp(lab, V6) == "eth0"
             lab.metric("eth0", 700)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_that_is_plugged_in_again_has_the_same_hardware_address(kind: UplinkKind) -> None:
+    with Lab(kinds={"eth0": kind}) as lab, lab.inside():
+
+        def hardware() -> dict[str, str]:
+            return {link["ifname"]: link["address"] for link in json.loads(lab.ip("-json", "link"))}
+
+        before = hardware()
+        assert before["wifi0"] != before["eth0"]
+        lab.delete("eth0")
+        lab.create("eth0")
+        assert hardware() == before
 
 
 @pytest.mark.parametrize(

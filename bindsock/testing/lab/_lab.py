@@ -242,11 +242,14 @@ class Lab:
     def wait_until_running(self, interface: str, running: bool = True) -> None:
         """Wait until the kernel reports that the interface has carrier, up to a second late (``linux net/core/link_watch.c``).
 
+        Also wait for the router's end of an uplink: the kernel reports each end on its own, and a bridge forwards nothing before.
+
         :raises TimeoutError: it did not report it in time
         """
         both = IFF_UP | IFF_RUNNING
         deadline = time.monotonic() + _PATIENCE
-        while (self._network.netlinks["host"].link(interface).flags & both == both) != running:
+        ends = ["host", "router"] if running and interface in self._network.by_name else ["host"]
+        while any((self._network.netlinks[end].link(interface).flags & both == both) != running for end in ends):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{interface} is not {'running' if running else 'without carrier'} after {_PATIENCE} s")
             time.sleep(0.002)

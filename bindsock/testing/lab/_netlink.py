@@ -91,14 +91,14 @@ def _link_header(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return struct.pack("=BxHiII", 0, 0, index, flags, change)
 
 
-def veth(name: str, peer: str, peer_namespace: int, *, hardware: bytes = b"") -> Message:
+def veth(name: str, peer: str, peer_namespace: int, *, hardware: tuple[bytes, bytes] | None = None) -> Message:
     """Create a veth pair with the other end in the namespace that the descriptor refers to.
 
-    :param hardware: the hardware address of both ends
+    :param hardware: the hardware addresses of this end and of the other one
     """
-    address = _attribute(1, hardware) if hardware else b""
-    other = _link_header() + _text(3, peer) + _number(28, peer_namespace) + address
-    return _new_link(name, "veth", address, _attribute(1 | _NESTED, other))
+    own, others = (_attribute(1, address) for address in hardware) if hardware is not None else (b"", b"")
+    other = _link_header() + _text(3, peer) + _number(28, peer_namespace) + others
+    return _new_link(name, "veth", own, _attribute(1 | _NESTED, other))
 
 
 def bridge(name: str, hardware: bytes) -> Message:
@@ -106,9 +106,9 @@ def bridge(name: str, hardware: bytes) -> Message:
     return _new_link(name, "bridge", _attribute(1, hardware))
 
 
-def macvlan(name: str, lower: int) -> Message:
+def macvlan(name: str, lower: int, hardware: bytes) -> Message:
     """Create a macvlan on the link with an index."""
-    return _new_link(name, "macvlan", _number(5, lower))
+    return _new_link(name, "macvlan", _number(5, lower) + _attribute(1, hardware))
 
 
 def _new_link(name: str, kind: str, attributes: bytes = b"", data: bytes = b"") -> Message:

@@ -42,6 +42,15 @@ _HARDWARE = b"\x02\0\0\0\0\1"
 P = ParamSpec("P")
 
 
+def _hardware(uplink: Uplink, end: int) -> bytes:
+    """The hardware address of an end of an uplink. A device that is plugged in again has the same one, as in reality.
+
+    With another one, its neighbours would go on sending IPv6 packets to the old one for up to a minute: Linux sends no
+    unsolicited neighbour advertisement by default.
+    """
+    return bytes((2, 0, 0, 0, end, uplink.number))
+
+
 def _operation(method: Callable[Concatenate[Uplinks, P], float]) -> Callable[Concatenate[Uplinks, P], float]:
     """Call ``changed`` after the operation."""
 
@@ -243,9 +252,10 @@ class Uplinks:
     def _make(self, uplink: Uplink) -> None:
         host, router = self.netlinks["host"], self.netlinks["router"]
         if uplink.kind != "macvlan" or not uplink.index:
-            self._pair("host", uplink.lower, uplink.name, neighbours=uplink.kind != "point-to-point")
+            hardware = _hardware(uplink, 1), _hardware(uplink, 2)
+            self._pair("host", uplink.lower, uplink.name, neighbours=uplink.kind != "point-to-point", hardware=hardware)
         if uplink.kind == "macvlan":
-            host.request(netlink.macvlan(uplink.name, host.link(uplink.lower).index))
+            host.request(netlink.macvlan(uplink.name, host.link(uplink.lower).index, _hardware(uplink, 3)))
             self._set_up("host", uplink.name)
         uplink.index = host.link(uplink.name).index
         if uplink.bridged:
@@ -285,13 +295,23 @@ class Uplinks:
             for family in self._families(uplink)
         ]
 
-    def _pair(self, namespace: str, name: str, router_name: str, *, neighbours: bool = True) -> None:
+    def _pair(
+        self,
+        namespace: str,
+        name: str,
+        router_name: str,
+        *,
+        neighbours: bool = True,
+        hardware: tuple[bytes, bytes] | None = None,
+    ) -> None:
         """Connect a namespace with the router.
 
         :param neighbours: whether the link has neighbours. Otherwise there are no questions for link-layer addresses, and
             both ends have the same one, since the kernel then sends to its own
+        :param hardware: the hardware addresses of both ends; by default the kernel chooses them
         """
-        hardware = b"" if neighbours else _HARDWARE
+        if not neighbours:
+            hardware = _HARDWARE, _HARDWARE
         self.netlinks[namespace].request(netlink.veth(name, router_name, self._namespaces["router"], hardware=hardware))
         for end, device in (("router", router_name), (namespace, name)):
             if not neighbours:
