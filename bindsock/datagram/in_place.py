@@ -107,14 +107,17 @@ class InPlace:
         return self.source(sock, peer) if path is None or device_alive(network, path) else None
 
     def source(self, sock: socket.socket, peer: SockAddr | None) -> IPAddress | None:
-        """The fixed source address of the socket's datagrams; ``None`` if the system chooses one for each datagram."""
+        """The fixed source address of the socket's datagrams; ``None`` if the system chooses one for each datagram.
+
+        It is 0.0.0.0 if the socket was connected while no interface had an IPv4 address. Linux then sends only the first datagram
+        by each new route from a proper address (``net/ipv4/udp.c``, udp_sendmsg).
+        """
         if self.requirement is not None and self.requirement.address is not None:
             return self.requirement.address
         if peer is None:
             return None
         if not self._source_known:
-            address = unmapped(address_of(self.local_address(sock)))
-            self._source, self._source_known = (None if address.is_unspecified else address), True
+            self._source, self._source_known = unmapped(address_of(self.local_address(sock))), True
         return self._source
 
     def check_route(self, placement: Placement, network: Network) -> None:
@@ -166,7 +169,7 @@ class InPlace:
         :raises MakeshiftSource: the interface was without its own addresses at that moment
         """
         path = placement.path
-        if path is None or peer is None or len(peer) == 2 or path.source is not None:
+        if path is None or peer is None or path.source is not None:
             return
         if self.requirement is not None and self.requirement.address is not None:
             return

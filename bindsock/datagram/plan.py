@@ -189,7 +189,8 @@ def _step(facts: Facts, works: bool) -> Step:
         return Step.END
     if wanted.path is None and not wanted.unbound:
         return Step.HOLD
-    if wanted == facts.placement and not facts.broken:
+    sourceless = facts.source is not None and facts.source.is_unspecified
+    if wanted == facts.placement and not facts.broken and not sourceless:
         return Step.STAY
     if wanted.path is None:
         return Step.UNBIND

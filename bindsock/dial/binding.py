@@ -15,7 +15,7 @@ from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_connected
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute, UnsupportedSystem
 from bindsock.model.decision import Basis, Decision
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network, unmapped
+from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network, family_of, unmapped
 from bindsock.model.rejection import Departure
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.routing.effective import Decider
@@ -227,17 +227,20 @@ class MakeshiftSource(BindFailed):
 
 
 def check_source(interface: Interface, network: Network, peer: IPAddress, local: IPAddress) -> None:
-    """Check that the interface had its IPv6 addresses when the system chose the local address of a socket that is bound to it.
+    """Check that the interface had its addresses when the system chose the local address of a socket that is bound to it.
 
     If it is without them only until the network is read again, the reading is the same as before. But answers do not reach the
-    socket, whose address is link-local or that of another uplink. IPv4 has no route without the address.
+    socket, whose address is link-local, that of another uplink or, in IPv4, 0.0.0.0. An IPv4 socket with the address of another
+    uplink is left alone, since routes may ask for that.
 
     :param network: the last reading, in which the interface has its addresses
     :raises MakeshiftSource: it had none
     """
-    if local.version == 4 or peer.is_link_local or peer.is_multicast or not interface.usable_addresses(socket.AF_INET6):
+    if peer.is_link_local or peer.is_multicast or not interface.usable_addresses(family_of(local)):
         return
-    if interface.has(local):
+    if local.version == 4:
+        makeshift = local.is_unspecified
+    elif interface.has(local):
         makeshift = local.is_link_local
     else:
         owner = network.owner_of(local)

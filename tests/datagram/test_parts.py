@@ -58,6 +58,7 @@ def facts(
 
 
 STEPS = {
+    "its source is 0.0.0.0": (facts(BOTH, ON_WIFI, source=ip_address("0.0.0.0")), Step.IN_PLACE),
     "nothing has changed": (facts(network(WIFI), ON_WIFI), Step.STAY),
     "the address is still there": (facts(network(WIFI_MORE), place_on(WIFI_MORE)), Step.STAY),
     "renumbered": (facts(network(WIFI_OTHER), place_on(WIFI_OTHER)), Step.IN_PLACE),

@@ -50,6 +50,9 @@ UPLINKS = network(
         ("eth0", "ff02::fb", "fe80::3", False),
         ("wwan0", "2001:db8:9::9", "fe80::4", False),
         ("eth0", "192.0.2.9", "203.0.113.5", False),
+        ("eth0", "192.0.2.9", "0.0.0.0", True),
+        ("eth0", "224.0.0.251", "0.0.0.0", False),
+        ("eth0", "192.0.2.9", "192.0.2.5", False),
     ],
 )
 def test_a_source_that_was_chosen_while_the_interface_had_none_of_its_own_is_refused(

@@ -164,6 +164,28 @@ async def test_an_endpoint_that_was_opened_while_its_interface_had_no_address_do
     transport.abort()
 
 
+async def test_an_ipv4_endpoint_that_was_opened_while_there_was_no_address_gets_one(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.remove_addresses("wifi0")
+    bind_and_connect = SocketSpec.bind_and_connect
+
+    def late(spec: SocketSpec, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        lab.remove_addresses("eth0")
+        try:
+            bind_and_connect(spec, sock, *arguments, **options)
+            assert sock.getsockname()[0] == "0.0.0.0"
+        finally:
+            lab.add_addresses("eth0")
+
+    monkeypatch.setattr(SocketSpec, "bind_and_connect", late)
+    transport, echoes = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab, V4), interface="eth0")
+    for _ in range(3):  # Linux gives the first datagram a proper address, and the next ones 0.0.0.0
+        assert (await echoes.source(lab))[0] == "eth0"
+    transport.abort()
+
+
 def down(lab: Lab, interface: str, there: bool) -> None:
     if there:
         lab.up(interface)
