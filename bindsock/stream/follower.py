@@ -13,6 +13,7 @@ from bindsock.errors import BindFailed
 from bindsock.model.network import Interface, unmapped
 from bindsock.netmon.backoff import Retry
 from bindsock.stream.multipath.continuity import Continuity
+from bindsock.stream.multipath.last_subflow import LastSubflow
 from bindsock.stream.multipath.manager import SubflowManager
 from bindsock.stream.multipath.plan import Move, SubflowOrders
 from bindsock.stream.multipath.user_timeout import UserTimeout
@@ -61,6 +62,7 @@ class PathFollower:
         "_continuity",
         "_finished",
         "_grace",
+        "_last_subflow",
         "_manager",
         "_owner",
         "_probing",
@@ -89,12 +91,14 @@ class PathFollower:
         """What ends the probes of the peer, and when."""
         self._manager: SubflowManager | None = None
         self._continuity: Continuity | None = None
+        self._last_subflow: LastSubflow | None = None
         self._user_timeout: UserTimeout | None = None
         paths = watcher.kernel.multipath
         established = paths.subflows(sock) if paths is not None else None
         if paths is not None and established is not None:
             self._manager = SubflowManager(watcher, paths, sock, self._refresh_owner)
             self._continuity = Continuity(watcher.runtime, paths, sock, established)
+            self._last_subflow = LastSubflow(watcher.runtime, paths, sock, self._refresh_owner)
             if requirement.dead_after is not None:
                 self._user_timeout = UserTimeout(watcher, paths, sock, requirement.dead_after, self._refresh_owner)
         if local is None:
@@ -112,7 +116,7 @@ class PathFollower:
             orders = plan(facts)
             facts = self._carry_out(sock, facts, orders)
         if not orders.finished:
-            self._stop_checking()
+            self._end_finished()
         elif self._finished is None or not self._finished.scheduled:
             self._check_again()
         if orders.found.viability is not Viability.STALLED:
@@ -124,12 +128,13 @@ class PathFollower:
     def close(self) -> None:
         """Stop all timers. Nothing is called any more."""
         self._stop_waiting()
-        self._stop_checking()
+        self._end_finished()
         self._end_probing()
         if self._manager is not None:
             self._manager.suspend()
         if self._continuity is not None:
             self._continuity.close()
+        self._stop_checking()
         if self._user_timeout is not None:
             self._user_timeout.close()
 
@@ -141,6 +146,8 @@ class PathFollower:
             if established is None:
                 self._fall_back(sock, self._manager)
             else:
+                if self._last_subflow is not None:
+                    self._last_subflow.note(carried=bool(established))
                 before = self._continuity.carriers if self._continuity is not None else None
                 subflows = self._manager.facts(established, decider.network, decision.interface, decider.pin, before)
                 if self._user_timeout is not None and self._user_timeout.expired:
@@ -213,6 +220,8 @@ class PathFollower:
     def _order_subflows(self, manager: SubflowManager, facts: Facts, orders: SubflowOrders) -> Facts | None:
         subflows = facts.subflows
         assert subflows is not None
+        if subflows.unprivileged:
+            self._stop_checking()  # nothing could be done about a loss
         if orders.place != self.place:
             self.place = orders.place
             manager.arrived(orders.place)
@@ -252,6 +261,7 @@ class PathFollower:
         if self._continuity is not None:
             self._continuity.close()
             self._continuity = None
+        self._stop_checking()
         user_timeout, self._user_timeout = self._user_timeout, None
         if user_timeout is not None:
             user_timeout.close()
@@ -259,6 +269,11 @@ class PathFollower:
                 self._watcher.kernel.set_user_timeout(sock, user_timeout.seconds)
             except OSError as error:
                 _logger.warning("cannot set the user timeout of the connection to %s: %s", self._requirement.target, error)
+
+    def _stop_checking(self) -> None:
+        if self._last_subflow is not None:
+            self._last_subflow.close()
+            self._last_subflow = None
 
     def _stop_waiting(self) -> None:
         if self._grace is not None:
@@ -271,7 +286,7 @@ class PathFollower:
             self._finished = Retry(self._watcher.runtime, self._refresh_owner, FIRST_CHECK, LAST_CHECK, jitter=0.0)
         self._finished.schedule()
 
-    def _stop_checking(self) -> None:
+    def _end_finished(self) -> None:
         if self._finished is not None:
             self._finished.cancel()
             self._finished = None

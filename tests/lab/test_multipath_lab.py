@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -351,11 +352,15 @@ def end_subflows(lab: Lab, source: Source) -> None:
         subprocess.run(["ss", "-K", "-t", "state", "established", "sport", "=", port], check=True, capture_output=True)
 
 
-async def answer_without_subflow(lab: Lab, connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], source: Source) -> None:
-    """Let the server write while the connection has no subflow."""
-    await ping(connected, b"before\n")
+def answer_without_subflow(lab: Lab, connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], source: Source) -> None:
+    """Let the server write while the connection has no subflow, and before the event loop can make another one."""
     end_subflows(lab, source)
-    await until(lambda: interfaces(connected[1]) == [])
+    for _ in range(60_000):
+        if not interfaces(connected[1]):
+            break
+        time.sleep(0.001)
+    else:
+        pytest.fail("the connection has not lost its subflow")
     source.writers[0].write(b"answer\n")
 
 
@@ -370,7 +375,8 @@ async def test_the_peer_sends_what_it_wrote_while_it_had_no_subflow(
     with lab.tap(interface="tun0", protocol="tcp") as tap:
         connected = await bindsock.open_connection(*source.address, multipath=True)
         with closing(connected[1]):
-            await answer_without_subflow(lab, connected, source)
+            await ping(connected, b"before\n")
+            answer_without_subflow(lab, connected, source)
             lab.default(uplink)
             async with asyncio.timeout(20):
                 assert await connected[0].readline() == b"answer\n"
@@ -381,16 +387,27 @@ async def test_the_peer_sends_what_it_wrote_while_it_had_no_subflow(
 
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
-async def test_with_dead_after_the_end_of_the_last_subflow_is_noticed_without_a_change(
-    lab: Lab, path_manager: str, source: Source
-) -> None:
-    connected = await bindsock.open_connection(*source.address, multipath=True, dead_after=4.0)
+async def test_the_end_of_the_last_subflow_is_noticed_without_a_change(lab: Lab, path_manager: str, source: Source) -> None:
+    connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
-        await answer_without_subflow(lab, connected, source)
-        async with asyncio.timeout(20):
-            assert await connected[0].readline() == b"answer\n"
-        await ping(connected, b"after\n")
+        for _ in range(2):
+            await ping(connected, b"before\n")
+            answer_without_subflow(lab, connected, source)
+            async with asyncio.timeout(20):
+                assert await connected[0].readline() == b"answer\n"
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 1)
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
+async def test_many_connections_notice_the_end_of_their_last_subflows(lab: Lab, path_manager: str, source: Source) -> None:
+    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(10)]
+    with contextlib.ExitStack() as stack:
+        for connected in connections:
+            stack.enter_context(closing(connected[1]))
+            await ping(connected, b"before\n")
+        end_subflows(lab, source)
+        await asyncio.gather(*[ping(connected, b"after\n") for connected in connections])
+        assert (bindsock.statistics().ended, len(source.writers)) == (0, 10)
 
 
 @pytest.mark.skipif(shutil.which("ss") is None or shutil.which("iptables") is None, reason="there is no ss or no iptables here")
@@ -398,7 +415,8 @@ async def test_the_peer_is_prompted_once_it_has_confirmed_the_new_subflow(lab: L
     """The last packet of the join is lost at first. Until the peer has it, every packet is taken for a repetition of it."""
     connected = await bindsock.open_connection(*source.address, multipath=True)
     with closing(connected[1]):
-        await answer_without_subflow(lab, connected, source)
+        await ping(connected, b"before\n")
+        answer_without_subflow(lab, connected, source)
         rule = ["INPUT", "-p", "tcp", "--dport", str(source.address[1]), "!", "--syn", "-j", "DROP"]
         with lab.inside("server"):
             subprocess.run(["iptables", "-A", *rule], check=True, capture_output=True)

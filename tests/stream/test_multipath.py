@@ -19,7 +19,7 @@ from bindsock.options import BetterPath
 from bindsock.routing.multipath import multipath_obstacle
 from bindsock.stream import viability
 from bindsock.stream.guard import StreamGuard, follow_stream
-from bindsock.stream.multipath import continuity
+from bindsock.stream.multipath import continuity, last_subflow
 from bindsock.stream.multipath import manager as multipath
 from bindsock.stream.multipath.plan import situation
 from bindsock.stream.plan import Requirement
@@ -269,7 +269,7 @@ def test_a_check_for_the_new_subflow_waits_for_its_turn(scene: MultipathScene, m
     scene.change(WIFI_LOST)
     with held_turns(monkeypatch) as waiting:
         scene.paths.establish(scene.sock, THERE)
-        scene.wait(1.0)
+        scene.wait(0.5)
     assert scene.guard.interface == "wifi0"
     (check,) = waiting
     check()
@@ -521,24 +521,109 @@ def test_a_peer_that_answers_is_not_dead(scene: MultipathScene) -> None:
     assert scene.guard.error is None
 
 
-def test_with_a_user_timeout_the_end_of_the_last_subflow_is_noticed_without_a_reading(scene: MultipathScene) -> None:
-    scene.follow(dead_after=4.0)
+def end_last_subflow(scene: MultipathScene) -> Subflow:
+    """Let the peer end the last subflow, and new ones not join.
+
+    :return: one that could join from the same address
+    """
     old = scene.paths.connections[scene.sock].pop()
     scene.paths.joins = False
-    scene.wait(0.6)
+    return replace(old, local_port=old.local_port + 1)
+
+
+@pytest.mark.parametrize("dead_after", [None, 16.0])
+def test_the_end_of_the_last_subflow_is_noticed_without_a_reading(scene: MultipathScene, dead_after: float | None) -> None:
+    scene.follow(dead_after=dead_after)
+    scene.wait(5.0)
+    assert scene.paths.orders == []
+    new = end_last_subflow(scene)
+    scene.wait(last_subflow.PERIOD)
     assert set(scene.paths.orders) == {("add", "wifi0")}
     scene.paths.orders.clear()
-    scene.paths.connections[scene.sock].append(replace(old, local_port=old.local_port + 1))
+    scene.paths.connections[scene.sock].append(new)
     scene.wait(60.0)
     assert (scene.paths.orders, scene.guard.error) == ([("prompt", str(HERE))] * 2, None)
 
 
-def test_while_all_interfaces_are_lost_the_user_timeout_orders_nothing(scene: MultipathScene) -> None:
-    scene.follow(dead_after=4.0)
+def test_the_end_of_the_new_subflow_is_noticed_even_if_no_check_has_seen_it(scene: MultipathScene) -> None:
+    scene.follow()
+    new = end_last_subflow(scene)
+    scene.wait(last_subflow.PERIOD)
+    scene.paths.connections[scene.sock].append(new)
+    scene.wait(0.1)
+    assert end_last_subflow(scene) == replace(new, local_port=new.local_port + 1)
+    scene.paths.orders.clear()
+    scene.wait(last_subflow.PERIOD)
+    assert ("add", "wifi0") in scene.paths.orders
+
+
+@pytest.mark.parametrize("dead_after", [None, 4.0])
+def test_while_all_interfaces_are_lost_the_end_of_the_last_subflow_orders_nothing(
+    scene: MultipathScene, dead_after: float | None
+) -> None:
+    scene.follow(dead_after=dead_after)
     scene.change(NOWHERE)
-    scene.paths.connections[scene.sock].clear()
+    end_last_subflow(scene)
     scene.wait(60.0)
     assert (scene.paths.orders, scene.guard.error) == ([], None)
+
+
+def test_it_is_ended_soon_if_the_peer_refuses_another_subflow(scene: MultipathScene) -> None:
+    scene.follow()
+    end_last_subflow(scene)
+    scene.wait(last_subflow.PERIOD + multipath.JOINING + viability.STALL_GRACE + 0.2)
+    assert "the peer has ended its last subflow" in str(scene.guard.error)
+
+
+def count_listings(scene: MultipathScene, monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """The sockets whose subflows are listed from now on."""
+    listed: list[socket.socket] = []
+
+    def subflows(sock: socket.socket) -> list[Subflow] | None:
+        listed.append(sock)
+        return scene.paths.connections.get(sock)
+
+    monkeypatch.setattr(scene.paths, "subflows", subflows)
+    return listed
+
+
+def test_without_privilege_no_further_loss_is_looked_for(scene: MultipathScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.paths.privileged = False
+    scene.follow()
+    end_last_subflow(scene)
+    listed = count_listings(scene, monkeypatch)
+    scene.wait(last_subflow.PERIOD)
+    assert listed
+    listed.clear()
+    scene.wait(30.0)
+    assert (listed, scene.guard.error) == ([], None)
+
+
+def test_one_that_has_fallen_back_to_tcp_is_not_checked_any_more(scene: MultipathScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.follow(dead_after=16.0)
+    del scene.paths.connections[scene.sock]
+    listed = count_listings(scene, monkeypatch)
+    scene.wait(last_subflow.PERIOD)
+    assert scene.kernel.binds[-1] == ("set_user_timeout", "16.0")
+    listed.clear()
+    scene.wait(30.0)
+    assert (listed, scene.guard.error) == ([], None)
+
+
+@pytest.mark.parametrize("ended", ["closed", "no longer followed"])
+def test_a_connection_that_has_ended_is_not_checked_any_more(
+    scene: MultipathScene, monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    scene.follow()
+    listed = count_listings(scene, monkeypatch)
+    scene.wait(last_subflow.PERIOD)
+    assert listed == [scene.sock]
+    if ended == "closed":
+        scene.sock.close()
+    else:
+        scene.guard.close()
+    scene.wait(30.0)
+    assert (listed, scene.clock.timers) == ([scene.sock], [])
 
 
 def unbound(_: Subflow) -> int:

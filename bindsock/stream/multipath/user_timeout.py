@@ -1,7 +1,4 @@
-"""The user timeout of multipath connections: notices a silent peer, and the end of the last subflow.
-
-For plain TCP the kernel does this. A multipath connection stays open without a subflow, and the kernel tells the program nothing.
-"""
+"""The user timeout of multipath connections: notices a silent peer. For plain TCP the kernel does this."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class UserTimeout:
     Linux has no TCP_USER_TIMEOUT for multipath sockets (``net/mptcp/sockopt.c``); it only sends keep-alive probes on idle ones.
 
     :param seconds: seconds without an answer, while data is unacknowledged, after which the timeout expires
-    :param update: called when it has expired, and when there is no subflow any more
+    :param update: called when it has expired
     """
 
     def __init__(
@@ -37,8 +34,6 @@ class UserTimeout:
         self._update = weakref.WeakMethod(update)
         self._answered = watcher.runtime.time()
         """When the peer had last answered everything, in monotonic seconds."""
-        self._carried = True
-        """Whether there was a subflow at the last check."""
         self._timer: Timer | None = None
         self._wait()
 
@@ -66,6 +61,3 @@ class UserTimeout:
             update()
             return
         self._wait()
-        before, self._carried = self._carried, bool(self._paths.subflows(sock))
-        if before and not self._carried:
-            update()
