@@ -17,19 +17,16 @@ checked at intervals.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import resource
 import select
 import socket
-import struct
-import termios
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from bindsock.kernel.sockets import RESET_ON_CLOSE
+from bindsock.kernel.sockets import RESET_ON_CLOSE, unacknowledged
 from bindsock.netmon.backoff import Retry
 
 if TYPE_CHECKING:
@@ -317,12 +314,11 @@ def _has_peer(sock: socket.socket) -> bool:
 
 
 def _unacknowledged(sock: socket.socket) -> bool:
-    """Whether the peer has not acknowledged all data yet. The FIN itself counts as one byte (linux net/ipv4/tcp.c, tcp_ioctl)."""
+    """Whether the peer has not acknowledged all data yet, besides the FIN."""
     try:
-        answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return unacknowledged(sock) > 1
     except OSError:
         return False
-    return int(struct.unpack("=i", answer)[0]) > 1
 
 
 def _abort(lingering: _Lingering) -> None:

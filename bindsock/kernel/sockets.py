@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import math
 import struct
+import termios
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
@@ -63,6 +65,19 @@ def rescoped(peer: Sockaddr, interface: Interface | None) -> Sockaddr:
     if interface is None or len(peer) < 4 or not ipaddress.IPv6Address(peer[0].split("%", 1)[0]).is_link_local:
         return peer
     return (peer[0].split("%", 1)[0], peer[1], peer[2], interface.index)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """What the socket has accepted and not got rid of yet.
+
+    For a stream, these are the bytes that the peer has not acknowledged, where a FIN counts as one (linux net/ipv4/tcp.c,
+    tcp_ioctl). For datagrams, it is the memory that they take.
+
+    :raises OSError: the system does not tell
+    :raises ValueError: the socket is closed
+    """
+    answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int(struct.unpack("=i", answer)[0])
 
 
 def probe(sock: socket.socket, *options: tuple[int, int]) -> Callable[[], None]:

@@ -356,20 +356,17 @@ def needs_lingering_close(sock: socket.socket) -> bool:
 
 
 def has_finished(sock: socket.socket) -> bool:
-    """Whether the peer has ended its stream and has acknowledged everything from here.
-
-    After the end from here, the FIN counts as one byte until it is acknowledged (``net/ipv4/tcp.c``, tcp_ioctl).
-    """
+    """Whether the peer has ended its stream and has acknowledged everything from here, but for a FIN."""
     poll = select.poll()
     try:
         poll.register(sock, _POLLRDHUP)
         events = poll.poll(0)
         if not events or not events[0][1] & _POLLRDHUP or events[0][1] & select.POLLERR:
             return False
-        unacknowledged: int = struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        left = shared.unacknowledged(sock)
     except (OSError, ValueError):  # closed
         return False
-    return unacknowledged <= bool(events[0][1] & select.POLLHUP)
+    return left <= bool(events[0][1] & select.POLLHUP)
 
 
 def _has_unread(sock: socket.socket) -> bool:

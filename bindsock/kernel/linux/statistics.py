@@ -5,14 +5,13 @@ Layout: ``include/uapi/linux/if_link.h``, struct if_stats_msg and struct rtnl_li
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
-import termios
 from typing import TYPE_CHECKING
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink
+from bindsock.kernel.sockets import unacknowledged
 
 if TYPE_CHECKING:
     from bindsock.kernel.linux.netlink import Channel
@@ -58,8 +57,7 @@ def parse_dropped(payload: bytes) -> int:
 def unsent(sock: socket.socket) -> int:
     """An upper bound of the datagrams in the send buffer. A device frees a datagram's share when it has sent it."""
     try:
-        answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        taken = unacknowledged(sock)
     except (OSError, ValueError):  # closed
         return 0
-    taken: int = struct.unpack("=i", answer)[0]
     return -(-taken // _SMALLEST_DATAGRAM)

@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import socket
 import struct
-import termios
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import NamedTuple
 
 from bindsock.errors import KernelError
+from bindsock.kernel import sockets as shared
 from bindsock.model.network import IPAddress, unmapped
 from bindsock.model.subflows import Subflow
 
@@ -128,10 +127,9 @@ def token(sock: socket.socket) -> int:
 def unacknowledged(sock: socket.socket) -> bool:
     """Whether written data waits to be acknowledged."""
     try:
-        answer: bytes = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return shared.unacknowledged(sock) != 0
     except OSError:
         return False
-    return answer != bytes(4)
 
 
 def level_receive_buffers(sock: socket.socket) -> None:
