@@ -164,6 +164,19 @@ def closing(writer: asyncio.StreamWriter) -> Iterator[None]:
         writer.transport.abort()
 
 
+@contextlib.asynccontextmanager
+async def several(source: Source, count: int) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
+    """Multipath connections over which a line has come back. They are aborted at the end."""
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(count):
+            connections.append(await bindsock.open_connection(*source.address, multipath=True))
+            stack.enter_context(closing(connections[-1][1]))
+        for connected in connections:
+            await ping(connected, b"before\n")
+        yield connections
+
+
 def endpoints(lab: Lab) -> str:
     return lab.ip("mptcp", "endpoint", "show").strip()
 

@@ -80,7 +80,7 @@ async def test_unread_data_of_a_multipath_connection_outlives_its_subflows(lab: 
         sock = writer.get_extra_info("socket")
         writer.write_eof()
         await until(lambda: mptcp.states(sock) == [])
-        await asyncio.sleep(2 * viability.STALL_GRACE)  # the end of the last subflow is noticed after an eighth of dead_after
+        await asyncio.sleep(2 * viability.STALL_GRACE)  # the end of the last subflow is noticed after last_subflow.PERIOD
         lab.down("wifi0")
         await until(lambda: bindsock.effective_interface().name == "eth0")
         assert await reader.read() == ANSWER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import re
 import shutil
@@ -33,6 +32,7 @@ from tests.lab.multipath import (
     ping,
     program,
     serve,
+    several,
     source,
 )
 from tests.waiting import until
@@ -275,11 +275,7 @@ async def test_the_end_of_an_ipv6_subflow_does_not_go_into_the_tunnel(lab: Lab, 
     lab.vpn_up("metric")
     source = await serve(family=socket.AF_INET6)
     with lab.tap(interface="tun0", protocol="tcp") as tap:
-        connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
-        with contextlib.ExitStack() as stack:
-            for connected in connections:
-                stack.enter_context(closing(connected[1]))
-                await ping(connected, b"before\n")
+        async with several(source, 3) as connections:
             for number, uplink in enumerate(["eth0", "wifi0"] * 3):
                 lab.default(uplink)
                 for connected in connections:
@@ -328,11 +324,7 @@ async def test_interfaces_that_are_deleted_and_made_again_with_their_addresses(
     """A subflow stays bound to the index of the old interface. No packet leaves by it, although its address is there again."""
     with lab.inside("server"):  # without another subflow, it does not learn that one has ended
         subprocess.run(["ip", "mptcp", "limits", "set", "subflows", "8"], check=True)
-    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
-    with contextlib.ExitStack() as stack:
-        for connected in connections:
-            stack.enter_context(closing(connected[1]))
-            await ping(connected, b"before\n")
+    async with several(source, 3) as connections:
         for number in range(4):
             for uplink in order:
                 lab.delete(uplink)
@@ -400,11 +392,7 @@ async def test_the_end_of_the_last_subflow_is_noticed_without_a_change(lab: Lab,
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="there is no ss here")
 async def test_many_connections_notice_the_end_of_their_last_subflows(lab: Lab, path_manager: str, source: Source) -> None:
-    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(10)]
-    with contextlib.ExitStack() as stack:
-        for connected in connections:
-            stack.enter_context(closing(connected[1]))
-            await ping(connected, b"before\n")
+    async with several(source, 10) as connections:
         end_subflows(lab, source)
         await asyncio.gather(*[ping(connected, b"after\n") for connected in connections])
         assert (bindsock.statistics().ended, len(source.writers)) == (0, 10)
@@ -472,11 +460,7 @@ async def test_a_subflow_that_joins_late_can_receive_as_much(lab: Lab, path_mana
 
 
 async def test_many_connections_move_together(lab: Lab, path_manager: str, source: Source) -> None:
-    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(100)]
-    with contextlib.ExitStack() as stack:
-        for number, (_, writer) in enumerate(connections):
-            stack.enter_context(closing(writer))
-            await ping(connections[number], b"x\n")
+    async with several(source, 100) as connections:
         for uplink, switch in (("eth0", lab.down), ("wifi0", lab.up)):
             switch("wifi0")
             await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))  # type: ignore[misc]

@@ -27,7 +27,20 @@ from bindsock.kernel.linux.netlink import Channel, Message
 from bindsock.model.network import Interface, IPAddress
 from bindsock.testing.lab import Lab
 from tests.lab.bridging import into_a_bridge
-from tests.lab.multipath import MOVING, Serve, Source, closing, endpoints, interfaces, path_manager, ping, program, serve, source
+from tests.lab.multipath import (
+    MOVING,
+    Serve,
+    Source,
+    closing,
+    endpoints,
+    interfaces,
+    path_manager,
+    ping,
+    program,
+    serve,
+    several,
+    source,
+)
 from tests.waiting import until
 
 __all__ = ["path_manager", "serve", "source"]
@@ -39,11 +52,7 @@ pytestmark = [
 
 
 async def test_the_end_of_one_connection_leaves_the_others_their_subflows(lab: Lab, path_manager: str, source: Source) -> None:
-    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
-    with contextlib.ExitStack() as stack:
-        for connected in connections:
-            stack.enter_context(closing(connected[1]))
-            await ping(connected, b"x\n")
+    async with several(source, 3) as connections:
         for uplink in ("eth0", "wifi0"):
             lab.default(uplink)
             await until(lambda uplink=uplink: all(interfaces(writer) == [uplink] for _, writer in connections))  # type: ignore[misc]
@@ -77,11 +86,7 @@ async def test_connections_move_without_listing_interfaces_or_guessing_them(
             wrong.append(error)
             raise
 
-    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
-    with contextlib.ExitStack() as stack:
-        for connected in connections:
-            stack.enter_context(closing(connected[1]))
-            await ping(connected, b"x\n")
+    async with several(source, 3) as connections:
         monkeypatch.setattr(socket, "if_nameindex", counted)
         monkeypatch.setattr(Channel, "ask", asked)
         change(lab)
@@ -470,11 +475,7 @@ async def test_the_peer_is_not_told_that_an_address_is_gone_that_is_only_left(
         assert names[0] == "MPTcpExt:"
         return sum(int(value) for name, value in zip(names, values, strict=True) if name in ("RmAddr", "RmAddrDrop"))
 
-    connections = [await bindsock.open_connection(*source.address, multipath=True) for _ in range(3)]
-    with contextlib.ExitStack() as stack:
-        for connected in connections:
-            stack.enter_context(closing(connected[1]))
-            await ping(connected, b"x\n")
+    async with several(source, 3) as connections:
         for uplink, other in [("eth0", "wifi0"), ("wifi0", "eth0")] * 2:
             lab.default(uplink)
             for connected in connections:
