@@ -394,6 +394,15 @@ def test_a_device_that_is_plugged_in_again_has_the_same_hardware_address(kind: U
         assert hardware() == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_that_is_created_again_has_carrier(kind: UplinkKind) -> None:
+    with Lab(kinds={"eth0": kind}) as lab, lab.inside():
+        lab.carrier("eth0", False)
+        lab.delete("eth0")
+        lab.create("eth0")
+        lab.wait_until_running("eth0")
+
+
 @pytest.mark.parametrize(
     "kinds", [{"wifi0": "shared"}, {"eth1": "macvlan"}, {"eth0": "vlan"}], ids=["the first is shared", "no uplink", "no kind"]
 )

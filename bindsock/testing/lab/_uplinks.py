@@ -254,6 +254,8 @@ class Uplinks:
         if uplink.kind != "macvlan" or not uplink.index:
             hardware = _hardware(uplink, 1), _hardware(uplink, 2)
             self._pair("host", uplink.lower, uplink.name, neighbours=uplink.kind != "point-to-point", hardware=hardware)
+        else:
+            self._set_up("router", uplink.name)  # the cable was not deleted, but it may have been pulled
         if uplink.kind == "macvlan":
             host.request(netlink.macvlan(uplink.name, host.link(uplink.lower).index, _hardware(uplink, 3)))
             self._set_up("host", uplink.name)
