@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bindsock.testing.lab import UplinkKind
+from bindsock.testing.lab import Lab, UplinkKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,25 @@ NETWORKS: Mapping[str, Drawing] = {
 * ``macvlan``: one of them is stacked on another interface, like a VLAN
 * ``nat64``: one of them has no IPv4, but a translator
 """
+
+_PARTS = (
+    "-brief address",
+    "neighbour",
+    "-4 rule",
+    "-6 rule",
+    "-4 route show table all",
+    "-6 route show table all",
+    "mptcp endpoint",
+)
+
+
+def described(lab: Lab) -> str:
+    """The addresses, neighbours, rules, routes and multipath endpoints of the host and of the router, for a person to read."""
+    paragraphs = []
+    for end in ("host", "router"):
+        with lab.inside(end):
+            for part in _PARTS:
+                done = subprocess.run(["ip", *part.split()], capture_output=True, text=True, timeout=10, check=False)
+                told = [line for line in (done.stdout + done.stderr).splitlines() if " table local " not in line]
+                paragraphs.append("\n      ".join([f"{end}, ip {part}:", *(told or ["none"])]))
+    return "\n    ".join(paragraphs)

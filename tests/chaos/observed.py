@@ -35,6 +35,8 @@ class Observed:
     server_faults: tuple[str, ...] = ()
     complaints: str = ""
     """The standard error of all processes."""
+    network: str = ""
+    """Addresses, neighbours, rules and routes of the host and of the router, if a conversation was not answered in time."""
 
 
 def failures(observed: Observed) -> list[str]:
@@ -49,6 +51,8 @@ def failures(observed: Observed) -> list[str]:
         ]
         found += [f"{name}: {text}" for text in _of_the_sums(observed, name, report)]
     found += [f"standard error: {line}" for line in observed.complaints.splitlines()[-5:]]
+    if observed.network:
+        found.append(f"the network at that time:\n    {observed.network}")
     return found
 
 
@@ -81,7 +85,8 @@ def left_behind(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = []
     for name, report in reports.items():
         if report["descriptors"] > report["resting"]:
-            found.append(f"{name}: {report['descriptors'] - report['resting']} descriptors are left")
+            opened = "; ".join(report["opened"])
+            found.append(f"{name}: {report['descriptors'] - report['resting']} descriptors are left, of these: {opened}")
         named = [task for task in report["tasks"] if not task.startswith("Task-1")]
         if named:
             found.append(f"{name}: tasks are left: {', '.join(named)}")

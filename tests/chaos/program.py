@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import socket
 import ssl
 import sys
 from pathlib import Path
@@ -70,9 +71,11 @@ class Program:
 
     def __init__(self, settings: dict[str, Any], faults: Faults) -> None:
         self._faults = faults
-        self._resting = descriptors()
+        self._before = descriptors()
         self._left: int | None = None
         """The descriptors that were left once everything was closed. Later ones may belong to a sweep of multipath endpoints."""
+        self._opened: list[str] = []
+        """What was opened later than those, if some were left: a number may have been used again."""
         name, interval = settings["name"], settings["interval"]
         context = ssl.create_default_context(cafile=settings["authority"])
         self.datagrams: list[Sending] = []
@@ -134,8 +137,9 @@ class Program:
             "waiting_ports": {flow.name: ports for flow in self.flows if flow.stuck and (ports := flow.waiting_ports())},
             "progress": {flow.name: flow.progress for flow in self.flows},
             "errors": {flow.name: dict(flow.errors) for flow in self.flows if flow.errors},
-            "descriptors": descriptors() - self._lingering() if self._left is None else self._left,
-            "resting": self._resting,
+            "descriptors": len(descriptors()) - self._lingering() if self._left is None else self._left,
+            "resting": len(self._before),
+            "opened": self._opened,
             "resident": resident(),
             "tasks": sorted(task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()),
         }
@@ -144,9 +148,13 @@ class Program:
         """Close everything, and wait until it is closed."""
         await asyncio.gather(*(flow.stop() for flow in self.flows))
         deadline = asyncio.get_running_loop().time() + _PATIENCE
-        while (left := descriptors() - self._lingering()) > self._resting and asyncio.get_running_loop().time() < deadline:
+        while (left := len(descriptors()) - self._lingering()) > len(
+            self._before
+        ) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
             gc.collect()
+        if left > len(self._before):
+            self._opened = [opened for number in sorted(descriptors() - self._before) if (opened := described(number))]
         self._left = left
 
     def _lingering(self) -> int:
@@ -155,8 +163,25 @@ class Program:
         return len(runtime_of(asyncio.get_running_loop()).shared(LingeringSockets))
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def descriptors() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/fd")}
+
+
+def described(descriptor: int) -> str:
+    """What a descriptor is, and of a socket its kind and addresses; empty if it has been closed."""
+    try:
+        link = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not link.startswith("socket:"):
+            return link
+        with socket.socket(fileno=os.dup(descriptor)) as sock:
+            try:
+                peer = sock.getpeername()
+            except OSError:
+                peer = None
+            kind = getattr(sock.type, "name", sock.type)
+            return f"{getattr(sock.family, 'name', sock.family)} {kind} {sock.proto}, {sock.getsockname()} to {peer}"
+    except OSError:
+        return ""
 
 
 def resident() -> int:

@@ -17,7 +17,7 @@ from bindsock.testing.lab import Lab, Packet, Tap, VpnMode
 from tests.chaos import server
 from tests.chaos.actions import BLOCKING, Action, carry_out
 from tests.chaos.commanding import Process
-from tests.chaos.networks import Drawing
+from tests.chaos.networks import Drawing, described
 from tests.chaos.observed import Observed
 from tests.chaos.packets import Census, Endpoints, describe, program_of
 from tests.nat64 import TRANSLATED, add_translated_address
@@ -196,6 +196,7 @@ class Session:
             reports=reports,
             server_faults=tuple(told["faults"]),
             complaints=self._complaints(),
+            network=described(self.lab) if any(report["stuck"] for report in reports.values()) else "",
         )
 
     def _complaints(self) -> str:

@@ -12,7 +12,16 @@ from tests.chaos.observed import FEWEST, Observed, failures, growth, left_behind
 
 def report(**changes: Any) -> dict[str, Any]:
     statistics = {"sent": {"wifi0": 90, "unbound": 0}, "waiting": 4, "lost": 6, "lost_by": {"too old": 6}, "lost_on_device": 3}
-    given = {"faults": [], "stuck": {}, "accepted": 100, "descriptors": 30, "resting": 10, "resident": 30000, "tasks": []}
+    given = {
+        "faults": [],
+        "stuck": {},
+        "accepted": 100,
+        "descriptors": 30,
+        "resting": 10,
+        "opened": [],
+        "resident": 30000,
+        "tasks": [],
+    }
     return given | {"statistics": statistics | changes.pop("statistics", {})} | changes
 
 
@@ -51,6 +60,7 @@ def test_a_good_round_has_no_failure() -> None:
             "asyncio: 4 datagrams were sent unbound",
         ),
         (observed(left={("asyncio", "eth0"): 1}), "asyncio: 1 datagrams left by eth0, and 0 are counted"),
+        (observed(network="host, ip neighbour:\n      none"), "the network at that time:\n    host, ip neighbour:\n      none"),
     ],
 )
 def test_each_failure_is_told(bad: Observed, text: str) -> None:
@@ -67,7 +77,10 @@ def test_what_was_sent_and_given_to_no_device_has_vanished() -> None:
 
 def test_what_programs_still_hold_at_the_end_is_told() -> None:
     assert left_behind({"asyncio": report(descriptors=10)}) == []
-    assert left_behind({"asyncio": report(descriptors=12)}) == ["asyncio: 2 descriptors are left"]
+    opened = ["pipe:[1]", "AF_INET6 SOCK_STREAM 6"]
+    assert left_behind({"asyncio": report(descriptors=12, opened=opened)}) == [
+        "asyncio: 2 descriptors are left, of these: pipe:[1]; AF_INET6 SOCK_STREAM 6"
+    ]
     assert left_behind({"asyncio": report(descriptors=10, tasks=["Task-1", "churn-4"])}) == ["asyncio: tasks are left: churn-4"]
 
 
