@@ -14,7 +14,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from bindsock.testing.lab import LabUnavailable, VpnMode, available, enter_user_namespace
-from tests.chaos.networks import NETWORKS
+from tests.chaos.networks import DRAWN, NETWORKS
 from tests.chaos.running import Failed, Outcome, Settings, run
 
 NO_VPN, ALL = "none", "all"
@@ -41,9 +41,9 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
     parser.add_argument("--vpn", choices=MODES, action="append", help="the VPN's mode (repeatable; default: all of them in turn)")
     parser.add_argument(
         "--network",
-        choices=(*NETWORKS, ALL),
+        choices=(*NETWORKS, DRAWN, ALL),
         action="append",
-        help="the uplinks (repeatable; default: two or three ordinary ones, depending on the seed)",
+        help=f"the uplinks (repeatable; '{DRAWN}': of any kinds; default: two or three ordinary ones, depending on the seed)",
     )
     parser.add_argument("--round-seconds", type=_positive, default=20.0, metavar="S", help="how long a round's actions take")
     parser.add_argument("--round", type=int, metavar="K", help="only this round of the seed")
@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, bool]:
         seed=random.SystemRandom().randrange(10**6) if given.seed is None else given.seed,
         seconds=given.minutes * 60,
         modes=tuple(modes),
-        networks=tuple(NETWORKS) if ALL in (given.network or ()) else tuple(given.network or ()),
+        networks=(*NETWORKS, DRAWN) if ALL in (given.network or ()) else tuple(given.network or ()),
         round_seconds=given.round_seconds,
         only=given.round,
         prefix=given.prefix,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from bindsock.testing.lab import Lab, UplinkKind
 
@@ -18,6 +20,9 @@ class Drawing:
     kinds: Mapping[str, UplinkKind] = field(default_factory=dict)
     nat64: bool = False
     """Whether the server is reached by an IPv4 address embedded in an IPv6 address, too."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {self.kinds[name]}" if name in self.kinds else name for name in self.uplinks)
 
 
 NETWORKS: Mapping[str, Drawing] = {
@@ -35,6 +40,23 @@ NETWORKS: Mapping[str, Drawing] = {
 * ``macvlan``: one of them is stacked on another interface, like a VLAN
 * ``nat64``: one of them has no IPv4, but a translator
 """
+DRAWN = "drawn"
+"""The name of the networks that :func:`draw` makes."""
+_NAMES = ("wifi0", "eth0", "wwan0", "usb0", "wlan1")
+
+
+def draw(seed: str) -> Drawing:
+    """Two to five uplinks of any kinds, at least one of them with IPv4."""
+    generator = random.Random(seed)
+    uplinks = _NAMES[: generator.randint(2, len(_NAMES))]
+    kinds = {name: generator.choice(get_args(UplinkKind)) for name in uplinks}
+    first = uplinks[0]
+    if "shared" in kinds.values() or set(kinds.values()) == {"ipv6-only"}:
+        kinds[first] = "ethernet"  # in its network the shared ones are
+    return Drawing(
+        uplinks, {name: kind for name, kind in kinds.items() if kind != "ethernet"}, nat64="ipv6-only" in kinds.values()
+    )
+
 
 _PARTS = (
     "-brief address",

@@ -12,7 +12,7 @@ from typing import Any
 
 from bindsock.testing.lab import VpnMode
 from tests.chaos.actions import Action, plan, with_end
-from tests.chaos.networks import NETWORKS
+from tests.chaos.networks import DRAWN, NETWORKS, Drawing, draw
 from tests.chaos.observed import Observed, failures, growth, left_behind, packets, vanished
 from tests.chaos.session import ProgramEnded, Session
 from tests.chaos.shrinking import shortest_prefix
@@ -46,7 +46,16 @@ class Settings:
     def network(self, number: int) -> str:
         """The name of the network in a round."""
         networks = self.networks or (random.Random(self.seed).choice(("two", "three")),)
-        return networks[(number - 1) // len(self.modes) % len(networks)]
+        return networks[self._turn(number) % len(networks)]
+
+    def drawing(self, number: int) -> Drawing:
+        """The network in a round. What is drawn is another one for each turn of the modes."""
+        name = self.network(number)
+        return draw(f"{self.seed}/{self._turn(number)}") if name == DRAWN else NETWORKS[name]
+
+    def _turn(self, number: int) -> int:
+        """How often all modes have had their turn."""
+        return (number - 1) // len(self.modes)
 
     def mode(self, number: int) -> VpnMode | None:
         """How the VPN takes the default route in a round."""
@@ -54,17 +63,19 @@ class Settings:
 
     def actions(self, number: int) -> list[Action]:
         """The actions of a round, without those that make the network usable again."""
-        uplinks = NETWORKS[self.network(number)].uplinks
+        uplinks = self.drawing(number).uplinks
         actions = plan(f"{self.seed}/{number}", uplinks, self.mode(number), self.round_seconds)
         return actions[: self.prefix]
 
     def title(self, number: int) -> str:
         """The number of a round, its network and the mode of its VPN."""
-        return f"round {number} (network {self.network(number)}, {self.mode(number) or 'no VPN'})"
+        name = self.network(number)
+        network = f"{name} with {self.drawing(number)}" if name == DRAWN else name
+        return f"round {number} (network {network}, {self.mode(number) or 'no VPN'})"
 
     def session(self, number: int) -> Session:
         """Programs in the network of a round."""
-        return Session(NETWORKS[self.network(number)], interval=self.interval, without=self.without)
+        return Session(self.drawing(number), interval=self.interval, without=self.without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +184,7 @@ def _same_network(settings: Settings, numbers: Iterator[int]) -> Iterator[int]:
     """The numbers up to the last one before the network changes."""
     for number in numbers:
         yield number
-        if settings.network(number + 1) != settings.network(number):
+        if settings.drawing(number + 1) != settings.drawing(number):
             return
 
 
@@ -218,7 +229,7 @@ def _session(
 
 def _round(session: Session, settings: Settings, number: int, actions: Sequence[Action], tell: Callable[[str], None]) -> Observed:
     mode, title = settings.mode(number), settings.title(number)
-    uplinks = NETWORKS[settings.network(number)].uplinks
+    uplinks = settings.drawing(number).uplinks
     return session.round(with_end(actions, uplinks, mode), mode, lambda text: tell(f"{title}: {text}"))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from bindsock.testing.lab import available
 from tests.chaos.__main__ import MODES
-from tests.chaos.networks import NETWORKS
+from tests.chaos.networks import DRAWN, NETWORKS, draw
 from tests.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(available(vpn=True) is not None, reason=str(available(vpn=True)))]
@@ -41,7 +41,7 @@ def test_in_a_short_round_nothing_fails(seed: int) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("network", ["shared", "point-to-point", "macvlan", "nat64"])
+@pytest.mark.parametrize("network", ["shared", "point-to-point", "macvlan", "nat64", DRAWN])
 def test_in_a_short_round_with_other_uplinks_nothing_fails(network: str) -> None:
     done = subprocess.run(
         [*COMMAND, "--seed", "21", "--round", "1", "--vpn", "metric", "--network", network],
@@ -54,7 +54,8 @@ def test_in_a_short_round_with_other_uplinks_nothing_fails(network: str) -> None
     outcome: dict[str, Any] = json.loads(done.stdout)
     assert ([failed["texts"] for failed in outcome["failed"]], outcome["lasting"]) == ([], []), done.stderr
     assert outcome["by_kind"][f"{network}, metric"]["rounds"] == 1
-    assert all(interface in outcome["packets"] for interface in NETWORKS[network].uplinks)
+    drawing = draw("21/0") if network == DRAWN else NETWORKS[network]
+    assert all(interface in outcome["packets"] for interface in drawing.uplinks)
 
 
 async def test_ctrl_c_ends_it_and_everything_that_it_started() -> None:
