@@ -31,7 +31,7 @@ help:
 	@echo 'make test-vpn     run real VPN programs (on Debian, root installs what is missing; the rest is skipped)'
 	@echo 'make test-vpn-uml run those of them for which this kernel lacks IPsec or PPP, in User Mode Linux (root, Debian)'
 	@echo 'make record-vpn   write down anew what they do to the routes (NAMES="openvpn-tls" to choose)'
-	@echo 'make chaos        change the network at random under connections of every kind (MINUTES=60 before a release)'
+	@echo 'make chaos        change the network at random under connections of every kind (MINUTES=60 ARGS="--network all" before a release)'
 	@echo 'make lint         ruff, mypy for linux and darwin, import contracts, completeness of the public types'
 	@echo 'make abi          compile the Darwin structures against Apple'"'"'s public headers'
 	@echo 'make bench        measure all, beside asyncio, uvloop, pyroute2, microsocks, dante (ARGS=--help for the options)'
