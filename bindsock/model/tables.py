@@ -71,7 +71,7 @@ class _Defaults:
         self.unscoped = sorted((r for r in known if r.is_default and not r.scoped), key=lambda r: order_of(r, interfaces))
         specific: dict[int, list[Route]] = {}
         for route in known:
-            if route.interface is not None and not route.is_default and not route.scoped:
+            if route.interface is not None and not route.is_default and not route.scoped and _counts(route, interfaces):
                 specific.setdefault(route.interface, []).append(route)
         self.disguised = [largest for index, own in specific.items() if (largest := self._disguised(interfaces[index], own))]
         self.disguised.sort(key=lambda r: order_of(r, interfaces))

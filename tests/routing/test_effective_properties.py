@@ -281,7 +281,15 @@ def test_a_tunnel_gets_only_what_is_its_own_and_only_if_asked_to(made: Network, 
     assert decision.candidates[0].interface in carriers
 
 
+HALF_ELSEWHERE = tabulated(
+    {2: Interface("en1", 2, InterfaceKind.WIRED, up=True, running=True, addresses=(InterfaceAddress(OWN[2][0], 24),))},
+    [Route(ipaddress.ip_network("0.0.0.0/1"), 2, table=52)],
+)
+"""An uplink whose only route covers half of all addresses, and is in a table to which perhaps no policy rule leads."""
+
+
 @given(networks(sound=True), addresses, preferences)
+@example(HALF_ELSEWHERE, ADDRESSES[0], Preferences())
 def test_no_longer_prefix_of_a_fit_interface_is_passed_over(made: Network, address: IPAddress, wishes: Preferences) -> None:
     """The same rule, written naively: no longer matching route leads to another usable interface."""
     plain = unmapped(address)
