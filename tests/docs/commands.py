@@ -69,6 +69,7 @@ def check(command: str) -> None:
         case ["python3", "-m", "venv", _]:
             pass
         case ["pip", "install", *requirements]:
+            assert "[" not in re.sub(r'"[^"]*"', "", command), f"quote the requirement, for zsh: {command}"
             for requirement in requirements:
                 check_requirement(requirement)
         case ["make", *_] as make:
