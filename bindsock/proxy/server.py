@@ -242,7 +242,7 @@ class Proxy:
             up.bytes += len(early)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump(client[0], upstream[1], up), name=f"bindsock proxy {label} up")
-                tasks.create_task(self._pump(upstream[0], client[1], down), name=f"bindsock proxy {label} down")
+                tasks.create_task(self._pump(upstream[0], client[1], down, to_client=True), name=f"bindsock proxy {label} down")
             outcome = "done"
         except* InterfaceChanged as errors:
             outcome = f"ended, because its path is gone: {errors.exceptions[0]}"
@@ -257,13 +257,20 @@ class Proxy:
             await _end(upstream[1])
 
     @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: _Counter) -> None:
+    async def _pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: _Counter, *, to_client: bool = False
+    ) -> None:
         while data := await reader.read(_CHUNK):
             writer.write(data)
             counter.bytes += len(data)
             await writer.drain()
         if writer.can_write_eof() and not writer.is_closing():
-            writer.write_eof()
+            try:
+                writer.write_eof()
+            except OSError as error:
+                # A client that closes its socket without waiting for the end; one that resets it fails the other pump.
+                if not to_client or error.errno != errno.ENOTCONN:
+                    raise
 
 
 async def _negotiate(greeting: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Dial | Refuse | None:

@@ -123,6 +123,20 @@ async def test_a_client_that_goes_away_takes_its_connection_with_it(factory: Tra
             await gone
 
 
+async def test_a_client_that_does_not_wait_for_the_servers_last_words_breaks_nothing(
+    factory: TransportFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As curl does, which closes its socket without waiting for the server's end of TLS.
+    caplog.set_level(logging.INFO)
+    async with Proxy(factory) as proxy, echo() as port:
+        reader, writer = await ask(await proxy.listen(port=0), port)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"the end")
+        await end(writer)
+        await until(lambda: any(" up, " in r.getMessage() for r in caplog.records), seconds=20)
+    assert "done, 7 bytes up, 7 down" in caplog.text
+
+
 async def test_closing_the_proxy_ends_its_connections_and_leaves_nothing_open(factory: TransportFactory) -> None:
     async with echo() as port:
         before = len(os.listdir("/dev/fd"))
