@@ -62,7 +62,7 @@ class TransportFactory:
     :param resolver: resolves names to addresses; the system's resolver unless given. ``"interface"`` or an
         :class:`~bindsock.resolvers.InterfaceResolver` asks over the effective interface, bypassing the VPN's name servers
     :param repair_routes: if a VPN has left no route by any uplink, add one that only bound sockets use, and remove it at the end
-        (Linux, with CAP_NET_ADMIN): see ``docs/linux.md``. This changes the routing of the host, so it is off by default
+        (Linux, with CAP_NET_ADMIN): see :doc:`linux`. This changes the routing of the host, so it is off by default
     :raises TypeError: a keyword is unknown, or a value has the wrong type
     :raises ValueError: a value is not one of the choices
     :raises UnsupportedSystem: there is no kernel backend for this system
@@ -218,7 +218,7 @@ class TransportFactory:
 
         A protocol with a method ``connection_replaced(transport, unread)``, coroutine method or not, gets one stable transport.
         When its connection is lost, or a better path appears, bindsock makes a new connection and calls the method, which can
-        repeat a login or a subscription on it. Then the protocol goes on over the new connection: see ``docs/streams.md``.
+        repeat a login or a subscription on it. Then the protocol goes on over the new connection: see :doc:`streams`.
 
         A ``sock=`` must be connected already: it is followed, but never bound or replaced. The keywords that are not listed here
         are those of ``loop.create_connection``.
