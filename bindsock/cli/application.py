@@ -42,7 +42,7 @@ pip install "bindsock[completion]"
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog="bindsock",
         description="Connections that leave by the effective network interface, bypassing VPN tunnels, and stay on it.",
         epilog=_EPILOG,
@@ -112,6 +112,19 @@ def _open_missing_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, it stays open
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest choice to one that is unknown, as argparse itself does since Python 3.15."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            nearest = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+            if nearest and not getattr(self, "suggest_on_error", False):
+                error.message += f"; did you mean {nearest[0]}?"
+            raise
 
 
 class _Version(argparse.Action):

@@ -65,6 +65,15 @@ def test_a_misspelled_option_is_refused_with_the_nearest_one(command: str, run: 
     assert run(command, "--qqqqqq")[2].endswith(f"bindsock {command}: error: unrecognized arguments: --qqqqqq\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "right"), [(("explian", "example.com"), "explain"), (("explain", "--cost", "cheap"), "cheapest")]
+)
+def test_a_misspelled_command_or_choice_is_refused_with_the_nearest_one(arguments: tuple[str, ...], right: str, run: Run) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert f"; did you mean {right}?\n" in err or f", maybe you meant '{right}'? " in err
+
+
 @pytest.mark.parametrize("command", ["status", "explain", "watch"])
 def test_an_unsupported_system_is_exit_status_3_with_one_clear_line(
     command: str, run: Run, monkeypatch: pytest.MonkeyPatch
