@@ -89,10 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         os.execvpe(command[0], command, environment)
     except FileNotFoundError:
-        return fail(f"{command[0]}: not found", _NOT_FOUND)
+        return fail(f"{command[0]}: not found{_hint(command[0])}", _NOT_FOUND)
     except OSError as error:
-        return fail(f"{command[0]}: {error.strerror or error}", _CANNOT_START)
+        return fail(f"{command[0]}: {error.strerror or error}{_hint(command[0])}", _CANNOT_START)
     raise AssertionError("execvpe() does not return")
+
+
+def _hint(program: str) -> str:
+    """What to do about a program that could not be started, if it is a file for Python."""
+    return f"; did you mean bindsock run -- python {program}?" if program.endswith(".py") and os.path.isfile(program) else ""
 
 
 def _supervise(command: Sequence[str], policy: RunPolicy, arguments: argparse.Namespace, reason: str | None) -> int:

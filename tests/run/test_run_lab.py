@@ -442,6 +442,14 @@ def test_what_cannot_be_started(arguments: list[str], status: int, message: str)
     assert message in done.stderr
 
 
+@pytest.mark.parametrize("options", [("--quiet",), ("--quiet", "--report")])
+def test_a_file_for_python_is_not_started_without_python(tmp_path: Path, options: tuple[str, ...]) -> None:
+    program = script(tmp_path, "print('started')")
+    done = run(*options, "--", program)
+    assert (done.returncode, done.stdout) == (126, "")
+    assert done.stderr == f"bindsock: {program}: Permission denied; did you mean bindsock run -- python {program}?\n"
+
+
 def test_a_connection_ends_when_its_interface_goes_and_the_next_leaves_by_the_other(lab: Lab, tmp_path: Path) -> None:
     program = script(
         tmp_path,
