@@ -73,18 +73,18 @@ async def test_without_a_mark_none_is_set(lab: Lab) -> None:
 def test_a_process_that_may_not_mark_gets_an_error_and_no_connection(lab: Lab) -> None:
     host, port = lab.server.ipv4, lab.server.tcp_port
 
-    def error() -> tuple[str | None, str | None, int | None]:
-        async def attempt() -> tuple[str | None, str | None, int | None]:
+    def error() -> tuple[str, str | None, str | None, int | None]:
+        async def attempt() -> tuple[str, str | None, str | None, int | None]:
             async with bindsock.TransportFactory(bindsock.Preferences(mark=MARK)) as factory:
                 try:
                     await factory.open_connection(host, port)
                 except bindsock.BindFailed as refused:
-                    return refused.interface, refused.call, refused.errno
-            return None, None, None
+                    return refused.message, refused.interface, refused.call, refused.errno
+            return "connected", None, None, None
 
         return asyncio.run(attempt())
 
-    assert as_nobody(error) == ("wifi0", "SO_MARK", 1)
+    assert as_nobody(error) == ("the mark 0xca6c could not be set, which needs CAP_NET_ADMIN", "wifi0", "SO_MARK", 1)
     assert lab.streams() == []
 
 

@@ -99,7 +99,7 @@ def mark(sock: socket.socket, number: int, interface: Interface) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, number)
     except OSError as error:
-        fail(error, "SO_MARK", interface)
+        fail(error, "SO_MARK", interface, f"the mark {number:#x} could not be set, which needs CAP_NET_ADMIN")
 
 
 def unbind(sock: socket.socket) -> None:
