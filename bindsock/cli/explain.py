@@ -113,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         _show_hosts(answers)
-        Printer().lines((f"note: {note}" for note in marks), "dim")
+        if not arguments.mark and any(isinstance(answer, list) for answer in answers.values()):
+            Printer().lines((f"note: {note}" for note in marks), "dim")
     reachable = all(not isinstance(answer, str) and any(e.reachable for e in answer) for answer in answers.values())
     return Exit.OK if reachable else Exit.NO
 

@@ -96,6 +96,8 @@ def test_explain_says_which_mark_a_rule_exempts(vpn: None, lab: Lab, run: Run) -
     assert "note: packets with the mark 0xca6c bypass table 51820, by the rule `32765: not from all fwmark 0xca6c" in out
     _, out, _ = run("explain", "--json", lab.server.ipv4)
     assert len(json.loads(out)["exempt_marks"]) == 1
+    assert "note:" not in run("explain", "--mark", "0xca6c", lab.server.ipv4)[1]
+    assert run("explain", "http://nowhere")[1] == ""
 
 
 @pytest.mark.lab
