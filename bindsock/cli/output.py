@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GOOD, BAD, WARN, DIM = "cyan", "red", "yellow", "dim"
 
 _LEAST_WIDTH = 20
-_HANGING = re.compile(r" *(?:[+-] \S+ +)?")
+_HANGING = re.compile(r" *(?:[+-] +\S+ +)?")
 """The part of a line that determines the indent of its continuation."""
 
 NEEDS_RICH = 'for colour and a live display: pip install "bindsock[cli]"'

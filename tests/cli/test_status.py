@@ -133,3 +133,13 @@ def test_a_narrow_terminal_gets_the_addresses_below_their_interface(
     if columns == 40:
         number = lines.index("* en0  wifi, up, mtu 1500")
         assert lines[number + 1 : number + 3] == ["    192.0.2.5/24", "    2001:db8:2::5/64"]
+
+
+def test_on_a_narrow_terminal_a_reason_goes_on_below_itself(kernel: SimulatedKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert main(["status", "-4", "--interface", "nope"]) == 1
+    lines = terminal.getvalue().splitlines()
+    number = lines.index("       -  nope  is pinned, but there is")
+    assert lines[number + 1] == "                no interface of that"
