@@ -507,9 +507,16 @@ class Churn(Flow):
 
     async def _by_cancelled_dial(self) -> None:
         dialling = asyncio.get_running_loop().create_task(bindsock.open_connection(*self._address, **self._keywords))
-        await asyncio.wait([dialling], timeout=next(self._patience))
-        dialling.cancel()
+        dialling.add_done_callback(_close_dialled)  # this conversation itself may be stopped before it looks again
+        try:
+            await asyncio.wait([dialling], timeout=next(self._patience))
+        finally:
+            dialling.cancel()
         await asyncio.wait([dialling])
         if not dialling.cancelled():
-            _, writer = dialling.result()
-            writer.close()
+            dialling.result()
+
+
+def _close_dialled(dialling: asyncio.Task[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    if not dialling.cancelled() and dialling.exception() is None:
+        dialling.result()[1].close()

@@ -148,12 +148,11 @@ class Program:
         """Close everything, and wait until it is closed."""
         await asyncio.gather(*(flow.stop() for flow in self.flows))
         deadline = asyncio.get_running_loop().time() + _PATIENCE
-        while (left := len(descriptors()) - self._lingering()) > len(
-            self._before
-        ) and asyncio.get_running_loop().time() < deadline:
+        resting, now = len(self._before), asyncio.get_running_loop().time
+        while (left := len(descriptors()) - self._lingering()) > resting and now() < deadline:
             await asyncio.sleep(0.05)
             gc.collect()
-        if left > len(self._before):
+        if left > resting:
             self._opened = [opened for number in sorted(descriptors() - self._before) if (opened := described(number))]
         self._left = left
 

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from bindsock.testing.lab import Lab
-from tests.chaos.flows import Datagrams, Stream
+from tests.chaos.flows import Churn, Datagrams, Stream
+from tests.chaos.program import descriptors
 from tests.waiting import until
 
 pytestmark = pytest.mark.lab
@@ -25,6 +26,19 @@ async def test_a_conversation_tells_from_which_port_it_dials(lab: Lab) -> None:
     await flow.stop()
     await asyncio.sleep(0)
     assert flow.waiting_ports() == []
+
+
+async def test_a_conversation_that_is_stopped_while_it_cancels_a_dial_leaves_no_connection(lab: Lab) -> None:
+    flow = Churn("churn-4", "program", (lab.server.ipv4, lab.server.tcp_port), interval=0.1)
+    await flow._by_cancelled_dial()  # it opens what stays open: the event sources
+    before = descriptors()
+    for turns in range(100):
+        stopping = asyncio.get_running_loop().create_task(flow._by_cancelled_dial())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stopping.cancel()
+        await asyncio.wait([stopping])
+    await until(lambda: descriptors() <= before, seconds=20)
 
 
 async def test_a_conversation_by_datagrams_tells_its_port(lab: Lab) -> None:
