@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 import bindsock
+from bindsock.datagram import first_hop
 from bindsock.kernel.linux import LinuxKernel
 from bindsock.testing.lab import Lab
+from tests.linux.namespaces import Device
 from tests.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft")]
@@ -151,3 +153,31 @@ async def test_a_gateway_is_known_to_answer_once_it_has_been_asked(
         while not kernel.first_hop_answers(interface, gateway):
             kernel.ask_first_hop(interface, gateway)
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("vpn")
+@pytest.mark.parametrize("better", [True, False])
+async def test_a_gateway_at_the_other_end_of_a_point_to_point_link_is_not_waited_for(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    """As that of a modem: there are no link-layer addresses, so there is nothing to answer."""
+    monkeypatch.setattr(first_hop, "PATIENCE", 3600.0)
+    modem = Device("modem0")
+    try:
+        # 464XLAT's address: a TUN device with another one is a tunnel.
+        lab.ip("address", "add", "192.0.0.2/29", "dev", "modem0")
+        lab.ip("link", "set", "modem0", "up")
+        remote = (lab.server.address(V4), lab.server.udp_port)
+        transport, protocol = await bindsock.create_datagram_endpoint(Numbered, remote_addr=remote)
+        sending = asyncio.create_task(protocol.send())
+        await protocol.sent_by("wifi0")
+        lab.ip("route", "add", "default", "via", "192.0.0.1", "dev", "modem0", "metric", "1" if better else "900")
+        if not better:
+            lab.down("eth0")
+            lab.down("wifi0")
+        await protocol.sent_by("modem0", 50)
+        sending.cancel()
+        assert (bindsock.statistics().lost, protocol.errors) == (0, [])
+        transport.close()
+    finally:
+        modem.close()

@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 from functools import lru_cache
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from bindsock.kernel.linux import netlink
@@ -30,6 +31,8 @@ _NTF_ROUTER = 0x80
 _NUD_INCOMPLETE = 0x01
 _NUD_FAILED = 0x20
 _NUD_NONE = 0x00
+_EVERY = IPv4Address(0)
+"""The address in the entry of a point-to-point device."""
 _DISCARD = 9
 """The port of the discard service (RFC 863)."""
 
@@ -37,13 +40,20 @@ _DISCARD = 9
 def answers(channel: Channel, index: int, address: IPAddress) -> bool | None:
     """Whether the neighbour's link-layer address is known, so that packets to it leave at once.
 
+    A point-to-point device has one entry for all IPv4 neighbours, made by the first packet (``linux net/ipv4/arp.c``,
+    arp_constructor).
+
     :return: ``None`` if the kernel does not tell
     """
-    try:
-        payload = channel.ask(RTM_GETNEIGH, _question(index, address)).payload
-    except OSError as error:
-        return False if error.errno == errno.ENOENT else None
-    return parse_answers(payload)
+    for each in (address, _EVERY) if address.version == 4 else (address,):
+        try:
+            payload = channel.ask(RTM_GETNEIGH, _question(index, each)).payload
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                return None
+        else:
+            return parse_answers(payload)
+    return False
 
 
 @lru_cache(maxsize=64)
