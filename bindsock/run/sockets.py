@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import socket
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +156,13 @@ class SocketBinder:
     def close(self, sock: socket.socket, close: Callable[[], object]) -> None:
         """Close a socket so that the last acknowledgement of an IPv6 connection leaves by its interface, too."""
         blocks = sock.fileno() != -1 and sock.gettimeout() != 0  # an event loop handles non-blocking sockets
-        if not blocks or sock.family != socket.AF_INET6 or isinstance(sock, FollowedSocket | BlockingSocket):
+        # An interpreter that ends cannot import any more, and waits for nobody.
+        if (
+            not blocks
+            or sys.is_finalizing()
+            or sock.family != socket.AF_INET6
+            or isinstance(sock, FollowedSocket | BlockingSocket)
+        ):
             close()
             return
         kernel = kernels.current()

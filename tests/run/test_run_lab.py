@@ -85,6 +85,12 @@ GRPC = f"""
             print((await channel.unary_unary("/{SERVICE}/Whence")(b"", timeout=20)).decode())
     asyncio.run(main())
 """
+LEFT_OPEN = """
+    import asyncio, sys
+    left = []
+    async def main():
+        left.append(await asyncio.open_connection(*sys.argv[1:]))
+"""
 C_ARES = """
     import asyncio, sys, aiodns
     async def main():
@@ -491,3 +497,10 @@ def test_ipv6_is_bound_too(lab: Lab, tmp_path: Path) -> None:
     with nothing_through_the_tunnel(lab):
         done = run(PYTHON, program, lab.server.ipv6, str(lab.server.tcp_port), options=QUIET)
     assert done.stdout.strip() == lab.address("wifi0", socket.AF_INET6), done.stderr
+
+
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+def test_a_connection_that_is_left_open_disturbs_no_exit(lab: Lab, tmp_path: Path, library: str) -> None:
+    program = script(tmp_path, f"{LEFT_OPEN}\n    import {library}\n    {library}.run(main())\n")
+    done = run(PYTHON, program, lab.server.ipv6, str(lab.server.tcp_port), options=QUIET)
+    assert (done.returncode, done.stderr) == (0, "")
