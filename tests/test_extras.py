@@ -36,6 +36,10 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(module: str) -
     assert f'pip install "bindsock[{extra}]"' in message(module, package)
 
 
+def test_an_extra_that_brings_two_missing_packages_is_named_for_either() -> None:
+    assert 'pip install "bindsock[aiomqtt]"' in message("bindsock.integrations.aiomqtt", "paho")
+
+
 def test_trio_is_named_where_it_is_first_needed() -> None:
     script = (
         "import sys; sys.modules['trio'] = None\n"

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from bindsock.blocking import BlockingConnector
 from bindsock.default import running_factory
 from bindsock.extras import needs
-from bindsock.integrations.paho import bind_client
 from bindsock.options import known_keywords_of
 
 with needs("aiomqtt"):
     import aiomqtt
+
+    from bindsock.integrations.paho import bind_client
 
 if TYPE_CHECKING:
     from bindsock.options import BetterPath
