@@ -9,12 +9,14 @@ kernel, about a hundred at most and for up to three seconds. The kernel drops al
 from __future__ import annotations
 
 import weakref
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bindsock.kernel import Kernel
+    from bindsock.model.decision import Path
     from bindsock.model.network import Interface, IPAddress
     from bindsock.netmon.runtime import Runtime
 
@@ -27,6 +29,23 @@ _FRESH = 0.005
 """Seconds for which a positive result is reused, because thousands of endpoints move at the same time."""
 _PROBE_INTERVAL = 1.0
 """Seconds between two probes."""
+_MOST_KNOWN = 256
+"""How many first hops are remembered before the old ones are forgotten: every peer on the same link is one."""
+
+
+def first_hop(path: Path, interface: Interface, destination: IPAddress | None) -> IPAddress | None:
+    """The neighbour to which datagrams on the path go: the gateway, or a destination in one of the interface's own networks.
+
+    :param destination: ``None`` if there is no single one
+    :return: ``None`` if there is none, or if it is unknown
+    """
+    if path.gateway is not None or destination is None or destination.is_multicast:
+        return path.gateway
+    for own in interface.addresses:
+        network = ip_network((own.address, own.prefix_length), strict=False)
+        if destination in network and (destination.version == 6 or destination != network.broadcast_address):
+            return destination
+    return None
 
 
 class FirstHops:
@@ -53,7 +72,7 @@ class FirstHops:
             return False
         if kernel.first_hop_answers(interface, gateway) is not False:
             self._silent.pop(key, None)
-            self._answered[key] = now
+            self._note_answer(key, now)
             return False
         self._answered.pop(key, None)
         hop = self._silent.get(key)
@@ -62,9 +81,15 @@ class FirstHops:
             if kernel.first_hop_answers(interface, gateway) is not False:
                 # It has answered before the question returned: a machine on the same host, such as a bridge's or a container's.
                 del self._silent[key]
-                self._answered[key] = now
+                self._note_answer(key, now)
                 return False
         return now < hop.until
+
+    def _note_answer(self, key: tuple[int, IPAddress], now: float) -> None:
+        if len(self._answered) >= _MOST_KNOWN:
+            self._answered = {known: time for known, time in self._answered.items() if now < time + _FRESH}
+            self._silent = {known: hop for known, hop in self._silent.items() if now < hop.until + PATIENCE}
+        self._answered[key] = now
 
     def when_answered(self, interface: Interface, gateway: IPAddress, method: Callable[[], object]) -> None:
         """Call a bound method once a silent first hop answers, or after :data:`PATIENCE`. Its object is held weakly."""

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from bindsock.datagram.drop_counter import DeviceDrops, DropCounter
-from bindsock.datagram.first_hop import FirstHops
+from bindsock.datagram.first_hop import FirstHops, first_hop
 from bindsock.datagram.followers import followers_of
 from bindsock.datagram.plan import NOWHERE, UNBOUND, Facts, Placement, Requirement, Step, device_alive, plan
 from bindsock.dial.binding import MOST_DOUBTS, MakeshiftSource, check_route, check_source
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
-    from bindsock.model.network import IPAddress, Network, Target
+    from bindsock.model.network import Interface, IPAddress, Network, Target
     from bindsock.netmon.watcher import Watcher
     from bindsock.routing.effective import Decider
 
@@ -199,13 +199,21 @@ class InPlace:
         if wanted.path is None or (wanted.path == self.placement.path and not holding):
             return False
         interface = network.interfaces[wanted.path.index]
-        return self._hops.is_silent(self._watcher.kernel, interface, wanted.path.gateway)
+        return self._hops.is_silent(self._watcher.kernel, interface, self._first_hop(wanted.path, interface))
 
     def when_hop_answers(self, wanted: Placement, network: Network, method: Callable[[], object]) -> None:
         """Call a method when the silent first hop answers, or when there is no more reason to wait for it."""
         assert wanted.path is not None
-        assert wanted.path.gateway is not None
-        self._hops.when_answered(network.interfaces[wanted.path.index], wanted.path.gateway, method)
+        interface = network.interfaces[wanted.path.index]
+        hop = self._first_hop(wanted.path, interface)
+        assert hop is not None
+        self._hops.when_answered(interface, hop, method)
+
+    def _first_hop(self, path: Path, interface: Interface) -> IPAddress | None:
+        requirement = self.requirement
+        if requirement is None or requirement.address is not None:
+            return path.gateway  # the route to the destination is not known
+        return first_hop(path, interface, requirement.destination)
 
     def count_drops(self, sock: socket.socket) -> None:
         """Count the datagrams that a dead device accepted and did not send."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -153,6 +154,45 @@ async def test_a_gateway_is_known_to_answer_once_it_has_been_asked(
         while not kernel.first_hop_answers(interface, gateway):
             kernel.ask_first_hop(interface, gateway)
             await asyncio.sleep(0.01)
+
+
+@FAMILIES
+async def test_a_peer_on_the_link_is_waited_for_like_a_gateway(lab: Lab, family: socket.AddressFamily) -> None:
+    peer = lab.gateway("wifi0", family)  # it is also reached by eth0
+    with lab.inside("router"):
+        sink = socket.socket(family, socket.SOCK_DGRAM)
+    sink.setblocking(False)
+    sink.bind((peer, 7008))
+    arrived: set[int] = set()
+
+    def receive() -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                arrived.add(int(sink.recv(64)))
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sink, receive)
+    transport, protocol = await bindsock.create_datagram_endpoint(Numbered, remote_addr=(peer, 7008))
+    sending = asyncio.create_task(protocol.send())
+    try:
+        await protocol.sent_by("wifi0")
+        lab.carrier("wifi0", False)
+        await protocol.sent_by("eth0")
+        before = protocol.sent
+        block(lab, "wifi0", True)
+        lab.carrier("wifi0", True)
+        lab.wait_until_running("wifi0")
+        await protocol.sent_by("eth0", 1000)
+        assert transport.get_extra_info("interface") == "eth0"
+        block(lab, "wifi0", False)
+        await protocol.sent_by("wifi0")
+    finally:
+        sending.cancel()
+    await until(lambda: arrived.issuperset(range(before, protocol.sent)), seconds=PATIENCE)
+    assert not protocol.errors
+    transport.close()
+    loop.remove_reader(sink)
+    sink.close()
 
 
 @pytest.mark.usefixtures("vpn")
