@@ -122,6 +122,8 @@ def bind(
 ) -> Decision:
     """Bind a new socket to the effective interface, once. The socket is not followed. Needs no event loop.
 
+    Without keywords, the preferences of the running event loop's factory apply, if there is one.
+
     :param sock: a socket that is neither bound nor connected; it is closed if binding fails
     :param destination: the address to which it will connect, so that a LAN or this host is reached by its own route
     :param interface: the name of the only interface to use; detected unless given
@@ -132,7 +134,7 @@ def bind(
     :raises NoRoute: no route to the destination leaves by the interface
     :raises BindFailed: the system refused
     """
-    return TransportFactory(preferences, interface=interface, kernel=kernel).bind(sock, destination)
+    return _factory_for(preferences, interface, kernel).bind(sock, destination)
 
 
 @known_keywords_only
@@ -145,6 +147,8 @@ def effective_interface(
 ) -> Interface:
     """The effective interface: the uplink that carries the traffic, even if a VPN owns the default route. Needs no event loop.
 
+    Without keywords, the preferences of the running event loop's factory apply, if there is one.
+
     :param family: ``AF_INET`` or ``AF_INET6``; otherwise that of IPv4, or of IPv6 if IPv4 has none
     :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
@@ -152,7 +156,7 @@ def effective_interface(
     :raises NoEffectiveInterface: there is none
     :raises OSError: the network could not be read
     """
-    return TransportFactory(preferences, interface=interface, kernel=kernel).effective_interface(family)
+    return _factory_for(preferences, interface, kernel).effective_interface(family)
 
 
 @known_keywords_only
@@ -165,6 +169,8 @@ def explain(
 ) -> Decision:
     """The interface by which a connection to the destination would leave, and why. Needs no event loop.
 
+    Without keywords, the preferences of the running event loop's factory apply, if there is one.
+
     :param destination: an address, or a family for its default route; names are not resolved
     :param interface: the name of the only interface to use; detected unless given
     :param preferences: how to choose among interfaces
@@ -172,7 +178,7 @@ def explain(
     :raises ValueError: the destination is a name
     :raises OSError: the network could not be read
     """
-    return TransportFactory(preferences, interface=interface, kernel=kernel).explain(destination)
+    return _factory_for(preferences, interface, kernel).explain(destination)
 
 
 @known_keywords_only
@@ -199,6 +205,13 @@ def multipath_of(
     """
     factory = _factory() if kernel is None else TransportFactory(kernel=kernel)
     return factory.multipath_of(connection)
+
+
+def _factory_for(preferences: Preferences | None, interface: str | None, kernel: Kernel | None) -> TransportFactory:
+    """A new factory with what is given; the running loop's, if there is one and nothing is given."""
+    if preferences is None and interface is None and kernel is None:
+        return _factory()
+    return TransportFactory(preferences, interface=interface, kernel=kernel)
 
 
 def _factory() -> TransportFactory:

@@ -66,3 +66,25 @@ def test_a_socket_of_another_family_cannot_be_bound_and_is_closed(factory: binds
     with theirs, pytest.raises(ValueError, match="only AF_INET and AF_INET6 sockets can be bound to an interface"):
         factory.bind(ours, "192.0.2.1")
     assert ours.fileno() == -1
+
+
+def test_the_modules_functions_ask_with_the_preferences_of_the_running_loop() -> None:
+    kernel = SimulatedKernel(
+        network(
+            "wifi0 wifi 192.0.2.5/24",
+            "wwan0 cellular 198.51.100.5/24",
+            "default via 198.51.100.1 dev wwan0 metric 50",
+            "default via 192.0.2.1 dev wifi0 metric 600",
+        )
+    )
+    never = bindsock.Preferences(exclude=["wwan*"])
+
+    async def ask() -> None:
+        assert bindsock.effective_interface().name == "wifi0"
+        assert bindsock.explain("203.0.113.9").interface == kernel.network().named("wifi0")
+        with socket.socket() as sock:
+            assert bindsock.bind(sock, "203.0.113.9").interface == kernel.network().named("wifi0")
+        assert bindsock.effective_interface(kernel=kernel, preferences=bindsock.Preferences(cost="ignore")).name == "wwan0"
+
+    with asyncio.Runner(loop_factory=bindsock.loop_factory(preferences=never, kernel=kernel)) as runner:
+        runner.run(ask())
