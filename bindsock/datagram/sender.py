@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from bindsock.datagram.backlog import Backlog, Outcome, Waiting
-from bindsock.dial.refusal import datagram_error
+from bindsock.dial.refusal import datagram_error, reported_error
 from bindsock.errors import InterfaceChanged
 from bindsock.model.statistics import Loss
 from bindsock.netmon.backoff import Retry
@@ -47,7 +47,7 @@ _PATH_GONE = frozenset(
     if hasattr(errno, name)
 )
 """The errors of send() when the interface, its address or its route is gone; EPIPE after shutdown() has silenced the socket."""
-_PENDING = _PATH_GONE | {errno.ECONNREFUSED}
+_PENDING = _PATH_GONE | {errno.ECONNREFUSED, errno.EACCES, errno.EPROTO, errno.ENOPROTOOPT}
 """The errors of send() that may belong to an earlier datagram: the next call on the socket reports an ICMP error once."""
 
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -290,7 +290,7 @@ class Sender:
             try:
                 self._transmit(sock, data, addr)
             except (BlockingIOError, InterruptedError):
-                self.errors.append(exc)
+                self.errors.append(reported_error(exc, self._mover.interface))
                 return self._full(sock)
             except OSError as again:
                 if again.errno in _PATH_GONE and self._mover.followed and not self._is_unreachable(addr):
@@ -298,7 +298,7 @@ class Sender:
                     return Outcome.REFUSED
                 exc = again
             else:
-                self.errors.append(exc)
+                self.errors.append(reported_error(exc, self._mover.interface))
                 drops.sent()
                 return Outcome.SENT
         self.errors.append(datagram_error(exc, self._mover.interface))

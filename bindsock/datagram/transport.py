@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bindsock.datagram.drop_counter import SAMPLE_INTERVAL
 from bindsock.datagram.sender import Data, Sender
+from bindsock.dial.refusal import reported_error
 from bindsock.options import buffer_limits
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ class DatagramTransport(asyncio.DatagramTransport):
                 mover.read_on(sock)
                 # Errors of old sockets are of no interest to the protocol.
                 if sock is mover.sock:
-                    self._call("error_received", exc)
+                    self._call("error_received", reported_error(exc, mover.interface))
                 return False
             peer = mover.peer
             if peer is not None and addr != peer and _is_stranger(addr, peer):

@@ -105,3 +105,14 @@ def datagram_error(error: OSError, interface: str | None) -> OSError:
         return error
     message = f"the firewall of this host forbids the datagram; {_DOCTOR}"
     return FirewallBlocked(message, errno=error.errno, interface=interface, call="send")
+
+
+def reported_error(error: OSError, interface: str | None) -> OSError:
+    """The error for an ICMP message about an earlier datagram: :class:`FirewallBlocked` if it says that a firewall rejected it.
+
+    For IPv4 the system does not distinguish that from an unreachable host.
+    """
+    if error.errno != errno.EACCES:
+        return error
+    message = "a firewall or a prohibiting route forbids the datagrams, according to an ICMP message"
+    return FirewallBlocked(message, errno=error.errno, interface=interface, call="recv")

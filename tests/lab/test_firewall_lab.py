@@ -16,6 +16,7 @@ import pytest
 import bindsock
 from bindsock.kernel.linux.kernel import LinuxKernel
 from bindsock.testing.lab import Lab
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.lab,
@@ -251,6 +252,27 @@ async def test_a_datagram_that_the_firewall_drops_is_told(lab: Lab) -> None:
     transport.sendto(b"x")
     async with asyncio.timeout(20):
         assert isinstance(await protocol.error, bindsock.FirewallBlocked)
+    transport.close()
+
+
+async def test_datagrams_that_a_firewall_on_the_way_forbids_are_told_and_the_next_one_is_sent(lab: Lab) -> None:
+    errors: list[Exception] = []
+
+    class Protocol(asyncio.DatagramProtocol):
+        def error_received(self, exc: Exception) -> None:
+            errors.append(exc)
+
+    with lab.inside("router"):
+        words = ["ip6tables", "-A", "FORWARD", "-p", "udp", "-j", "REJECT", "--reject-with", "icmp6-adm-prohibited"]
+        subprocess.run(words, check=True, capture_output=True)
+    transport, _ = await bindsock.create_datagram_endpoint(Protocol, remote_addr=(lab.server.ipv6, 9))
+    for _ in range(2):  # the second call finds the message about the first datagram, unless it arrives late
+        transport.sendto(b"x")
+    await until(lambda: errors, seconds=20)
+    assert {type(error) for error in errors} == {bindsock.FirewallBlocked}
+    assert "(interface wifi0, call recv, errno 13 " in str(errors[0])
+    counted = bindsock.statistics()
+    assert (counted.sent["wifi0"], counted.lost) == (2, 0)
     transport.close()
 
 
