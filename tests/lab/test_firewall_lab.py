@@ -30,6 +30,12 @@ table ip t {
   chain o { type nat hook output priority -100; fib daddr type local return; jump sub; }
 }
 """
+AFTER_ROUTING = """
+table ip t {
+  chain source { type nat hook postrouting priority 100; oifname "wifi0" snat to 10.1.0.2; }
+  chain last { type filter hook postrouting priority 0; oifname "wifi0" meta l4proto tcp drop; }
+}
+"""
 
 
 def rule(program: str, *words: str) -> None:
@@ -213,6 +219,13 @@ async def test_what_nothing_answers_to_ends_in_time_and_names_the_rule(
     assert isinstance(error, bindsock.NoAnswer)
     assert told in str(error)
     assert error.errno == errno.ETIMEDOUT
+
+
+async def test_a_chain_after_the_routing_is_named_and_a_change_of_the_source_is_no_redirect(lab: Lab) -> None:
+    subprocess.run(["nft", "-f", "-"], input=AFTER_ROUTING.encode(), check=True, capture_output=True)
+    error = await refused(lab, seconds=0.2)
+    assert isinstance(error, bindsock.NoAnswer)
+    assert "in the firewall of this host, chain last of table ip t drops (" in str(error)
 
 
 async def test_a_transparent_redirect_ends_in_time_and_is_named(lab: Lab) -> None:

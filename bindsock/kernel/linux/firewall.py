@@ -23,8 +23,8 @@ _HEADER = struct.Struct("=BBH")
 """Family, version, resource: ``struct nfgenmsg``."""
 _BE32 = struct.Struct(">i")
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
-_OUTPUT = 3
-"""NF_INET_LOCAL_OUT."""
+_OUTGOING = (3, 4)
+"""NF_INET_LOCAL_OUT and NF_INET_POST_ROUTING."""
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
 _HOOK_NUMBER = 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
@@ -33,6 +33,8 @@ _IMMEDIATE_DATA = 2
 _DATA_VERDICT = 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _TARGET_NAME = 1
+_NAT_TYPE = 1
+_DNAT = 1
 _DROP = 0
 _JUMPS = (-3, -4)
 """NFT_JUMP, NFT_GOTO."""
@@ -98,7 +100,7 @@ def parse_chain(payload: bytes) -> tuple[_Chain, bool | None]:
     attributes = netlink.attributes(payload, _HEADER.size)
     chain = _Chain(family, netlink.text(attributes.get(_CHAIN_TABLE, b"")), netlink.text(attributes.get(_CHAIN_NAME, b"")))
     hook = netlink.attributes(attributes.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
-    if hook is None or _big(hook) != _OUTPUT:
+    if hook is None or _big(hook) not in _OUTGOING:
         return chain, None
     policy = attributes.get(_CHAIN_POLICY)
     return chain, policy is not None and _big(policy) == _DROP
@@ -126,7 +128,7 @@ def parse_rule(payload: bytes) -> _Rule:
                 jump = netlink.text(verdict.get(_VERDICT_CHAIN, b""))
         elif name == "target":
             action = _TARGETS.get(netlink.text(data.get(_TARGET_NAME, b"")), action)
-        else:
+        elif name != "nat" or _big(data.get(_NAT_TYPE, b"")) == _DNAT:
             action = _ACTIONS.get(name, action)
     return _Rule(chain, action, jump)
 
