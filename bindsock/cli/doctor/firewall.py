@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _TABLES = ("raw", "mangle", "nat", "filter", "security")
 _HOOKS = ("OUTPUT", "POSTROUTING")
@@ -218,8 +218,22 @@ def from_nft(listed: str) -> list[Chain]:
         elif (rule := entry.get("rule")) is not None:
             owner = chains.get((rule["family"], rule["table"], rule["chain"]))
             if owner is not None:
-                owner.rules.append(_nft_rule(rule["expr"]))
+                owner.rules.extend(map(_nft_rule, _without_map(rule["expr"])))
     return list(chains.values())
+
+
+def _without_map(expressions: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """The rules that a rule stands for: one for each element of an anonymous verdict map, otherwise only itself."""
+    for position, expression in enumerate(expressions):
+        found = expression.get("vmap")
+        if found is not None and isinstance(found["data"], dict):
+            # "*" matches what no other element does.
+            for element, verdict in sorted(found["data"]["set"], key=lambda entry: entry[0] == "*"):
+                value = element["elem"]["val"] if isinstance(element, dict) and "elem" in element else element
+                matches = [] if value == "*" else [{"match": {"op": "==", "left": found["key"], "right": value}}]
+                yield [*expressions[:position], *matches, verdict, *expressions[position + 1 :]]
+            return
+    yield expressions
 
 
 def _nft_rule(expressions: Sequence[Mapping[str, Any]]) -> Filter:

@@ -83,6 +83,10 @@ def match(key: str, right: Any, op: str = "==") -> dict[str, Any]:
     return {"match": {"op": op, "left": {"meta": {"key": key}}, "right": right}}
 
 
+def vmap(key: str, *elements: list[Any]) -> dict[str, Any]:
+    return {"vmap": {"key": {"meta": {"key": key}}, "data": {"set": list(elements)}}}
+
+
 LOCAL = {"fib": {"result": "type", "flags": ["daddr"]}}
 
 
@@ -101,6 +105,11 @@ LOCAL = {"fib": {"result": "type", "flags": ["daddr"]}}
         (nft([match("oifname", "@uplinks"), {"drop": None}]), [("drop", False)]),
         (nft([match("oifname", "@uplinks"), {"accept": None}], policy="drop"), [("drop", True)]),
         (nft([match("mark", 5, "<"), {"drop": None}]), [("drop", False)]),
+        (nft([vmap("oifname", ["eth0", {"accept": None}], ["wifi0", {"drop": None}])]), [("drop", True)]),
+        (nft([vmap("oifname", ["*", {"drop": None}], [{"elem": {"val": "wifi0", "comment": "x"}}, {"accept": None}])]), []),
+        (nft([vmap("mark", ["*", {"reject": None}], [5, {"accept": None}])]), [("reject", True)]),
+        (nft([match("skuid", 1000), vmap("oifname", ["wifi0", {"drop": None}])]), [("drop", False)]),
+        (nft([{"vmap": {"key": {"meta": {"key": "oifname"}}, "data": "@verdicts"}}]), []),
         (nft([{"drop": None}], family="ip", table="filter"), []),
         (nft([{"drop": None}], family="bridge"), []),
     ],
