@@ -43,7 +43,7 @@ from bindsock.dial.nat64 import is_for_translator, log_unknown, synthesized
 from bindsock.dial.resolving import address_of, check_host
 from bindsock.factory import connector_of
 from bindsock.model.decision import path_of, pinned_to
-from bindsock.model.network import unmapped
+from bindsock.model.network import FAMILIES, unmapped
 from bindsock.model.preferences import Preferences, preferences_or_default
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.options import ConnectOptions, known_keywords_only
@@ -404,7 +404,7 @@ def _connect_settled(
     waits = (
         timeout != 0
         and decision.interface is not None
-        and sock.family == socket.AF_INET6
+        and sock.family in FAMILIES
         and sock.type == socket.SOCK_STREAM
         and not any(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))  # the system's own timeout for connect()
     )

@@ -177,7 +177,8 @@ class InPlace:
         if interface is None:
             return
         try:
-            check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
+            local = unmapped(address_of(sock.getsockname()))
+            check_source(self._watcher.kernel, interface, network, unmapped(address_of(peer)), local)
         except MakeshiftSource:
             self._doubts += 1
             if self._doubts <= MOST_DOUBTS:

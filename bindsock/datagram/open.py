@@ -359,7 +359,8 @@ class _Opening:
             if peer is None:
                 return
             try:
-                check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
+                local = unmapped(address_of(sock.getsockname()))
+                check_source(self._kernel, interface, network, unmapped(address_of(peer)), local)
             except MakeshiftSource:
                 continue
             return

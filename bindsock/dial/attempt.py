@@ -123,10 +123,10 @@ class Attempt:
         """
         destination = self.destination
         path = destination.path
-        if path is not None and path.source is None and self._local_infos is None and destination.info[0] == socket.AF_INET6:
-            network = destination.decider.network
+        if path is not None and path.source is None and self._local_infos is None:
+            network, kernel = destination.decider.network, self._dialer.watcher.kernel
             local = unmapped(address_of(sock.getsockname()))
-            check_source(network.interfaces[path.index], network, unmapped(destination.address), local)
+            check_source(kernel, network.interfaces[path.index], network, unmapped(destination.address), local)
 
     def finish(self) -> None:
         """Complete the attempt, once the socket is writable.

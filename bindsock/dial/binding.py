@@ -15,7 +15,7 @@ from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import is_connected
 from bindsock.errors import BindFailed, EgressMismatch, NoRoute, UnsupportedSystem
 from bindsock.model.decision import Basis, Decision
-from bindsock.model.network import Interface, InterfaceKind, IPAddress, Network, family_of, unmapped
+from bindsock.model.network import FAMILIES, Interface, InterfaceKind, IPAddress, Network, family_of, unmapped
 from bindsock.model.rejection import Departure
 from bindsock.netmon.no_interface import no_effective_interface
 from bindsock.routing.effective import Decider
@@ -226,25 +226,26 @@ class MakeshiftSource(BindFailed):
     """The system chose a local address while the interface was without its own ones. Another attempt will be better."""
 
 
-def check_source(interface: Interface, network: Network, peer: IPAddress, local: IPAddress) -> None:
+def check_source(kernel: Kernel, interface: Interface, network: Network, peer: IPAddress, local: IPAddress) -> None:
     """Check that the interface had its addresses when the system chose the local address of a socket that is bound to it.
 
     If it is without them only until the network is read again, the reading is the same as before. But answers do not reach the
-    socket, whose address is link-local, that of another uplink or, in IPv4, 0.0.0.0. An IPv4 socket with the address of another
-    uplink is left alone, since routes may ask for that.
+    socket, whose address is link-local, that of another interface or, in IPv4, 0.0.0.0. Only if a route names the address of
+    another interface as its source, that is right.
 
     :param network: the last reading, in which the interface has its addresses
     :raises MakeshiftSource: it had none
     """
     if peer.is_link_local or peer.is_multicast or not interface.usable_addresses(family_of(local)):
         return
-    if local.version == 4:
-        makeshift = local.is_unspecified
-    elif interface.has(local):
-        makeshift = local.is_link_local
+    if interface.has(local):
+        makeshift = local.version == 6 and local.is_link_local
+    elif local.is_unspecified:
+        makeshift = True
     else:
         owner = network.owner_of(local)
-        makeshift = owner is not None and owner.kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)
+        foreign = owner is not None and owner.kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)
+        makeshift = foreign and _named_source(kernel, interface, network, peer) != local
     if makeshift:
         raise MakeshiftSource(
             f"the socket for {peer} is bound to {interface.name}, but the system chose the address {local}",
@@ -252,6 +253,16 @@ def check_source(interface: Interface, network: Network, peer: IPAddress, local:
             interface=interface.name,
             call="connect",
         )
+
+
+def _named_source(kernel: Kernel, interface: Interface, network: Network, peer: IPAddress) -> IPAddress | None:
+    """The source address that the interface's route to the peer names; ``None``, too, if the system does not tell."""
+    try:
+        lookup = kernel.lookups(network)(peer).by_interface.get(interface.index)
+    except OSError as error:
+        _logger.debug("cannot find out the source of the route to %s by %s: %s", peer, interface, error)
+        return None
+    return lookup.source if lookup is not None else None
 
 
 def settle_source(
@@ -271,13 +282,13 @@ def settle_source(
     :raises MakeshiftSource: the interface still has no address of its own; the socket is closed
     """
     interface = decision.interface
-    if interface is None or decision.source is not None or chosen or sock.family != socket.AF_INET6:
+    if interface is None or decision.source is not None or chosen:
         return
     for doubts in range(MOST_DOUBTS + 1):
         if sock.type == socket.SOCK_STREAM and is_connected(sock):
             return
         try:
-            check_source(interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
+            check_source(kernel, interface, network, unmapped(address_of(peer)), unmapped(address_of(sock.getsockname())))
         except MakeshiftSource as makeshift:
             try:
                 if doubts == MOST_DOUBTS:
@@ -292,14 +303,14 @@ def settle_source(
 
 def settle_when_connecting(sock: FollowedSocket, kernel: Kernel, decision: Decision, network: Network) -> None:
     """Do :func:`settle_source` when the program connects a bound socket."""
-    if decision.interface is not None and sock.family == socket.AF_INET6:
+    if decision.interface is not None:
         sock.on_connect(lambda sock, peer, chosen: settle_source(kernel, sock, decision, network, peer, chosen=chosen))
 
 
 def begin_connect(
     kernel: Kernel, sock: socket.socket, decision: Decision, network: Callable[[], Network], address: SockAddr
 ) -> bool:
-    """Begin to connect an IPv6 stream socket, to check its local address before anything waits for the peer.
+    """Begin to connect a stream socket, to check its local address before anything waits for the peer.
 
     Another ``connect()`` then goes on with it (linux net/ipv4/af_inet.c, __inet_stream_connect).
 
@@ -307,7 +318,7 @@ def begin_connect(
     :raises MakeshiftSource: as :func:`settle_source`
     :raises OSError: the connect failed at once
     """
-    if sock.family != socket.AF_INET6 or sock.type != socket.SOCK_STREAM or decision.interface is None or sock.gettimeout() != 0:
+    if sock.family not in FAMILIES or sock.type != socket.SOCK_STREAM or decision.interface is None or sock.gettimeout() != 0:
         return False
     if type(sock).connect is not socket.socket.connect:
         return False  # it may do more than connect

@@ -528,7 +528,8 @@ async def test_it_stays_where_its_address_is(scene: DatagramScene, what: str) ->
 
 async def test_a_renumbered_interface_needs_a_new_source(scene: DatagramScene) -> None:
     scene.open()
-    await scene.change(network(WIFI_RENUMBERED, ETHERNET, BY_WIFI, BY_ETHERNET))
+    ethernet = interface("3: eth0 wifi 127.0.0.2/8")
+    await scene.change(network(WIFI_RENUMBERED, ethernet, BY_WIFI, BY_ETHERNET))
     assert scene.kernel.binds == [("bind", "wifi0"), ("rebind", "wifi0")]
 
 

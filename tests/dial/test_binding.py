@@ -32,7 +32,8 @@ UPLINKS = network(
     "1: lo loopback 127.0.0.1/8 ::1/128 2001:db8:ffff::1/128",
     "2: wifi0 wifi 2001:db8:2::5/64 fe80::2/64",
     "3: eth0 wired 203.0.113.5/24 2001:db8:3::5/64 fe80::3/64",
-    "4: wwan0 cellular fe80::4/64",
+    "4: wwan0 cellular 198.51.100.5/24 fe80::4/64",
+    "5: tun0 tunnel 10.66.0.2/24",
 )
 
 
@@ -53,6 +54,8 @@ UPLINKS = network(
         ("eth0", "192.0.2.9", "0.0.0.0", True),
         ("eth0", "224.0.0.251", "0.0.0.0", False),
         ("eth0", "192.0.2.9", "192.0.2.5", False),
+        ("eth0", "192.0.2.9", "198.51.100.5", True),
+        ("eth0", "192.0.2.9", "10.66.0.2", True),
     ],
 )
 def test_a_source_that_was_chosen_while_the_interface_had_none_of_its_own_is_refused(
@@ -62,7 +65,7 @@ def test_a_source_that_was_chosen_while_the_interface_had_none_of_its_own_is_ref
     assert interface is not None
 
     def check() -> None:
-        check_source(interface, UPLINKS, ip_address(peer), ip_address(local))
+        check_source(SimulatedKernel(UPLINKS), interface, UPLINKS, ip_address(peer), ip_address(local))
 
     if not makeshift:
         check()

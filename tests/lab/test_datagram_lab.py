@@ -164,9 +164,12 @@ async def test_an_endpoint_that_was_opened_while_its_interface_had_no_address_do
     transport.abort()
 
 
+@pytest.mark.parametrize("chosen", ["0.0.0.0", "10.66.0.2"], ids=["none", "of the tunnel"])
 async def test_an_ipv4_endpoint_that_was_opened_while_there_was_no_address_gets_one(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, chosen: str
 ) -> None:
+    if chosen != "0.0.0.0":
+        lab.vpn_up("halves")
     lab.remove_addresses("wifi0")
     bind_and_connect = SocketSpec.bind_and_connect
 
@@ -175,7 +178,7 @@ async def test_an_ipv4_endpoint_that_was_opened_while_there_was_no_address_gets_
         lab.remove_addresses("eth0")
         try:
             bind_and_connect(spec, sock, *arguments, **options)
-            assert sock.getsockname()[0] == "0.0.0.0"
+            assert sock.getsockname()[0] == chosen
         finally:
             lab.add_addresses("eth0")
 
