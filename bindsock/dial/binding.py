@@ -226,6 +226,10 @@ class MakeshiftSource(BindFailed):
     """The system chose a local address while the interface was without its own ones. Another attempt will be better."""
 
 
+class TunnelSource(MakeshiftSource, EgressMismatch):
+    """The address that the system chose is that of a tunnel. If other attempts get it, too, a VPN overrules the binding."""
+
+
 def check_source(kernel: Kernel, interface: Interface, network: Network, peer: IPAddress, local: IPAddress) -> None:
     """Check that the interface had its addresses when the system chose the local address of a socket that is bound to it.
 
@@ -235,9 +239,11 @@ def check_source(kernel: Kernel, interface: Interface, network: Network, peer: I
 
     :param network: the last reading, in which the interface has its addresses
     :raises MakeshiftSource: it had none
+    :raises TunnelSource: the address is that of a tunnel
     """
     if peer.is_link_local or peer.is_multicast or not interface.usable_addresses(family_of(local)):
         return
+    owner = None
     if interface.has(local):
         makeshift = local.version == 6 and local.is_link_local
     elif local.is_unspecified:
@@ -247,8 +253,10 @@ def check_source(kernel: Kernel, interface: Interface, network: Network, peer: I
         foreign = owner is not None and owner.kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)
         makeshift = foreign and _named_source(kernel, interface, network, peer) != local
     if makeshift:
-        raise MakeshiftSource(
-            f"the socket for {peer} is bound to {interface.name}, but the system chose the address {local}",
+        error = TunnelSource if owner is not None and owner.kind is InterfaceKind.TUNNEL else MakeshiftSource
+        whose = f" of {owner.name}" if owner is not None else ""
+        raise error(
+            f"the socket for {peer} is bound to {interface.name}, but the system chose the address {local}{whose}",
             errno=errno.EADDRNOTAVAIL,
             interface=interface.name,
             call="connect",

@@ -10,6 +10,7 @@ from typing import NoReturn
 import pytest
 
 from bindsock.dial.binding import MakeshiftSource, check_source, decide_and_bind
+from bindsock.errors import EgressMismatch
 from bindsock.model.network import IPAddress
 from bindsock.routing.effective import Decider, Preferences
 from bindsock.testing import SimulatedKernel, network
@@ -73,3 +74,14 @@ def test_a_source_that_was_chosen_while_the_interface_had_none_of_its_own_is_ref
     with pytest.raises(MakeshiftSource) as failed:
         check()
     assert (failed.value.interface, failed.value.call, failed.value.errno) == (name, "connect", errno.EADDRNOTAVAIL)
+
+
+@pytest.mark.parametrize(("local", "of_tunnel"), [("10.66.0.2", True), ("198.51.100.5", False)])
+def test_the_address_of_a_tunnel_is_an_egress_mismatch_too(local: str, of_tunnel: bool) -> None:
+    interface = UPLINKS.named("eth0")
+    assert interface is not None
+    owner = UPLINKS.owner_of(ip_address(local))
+    assert owner is not None
+    with pytest.raises(MakeshiftSource, match=f"the address {local} of {owner}") as failed:
+        check_source(SimulatedKernel(UPLINKS), interface, UPLINKS, FAR, ip_address(local))
+    assert isinstance(failed.value, EgressMismatch) == of_tunnel
