@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bindsock.default import set_factory
-from bindsock.dial.binding import begin_connect, connect_error
+from bindsock.dial.binding import Begun, begin_connect, connect_error, going_on
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import SockAddr, address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
@@ -171,8 +171,10 @@ class BoundLoop(_Base):
             return watcher.refresh().network
 
         try:
-            if not begin_connect(watcher.kernel, sock, decision, network, address):
-                await super().sock_connect(sock, address)
+            begun = begin_connect(watcher.kernel, sock, decision, network, address)
+            if begun is not Begun.CONNECTED:
+                with going_on(begun):
+                    await super().sock_connect(sock, address)
         except OSError as error:
             raise connect_error(watcher.kernel, sock, error, decision, address, network) from None
         if decision.interface is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import trio
 
 from bindsock.datagram.in_place import InPlaceMover
-from bindsock.dial.binding import begin_connect, connect_error
+from bindsock.dial.binding import Begun, begin_connect, connect_error, going_on
 from bindsock.dial.chosen import is_left_alone
 from bindsock.dial.resolving import address_of, numeric_address
 from bindsock.dial.unmanaged import is_client
@@ -62,8 +62,10 @@ class BoundSocket(_TrioSocket):
             return watcher.refresh().network
 
         try:
-            if not begin_connect(watcher.kernel, self._plain, decision, network, address):
-                await super().connect(address)
+            begun = begin_connect(watcher.kernel, self._plain, decision, network, address)
+            if begun is not Begun.CONNECTED:
+                with going_on(begun):
+                    await super().connect(address)
         except OSError as error:
             raise connect_error(watcher.kernel, self._plain, error, decision, address, network) from None
         if self._plain.type == socket.SOCK_STREAM:

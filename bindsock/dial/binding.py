@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import errno
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bindsock.dial.chosen import on_own_uplink, own_address
@@ -315,28 +317,49 @@ def settle_when_connecting(sock: FollowedSocket, kernel: Kernel, decision: Decis
         sock.on_connect(lambda sock, peer, chosen: settle_source(kernel, sock, decision, network, peer, chosen=chosen))
 
 
+class Begun(enum.Enum):
+    """What has come of the beginning of a connect."""
+
+    NOT = enum.auto()
+    CONNECTING = enum.auto()
+    CONNECTED = enum.auto()
+
+
 def begin_connect(
     kernel: Kernel, sock: socket.socket, decision: Decision, network: Callable[[], Network], address: SockAddr
-) -> bool:
+) -> Begun:
     """Begin to connect a stream socket, to check its local address before anything waits for the peer.
 
-    Another ``connect()`` then goes on with it (linux net/ipv4/af_inet.c, __inet_stream_connect).
+    Another ``connect()`` then goes on with it, inside :func:`going_on`.
 
-    :return: whether it is connected already
     :raises MakeshiftSource: as :func:`settle_source`
     :raises OSError: the connect failed at once
     """
     if sock.family not in FAMILIES or sock.type != socket.SOCK_STREAM or decision.interface is None or sock.gettimeout() != 0:
-        return False
+        return Begun.NOT
     if type(sock).connect is not socket.socket.connect:
-        return False  # it may do more than connect
+        return Begun.NOT  # it may do more than connect
     chosen = own_address(sock) is not None
     try:
         sock.connect(address)
     except (BlockingIOError, InterruptedError):
         settle_source(kernel, sock, decision, network(), address, chosen=chosen)
-        return is_connected(sock)
-    return True
+        return Begun.CONNECTED if is_connected(sock) else Begun.CONNECTING
+    return Begun.CONNECTED
+
+
+@contextlib.contextmanager
+def going_on(begun: Begun) -> Iterator[None]:
+    """Let a block connect a socket again whose connect has begun.
+
+    Linux answers 0 if it is connected meanwhile (linux net/ipv4/af_inet.c, __inet_stream_connect), macOS EISCONN (xnu
+    bsd/kern/uipc_socket.c, soconnectlock).
+    """
+    try:
+        yield
+    except OSError as error:
+        if begun is not Begun.CONNECTING or error.errno != errno.EISCONN:
+            raise
 
 
 def bind_source(sock: socket.socket, decision: Decision) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -17,6 +19,7 @@ import uvloop
 import bindsock
 from bindsock.anyio import install_trio_socket_factory
 from bindsock.blocking import BlockingConnector
+from bindsock.dial import binding
 from bindsock.dial.binding import MakeshiftSource
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.factory import connector_of
@@ -278,6 +281,56 @@ def test_if_the_address_stays_away_the_connect_fails(
                 BlockingConnector().connect(sock, tcp(lab, family), connect)
             assert sock.fileno() == -1
         assert (failed.value.interface, failed.value.errno) == ("eth0", errno.EADDRNOTAVAIL)
+
+
+@pytest.fixture
+def complete(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Lets a connect be complete when ``connect()`` is called again, which then fails as on macOS. Returns how often it did."""
+    failed = 0
+
+    def connect(sock: socket.socket, address: Any) -> None:
+        nonlocal failed
+        try:
+            _plain_connect(sock, address)
+        except BlockingIOError:
+            select.select([], [sock], [], 20)
+            raise
+        failed += 1
+        raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(binding, "is_connected", lambda sock: False)
+    return lambda: failed
+
+
+@pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, uvloop.Loop])
+def test_a_connect_that_is_complete_before_the_loop_goes_on_with_it_has_succeeded(
+    lab: Lab, family: socket.AddressFamily, complete: Callable[[], int], base: type[asyncio.AbstractEventLoop]
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(family) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, tcp(lab, family))
+            async with asyncio.timeout(20):
+                assert await loop.sock_recv(sock, 100)
+
+    with asyncio.Runner(loop_factory=bindsock.loop_factory(base)) as runner:
+        runner.run(main())
+    assert complete() == 1
+
+
+def test_a_connect_that_is_complete_before_trio_goes_on_with_it_has_succeeded(
+    lab: Lab, family: socket.AddressFamily, complete: Callable[[], int]
+) -> None:
+    async def main() -> None:
+        install_trio_socket_factory()
+        with trio.fail_after(20), trio.socket.socket(family) as sock:
+            await sock.connect(tcp(lab, family))
+            assert await sock.recv(100)
+
+    trio.run(main)
+    assert complete() == 1
 
 
 async def test_a_connection_by_an_interface_whose_only_address_is_deprecated_has_this_address(lab: Lab) -> None:
