@@ -46,6 +46,15 @@ async def ask(address: tuple[str, int], port: int) -> Streams:
     return reader, writer
 
 
+@contextlib.asynccontextmanager
+async def through_proxy(factory: TransportFactory) -> AsyncIterator[tuple[Proxy, asyncio.StreamWriter]]:
+    """A connection by a proxy to a server that echoes, once the proxy has connected it."""
+    async with Proxy(factory) as proxy, echo() as port:
+        reader, writer = await ask(await proxy.listen(port=0), port)
+        await reader.readuntil(b"\r\n\r\n")
+        yield proxy, writer
+
+
 async def end(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
@@ -128,9 +137,7 @@ async def test_a_client_that_does_not_wait_for_the_servers_last_words_breaks_not
 ) -> None:
     # As curl does, which closes its socket without waiting for the server's end of TLS.
     caplog.set_level(logging.INFO)
-    async with Proxy(factory) as proxy, echo() as port:
-        reader, writer = await ask(await proxy.listen(port=0), port)
-        await reader.readuntil(b"\r\n\r\n")
+    async with through_proxy(factory) as (_, writer):
         writer.write(b"the end")
         await end(writer)
         await until(lambda: any(" up, " in r.getMessage() for r in caplog.records), seconds=20)
@@ -154,9 +161,7 @@ async def test_the_log_says_of_a_connection_that_the_proxys_end_has_ended_it(
     factory: TransportFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with Proxy(factory) as proxy, echo() as port:
-        reader, writer = await ask(await proxy.listen(port=0), port)
-        await reader.readuntil(b"\r\n\r\n")
+    async with through_proxy(factory) as (proxy, writer):
         await proxy.aclose()
         await end(writer)
     assert "ended, because the proxy is stopped, 0 bytes up, 0 down" in caplog.records[-1].getMessage()
