@@ -73,9 +73,11 @@ def described(lab: Lab) -> str:
     """The addresses, neighbours, rules, routes and multipath endpoints of the host and of the router, for a person to read."""
     paragraphs = []
     for end in ("host", "router"):
-        with lab.inside(end):
-            for part in _PARTS:
-                done = subprocess.run(["ip", *part.split()], capture_output=True, text=True, timeout=10, check=False)
-                told = [line for line in (done.stdout + done.stderr).splitlines() if " table local " not in line]
-                paragraphs.append("\n      ".join([f"{end}, ip {part}:", *(told or ["none"])]))
+        for part in _PARTS:
+            try:
+                text = lab.ip(*part.split(), namespace=end)
+            except subprocess.CalledProcessError as error:
+                text = error.stderr
+            told = [line for line in text.splitlines() if " table local " not in line]
+            paragraphs.append("\n      ".join([f"{end}, ip {part}:", *(told or ["none"])]))
     return "\n    ".join(paragraphs)
