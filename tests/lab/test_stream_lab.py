@@ -249,19 +249,20 @@ async def test_nothing_is_left_open(lab: Lab, connections: Connections) -> None:
 async def test_a_connection_that_was_reset_before_it_moved_along_with_its_address_ends(family: socket.AddressFamily) -> None:
     """The address was on the new interface before the socket was bound to it: the kernel answered the peer with a reset."""
     with Lab(uplinks=("wifi0",)) as lab, lab.inside(), lab.tap(outgoing=True, protocol="tcp") as tap:
-        lab.reply_delay(0.3)
+        with lab.inside("server"):
+            listener = socket.create_server((lab.server.address(family), 0), family=family)
         async with bindsock.TransportFactory() as factory:
-            reader, writer = await factory.open_connection(lab.server.address(family), lab.server.tcp_port)
-            writer.write(b"hello\n")
-            await writer.drain()
-            await asyncio.sleep(0.1)  # the server has received it
-            tap.take()
-            lab.delete("wifi0")
-            lab.create("wifi0")
-            deadline = time.monotonic() + 20
-            while not any(packet.flags & _RESET for packet in tap.packets):  # the event loop must not run
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            reader, writer = await factory.open_connection(*listener.getsockname()[:2])
+            peer, _ = listener.accept()
+            with listener, peer:
+                tap.take()
+                lab.delete("wifi0")
+                lab.create("wifi0")
+                peer.sendall(b"hello\n")
+                deadline = time.monotonic() + 20
+                while not any(packet.flags & _RESET for packet in tap.packets):  # the event loop must not run
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
             async with asyncio.timeout(20):
                 with pytest.raises(ConnectionResetError):
                     while await reader.readline():
