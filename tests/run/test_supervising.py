@@ -92,4 +92,4 @@ def test_the_status_is_known_even_if_the_end_of_children_is_ignored() -> None:
 
 def test_signals_are_as_before_if_the_child_cannot_be_started() -> None:
     with pytest.raises(FileNotFoundError):
-        run("bindsock-no-such-program")
+        run("/bindsock-no-such-program")
