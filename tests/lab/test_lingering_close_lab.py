@@ -51,9 +51,16 @@ KEEPING: tuple[VpnMode, ...] = ("metric", "halves", "policy")
 
 @contextlib.asynccontextmanager
 async def slow_to_end(
-    lab: Lab, delay: float = FIN_DELAY, protocol: int = 0, tls: ssl.SSLContext | None = None
+    lab: Lab,
+    delay: float = FIN_DELAY,
+    protocol: int = 0,
+    tls: ssl.SSLContext | None = None,
+    may_end: asyncio.Event | None = None,
 ) -> AsyncIterator[None]:
-    """A server in the laboratory that closes a connection some time after the client."""
+    """A server in the laboratory that closes a connection some time after the client.
+
+    :param may_end: it closes no connection before this is set
+    """
     with lab.inside("server"):
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,6 +73,8 @@ async def slow_to_end(
                 writer.write(await reader.read(5))
             await reader.read()
             await asyncio.sleep(delay)
+            if may_end is not None:
+                await may_end.wait()
         writer.close()
 
     # Plain asyncio on every loop: an accepted socket does not concern bindsock.
@@ -312,11 +321,13 @@ def closing_thread() -> threading.Thread | None:
 @pytest.mark.usefixtures("descriptors")
 async def test_blocking_connections_are_closed_without_another_call(lab: Lab) -> None:
     lab.vpn_up("metric")
-    async with slow_to_end(lab):
+    may_end = asyncio.Event()
+    async with slow_to_end(lab, may_end=may_end):
         with lab.tap(interface="tun0", port=PORT) as tap:
             for _ in range(5):
                 await asyncio.to_thread(by_blocking_socket, lab)
             assert closing_thread() is not None
+            may_end.set()
             await until(lambda: closing_thread() is None, seconds=20)
             assert set(states(lab)) <= {TIME_WAIT}
             assert tap.packets == []
@@ -530,10 +541,12 @@ async def test_the_kernel_answers_what_is_repeated_after_the_end_by_the_routes_w
 async def test_no_more_than_a_stated_number_wait_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lingering_close, "MAX_SOCKETS", 3)
     lab.vpn_up("metric")
-    async with slow_to_end(lab, 0.5):
+    may_end = asyncio.Event()
+    async with slow_to_end(lab, may_end=may_end):
         for _ in range(8):
             await by_socket(lab)
         assert len(runtime_of(asyncio.get_running_loop()).shared(lingering_close.LingeringSockets)) == 3
+        may_end.set()
         await until_all_have_ended(lab)
 
 
