@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from bindsock.testing.lab import Lab
 
 PROGRAM = Path(__file__).with_name("streaming.py")
+PATIENCE = 20.0
 
 
 @dataclass
@@ -59,10 +61,26 @@ class Streaming:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def finish(self) -> Outcome:
-        output, _ = self.process.communicate("", timeout=30)
+    def wait_until_used(self, name: str, count: int = 50) -> None:
+        """Wait until an uplink's device has sent ``count`` more packets."""
+        before, deadline = self.lab.counters(name).tx_packets, time.monotonic() + PATIENCE
+        while self.lab.counters(name).tx_packets < before + count:
+            assert time.monotonic() < deadline, f"nothing leaves by {name}"
+            time.sleep(0.005)
+
+    def finish(self, *, all_replies: bool = False) -> Outcome:
+        """End the program, and wait until everything has arrived that it does not count as lost or waiting.
+
+        :param all_replies: wait until the program has received as many replies as it has sent datagrams
+        """
+        output, _ = self.process.communicate("all replies" if all_replies else "", timeout=60)
         told = json.loads(output)
-        arrived = {int(d.payload) for d in self.lab.datagrams()}
+        lost = sum(told["statistics"][name] for name in ("lost", "waiting", "lost_on_device"))
+        arrived: set[int] = set()
+        deadline = time.monotonic() + PATIENCE
+        while len(arrived) < told["sent"] - lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+            arrived |= {int(d.payload) for d in self.lab.datagrams()}
         now = {name: self.lab.counters(name) for name in self.lab.uplinks}
         left_by = {name: now[name].tx_packets - self.before[name].tx_packets for name in now}
         dropped = sum(now[name].tx_dropped - self.before[name].tx_dropped for name in now)

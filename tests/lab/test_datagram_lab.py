@@ -96,13 +96,15 @@ def test_not_one_datagram_or_reply_is_lost_between_two_live_uplinks(
     program = streaming(loop_name)
     for switch in range(SWITCHES):
         time.sleep(CALM)
-        lab.default("wifi0" if switch % 2 else "eth0")
+        better = "wifi0" if switch % 2 else "eth0"
+        lab.default(better)
+        program.wait_until_used(better)
     time.sleep(CALM)
-    outcome = program.finish()
+    outcome = program.finish(all_replies=True)
     assert outcome.missing == set()
     assert outcome.replies + outcome.overflows == outcome.sent
     assert outcome.overflows < outcome.sent / 10
-    assert outcome.statistics["rebinds"] >= SWITCHES / 2  # a busy machine may read two changes as one
+    assert outcome.statistics["rebinds"] >= SWITCHES
     assert min(outcome.left_by.values()) > 100
     assert lab.counters("tun0").tx_packets == tunnel
     assert not outcome.errors
@@ -218,10 +220,12 @@ def test_what_is_accepted_leaves_by_an_uplink_when_the_other_is_taken_away(
     with lab.tap(interface="tun0", protocol="udp") as tunnel:
         program = streaming(loop_name, user)
         for loss in range(SWITCHES):
-            lost = "eth0" if loss % 2 else "wifi0"
+            lost, other = ("eth0", "wifi0") if loss % 2 else ("wifi0", "eth0")
             lab.default(lost)
+            program.wait_until_used(lost)
             time.sleep(CALM)
             lose(lab, lost, False)
+            program.wait_until_used(other)
             time.sleep(CALM)
             lose(lab, lost, True)
             lab.wait_until_running(lost)
@@ -231,7 +235,7 @@ def test_what_is_accepted_leaves_by_an_uplink_when_the_other_is_taken_away(
     assert len(outcome.missing) <= outcome.statistics["lost_on_device"], outcome.told()
     assert len(outcome.missing) <= outcome.dropped
     assert outcome.statistics["lost"] == 0
-    assert outcome.statistics["rebinds"] >= SWITCHES / 2
+    assert outcome.statistics["rebinds"] >= SWITCHES
     assert sum(outcome.left_by.values()) >= outcome.sent - len(outcome.missing)
     assert tunnel.packets == []
     assert not outcome.errors
@@ -277,18 +281,20 @@ def test_a_lost_carrier_costs_what_the_device_had_taken_and_the_statistics_say_s
 ) -> None:
     program = streaming("asyncio", "nobody")
     for loss in range(SWITCHES):
-        lost = "eth0" if loss % 2 else "wifi0"
+        lost, other = ("eth0", "wifi0") if loss % 2 else ("wifi0", "eth0")
         lab.default(lost)
+        program.wait_until_used(lost)
         time.sleep(CALM)
         lab.carrier(lost, False)
         lab.wait_until_running(lost, False)
+        program.wait_until_used(other)
         time.sleep(CALM)
         lab.carrier(lost, True)
         lab.wait_until_running(lost)
     outcome = program.finish()
     assert len(outcome.missing) <= outcome.statistics["lost_on_device"] < outcome.sent
     assert outcome.statistics["lost"] == 0
-    assert outcome.statistics["rebinds"] >= SWITCHES / 2
+    assert outcome.statistics["rebinds"] >= SWITCHES
     assert not outcome.errors
 
 
