@@ -72,6 +72,13 @@ def server(lab: Lab, family: socket.AddressFamily = V4) -> tuple[str, int]:
     return lab.server.address(family), lab.server.udp_port
 
 
+def set_overlap(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """For how long an old socket still receives."""
+    defaults = datagram.open_datagram.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "overlap", seconds)
+
+
 @pytest.fixture
 def streaming(lab: Lab) -> Iterator[Callable[..., Streaming]]:
     running: list[Streaming] = []
@@ -301,7 +308,10 @@ def test_a_lost_carrier_costs_what_the_device_had_taken_and_the_statistics_say_s
 @FAMILIES
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
 @pytest.mark.parametrize("port", [0, 40123], ids=["any port", "a certain port"])
-async def test_it_follows_and_keeps_its_port(lab: Lab, family: socket.AddressFamily, connected: bool, port: int) -> None:
+async def test_it_follows_and_keeps_its_port(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, family: socket.AddressFamily, connected: bool, port: int
+) -> None:
+    set_overlap(monkeypatch, 3600.0)
     lab.vpn_up("metric")
     tunnel = lab.counters("tun0").tx_packets
     wildcard = "0.0.0.0" if family == V4 else "::"
@@ -611,7 +621,7 @@ async def test_an_own_address_that_goes_is_not_sent_to_by_the_tunnel(lab: Lab) -
 
 
 async def test_an_old_socket_is_closed_when_the_overlap_is_over(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datagram, "OVERLAP", 0.1)
+    set_overlap(monkeypatch, 0.1)
     async with bindsock.TransportFactory() as factory:
         transport, protocol = await factory.create_datagram_endpoint(Echoes, remote_addr=server(lab))
         await protocol.source(lab)
