@@ -9,12 +9,19 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import bindsock
+from bindsock.dial import dialer
+from bindsock.dial.attempt import Attempt
+from bindsock.dial.race import Race
 from bindsock.kernel.linux.kernel import LinuxKernel
+from bindsock.netmon.watcher import Watcher
+from bindsock.reconnect.controller import Controller
+from bindsock.reconnect.machine import Event
 from bindsock.testing.lab import Lab
 from tests.waiting import until
 
@@ -235,11 +242,23 @@ async def test_a_transparent_redirect_ends_in_time_and_is_named(lab: Lab) -> Non
     assert "chain sub of table ip t redirects" in str(error)
 
 
-async def test_a_stream_that_is_replaced_ends_with_what_was_seen(lab: Lab) -> None:
+async def test_a_stream_that_is_replaced_ends_with_what_was_seen(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first dial may take its time, the second one gets no answer, and after it the time is up."""
+
     async def hook(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, unread: bytes) -> None: ...
 
-    reader, writer = await bindsock.open_connection(*server(lab), on_reconnect=hook, connect_timeout=0.2, reconnect_timeout=1.0)
+    def impatient(watcher: Watcher, attempts: Sequence[Attempt], delay: float | None, timeout: float | None) -> Race:
+        return Race(watcher, attempts, delay, 0.2)
+
+    def last(controller: Controller) -> None:
+        dial_failed(controller)
+        controller.feed(Event.EXPIRED)
+
+    reader, writer = await bindsock.open_connection(*server(lab), on_reconnect=hook, reconnect_timeout=3600.0)
     await reader.readline()
+    dial_failed = Controller.dial_failed
+    monkeypatch.setattr(Controller, "dial_failed", last)
+    monkeypatch.setattr(dialer, "Race", impatient)
     rule("iptables", "DROP")
     lab.down("wifi0")
     with pytest.raises(bindsock.InterfaceChanged) as caught:
