@@ -240,6 +240,7 @@ async def test_nothing_is_left_open(lab: Lab, connections: Connections) -> None:
         await asyncio.sleep(0)
         assert bindsock.statistics().tracked == 0
         lab.up("wifi0")
+        lab.wait_until_running("wifi0")  # until then eth0 is better
         await asyncio.sleep(0.3)
         counts.append(len(os.listdir("/proc/self/fd")))
     assert counts[1] <= counts[0]
