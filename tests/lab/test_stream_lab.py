@@ -13,7 +13,9 @@ import pytest
 import pytest_asyncio
 
 import bindsock
-from bindsock.stream import viability
+from bindsock.netmon.runtime import Runtime
+from bindsock.stream import follower, viability
+from bindsock.stream.waiting import StallGrace
 from bindsock.testing.lab import Lab
 from tests.streams import Connected, ended, works
 from tests.waiting import until
@@ -103,15 +105,32 @@ async def test_one_with_the_address_of_another_uplink_outlives_the_default_one(l
     assert await works(connected)
 
 
-async def test_carrier_that_comes_back_within_a_second_is_forgiven(lab: Lab, connections: Connections) -> None:
+async def test_carrier_that_comes_back_in_time_is_forgiven(
+    lab: Lab, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[Grace] = []
+
+    class Grace(StallGrace):
+        stopped = False
+
+        def __init__(self, runtime: Runtime, on_over: Callable[[], object]) -> None:
+            super().__init__(runtime, on_over)
+            waits.append(self)
+
+        def stop(self) -> None:
+            super().stop()
+            self.stopped = True
+
+    monkeypatch.setattr(viability, "STALL_GRACE", 3600.0)
+    monkeypatch.setattr(follower, "StallGrace", Grace)
     connected = await connections.open()
     lab.carrier("wifi0", False)
-    lab.wait_until_running("wifi0", False)
-    await asyncio.sleep(0.1)
+    await until(lambda: waits)
     lab.carrier("wifi0", True)
-    lab.wait_until_running("wifi0")
-    await asyncio.sleep(viability.STALL_GRACE)
+    await until(lambda: waits[0].stopped)
+    assert not waits[0].over
     assert await works(connected)
+    assert bindsock.statistics().ended == 0
 
 
 async def test_kept_while_nothing_else_is_usable_and_ended_when_another_uplink_comes(lab: Lab, connections: Connections) -> None:
