@@ -14,8 +14,8 @@ import pytest_asyncio
 
 import bindsock
 from bindsock.netmon.runtime import Runtime
-from bindsock.stream import follower, viability
-from bindsock.stream.waiting import StallGrace
+from bindsock.stream import follower, guard, viability
+from bindsock.stream.waiting import IdleWait, StallGrace
 from bindsock.testing.lab import Lab
 from tests.streams import Connected, ended, works
 from tests.waiting import until
@@ -170,8 +170,19 @@ async def test_a_better_path_ends_what_is_to_be_aborted(lab: Lab, connections: C
 
 
 async def test_off_an_expensive_uplink_when_idle(lab: Lab, connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viability, "SAMPLE", 0.05)
+    waits: list[Waiting] = []
+
+    class Waiting(IdleWait):
+        """Takes its samples by order of the test: a server that is late is idle, too."""
+
+        def start(self) -> None:
+            super().start()
+            waits.append(self)
+
+    monkeypatch.setattr(viability, "SAMPLE", 3600.0)
+    monkeypatch.setattr(viability, "LATEST", 3600.0)
     monkeypatch.setattr(viability, "IDLE", 0.4)
+    monkeypatch.setattr(guard, "IdleWait", Waiting)
     lab.down("eth0")
     factory = bindsock.TransportFactory(bindsock.Preferences(expensive=["wifi*"]))
     idle = await connections.open(factory=factory)
@@ -179,9 +190,12 @@ async def test_off_an_expensive_uplink_when_idle(lab: Lab, connections: Connecti
     kept = await connections.open(factory=factory, better_path="keep")
     lab.up("eth0")
     read = asyncio.ensure_future(ended(idle[0]))
+    await until(lambda: len(waits) >= 2)
     async with asyncio.timeout(20):
         while not read.done():
             assert await works(busy)
+            for wait in waits:
+                wait._sample()
             await asyncio.sleep(0.01)
     assert (await read).new_interface == "eth0"
     assert await works(busy)
