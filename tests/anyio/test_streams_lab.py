@@ -28,6 +28,8 @@ from .conftest import Run
 
 pytestmark = pytest.mark.lab
 
+PATIENCE = 1000.0
+
 
 async def line(stream: ByteStream) -> bytes:
     """Read exactly one line."""
@@ -385,7 +387,8 @@ def test_what_is_in_flight_on_a_path_that_works_is_received_before_a_better_one_
             assert await source(stream) == lab.address("wifi0")
             return b"from the hook\n"
 
-        async with await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect) as stream:
+        stream = await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=PATIENCE)
+        async with stream:
             assert await source(stream) == lab.address("eth0")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(anyio.to_thread.run_sync, lab.default, "wifi0")
@@ -462,7 +465,7 @@ def test_a_connection_that_dies_while_it_is_drained_is_replaced_at_once(lab: Lab
             assert await source(stream) == lab.address("wifi0")
             return unread + b"from the hook\n"
 
-        stream = await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=1000)
+        stream = await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=PATIENCE)
         async with stream:
             assert await source(stream) == lab.address("eth0")
             lab.default("wifi0")
