@@ -400,12 +400,8 @@ def test_what_is_in_flight_on_a_path_that_works_is_received_before_a_better_one_
         run(main)
 
 
-@pytest.mark.parametrize(
-    ("drain_timeout", "ends", "left"), [(20, True, b"last words\n"), (0.3, False, b"last words\n"), (0, True, b"")]
-)
-def test_a_send_that_has_to_wait_hands_what_was_in_flight_to_the_hook(
-    lab: Lab, run: Run, drain_timeout: float, ends: bool, left: bytes
-) -> None:
+@pytest.mark.parametrize("ended_by", ["the peer", "the timeout", "nobody"])
+def test_a_send_that_has_to_wait_hands_what_was_in_flight_to_the_hook(lab: Lab, run: Run, ended_by: str) -> None:
     async def main() -> None:
         seen = []
 
@@ -415,19 +411,52 @@ def test_a_send_that_has_to_wait_hands_what_was_in_flight_to_the_hook(
             return b"from the hook\n"
 
         stream = await connect_tcp(
-            lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=drain_timeout
+            lab.server.ipv4,
+            port,
+            better_path="abort",
+            on_reconnect=on_reconnect,
+            drain_timeout=0 if ended_by == "nobody" else PATIENCE,
         )
+        async with stream:
+            assert isinstance(stream, ReconnectingStream)
+            assert await source(stream) == lab.address("eth0")
+            lab.default("wifi0")
+            while stream.extra(BindsockAttribute.viable):
+                await anyio.sleep(0.01)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, b"more\n")
+                if ended_by == "the timeout":
+                    old = stream._stream
+                    while old._unread != b"last words\n":
+                        await anyio.sleep(0.001)
+                    assert old.guard is not None
+                    assert seen == []
+                    old.guard._expire()
+            assert seen == [b"" if ended_by == "nobody" else b"last words\n"]
+            assert await line(stream) == b"from the hook\n"
+
+    lab.default("eth0")
+    with last_words(lab, ends=ended_by != "the timeout") as port:
+        run(main)
+
+
+def test_a_peer_that_does_not_end_is_waited_for_until_the_timeout(lab: Lab, run: Run) -> None:
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            assert await source(stream) == lab.address("wifi0")
+            return b"from the hook\n"
+
+        stream = await connect_tcp(lab.server.ipv4, port, better_path="abort", on_reconnect=on_reconnect, drain_timeout=0.1)
         async with stream:
             assert await source(stream) == lab.address("eth0")
             lab.default("wifi0")
             while stream.extra(BindsockAttribute.viable):
                 await anyio.sleep(0.01)
             await stream.send(b"more\n")
-            assert seen == [b"last words\n" if drain_timeout else b""]
             assert await line(stream) == b"from the hook\n"
 
     lab.default("eth0")
-    with last_words(lab, ends=ends) as port:
+    with last_words(lab, ends=False) as port:
         run(main)
 
 
