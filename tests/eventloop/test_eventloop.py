@@ -104,9 +104,10 @@ def test_datagram_servers_and_what_talks_to_this_host_are_left_alone(run: Any, k
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        with low_port() as free:
-            port = free.getsockname()[1]
-        by_address, _ = await loop.create_datagram_endpoint(Server, local_addr=("0.0.0.0", port))
+        with low_port() as held:  # until the server has the port, nobody else may take it
+            port = held.getsockname()[1]
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            by_address, _ = await loop.create_datagram_endpoint(Server, local_addr=("0.0.0.0", port), reuse_port=True)
         by_socket, _ = await loop.create_datagram_endpoint(Server, sock=low_port())
         for server in (by_address, by_socket):
             assert not isinstance(server, bindsock.DatagramTransport)
