@@ -108,19 +108,23 @@ def until(events: RouteEvents, condition: Callable[[], bool]) -> None:
     for _ in range(100):
         if condition():
             return
-        assert select.select([events], [], [], 5)[0], "no event for 5 seconds"
+        assert select.select([events], [], [], 60)[0], "no event for a minute"
         events.drain()
     raise AssertionError("100 events, and it never came")
 
 
 def until_running(*names: str) -> None:
-    """Wait until interfaces of this thread's namespace have carrier."""
+    """Wait until interfaces of this thread's namespace send packets.
+
+    An interface has carrier at once, but the kernel activates its queue, and announces that, only when linkwatch's turn comes
+    (linux net/core/link_watch.c, linkwatch_do_dev). Until then it drops what is sent.
+    """
     kernel = LinuxKernel()
     (events,) = kernel.events()
 
     def running() -> bool:
         network = kernel.network()
-        return all((found := network.named(name)) is not None and found.running for name in names)
+        return all((found := network.named(name)) is not None and found.running and not found.dormant for name in names)
 
     try:
         until(events, running)

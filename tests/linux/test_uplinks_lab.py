@@ -375,8 +375,10 @@ def test_a_default_without_a_gateway_is_good_enough_beneath_a_vpn(world: World, 
 
 
 def test_a_dormant_uplink_comes_after_others_and_before_none(world: World, kernel: LinuxKernel) -> None:
+    (events,) = kernel.events()
     ip("link set wifi0 mode dormant", "link set wifi0 down", "link set wifi0 up")
-    until_running("wifi0")
+    until(events, lambda: (found := kernel.network().named("wifi0")) is not None and found.running)
+    events.close()
     ip("route replace default via 10.1.0.1 dev wifi0 metric 600")
     wifi0 = kernel.network().named("wifi0")
     assert wifi0 is not None
