@@ -37,7 +37,7 @@ _PATIENCE = 45.0
 
 def measure(lab: Lab, servers: Servers, probe: Probe, loop: str) -> str:
     """Run a library on a loop: *bound*, *leaks*, or *n/a* if it cannot run on this loop."""
-    servers.sources.pop(probe.server, None)
+    servers.forget(probe.server)
     if probe.alone:
         command = [sys.executable, "-m", "tests.integrations.capture", probe.run.__name__, loop, servers.host]
         subprocess.run(command, check=True, cwd=ROOT, timeout=2 * _PATIENCE)
@@ -72,7 +72,7 @@ def measure_under_run(lab: Lab, servers: Servers) -> dict[str, str]:
         results = {}
         for probe in PROBES:
             if probe.can_run:
-                servers.sources.pop(probe.server, None)
+                servers.forget(probe.server)
                 program.run(probe)
                 results[probe.name] = _result(lab, servers, probe)
         return results
