@@ -342,7 +342,7 @@ async def pymongo_ping(servers: Servers) -> None:
 
 @probe("nats-py", "nats")
 async def nats_connect(servers: Servers) -> None:
-    client = await nats.connect(f"nats://{servers.host}:{ports.NATS}", allow_reconnect=False)
+    client = await nats.connect(f"nats://{servers.host}:{ports.NATS}", connect_timeout=_PATIENCE, allow_reconnect=False)
     await client.close()
 
 
