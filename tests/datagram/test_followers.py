@@ -20,7 +20,7 @@ ETHERNET = interface("3: eth0 wifi 198.51.100.1/24")
 ON_WIFI = network(WIFI, ETHERNET, "default via 192.0.2.254 dev wifi0")
 ON_ETHERNET = network(WIFI, ETHERNET, "default via 198.51.100.254 dev eth0")
 NOWHERE = network(WIFI, ETHERNET)
-PATIENCE = 5.0
+PATIENCE = 60.0
 
 
 class Member:

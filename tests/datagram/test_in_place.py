@@ -11,6 +11,7 @@ from ipaddress import ip_address
 import pytest
 
 from bindsock import BindFailed, NoEffectiveInterface, NoRoute, Preferences, TransportFactory
+from bindsock.datagram import first_hop
 from bindsock.datagram.in_place import InPlace, follow_datagrams, watch_datagrams
 from bindsock.datagram.plan import UNBOUND, Placement, Requirement
 from bindsock.dial.binding import MakeshiftSource
@@ -116,7 +117,10 @@ async def test_a_socket_whose_destination_becomes_a_split_tunnels_own_is_unbound
             assert kernel.binds == [("rebind", "en0"), ("unbind", ""), ("rebind", "en0")]
 
 
-async def test_a_better_path_is_taken_when_its_first_hop_answers(kernel: SimulatedKernel, factory: TransportFactory) -> None:
+async def test_a_better_path_is_taken_when_its_first_hop_answers(
+    kernel: SimulatedKernel, factory: TransportFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_hop, "_PROBE_INTERVAL", 3600.0)  # on a busy machine a second may pass at any time
     with datagrams() as sock:
         factory.track(sock)
         kernel.hops["en1"] = False
