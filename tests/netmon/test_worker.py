@@ -62,11 +62,18 @@ async def test_an_exception_is_handed_over() -> None:
 
 
 async def test_the_thread_ends_with_the_last_call() -> None:
-    before, release = _thread._count(), threading.Event()
-    worker().submit(release.wait, lambda _: None)
-    await until(lambda: _thread._count() == before + 1)
+    threads: list[int] = []
+    release = threading.Event()
+
+    def call() -> None:
+        threads.append(threading.get_ident())
+        release.wait()
+
+    worker().submit(call, lambda _: None)
+    await until(lambda: threads)
+    assert threads[0] in sys._current_frames()
     release.set()
-    await until(lambda: _thread._count() == before)
+    await until(lambda: threads[0] not in sys._current_frames())
     assert not worker().busy
 
 
