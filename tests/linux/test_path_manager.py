@@ -23,6 +23,7 @@ from bindsock.kernel.linux.mptcp.sock_diag import ListedSubflow
 from bindsock.model.network import IPAddress
 from bindsock.model.subflows import Endpoints, Subflow
 from bindsock.testing import interface
+from tests.linux.namespaces import inside, new_namespace
 
 HERE = ip_address("192.0.2.1")
 THERE = ip_address("198.51.100.1")
@@ -395,6 +396,21 @@ def test_another_event_loop_does_not_wait_for_the_orders_of_a_closed_one(connect
     assert (connection.told, connection.failures, other.calls) == (["create"], [], [])
 
 
+@pytest.fixture
+def own_namespace() -> Iterator[None]:
+    """A network namespace that no other process locks meanwhile."""
+    try:
+        namespace = new_namespace()
+    except PermissionError as refused:
+        pytest.skip(f"no network namespaces here: {refused}")
+    try:
+        with inside(namespace):
+            yield
+    finally:
+        os.close(namespace)
+
+
+@pytest.mark.usefixtures("own_namespace")
 def test_an_event_loop_that_ends_while_the_namespace_is_locked_leaves_it_unlocked(told: list[str]) -> None:
     paths = PathManager()
     paths.background = held = Held()
