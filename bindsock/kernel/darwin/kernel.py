@@ -7,6 +7,7 @@ import time
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from bindsock.kernel import clocks
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.darwin import routes, sockets
 from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
@@ -85,8 +86,7 @@ class DarwinKernel:
         if uptime is None:
             # Not on a Mac: the system calls are simulated or recorded and have no such clock.
             return 0.0
-        awake = time.clock_gettime(uptime)
-        return time.clock_gettime(time.CLOCK_MONOTONIC_RAW) - awake
+        return clocks.asleep(time.CLOCK_MONOTONIC_RAW, uptime)
 
     def bind(self, sock: socket.socket, interface: Interface) -> None:
         """IP_BOUND_IF or IPV6_BOUND_IF, and SO_NOADDRERR on a stream."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from bindsock.kernel import clocks
 from bindsock.kernel.linux import departure as departures
 from bindsock.kernel.linux import rejections, route_hint, sockets, statistics
 from bindsock.kernel.linux.administration import Administration
@@ -141,8 +141,7 @@ class LinuxKernel:
 
     def suspended(self) -> float:
         """Seconds of sleep: CLOCK_BOOTTIME counts them, CLOCK_MONOTONIC does not."""
-        awake = time.clock_gettime(_CLOCK_MONOTONIC)
-        return time.clock_gettime(_CLOCK_BOOTTIME) - awake
+        return clocks.asleep(_CLOCK_BOOTTIME, _CLOCK_MONOTONIC)
 
     def bind(self, sock: socket.socket, interface: Interface) -> None:
         """Bind a fresh socket. If the interface's reverse path filter is strict, a warning is logged once."""
