@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -105,16 +106,15 @@ def bring_up(lab: Lab, interface: str) -> None:
     """Bring an uplink up, and wait until the server answers over it."""
     lab.up(interface)
     lab.wait_until_running(interface)
-    for _ in range(250):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(0.02)
-            try:
-                bindsock.bind(sock, lab.server.ipv4, interface=interface)
+    deadline = time.monotonic() + PATIENCE
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # the same one for all, since an answer may be late
+        sock.settimeout(0.02)
+        bindsock.bind(sock, lab.server.ipv4, interface=interface)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
                 sock.sendto(b"ping", (lab.server.ipv4, lab.server.udp_port))
                 sock.recv(100)
-            except OSError:
-                continue
-            return
+                return
     raise TimeoutError(f"nobody answers over {interface}")
 
 
