@@ -14,3 +14,4 @@ def into_a_bridge(lab: Lab) -> None:
     lab.ip("addr", "del", f"{address}/24", "dev", "wifi0")
     lab.ip("addr", "add", f"{address}/24", "dev", "br0")
     lab.ip("route", "add", "default", "via", gateway, "dev", "br0", "metric", "90")
+    lab.wait_until_running("br0")  # until then another uplink is better
