@@ -311,6 +311,9 @@ def test_a_blackholed_uplink_swallows_without_a_word(lab: Lab, family: socket.Ad
         sock.connect((lab.server.address(family), lab.server.udp_port))
         with lab.tap(namespace="router", outgoing=False, protocol="udp") as tap:
             sock.send(b"lost")
+            deadline = time.monotonic() + PATIENCE
+            while not tap.packets and time.monotonic() < deadline:
+                time.sleep(0.01)  # the link-layer address of the router is asked for first
             assert seen_by_udp(lab, family, "eth0") == "eth0"
         assert [p.interface for p in tap.packets] == ["wifi0", "eth0", "server"]
         assert [d.payload for d in lab.datagrams()] == [b"ping"]
