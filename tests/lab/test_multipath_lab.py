@@ -604,6 +604,8 @@ async def test_other_programs_connections_are_not_touched(lab: Lab, source: Sour
 
 
 PROGRAM = f"""{MOVING}
+from bindsock.kernel.linux.mptcp import path_manager
+path_manager._EXIT_SECONDS = 20.0  # for the server in the test's process
 async def main():
     connected = await moved()
     print("moved", flush=True)
