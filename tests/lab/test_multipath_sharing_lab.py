@@ -418,6 +418,7 @@ async def test_a_lost_subflow_stays_while_nothing_can_tell_the_peer(lab: Lab, pa
         assert not _removed(paths, sock, first)
         assert addresses() == [first, second]
         lab.up("eth0")
+        lab.wait_until_running("eth0")
         assert _removed(paths, sock, first)
         await until(lambda: addresses() == [second])
         await ping(streams, b"y\n")
