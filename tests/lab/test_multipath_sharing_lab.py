@@ -20,6 +20,7 @@ import pytest
 import bindsock
 from bindsock import kernel as kernels
 from bindsock.kernel.linux import sockets as kernel_sockets
+from bindsock.kernel.linux.mptcp import path_manager as path_manager_module
 from bindsock.kernel.linux.mptcp import sockets as mptcp
 from bindsock.kernel.linux.mptcp.commands import Commands
 from bindsock.kernel.linux.mptcp.path_manager import PathManager
@@ -601,6 +602,7 @@ async def test_nothing_enters_the_tunnel_if_an_interface_comes_up_as_its_subflow
 async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow_from_it(
     lab: Lab, path_manager: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(path_manager_module, "_ALONE_WITHIN", 20.0)
     source = await serve(family=socket.AF_INET6)
     wifi, ethernet = _uplinks()
     with contextlib.ExitStack() as stack:
