@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import logging
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -144,6 +145,14 @@ class Attempt:
             explained = self._explained(error)
             self.close()
             raise explained from None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the peer has answered, even if the event loop has not noticed yet."""
+        assert self.sock is not None
+        poll = select.poll()
+        poll.register(self.sock, select.POLLOUT)
+        return bool(poll.poll(0))
 
     def expire(self, seconds: float) -> OSError:
         """Give up, because the peer has not answered within the given seconds.

@@ -204,6 +204,10 @@ class Race:
         self._wake_if_over()
 
     def _expired(self, attempt: Attempt, seconds: float) -> None:
+        if attempt.answered:
+            # The loop was busy, and uvloop calls timers then before it looks at sockets.
+            self._writable(attempt)
+            return
         self._leave(attempt)
         self.errors.append(attempt.expire(seconds))
         self._begin_next()

@@ -10,7 +10,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +172,27 @@ async def test_happy_eyeballs_pass_by_an_address_that_does_not_answer(lab: Lab) 
         sock = await factory.connect("server", lab.server.tcp_port, happy_eyeballs_delay=0.05)
     assert sock.family == socket.AF_INET
     sock.close()
+
+
+async def test_an_answer_that_came_while_the_loop_was_busy_is_not_too_late(lab: Lab) -> None:
+    Path("/proc/sys/net/ipv4/neigh/wifi0/mcast_solicit").write_text("1200", encoding="ascii")  # for a minute
+    lab.ip("link", "set", "wifi0", "arp", "off", namespace="router")
+    loop = asyncio.get_running_loop()
+    timeout = 0.2
+    wakes, wake = socket.socketpair()
+
+    def busy() -> None:
+        loop.remove_reader(wakes)
+        lab.ip("link", "set", "wifi0", "arp", "on", namespace="router")
+        while not lab.streams():
+            time.sleep(0.01)
+        time.sleep(timeout)
+
+    with wakes, wake:
+        loop.add_reader(wakes, busy)
+        wake.send(b"x")
+        _, writer = await bindsock.open_connection(lab.server.ipv4, lab.server.tcp_port, connect_timeout=timeout)
+    await closed(writer)
 
 
 async def test_each_attempts_own_error_is_raised(lab: Lab) -> None:
