@@ -63,6 +63,7 @@ def test_an_unconnected_socket_moves(lab: Lab, run: Run) -> None:
 
 def test_between_two_live_uplinks_no_datagram_and_no_reply_is_lost(lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # An old socket receives until the last reply is here, however late the server is.
+    assert open_datagram.__kwdefaults__ is not None
     monkeypatch.setitem(open_datagram.__kwdefaults__, "overlap", 1000.0)
 
     async def main() -> None:
