@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import struct
@@ -188,6 +189,7 @@ def test_a_refused_filter_leaves_no_descriptor_open() -> None:
 
 
 def test_sources_that_are_forgotten_close_themselves() -> None:
+    gc.collect()  # of other tests
     before = set(os.listdir("/dev/fd"))
     machine = SimulatedDarwin()
     sources = machine.kernel().events()

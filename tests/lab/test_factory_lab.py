@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import socket
 import ssl
@@ -120,6 +121,7 @@ async def test_no_physical_route_is_an_error_at_once_that_names_a_cure(lab: Lab,
 
 async def test_a_pinned_interface_without_a_route_is_an_error_that_names_a_cure(lab: Lab) -> None:
     lab.vpn_up("replace")
+    gc.collect()  # of other tests
     before = descriptors()
     async with bindsock.TransportFactory() as factory:
         with pytest.raises(bindsock.NoRoute, match="ip rule add") as caught:
@@ -284,6 +286,7 @@ async def test_cancelling_leaves_nothing_open(lab: Lab, delay: float, tls: bool)
     context = lab.client_ssl_context() if tls else None
     await greeting(lab, lab.server.ipv4)
     await asyncio.sleep(0.05)
+    gc.collect()  # of other tests
     before, tasks = descriptors(), asyncio.all_tasks()
     if delay >= 0.05:
         lab.blackhole("wifi0", True)
@@ -306,6 +309,7 @@ async def test_a_failed_handshake_leaves_nothing_open(lab: Lab) -> None:
     lab.client_ssl_context()
     await greeting(lab, lab.server.ipv4)
     await asyncio.sleep(0.05)
+    gc.collect()  # of other tests
     before = descriptors()
     with pytest.raises(ssl.SSLCertVerificationError):
         await bindsock.open_connection(lab.server.ipv4, lab.server.tls_port, ssl=ssl.create_default_context())
@@ -328,6 +332,7 @@ async def test_an_egress_through_the_tunnel_is_noticed(lab: Lab) -> None:
         def bind(self, sock: socket.socket, interface: Interface) -> None:
             pass
 
+    gc.collect()  # of other tests
     before = descriptors()
     async with bindsock.TransportFactory(kernel=Forgetful()) as factory:
         with pytest.raises(bindsock.EgressMismatch, match="tun0"):

@@ -557,6 +557,7 @@ async def test_the_event_loop_delivers() -> None:
     watcher = Watcher(kernel, Preferences(), runtime=runtime_of(asyncio.get_running_loop()))
     follower = RecordingFollower()
     tasks = asyncio.all_tasks()
+    gc.collect()  # of other tests
     descriptors = len(os.listdir("/dev/fd"))
     watcher.follow(follower)
     kernel.change(ETHERNET)

@@ -1180,6 +1180,7 @@ async def test_sendfile_that_is_under_way_puts_a_better_path_off_and_ends_with_t
 
 
 async def test_nothing_is_left_of_a_first_dial_that_fails(scene: ReplacingScene) -> None:
+    gc.collect()  # of other tests
     before = len(os.listdir("/dev/fd"))
     scene.refuse_dials = 1
     with pytest.raises(ConnectionRefusedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import signal
@@ -31,6 +32,7 @@ def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def default_handlers() -> Iterator[None]:
     """So that they are as in a program that a shell starts, even if the tests are started with signals ignored."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in FORWARDED}
+    gc.collect()  # of other tests
     descriptors = len(os.listdir("/dev/fd"))
     yield
     assert len(os.listdir("/dev/fd")) == descriptors
