@@ -65,7 +65,7 @@ async def refused(host: str) -> None:
     """One call without a usable interface."""
     async with bindsock.integrations.grpc.insecure_channel(f"{host}:{PORT}") as channel:
         try:
-            await channel.unary_unary(f"/{SERVICE}/Whence")(b"", timeout=5)
+            await channel.unary_unary(f"/{SERVICE}/Whence")(b"", timeout=PATIENCE)
         except grpc.aio.AioRpcError as error:
             tell(code=error.code().name, details=error.details())
 
