@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace, credentials: dict[str, str] | None, resolver: InterfaceResolver | None) -> None:
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)  # before anybody is told that it listens
     async with (
         factory(arguments, resolver=resolver) as transports,
         Proxy(
@@ -128,8 +130,6 @@ async def _run(arguments: argparse.Namespace, credentials: dict[str, str] | None
                 arguments.parser.error(str(error))
             print(f"listening on {bound_host} port {bound_port}", flush=True)
         _say_where_to(transports)
-        stopped = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         await stopped.wait()
 
 

@@ -83,6 +83,25 @@ def test_the_log_says_who_went_where_by_which_interface(lab: Lab, servers: Serve
     assert re.search(r"\(http\) done, \d+ bytes up, \d+ down, [\d.]+ s$", ended)
 
 
+EAGER = """\
+import os, signal, sys
+from bindsock.cli import main, proxy
+say = proxy._say_where_to
+def say_and_end(transports):
+    say(transports)
+    os.kill(os.getpid(), signal.SIGTERM)
+proxy._say_where_to = say_and_end
+sys.exit(main(sys.argv[1:]))
+"""
+"""The proxy, which is ended as soon as it has said where it listens."""
+
+
+def test_whoever_ends_it_as_soon_as_it_listens_sees_it_end_in_order(lab: Lab) -> None:
+    command = [sys.executable, "-c", EAGER, "proxy", "--listen", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_large_upload_and_a_large_download_arrive_whole(lab: Lab, servers: Servers, tmp_path: Path) -> None:
     size = 5_000_000
     upload = tmp_path / "upload"
