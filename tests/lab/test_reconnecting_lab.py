@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 import bindsock
+from bindsock.reconnect.machine import Event
 from bindsock.stream import viability
 from bindsock.testing.lab import Lab
 from tests.tls import tls_client_context, tls_server_context
@@ -152,14 +153,18 @@ async def test_killing_the_server_in_the_middle_and_both(lab: Lab, place: Place,
         await asyncio.sleep(0.05)
         await reader.readuntil()
 
-    reader, writer = await place.connect(on_reconnect=hook, reconnect_timeout=3.0)
+    reader, writer = await place.connect(on_reconnect=hook, reconnect_timeout=3600.0)
+    controller: Any = writer.transport._owner  # type: ignore[attr-defined]
     writer.write(b"login\n")
     await reader.readuntil()
     lab.down("wifi0")
     await in_hook.wait()
     place.commands.kill()
+    readings = place.factory.statistics().readings
     lab.down("eth0")
     pending = asyncio.create_task(reader.readuntil())
+    await until(lambda: place.factory.statistics().readings > readings)
+    controller.feed(Event.EXPIRED)
     with pytest.raises(bindsock.InterfaceChanged) as caught:
         async with asyncio.timeout(20):
             await pending
