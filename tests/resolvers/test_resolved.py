@@ -21,9 +21,13 @@ Say = Callable[[dict[str, Any]], bytes | None]
 
 @contextlib.asynccontextmanager
 async def resolved(path: Path, say: Say) -> AsyncIterator[str]:
-    """A Varlink server with one method."""
+    """A Varlink server with one method. It ends when its conversations have ended, also in Python 3.11."""
+    conversations: list[asyncio.Task[Any]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        conversations.append(task)
         with contextlib.suppress(asyncio.IncompleteReadError):
             call = json.loads((await reader.readuntil(b"\0"))[:-1])
             answer = say(call)
@@ -36,6 +40,12 @@ async def resolved(path: Path, say: Say) -> AsyncIterator[str]:
     name = str(path / "io.systemd.Resolve")
     async with await asyncio.start_unix_server(serve, name):
         yield name
+        # Those before it have been accepted when the last one is.
+        reader, writer = await asyncio.open_unix_connection(name)
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        await asyncio.gather(*conversations)
 
 
 def reply(**parameters: Any) -> bytes:
