@@ -21,7 +21,7 @@ LIMIT = 2000
 """The client gives up after this many of its own packets have come out of the tunnel."""
 PINGS = 20
 _PING_INTERVAL = 0.02
-_PATIENCE = 100
+_PATIENCE = 1000
 """How many ping intervals to wait for the last answers."""
 _LARGEST = 65536
 
