@@ -20,6 +20,8 @@ INTERVAL = 0.005
 """Seconds between datagrams."""
 REPORT_INTERVAL = 0.05
 _RETRY = 0.2
+_FURTHER_INTERVAL = 0.02
+"""Seconds between the datagrams that are sent at the end, until one of them is answered."""
 _SO_BINDTODEVICE = 25  # linux include/uapi/asm-generic/socket.h
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -158,7 +160,7 @@ class Program:
     async def stop(self, *, drain: float = 0.0) -> None:
         """Stop the program.
 
-        :param drain: how long to wait for the last answers, in seconds
+        :param drain: how long to wait for the last answers at most, in seconds
         """
         self._stopping = True
         drained = time.monotonic() + drain
@@ -171,12 +173,19 @@ class Program:
                 report.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        await asyncio.sleep(drained - time.monotonic())
+        await self._last_answers(drained)
         if self.telemetry.transport is not None:
             self.telemetry.transport.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    async def _last_answers(self, until: float) -> None:
+        """Wait until a further datagram is answered: the others have been answered by then, or are lost."""
+        further = len(self.telemetry.sent)
+        while time.monotonic() < until and max(self.telemetry.answered, default=-1) < further:
+            self.telemetry.send(self.tag)
+            await asyncio.sleep(_FURTHER_INTERVAL)
 
     @property
     def _all_reported(self) -> bool:

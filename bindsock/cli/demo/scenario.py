@@ -37,6 +37,9 @@ _STILL = 0.05
 _MOVING_SECONDS = 0.3
 """Seconds after a switch in which packets may still leave by the old interface."""
 _DRAIN = 0.4
+"""Seconds for which the outcome of a switch does not count a message as lost."""
+_LAST_DRAIN = 20.0
+"""Seconds to wait for the last answers at most."""
 _SWITCH_INTERVAL = 0.0002
 
 
@@ -165,7 +168,7 @@ async def cling(lab: Lab, audience: Audience) -> Observation:
                 async with running(*programs):
                     await _play(lab, stage, events, audience)
                     end = time.monotonic()
-                    await asyncio.gather(*(p.stop(drain=_DRAIN) for p in programs))
+                    await asyncio.gather(*(p.stop(drain=_LAST_DRAIN) for p in programs))
                 audience.end(stage, end)
                 return stage.observation(since=stage.start, until=end)
     finally:
