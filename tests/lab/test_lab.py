@@ -499,6 +499,24 @@ def test_the_server_tells_what_it_received_and_who_is_connected(lab: Lab) -> Non
             sock.recv(100)
 
 
+@FAMILIES
+def test_the_server_tells_of_all_datagrams_that_have_reached_it(lab: Lab, family: socket.AddressFamily) -> None:
+    seen_by_udp(lab, family)  # fills the neighbour tables
+    lab.datagrams()
+    os.kill(lab._server.pid, signal.SIGSTOP)
+    try:
+        arriving = lab.tap(namespace="server", outgoing=False, protocol="udp")
+        with bound(lab, family, socket.SOCK_DGRAM, None) as sock, arriving as tap:
+            for number in range(100):
+                sock.sendto(b"%d" % number, (lab.server.address(family), lab.server.udp_port))
+            deadline = time.monotonic() + PATIENCE
+            while len(tap.packets) < 100 and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        os.kill(lab._server.pid, signal.SIGCONT)
+    assert [int(datagram.payload) for datagram in lab.datagrams()] == list(range(100))
+
+
 def test_an_ipv6_address_that_a_command_adds_is_local_at_once(lab: Lab) -> None:
     """The kernel makes it so a moment later: of a hundred addresses some are not local yet when the command ends."""
     for number in range(100):

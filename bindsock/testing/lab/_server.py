@@ -7,6 +7,7 @@ standard input; the process ends at the end of the input.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 
 _SO_RCVBUFFORCE = 33
 _SO_RCVBUF_BYTES = 4 << 20
+_LARGEST = 65536
 _BACKLOG = 4096
 """The listen backlog: this many clients can connect at once without a retransmission after a second."""
 
@@ -30,6 +32,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.delay = 0.0
         self.datagrams: list[tuple[float, str, int, str]] = []
+        self.echoes: list[tuple[socket.socket, DatagramEcho]] = []
         self.streams: dict[StreamEcho, tuple[str, str, int]] = {}
         self.listeners: list[asyncio.AbstractServer] = []
 
@@ -43,7 +46,8 @@ class Server:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_RCVBUF_BYTES)
             sock.setblocking(False)
             sock.bind((address, udp))
-            await self.loop.create_datagram_endpoint(lambda: DatagramEcho(self), sock=sock)
+            _, echo = await self.loop.create_datagram_endpoint(lambda: DatagramEcho(self), sock=sock)
+            self.echoes.append((sock, echo))
         self.listeners.append(await self.loop.create_server(lambda: StreamEcho(self, "tcp"), addresses, tcp, backlog=_BACKLOG))
 
     async def listen_tls(self, addresses: list[str], port: int, certificate: str) -> None:
@@ -54,6 +58,13 @@ class Server:
             context.load_cert_chain(file.name)
         server = await self.loop.create_server(lambda: StreamEcho(self, "tls"), addresses, port, backlog=_BACKLOG, ssl=context)
         self.listeners.append(server)
+
+    def read_waiting(self) -> None:
+        """Read all datagrams that have arrived. The event loop reads one in each iteration."""
+        for sock, echo in self.echoes:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    echo.datagram_received(*sock.recvfrom(_LARGEST))
 
 
 class DatagramEcho(asyncio.DatagramProtocol):
@@ -123,6 +134,7 @@ async def obey(server: Server, command: dict[str, Any]) -> dict[str, Any]:
         case "delay":
             server.delay = command["seconds"]
         case "datagrams":
+            server.read_waiting()
             received, server.datagrams = server.datagrams, []
             return {"datagrams": received}
         case "streams":
