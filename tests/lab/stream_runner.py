@@ -18,6 +18,12 @@ PROGRAM = Path(__file__).with_name("streaming.py")
 PATIENCE = 20.0
 
 
+def overflows_at_server(lab: Lab) -> int:
+    """The number of datagrams that the kernel dropped because the server did not read them in time."""
+    with lab.inside("server"):
+        return overflows()
+
+
 @dataclass
 class Outcome:
     """The report of the streaming program, and the laboratory's counts."""
@@ -54,7 +60,7 @@ class Streaming:
         environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2])}
         arguments = [lab.server.ipv4, str(lab.server.udp_port), str(rate), loop_name, user]
         lab.datagrams()
-        self.overflows = self._overflows_at_server()
+        self.overflows = overflows_at_server(lab)
         self.before = {name: lab.counters(name) for name in lab.uplinks}
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), *arguments],
@@ -81,21 +87,17 @@ class Streaming:
         output, _ = self.process.communicate("all replies" if all_replies else "", timeout=60)
         told = json.loads(output)
         lost = sum(told["statistics"][name] for name in ("lost", "waiting", "lost_on_device"))
-        missed = self._overflows_at_server() - self.overflows
+        missed = overflows_at_server(self.lab) - self.overflows
         arrived: set[int] = set()
         deadline = time.monotonic() + PATIENCE
         while len(arrived) < told["sent"] - lost - missed and time.monotonic() < deadline:
             time.sleep(0.01)
-            missed = self._overflows_at_server() - self.overflows
+            missed = overflows_at_server(self.lab) - self.overflows
             arrived |= {int(d.payload) for d in self.lab.datagrams()}
         now = {name: self.lab.counters(name) for name in self.lab.uplinks}
         left_by = {name: now[name].tx_packets - self.before[name].tx_packets for name in now}
         dropped = sum(now[name].tx_dropped - self.before[name].tx_dropped for name in now)
         return Outcome(arrived=arrived, left_by=left_by, dropped=dropped, missed=missed, **told)
-
-    def _overflows_at_server(self) -> int:
-        with self.lab.inside("server"):
-            return overflows()
 
     def kill(self) -> None:
         self.process.kill()
