@@ -19,6 +19,9 @@ from bindsock.netmon.shutdown import call_at_end
 
 T = TypeVar("T")
 
+_SHORTEST = 0.001
+"""The shortest delay that uvloop does not take for none, in seconds."""
+
 
 class Runtime:
     """The clock, the timers and the descriptors of one event loop, and the objects that are shared on it.
@@ -112,6 +115,15 @@ class Runtime:
         """
         return self.call_later(max(0.0, when - self.time()), callback, *args)
 
+    def call_after_reading(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call back after so many seconds, once the loop has read what had arrived by then.
+
+        uvloop that was busy until then calls timers before it looks at sockets.
+
+        :return: the timer, which can be cancelled
+        """
+        return _AfterReading(self, delay, functools.partial(callback, *args))
+
     def create_future(self) -> Future:
         """Make a future that a coroutine on this loop can await.
 
@@ -162,6 +174,21 @@ class _TimerReference(weakref.ref[Timer]):
         timer = self()
         if timer is not None:
             timer.cancel()
+
+
+class _AfterReading:
+    """A timer with a second, very short one behind it: between two timers a loop looks at its sockets."""
+
+    def __init__(self, runtime: Runtime, delay: float, callback: Callable[[], object]) -> None:
+        self._runtime = runtime
+        self._callback = callback
+        self._timer = runtime.call_later(delay, self._due)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _due(self) -> None:
+        self._timer = self._runtime.call_later(_SHORTEST, self._callback)
 
 
 class _Never:

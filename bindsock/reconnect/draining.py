@@ -57,7 +57,7 @@ class Draining:
         """
         self.stop()
         if connection.half_close():
-            self._timer = self._runtime.call_later(self._drain_timeout, drained)
+            self._timer = self._runtime.call_after_reading(self._drain_timeout, drained)
         else:
             self._wait_for_quiet(connection, self._runtime.time() + self._drain_timeout, drained)
 
@@ -77,4 +77,4 @@ class Draining:
                 self._wait_for_quiet(connection, deadline, drained)
 
         wait = min(self._drain_timeout / 4, max(deadline - self._runtime.time(), 0.0))
-        self._timer = self._runtime.call_later(wait, check)
+        self._timer = self._runtime.call_after_reading(wait, check)

@@ -234,7 +234,7 @@ class StreamGuard:
     def _leave(self, orders: Orders, on_leaving: Callable[[], object]) -> None:
         self._stop_idle_wait()
         self._explain(orders)
-        self._deadline = self._watcher.runtime.call_later(self._drain_timeout, self._expire)
+        self._deadline = self._watcher.runtime.call_after_reading(self._drain_timeout, self._expire)
         on_leaving()
 
     def _expire(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -20,6 +23,8 @@ import bindsock
 import bindsock.anyio
 from bindsock.anyio import BindsockAttribute, ReconnectingStream, TCPConnectable, connect_tcp
 from bindsock.dial.resolving import AddrInfo, numeric
+from bindsock.netmon.loop import Timer
+from bindsock.netmon.runtime import Runtime
 from bindsock.testing.lab import Lab
 from tests.anyio.conftest import opens_no_more_descriptors
 from tests.integrations.tunnel import nothing_through_the_tunnel
@@ -458,6 +463,76 @@ def test_a_peer_that_does_not_end_is_waited_for_until_the_timeout(lab: Lab, run:
     lab.default("eth0")
     with last_words(lab, ends=False) as port:
         run(main)
+
+
+@pytest.mark.parametrize("run", ["asyncio", "uvloop", "bindsock"], indirect=True)
+def test_last_words_that_came_while_the_event_loop_was_busy_are_received(
+    lab: Lab, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop calls timers before it looks at sockets again."""
+    call = Runtime.call_after_reading
+    deadlines = []
+    seen = []
+    peers: list[socket.socket] = []
+    half_closed, may_speak = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        peer, _ = listener.accept()
+        peers.append(peer)
+        assert peer.recv(1) == b""
+        half_closed.set()
+        may_speak.wait()
+        peer.sendall(b"last words\n")
+
+    def call_after_reading(runtime: Runtime, delay: float, callback: Callable[[], object]) -> Timer:
+        deadlines.append((runtime, callback))
+        return call(runtime, delay, callback)
+
+    async def main() -> None:
+        async def on_reconnect(stream: ByteStream, unread: bytes) -> bytes:
+            seen.append(unread)
+            return b"from the hook\n"
+
+        stream = await connect_tcp(
+            *listener.getsockname(), better_path="abort", on_reconnect=on_reconnect, drain_timeout=PATIENCE
+        )
+        async with stream:
+            raw = stream.extra(SocketAttribute.raw_socket)
+
+            def busy() -> None:
+                loop.remove_reader(wakes)
+                may_speak.set()
+                assert select.select([raw], [], [], 20)[0]
+                [(runtime, expire)] = deadlines
+                call(runtime, 0.01, expire)
+                time.sleep(0.05)
+
+            loop = asyncio.get_running_loop()
+            loop.add_reader(wakes, busy)
+            lab.default("wifi0")
+            while stream.extra(BindsockAttribute.viable):
+                await anyio.sleep(0.01)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, b"more\n")
+                await anyio.to_thread.run_sync(half_closed.wait)
+                wake.send(b"x")
+        assert seen == [b"last words\n"]
+
+    monkeypatch.setattr(Runtime, "call_after_reading", call_after_reading)
+    lab.default("eth0")
+    with lab.inside("server"):
+        listener = socket.create_server((lab.server.ipv4, 0))
+    wakes, wake = socket.socketpair()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        run(main)
+    finally:
+        may_speak.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for sock in (listener, wakes, wake, *peers):
+            sock.close()
 
 
 def test_over_tls_a_better_path_is_taken_when_the_old_one_is_quiet(lab: Lab, run: Run) -> None:

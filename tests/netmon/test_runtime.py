@@ -67,6 +67,7 @@ def test_what_is_asked_of_a_closed_loop_does_nothing(loop_factory: LoopFactory) 
         runtime.call_soon(pytest.fail)
         runtime.call_later(0.0, pytest.fail).cancel()
         runtime.call_at(runtime.time(), pytest.fail).cancel()
+        runtime.call_after_reading(0.0, pytest.fail).cancel()
         runtime.add_reader(sock, pytest.fail)
         runtime.remove_reader(sock)
         runtime.add_writer(sock, pytest.fail)
@@ -97,6 +98,34 @@ async def test_calls_come_at_their_time() -> None:
     due = runtime.time() + 0.02
     runtime.call_at(due, lambda: called.set_result(runtime.time()))
     assert await called >= due - 0.002  # libuv counts milliseconds
+
+
+async def test_what_arrived_while_the_loop_was_busy_is_read_before_a_deadline_that_allows_it() -> None:
+    runtime = runtime_of(asyncio.get_running_loop())
+    called: list[str] = []
+    over = asyncio.get_running_loop().create_future()
+
+    def busy() -> None:
+        runtime.remove_reader(wakes)
+        theirs.send(b"x")
+        time.sleep(0.05)
+
+    def read() -> None:
+        called.append("read")
+        ours.recv(1)
+
+    ours, theirs = socket.socketpair()
+    wakes, wake = socket.socketpair()
+    with ours, theirs, wakes, wake:
+        runtime.add_reader(ours, read)
+        runtime.add_reader(wakes, busy)
+        wake.send(b"x")
+        runtime.call_after_reading(0.02, called.append, "cancelled").cancel()
+        runtime.call_after_reading(0.02, called.append, "deadline")
+        runtime.call_after_reading(0.02, over.set_result, None)
+        await over
+        runtime.remove_reader(ours)
+    assert called == ["read", "deadline"]
 
 
 def test_a_loop_with_a_clock_of_its_own_is_asked_for_the_time() -> None:
