@@ -13,10 +13,10 @@ import os
 import re
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 from unittest import mock
 
 import trustme
@@ -24,9 +24,8 @@ from aioquic.asyncio.server import serve as serve_quic
 from aioquic.quic.configuration import QuicConfiguration
 
 from bindsock.testing.lab import Lab
-from tests.serving import serve_inside
+from tests.serving import Conversations, serve_inside
 
-Talk: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ADDRESS = "192.0.2.1"
 NAMES = ("example.com", "api.example.com", "logs.example.com", "vpn.example.com", "chat.example.com")
 HTTP, HTTPS, LINES, LOGS, METRICS, QUIC = 80, 443, 6667, 5140, 8125, 4433
@@ -95,7 +94,7 @@ class Servers:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._records: dict[str, int] = {}
         self._streams: set[asyncio.Task[None]] = set()
-        self._talking: dict[asyncio.StreamWriter, asyncio.Task[Any]] = {}
+        self._conversations = Conversations()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -119,10 +118,10 @@ class Servers:
         self._certificate.private_key_pem.write_to_path(str(key))
         context.load_cert_chain(chain, key)
         listeners = [
-            await asyncio.start_server(self._talk_by(_http), ADDRESS, HTTP),
-            await asyncio.start_server(self._talk_by(_http), ADDRESS, HTTPS, ssl=_tls(self._certificate)),
-            await asyncio.start_server(self._talk_by(_lines), ADDRESS, LINES),
-            await asyncio.start_server(self._talk_by(self._logs), ADDRESS, LOGS),
+            await asyncio.start_server(self._conversations.by(_http), ADDRESS, HTTP),
+            await asyncio.start_server(self._conversations.by(_http), ADDRESS, HTTPS, ssl=_tls(self._certificate)),
+            await asyncio.start_server(self._conversations.by(_lines), ADDRESS, LINES),
+            await asyncio.start_server(self._conversations.by(self._logs), ADDRESS, LOGS),
         ]
         echo, _ = await loop.create_datagram_endpoint(_Echo, local_addr=(ADDRESS, METRICS))
         quic = await serve_quic(ADDRESS, QUIC, configuration=context, stream_handler=self._quic_stream)
@@ -132,26 +131,7 @@ class Servers:
             listener.close()
         echo.close()
         quic.close()
-        for writer in self._talking:
-            writer.transport.abort()
-        await asyncio.gather(*self._talking.values(), return_exceptions=True)
-
-    def _talk_by(self, talk: Talk) -> Talk:
-        """Serve a connection by ``talk``, and close it afterwards, or when the servers end."""
-
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._talking[writer] = task
-            try:
-                await talk(reader, writer)
-            except (OSError, asyncio.IncompleteReadError):  # the client's uplink is down, or the client has ended
-                pass
-            finally:
-                del self._talking[writer]
-                writer.close()
-
-        return serve
+        await self._conversations.end()
 
     def _quic_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(_lines(reader, writer))

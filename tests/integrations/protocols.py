@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
 
 import bson
 import dnslib  # type: ignore[import-untyped]
-
-Talk: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
 
 MDNS_PORT = 5353
 MDNS_GROUP = "224.0.0.251"

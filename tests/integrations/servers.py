@@ -28,7 +28,7 @@ from aioquic.quic.connection import QuicConnection
 
 from bindsock.testing.lab import Lab
 from tests.integrations import protocols
-from tests.serving import serve_inside
+from tests.serving import Conversations, Talk, serve_inside
 
 HTTP, HTTPS, WEBSOCKET, SECURE_WEBSOCKET, SSH, REDIS, QUIC, DNS, SINK, START_TLS = (
     8080, 8443, 8765, 8766, 8022, 6379, 4433, 53, 9999, 9998,
@@ -84,7 +84,7 @@ class Servers:
         self._server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         certificate.configure_cert(self._server_context)
         self._redis_subscribers: set[asyncio.StreamWriter] = set()
-        self._talking: set[asyncio.StreamWriter] = set()
+        self._conversations = Conversations()
         self._neighbours: list[socket.socket] = []
 
     def __enter__(self) -> Self:
@@ -161,6 +161,7 @@ class Servers:
                 await stack.enter_async_context(server())
             self._ready.set_result(asyncio.get_running_loop())
             await self._ended.wait()
+        await self._conversations.end()
 
     @contextlib.asynccontextmanager
     async def _http(self) -> AsyncIterator[None]:
@@ -249,45 +250,38 @@ class Servers:
     async def _streams(self) -> AsyncIterator[None]:
         async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.seen("sink", writer.get_extra_info("peername")[0])
-            writer.close()
 
         async def upgrade(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             source = self.seen("start_tls", writer.get_extra_info("peername")[0])
-            with contextlib.suppress(OSError):
-                await reader.readline()
-                writer.write(b"go ahead\n")
-                await writer.start_tls(self._server_context)
-                writer.write(f"{source}\n".encode())
-                await writer.drain()
-                writer.close()
+            await reader.readline()
+            writer.write(b"go ahead\n")
+            await writer.start_tls(self._server_context)
+            writer.write(f"{source}\n".encode())
+            await writer.drain()
 
+        by = self._conversations.by
         servers = [
-            await asyncio.start_server(sink, self.host, SINK),
-            await asyncio.start_server(upgrade, self.host, START_TLS),
-            await asyncio.start_server(self._redis, self.host, REDIS),
+            await asyncio.start_server(by(sink), self.host, SINK),
+            await asyncio.start_server(by(upgrade), self.host, START_TLS),
+            await asyncio.start_server(by(self._redis), self.host, REDIS),
         ]
         yield
         for server in servers:
             server.close()
-        for writer in self._redis_subscribers:  # one whose uplink went away never hears of the end
-            writer.transport.abort()
 
     @contextlib.asynccontextmanager
     async def _protocols(self) -> AsyncIterator[None]:
-        def serving(name: str, talk: protocols.Talk) -> protocols.Talk:
+        def serving(name: str, talk: Talk) -> Talk:
             async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 self.seen(name, writer.get_extra_info("peername")[0])
-                self._talking.add(writer)
-                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                    await talk(reader, writer)
-                    await writer.drain()
-                self._talking.discard(writer)
-                writer.close()
+                await talk(reader, writer)
+                await writer.drain()
 
             return serve
 
+        by = self._conversations.by
         servers = [
-            await asyncio.start_server(serving(name, talk), self.host, port, ssl=self._server_context if tls else None)
+            await asyncio.start_server(by(serving(name, talk)), self.host, port, ssl=self._server_context if tls else None)
             for name, talk, port, tls in (
                 ("smtp", protocols.smtp, SMTP, False),
                 ("smtp", protocols.smtp, SMTP_TLS, True),
@@ -305,13 +299,11 @@ class Servers:
         yield
         for server in servers:
             server.close()
-        for writer in self._talking:  # one whose uplink went away never hears of the end
-            writer.transport.abort()
 
     async def _redis(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Redis, as much as a client needs to connect, to get a value and to subscribe."""
         source = writer.get_extra_info("peername")[0]
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             while line := await reader.readline():
                 words = []
                 for _ in range(int(line[1:])):
@@ -329,8 +321,8 @@ class Servers:
                 else:
                     writer.write(b"+OK\r\n")
                 await writer.drain()
-        self._redis_subscribers.discard(writer)
-        writer.close()
+        finally:
+            self._redis_subscribers.discard(writer)
 
     @contextlib.asynccontextmanager
     async def _quic(self) -> AsyncIterator[None]:
@@ -404,15 +396,13 @@ class Servers:
                     self.transport.sendto(answer(data, addr[0], datagram=True), addr)
 
         async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                length = int.from_bytes(await reader.readexactly(2), "big")
-                reply = answer(await reader.readexactly(length), writer.get_extra_info("peername")[0], datagram=False)
-                writer.write(len(reply).to_bytes(2, "big") + reply)
-                await writer.drain()
-            writer.close()
+            length = int.from_bytes(await reader.readexactly(2), "big")
+            reply = answer(await reader.readexactly(length), writer.get_extra_info("peername")[0], datagram=False)
+            writer.write(len(reply).to_bytes(2, "big") + reply)
+            await writer.drain()
 
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, local_addr=(self.host, DNS))
-        server = await asyncio.start_server(stream, self.host, DNS)
+        server = await asyncio.start_server(self._conversations.by(stream), self.host, DNS)
         yield
         server.close()
         transport.close()
