@@ -143,14 +143,14 @@ class Journey:
         *interfaces: str,
         families: tuple[int, ...] = (4, 6),
         gone: str | None = None,
-        gap: bool = False,
+        gap: tuple[int, ...] = (),
     ) -> None:
         """Trigger an event that makes another path the effective one.
 
         :param families: the IP versions of the path; connections of the other version are not affected
         :param gone: the uplink whose path fails, with the replies in flight; its plain streams end with an error, all others
             continue. ``None`` if all paths still work: then no reply is lost
-        :param gap: see :meth:`through`
+        :param gap: as for :meth:`through`
         """
         before, after = self.through(what, event, *interfaces, may_lose_replies=families if gone is not None else (), gap=gap)
         for name, state in after.items():
@@ -163,12 +163,19 @@ class Journey:
                 assert state.reconnected > before[name].reconnected, f"{name} at {what}"
 
     def through(
-        self, what: str, event: Callable[[], object], *interfaces: str, may_lose_replies: tuple[int, ...] = (), gap: bool = False
+        self,
+        what: str,
+        event: Callable[[], object],
+        *interfaces: str,
+        may_lose_replies: tuple[int, ...] = (),
+        gap: tuple[int, ...] = (),
     ) -> tuple[dict[str, State], dict[str, State]]:
         """Trigger an event, and wait until all connections work again.
 
-        :param gap: whether the event removes an IPv4 default route, but not its interface: datagrams that are sent before
-            bindsock reads the event then wait for the server on the link (docs/datagrams.md), and must be counted
+        :param gap: the IP versions of which the system may accept, and lose, datagrams while the event happens; bindsock must
+            count them. A device drops what it accepts while it is set down (linux net/core/dev.c, __dev_close_many). If an
+            IPv4 default route is removed, but not its interface, datagrams that are sent before bindsock reads the event wait
+            for the server on the link (docs/datagrams.md)
         :return: the states before and after
         """
         before = self.states()
@@ -177,7 +184,7 @@ class Journey:
         for version in (4, 6):
             sent = range(self._ends[version], after[f"datagrams {version}"].sent)
             self._ends[version] = sent.stop
-            part = _Part(what, version, sent, version not in may_lose_replies, gap and version == 4)
+            part = _Part(what, version, sent, version not in may_lose_replies, version in gap)
             self._parts.append(part)
             if part.replies_too:
                 self._await_replies(part)

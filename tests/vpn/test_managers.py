@@ -81,10 +81,10 @@ def test_connections_stay_through_renewed_leases_and_move_to_other_addresses(lab
         obtain(manager.start, FIRST)
         with beneath_a_vpn(lab, host, "wifi0") as journey:
             journey.undisturbed("renewal", lambda: obtain(manager.renew, FIRST), "wifi0")
-            journey.through("restart", lambda: obtain(manager.restart, FIRST), "wifi0", may_lose_replies=(4,), gap=True)
+            journey.through("restart", lambda: obtain(manager.restart, FIRST), "wifi0", may_lose_replies=(4,), gap=(4,))
             router.run(lease(SECOND))
             anew = functools.partial(obtain, manager.ask_anew, SECOND)
-            journey.through("another lease", anew, "wifi0", may_lose_replies=manager.takes, gap=True)
+            journey.through("another lease", anew, "wifi0", may_lose_replies=manager.takes, gap=(4,))
             decided_right(lab, VPN, "wifi0")
             left_by(lab, journey.fresh(), "wifi0")
 
@@ -102,7 +102,7 @@ def test_connections_move_to_another_lease_beneath_every_kind_of_vpn(lab: Lab, t
             for address in (SECOND, FIRST):
                 router.run(lease(address))
                 anew = functools.partial(obtain, manager.ask_anew, address)
-                journey.through(f"lease of {address}", anew, "wifi0", may_lose_replies=(4,), gap=True)
+                journey.through(f"lease of {address}", anew, "wifi0", may_lose_replies=(4,), gap=(4,))
                 decided_right(lab, vpn, "wifi0")
             left_by(lab, journey.fresh(), "wifi0")
 
@@ -117,7 +117,7 @@ def test_connections_leave_an_uplink_whose_leased_default_a_vpn_replaces(lab: La
         journey = stack.enter_context(Journey(lab))
         journey.settled("wifi0")
         stack.enter_context(nothing_through_the_tunnel(lab, vpn.device))
-        journey.moves("start of the VPN", lambda: vpn.start(host), "eth0", "wifi0", families=(4,), gone="wifi0", gap=True)
+        journey.moves("start of the VPN", lambda: vpn.start(host), "eth0", "wifi0", families=(4,), gone="wifi0", gap=(4,))
         has_the_default(lab, vpn)
         decided_right(lab, vpn, "eth0", "wifi0")
         router.run(lease(SECOND))
@@ -144,7 +144,7 @@ def test_connections_stay_when_networkd_takes_the_default_from_the_vpn(lab: Lab,
                 host.until(f"! ip -4 rule | grep -q {VPN_TABLE} && ! ip -6 rule | grep -q {VPN_TABLE}")
                 obtains(host, "", FIRST)
 
-            journey.through("removal of the rules", configure_again, "wifi0", may_lose_replies=manager.takes, gap=True)
+            journey.through("removal of the rules", configure_again, "wifi0", may_lose_replies=manager.takes, gap=(4,))
             for _, decision in decisions(lab):
                 assert (decision["interface"], decision["tunnels"]) == ("wifi0", [])
             left_by(lab, journey.fresh(), "wifi0")

@@ -61,7 +61,7 @@ def test_connections_stay_beneath_a_vpn_whatever_it_does(lab: Lab, tmp_path: Pat
         start_and_restart(lab, vpn, host, journey)
         journey.moves("a better uplink", lambda: lab.default("eth0"), "eth0")
         decided_right(lab, vpn, "eth0")
-        journey.moves("loss of the uplink", lambda: lab.down("eth0"), "wifi0", gone="eth0")
+        journey.moves("loss of the uplink", lambda: lab.down("eth0"), "wifi0", gone="eth0", gap=(4, 6))
         journey.moves("its return", lambda: lab.up("eth0"), "eth0")
         journey.moves("the other uplink", lambda: lab.default("wifi0"), "wifi0")
         journey.moves("another address", lambda: lab.renumber("wifi0", "b"), "wifi0", gone="wifi0")
@@ -78,7 +78,7 @@ def test_connections_go_by_the_uplink_that_a_vpn_without_a_device_uses(lab: Lab,
         start_and_restart(lab, vpn, host, journey)
         journey.moves("a better uplink", lambda: lab.default("eth0"), "wifi0", "eth0", families=(6,))
         decided_right(lab, vpn, "wifi0", "eth0")
-        journey.through("loss of the VPN's uplink", lambda: lab.down("wifi0"), "eth0", may_lose_replies=(4,))
+        journey.through("loss of the VPN's uplink", lambda: lab.down("wifi0"), "eth0", may_lose_replies=(4,), gap=(4,))
         decided_right(lab, vpn, "eth0")
         journey.undisturbed("its return", lambda: lab.up("wifi0"), "eth0")
         left_by(lab, journey.fresh(), "eth0")
@@ -91,7 +91,7 @@ def test_connections_go_by_the_uplink_that_a_vpn_without_a_device_uses(lab: Lab,
 @pytest.mark.parametrize("vpn", cases(REPLACING))
 def test_connections_move_when_a_vpn_deletes_the_default_of_their_uplink(lab: Lab, tmp_path: Path, vpn: Vpn) -> None:
     with beside(lab, tmp_path, vpn) as (host, journey):
-        deleted = functools.partial(journey.moves, families=(4,), gone="wifi0", gap=True)
+        deleted = functools.partial(journey.moves, families=(4,), gone="wifi0", gap=(4,))
         deleted("start", lambda: vpn.start(host), "eth0", "wifi0")
         has_the_default(lab, vpn)
         decided_right(lab, vpn, "eth0", "wifi0")
