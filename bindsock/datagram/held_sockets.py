@@ -90,6 +90,11 @@ class HeldSockets:
         """What the sockets are bound to."""
         return frozenset(place_of(held.path) for held in self._held if held.path is not None)
 
+    @property
+    def everywhere(self) -> list[socket.socket]:
+        """The sockets that are bound to no interface."""
+        return [held.sock for held in self._held if not isinstance(held.way, int)]
+
     def keep(self, sock: socket.socket, path: Path, source: IPAddress | None) -> None:
         """Let an old socket receive for a while."""
         if self._runtime.closed:

@@ -377,21 +377,23 @@ class DatagramMover:
             try:
                 fresh = self._duplicate(placement, network)
             except OSError as error:
-                # Another socket has the requested port on the new interface. An in-place move with a gap keeps the port.
+                # On macOS two sockets cannot have the requested port. An in-place move with a gap keeps it.
                 if error.errno != errno.EADDRINUSE:
                     raise
-                in_place.move(self.sock, self.peer, placement, network)
+                self._move_in_place(placement, network)
             else:
                 self._swap(fresh, placement, network)
         else:
             if not self._make_room(placement):
                 return
             try:
-                in_place.move(self.sock, self.peer, placement, network)
+                self._move_in_place(placement, network)
             except OSError as error:
-                if not in_place.broken or placement.path is None or self._endpoint.replaceable is None:
+                taken = error.errno == errno.EADDRINUSE
+                if not (in_place.broken or taken) or placement.path is None or self._endpoint.replaceable is None:
                     raise
-                # A socket that lost its device half-way cannot always be bound again (see ``Kernel.rebind``); a new one can.
+                # A socket that lost its device half-way cannot always be bound again (see ``Kernel.rebind``); a new one can. If
+                # another program has the port on the new interface, a new one gets another port.
                 try:
                     fresh = self._duplicate(placement, network)
                 except OSError as again:
@@ -399,6 +401,10 @@ class DatagramMover:
                     raise error from None
                 _logger.debug("cannot move a datagram socket in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
+
+    def _move_in_place(self, placement: Placement, network: Network) -> None:
+        everywhere = self._held.everywhere if self._held is not None else ()
+        self.in_place.move(self.sock, self.peer, placement, network, sharing=everywhere)
 
     def _make_room(self, placement: Placement) -> bool:
         """Close another socket that is on the interface already, and may have the port.

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from bindsock.dial.binding import NONBLOCKING, local_text
 from bindsock.dial.resolving import SockAddr, address_of
 from bindsock.errors import BindFailed
+from bindsock.kernel.sockets import sharing_ports
 from bindsock.model.network import unmapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface, IPAddress
@@ -94,14 +95,17 @@ class SocketSpec:
                     call="bind",
                 )
             kernel.bind(sock, interface)
-        if port is None:
-            port = self.port
         if own is not None:
-            sock.bind((local_text(own, self.family), port))
+            local: SockAddr | None = (local_text(own, self.family), 0)
         elif self.local is not None:
-            sock.bind((self.local[0], port, *self.local[2:]))
-        elif port:
-            sock.bind(("", port))
+            local = self.local
+        else:
+            local = ("", 0) if port else None
+        if port and not self.port:
+            assert local is not None
+            kernel.bind_port(sock, local, port)
+        elif local is not None:
+            sock.bind((local[0], self.port if port is None else port, *local[2:]))
         if self.peer is not None:
             sock.connect(self.peer)
 
@@ -130,7 +134,7 @@ class SocketSpec:
             try:
                 if like is not None:
                     copy_options(like, sock)
-                with _sharing_ports(sock, sharing) if sharing else _ALONE:
+                with sharing_ports(sock, *sharing) if sharing else _ALONE:
                     self.bind_and_connect(sock, kernel, interface, port, own)
             except BaseException as error:
                 sock.close()
@@ -141,23 +145,6 @@ class SocketSpec:
             return sock
         assert refusal is not None
         raise refusal
-
-
-@contextlib.contextmanager
-def _sharing_ports(fresh: socket.socket, others: Sequence[socket.socket]) -> Iterator[None]:
-    """Let a new socket be bound to the port of others.
-
-    All of them need SO_REUSEADDR at that moment (linux net/ipv4/udp.c, udp_lib_lport_inuse), and none of them afterwards.
-    """
-    socks = (fresh, *others)
-    before = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks]
-    for sock in socks:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        yield
-    finally:
-        for sock, value in zip(socks, before, strict=True):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, value)
 
 
 _COPIED = (

@@ -308,6 +308,32 @@ class Kernel(Protocol):
         :raises BindFailed: a step failed; the socket is never left unbound: it stays bound, or cannot send
         """
 
+    def bind_port(self, sock: socket.socket, address: tuple[Any, ...], port: int) -> None:
+        """Bind a new datagram socket to an address, and to the port that the system chose for the socket that it replaces.
+
+        :param address: as for ``bind()``; its port does not count
+        :raises OSError: another socket has the port (EADDRINUSE), or the address is not available
+        """
+
+    def check_port(
+        self,
+        sock: socket.socket,
+        interface: Interface | None,
+        *,
+        keeps_address: bool = False,
+        sharing: Sequence[socket.socket] = (),
+    ) -> None:
+        """Check, before a datagram socket is moved, that no other socket has its port on the interface.
+
+        Linux does not check this when a bound socket is moved (``net/core/sock.c``, sock_bindtoindex_locked), and would give the
+        answers for one socket to the other. Sockets with SO_REUSEADDR or SO_REUSEPORT may share their port: they are not checked.
+
+        :param interface: the new interface; ``None`` if the socket is to be unbound
+        :param keeps_address: whether the socket keeps its local address, too, which the program has chosen
+        :param sharing: other sockets with which it may share the port
+        :raises BindFailed: another socket has the port (EADDRINUSE)
+        """
+
     def unbind(self, sock: socket.socket) -> None:
         """Unbind a socket from its interface. A datagram socket stays connected, with the source address of its new route.
 

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import ipaddress
 import math
+import socket
 import struct
 import termios
 import weakref
@@ -16,8 +17,7 @@ from bindsock.errors import BindFailed
 from bindsock.model.network import unmapped
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bindsock.model.network import Interface
 
@@ -39,6 +39,22 @@ def fail(error: OSError, call: str, interface: Interface | None, message: str | 
     if message is None:
         message = f"the socket could not be bound to {name}" if name else "the socket could not be unbound"
     raise BindFailed(message, errno=error.errno, interface=name, call=call) from error
+
+
+@contextlib.contextmanager
+def sharing_ports(*socks: socket.socket) -> Iterator[None]:
+    """Let one of these datagram sockets be bound to the port of the others.
+
+    All of them need SO_REUSEADDR at that moment (linux net/ipv4/udp.c, udp_lib_lport_inuse), and none of them afterwards.
+    """
+    before = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks]
+    for sock in socks:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        yield
+    finally:
+        for sock, value in zip(socks, before, strict=True):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, value)
 
 
 def check_local_address(sock: socket.socket, interface: Interface, call: str, code: int = errno.EADDRNOTAVAIL) -> None:

@@ -40,6 +40,8 @@ class SimulatedKernel:
     binding_filters_ingress = True
     finished: bool = False
     """The result of :meth:`has_finished`."""
+    ports_taken: frozenset[str] = frozenset()
+    """Names of interfaces on which another socket has the port of each socket that is to move there."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -117,6 +119,20 @@ class SimulatedKernel:
         self, sock: socket.socket, interface: Interface, *, peer: tuple[object, ...] | None = None, port: int | None = None
     ) -> None:
         self._place("rebind", sock, interface)
+
+    def bind_port(self, sock: socket.socket, address: tuple[object, ...], port: int) -> None:
+        sock.bind((address[0], port, *address[2:]))
+
+    def check_port(
+        self,
+        sock: socket.socket,
+        interface: Interface | None,
+        *,
+        keeps_address: bool = False,
+        sharing: Sequence[socket.socket] = (),
+    ) -> None:
+        if interface is not None and interface.name in self.ports_taken:
+            raise BindFailed("another socket has the local port", errno=errno.EADDRINUSE, interface=interface.name, call="bind")
 
     def unbind(self, sock: socket.socket) -> None:
         self.binds.append(("unbind", ""))

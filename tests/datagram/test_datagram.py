@@ -1016,6 +1016,31 @@ async def test_a_better_path_that_cannot_be_had_leaves_the_old_one_in_use(scene:
     assert transport.get_extra_info("interface") == "eth0"
 
 
+async def test_a_new_socket_takes_over_where_another_program_has_the_port(scene: DatagramScene) -> None:
+    transport, protocol = scene.open()
+    scene.kernel.ports_taken = frozenset({"eth0"})
+    await scene.change(ETHERNET_ONLY)
+    transport.sendto(b"x")
+    assert scene.kernel.carried == [("eth0", b"x")]
+    assert scene.kernel.binds[-1] == ("bind", "eth0")
+    assert (scene.statistics.rebinds, scene.statistics.rebinds_failed) == (1, 0)
+    assert not protocol.errors
+
+
+async def test_a_requested_port_that_another_program_has_is_waited_for(scene: DatagramScene) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    transport, _ = scene.open(local=("0.0.0.0", port))
+    scene.kernel.ports_taken = frozenset({"eth0"})
+    await scene.change(ETHERNET_ONLY)
+    transport.sendto(b"x")
+    await until(lambda: scene.statistics.rebinds_failed >= 2)
+    assert scene.kernel.carried == []
+    scene.kernel.ports_taken = frozenset()
+    await until(lambda: scene.kernel.carried == [("eth0", b"x")])
+
+
 async def test_an_old_socket_that_takes_over_from_a_broken_one_is_whole(scene: DatagramScene) -> None:
     transport, _ = scene.open()
     await turn()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -357,6 +358,147 @@ async def test_from_a_dead_interface_it_moves_in_place(lab: Lab, family: socket.
     assert transport.get_extra_info("socket").fileno() == descriptor
     assert not protocol.errors
     transport.close()
+
+
+def has_the_port(interface: str, port: int, family: socket.AddressFamily) -> socket.socket:
+    """A socket of another program that has the port on an interface."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    bindsock.bind(sock, interface=interface)
+    sock.bind(("", port))
+    return sock
+
+
+def left_in(sock: socket.socket) -> list[bytes]:
+    datagrams = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            datagrams.append(sock.recv(2048))
+    return datagrams
+
+
+@FAMILIES
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+@pytest.mark.parametrize("moved_before", [False, True], ids=["first move", "second move"])
+async def test_a_port_that_another_socket_has_on_the_new_interface_is_not_shared(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, family: socket.AddressFamily, connected: bool, moved_before: bool
+) -> None:
+    set_overlap(monkeypatch, 0.0)
+    first, second = ("eth0", "wifi0") if moved_before else ("wifi0", "eth0")
+    remote = server(lab, family) if connected else None
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, None, remote, family=family)
+    to = None if connected else server(lab, family)
+    if moved_before:
+        # Its port is not the system's first choice any more.
+        lab.default("eth0")
+        await protocol.used("eth0")
+        await until(lambda: not transport._mover.held.sockets, seconds=PATIENCE)
+    _, port = await protocol.source(lab, to)
+    with has_the_port(second, port, family) as other:
+        lab.down(first)
+        interface, another = await protocol.source(lab, to)
+        assert interface == second
+        assert another != port
+        assert left_in(other) == []
+    transport.abort()
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", ["a certain port", "a socket of one's own"])
+async def test_a_port_that_must_be_kept_is_waited_for(lab: Lab, family: socket.AddressFamily, kind: str) -> None:
+    if kind == "a certain port":
+        wildcard = "0.0.0.0" if family == V4 else "::"
+        transport, protocol = await bindsock.create_datagram_endpoint(Echoes, (wildcard, 40124), family=family)
+    else:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock.bind(("", 40124))
+        transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    assert await protocol.source(lab, server(lab, family)) == ("wifi0", 40124)
+    with has_the_port("eth0", 40124, family) as other:
+        failed = bindsock.statistics().rebinds_failed
+        lab.down("wifi0")
+        await until(lambda: bindsock.statistics().rebinds_failed > failed, seconds=PATIENCE)
+        transport.sendto(b"ping", server(lab, family))
+        await until(lambda: bindsock.statistics().rebinds_failed > failed + 2, seconds=PATIENCE)
+        assert left_in(other) == []
+        assert bindsock.statistics().waiting == 1
+    async with asyncio.timeout(PATIENCE):
+        address, arrived_from, _ = (await protocol.replies.get()).split()
+    assert (lab.interface_of(address.decode().removeprefix("::ffff:")), int(arrived_from)) == ("eth0", 40124)
+    transport.abort()
+
+
+@FAMILIES
+async def test_a_better_path_where_another_socket_has_the_port_is_not_taken_yet(lab: Lab, family: socket.AddressFamily) -> None:
+    wildcard = "0.0.0.0" if family == V4 else "::"
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, (wildcard, 40125), server(lab, family))
+    assert await protocol.source(lab) == ("wifi0", 40125)
+    with has_the_port("eth0", 40125, family):
+        failed = bindsock.statistics().rebinds_failed
+        lab.default("eth0")
+        await until(lambda: bindsock.statistics().rebinds_failed > failed + 1, seconds=PATIENCE)
+        assert await protocol.source(lab) == ("wifi0", 40125)
+    await protocol.used("eth0")
+    assert await protocol.source(lab) == ("eth0", 40125)
+    transport.abort()
+
+
+async def test_sockets_that_share_their_port_on_purpose_move_on(lab: Lab) -> None:
+    local = ("0.0.0.0", 40126)
+    options: dict[str, Any] = {"family": V4, "reuse_port": True}
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, local, **options)
+    other, _ = await bindsock.create_datagram_endpoint(Echoes, local, interface="eth0", **options)
+    lab.down("wifi0")
+    await protocol.used("eth0")
+    assert transport.get_extra_info("sockname")[1] == other.get_extra_info("sockname")[1] == 40126
+    transport.abort()
+    other.abort()
+
+
+@FAMILIES
+async def test_the_sockets_of_one_endpoint_share_their_port_when_one_moves(lab: Lab, family: socket.AddressFamily) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, family=family)
+    _, port = await protocol.source(lab, server(lab, family))
+    with socket.socket(family, socket.SOCK_DGRAM) as neighbour:
+        # Another address of this host is reached by a socket that is bound to no interface.
+        neighbour.bind((lab.address("eth0", family), 0))
+        neighbour.settimeout(PATIENCE)
+        transport.sendto(b"x", neighbour.getsockname())
+        assert neighbour.recvfrom(10)[1][1] == port
+    lab.down("wifi0")
+    assert await protocol.source(lab, server(lab, family)) == ("eth0", port)
+    transport.abort()
+
+
+async def test_a_socket_of_the_programs_own_is_not_sent_by_where_another_has_its_port(lab: Lab) -> None:
+    kernel, eth0 = LinuxKernel(), socket.if_nametoindex("eth0")
+    async with bindsock.TransportFactory() as factory:
+        with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+            sock.bind(("", 40127))
+            factory.track(sock)
+            with has_the_port("eth0", 40127, V4):
+                lab.down("wifi0")
+                await until(lambda: factory.statistics().rebinds_failed > 1, seconds=PATIENCE)
+                assert kernel.bound(sock) != eth0
+            await until(lambda: kernel.bound(sock) == eth0, seconds=PATIENCE)
+
+
+def test_a_port_is_checked_before_a_socket_is_unbound_too(lab: Lab) -> None:
+    kernel = LinuxKernel()
+    interfaces = {interface.name: interface for interface in kernel.network().interfaces.values()}
+    with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+        kernel.check_port(sock, interfaces["eth0"])
+        kernel.bind(sock, interfaces["wifi0"])
+        sock.bind(("", 40128))
+        kernel.check_port(sock, None)
+        kernel.check_port(sock, interfaces["wifi0"])
+        with has_the_port("eth0", 40128, V4):
+            for interface in (None, interfaces["eth0"]):
+                with pytest.raises(bindsock.BindFailed, match="another socket has the local port 40128") as caught:
+                    kernel.check_port(sock, interface)
+                assert (caught.value.errno, caught.value.call) == (errno.EADDRINUSE, "bind")
+        kernel.check_port(sock, interfaces["eth0"])
+        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
 
 
 @FAMILIES

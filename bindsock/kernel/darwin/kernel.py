@@ -98,6 +98,20 @@ class DarwinKernel:
         """Move a datagram socket in place; it keeps its port. See :func:`bindsock.kernel.darwin.sockets.rebind`."""
         sockets.rebind(sock, interface, peer)
 
+    def bind_port(self, sock: socket.socket, address: tuple[Any, ...], port: int) -> None:
+        """Ask for the port by its number."""
+        sock.bind((address[0], port, *address[2:]))
+
+    def check_port(
+        self,
+        sock: socket.socket,
+        interface: Interface | None,
+        *,
+        keeps_address: bool = False,
+        sharing: Sequence[socket.socket] = (),
+    ) -> None:
+        """Nothing to check: a port belongs to one socket on all interfaces (``bsd/netinet/in_pcb.c``, in_pcbbind)."""
+
     def unbind(self, sock: socket.socket) -> None:
         """Unbind a socket from its interface."""
         sockets.unbind(sock)

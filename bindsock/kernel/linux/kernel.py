@@ -157,6 +157,21 @@ class LinuxKernel:
         sockets.rebind(sock, interface, peer, port)
         self._warn_of_strict_filter(interface)
 
+    def bind_port(self, sock: socket.socket, address: tuple[Any, ...], port: int) -> None:
+        """See :func:`bindsock.kernel.linux.sockets.bind_port`."""
+        sockets.bind_port(sock, address, port)
+
+    def check_port(
+        self,
+        sock: socket.socket,
+        interface: Interface | None,
+        *,
+        keeps_address: bool = False,
+        sharing: Sequence[socket.socket] = (),
+    ) -> None:
+        """Bind a second socket to the port for a moment, 10 µs."""
+        sockets.check_port(sock, interface, keeps_address, sharing)
+
     def unbind(self, sock: socket.socket) -> None:
         """Unbind a socket from its interface."""
         sockets.unbind(sock)

@@ -24,11 +24,11 @@ from bindsock.errors import BindFailed
 from bindsock.kernel import sockets as shared
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
-from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
+from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped, sharing_ports
 from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface, IPAddress
@@ -37,6 +37,9 @@ _SO_BINDTODEVICE = 25
 _SO_MARK = 36
 _SO_BINDTOIFINDEX = 62
 _IP_UNICAST_IF = 50
+_IP_LOCAL_PORT_RANGE = 51
+_RANGE = struct.Struct("=I")
+"""The lowest port in the lower half, the highest in the upper half."""
 _IPV6_UNICAST_IF = 76
 _SIOCGIFNAME = 0x8910
 _SIOCGIFFLAGS = 0x8913
@@ -193,6 +196,70 @@ def chosen_options(sock: socket.socket) -> frozenset[str]:
     return frozenset(found)
 
 
+def check_port(sock: socket.socket, interface: Interface | None, keeps_address: bool, sharing: Sequence[socket.socket]) -> None:
+    """Check that no other socket has the port of a datagram socket on the interface to which it is to move.
+
+    While a socket is unbound, the kernel gives its port to no other on any interface.
+
+    :raises BindFailed: another socket has it
+    """
+    name = sock.getsockname()
+    if interface is not None and _keeps_its_port(sock, name[1]):
+        return  # the kernel checks it in rebind()
+    now = bound(sock)
+    if now is None or not name[1] or (interface is not None and now == interface.index):
+        return
+    if any(sock.getsockopt(socket.SOL_SOCKET, option) for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT)):
+        return
+    family = _family(sock)
+    own = (*sharing, sock) if interface is None else sharing
+    with socket.socket(family, _SOCK_DGRAM) as probe:
+        if family == _AF_INET6:
+            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        try:
+            if interface is not None:
+                _set_device(probe, interface.index)
+            with sharing_ports(probe, *own) if own else contextlib.nullcontext():
+                probe.bind(name if keeps_address else ("", name[1]))
+        except OSError as error:
+            # The move itself meets the other errors.
+            if error.errno == errno.EADDRINUSE:
+                where = f"on {interface.name}" if interface is not None else "on an interface"
+                fail(error, "bind", interface, f"another socket has the local port {name[1]} {where}")
+
+
+def bind_port(sock: socket.socket, address: Sockaddr, port: int) -> None:
+    """Bind a socket to an address, and to a port that the kernel chose before, so that it still counts as the kernel's choice.
+
+    A socket keeps a port that was asked for by number when it is disconnected, and the kernel does not check the port when the
+    socket is then bound to another interface. So the range of ports to choose from is limited to this one (IP_LOCAL_PORT_RANGE,
+    Linux 6.3, ``net/ipv4/ip_sockglue.c``). Before Linux 6.3 the port is asked for by number.
+
+    :raises OSError: another socket has the port (EADDRINUSE)
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.pack(port << 16 | port))
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        sock.bind((address[0], port, *address[2:]))
+        return
+    sock.bind((address[0], 0, *address[2:]))
+    if sock.getsockname()[1] != port:
+        # The system's range of ports no longer includes it (net.ipv4.ip_local_port_range).
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _keeps_its_port(sock: socket.socket, port: int) -> bool:
+    """Whether :func:`bind_port` has bound the socket."""
+    only = _RANGE.pack(port << 16 | port)
+    try:
+        return port != 0 and sock.getsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.size) == only
+    except OSError:
+        return False
+
+
 def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, port: int | None) -> None:
     """Move a datagram socket to the interface. It keeps its descriptor, port, queue and peer.
 
@@ -213,17 +280,18 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
             fail(error, "getpeername", interface)
         connected = None
     if connected is None and peer is None and (port is None or sock.getsockname()[1]):
-        # Not connected: the kernel chooses the source for each datagram, so only the device changes. With CAP_NET_RAW, or if the
-        # socket is unbound, one call is enough and the socket is never without a device.
+        # Not connected: the kernel chooses the source for each datagram, so only the device changes.
         if bound(sock) == interface.index:
             return
-        try:
-            _set_device(sock, interface.index)
-        except OSError as error:
-            if error.errno != errno.EPERM:
-                fail(error, "SO_BINDTOIFINDEX", interface)
-        else:
-            return
+        # With CAP_NET_RAW, or if the socket is unbound, one call is enough and the socket is never without a device.
+        if not _keeps_its_port(sock, sock.getsockname()[1]):
+            try:
+                _set_device(sock, interface.index)
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    fail(error, "SO_BINDTOIFINDEX", interface)
+            else:
+                return
     _rebind_and_connect(sock, interface, connected or peer, port)
 
 
@@ -249,7 +317,7 @@ def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: 
         left = sock.getsockname()
         if port and not left[1]:
             step = "bind"
-            sock.bind((left[0], port, *left[2:]))
+            bind_port(sock, left, port)
         if peer is not None:
             step = "connect"
             sock.connect(rescoped(peer, interface))
