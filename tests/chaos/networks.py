@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,8 +70,15 @@ _PARTS = (
 )
 
 
+_CONNECTIONS = "ss --tcp --mptcp --numeric --no-header --extended --info"
+
+
 def described(lab: Lab) -> str:
-    """The addresses, neighbours, rules, routes and multipath endpoints of the host and of the router, for a person to read."""
+    """The network, for a person to read.
+
+    These are the addresses, neighbours, rules, routes and multipath endpoints of the host and of the router, and the connections
+    and subflows, with their timers, as the host and the server see them.
+    """
     paragraphs = []
     for end in ("host", "router"):
         for part in _PARTS:
@@ -78,6 +86,15 @@ def described(lab: Lab) -> str:
                 text = lab.ip(*part.split(), namespace=end)
             except subprocess.CalledProcessError as error:
                 text = error.stderr
-            told = [line for line in text.splitlines() if " table local " not in line]
-            paragraphs.append("\n      ".join([f"{end}, ip {part}:", *(told or ["none"])]))
+            paragraphs.append(_paragraph(f"{end}, ip {part}", text))
+    if shutil.which("ss") is not None:
+        for side in ("host", "server"):
+            with lab.inside(side):
+                shown = subprocess.run(_CONNECTIONS.split(), capture_output=True, text=True)
+            paragraphs.append(_paragraph(f"{side}, {_CONNECTIONS}", shown.stdout + shown.stderr))
     return "\n    ".join(paragraphs)
+
+
+def _paragraph(title: str, text: str) -> str:
+    told = [line for line in text.splitlines() if " table local " not in line]
+    return "\n      ".join([f"{title}:", *(told or ["none"])])

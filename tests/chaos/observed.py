@@ -36,7 +36,7 @@ class Observed:
     complaints: str = ""
     """The standard error of all processes."""
     network: str = ""
-    """Addresses, neighbours, rules and routes of the host and of the router, if a conversation was not answered in time."""
+    """The network and its connections, for a person to read, if a conversation was not answered in time."""
 
 
 def failures(observed: Observed) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from bindsock.testing.lab import Lab
@@ -17,4 +19,5 @@ def test_a_network_is_described(lab: Lab) -> None:
     assert "default via" in others
     assert " table local " not in others
     assert "ip neighbour:" in router
+    assert shutil.which("ss") is None or "host, ss --tcp" in router
     assert "Error" not in host + router
