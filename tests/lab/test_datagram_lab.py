@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 import bindsock
 from bindsock.datagram import open as datagram
 from bindsock.datagram.socket_spec import SocketSpec
-from bindsock.kernel.linux import LinuxKernel
+from bindsock.kernel.linux import LinuxKernel, sockets
 from bindsock.model.network import Interface
 from bindsock.testing.lab import Lab, VpnMode
 from tests.lab.stream_runner import Streaming, overflows_at_server
@@ -400,6 +401,37 @@ async def test_a_port_that_another_socket_has_on_the_new_interface_is_not_shared
         assert interface == second
         assert another != port
         assert left_in(other) == []
+    transport.abort()
+
+
+async def test_before_linux_6_3_no_port_is_shared_either(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_IP_LOCAL_PORT_RANGE", 250)  # an option that the kernel does not have
+    set_overlap(monkeypatch, 0.0)
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab))
+    _, port = await protocol.source(lab)
+    lab.down("wifi0")
+    assert await protocol.source(lab) == ("eth0", port)
+    lab.up("wifi0")
+    await protocol.used("wifi0")
+    await until(lambda: not transport._mover.held.sockets, seconds=PATIENCE)
+    assert await protocol.source(lab) == ("wifi0", port)
+    with has_the_port("eth0", port, V4):
+        lab.down("wifi0")
+        interface, another = await protocol.source(lab)
+    assert interface == "eth0"
+    assert another != port
+    transport.abort()
+
+
+async def test_a_port_that_no_longer_is_in_the_systems_range_is_given_up(lab: Lab) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab))
+    _, port = await protocol.source(lab)
+    first = 20000 if port >= 30000 else 40000
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{first} {first + 1000}")
+    lab.down("wifi0")
+    interface, another = await protocol.source(lab)
+    assert interface == "eth0"
+    assert first <= another <= first + 1000
     transport.abort()
 
 
