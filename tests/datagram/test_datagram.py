@@ -193,13 +193,24 @@ class DatagramScene:
         placement = requirement.first_placement(decider)
         assert placement.path is not None
         sock = spec.make()
-        spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
+        try:
+            spec.bind_and_connect(sock, self.kernel, decider.network.interfaces[placement.path.index])
+        except OSError:
+            sock.close()
+            raise
         mover = DatagramMover(self.watcher, Endpoint(requirement, spec, False, pin, overlap), sock, placement)
         protocol = RecordingProtocol()
         transport = DatagramTransport(runtime_of(self.loop), protocol, mover, self.statistics, remote=spec.remote)
         mover.start(transport, decider)
         self.transports.append(transport)
         return transport, protocol
+
+    def open_at_a_port(self) -> tuple[Any, int]:
+        """Open a transport that asks for a free port, beyond those that the system gives to others."""
+        for port in range(20000, 30000):
+            with contextlib.suppress(OSError):
+                return self.open(local=("0.0.0.0", port))[0], port
+        raise AssertionError("no port is free")
 
     async def change(self, new: Network) -> None:
         """Change the network, and wait until all transports have followed."""
@@ -562,11 +573,7 @@ async def test_a_pin_stays_and_follows_its_name(scene: DatagramScene) -> None:
 
 
 async def test_options_and_the_port_go_along(scene: DatagramScene) -> None:
-    free = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-    free.close()
-    transport, _ = scene.open(local=("0.0.0.0", port))
+    transport, port = scene.open_at_a_port()
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x10)
@@ -1028,10 +1035,7 @@ async def test_a_new_socket_takes_over_where_another_program_has_the_port(scene:
 
 
 async def test_a_requested_port_that_another_program_has_is_waited_for(scene: DatagramScene) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    transport, _ = scene.open(local=("0.0.0.0", port))
+    transport, _ = scene.open_at_a_port()
     scene.kernel.ports_taken = frozenset({"eth0"})
     await scene.change(ETHERNET_ONLY)
     transport.sendto(b"x")
