@@ -1,9 +1,11 @@
 """Moves the sockets of a datagram transport: carries out the orders of :mod:`bindsock.datagram.plan`.
 
-If the old interface is dead, the socket is bound again in place: same descriptor, same port. If it still works and another one is
-better, a second socket takes over. The endpoint sends by the new socket at once, and the old socket receives for ``overlap``
-seconds more, or until its interface is gone, so that replies in flight are not lost. If the endpoint returns to that interface
-meanwhile, the old socket takes over again.
+If the old interface is dead, the socket is bound again in place: same descriptor, same port. If another program has the port on
+the new interface, a new socket with another port takes over; an endpoint that asked for its port waits until it is free.
+
+If the old interface still works and another one is better, a second socket takes over. The endpoint sends by the new socket at
+once, and the old socket receives for ``overlap`` seconds more, or until its interface is gone, so that replies in flight are not
+lost. If the endpoint returns to that interface meanwhile, the old socket takes over again.
 
 Moves are level-triggered: each reading of the network is compared with the placement of the socket. A failed move is tried again
 after growing delays. Until it succeeds, datagrams are held, unless the old path still works.
