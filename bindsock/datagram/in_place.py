@@ -28,7 +28,7 @@ from bindsock.netmon.no_interface import no_effective_interface
 if TYPE_CHECKING:
     import socket
     import weakref
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
@@ -146,32 +146,29 @@ class InPlace:
             return False
 
     def move(
-        self,
-        sock: socket.socket,
-        peer: SockAddr | None,
-        placement: Placement,
-        network: Network,
-        *,
-        sharing: Sequence[socket.socket] = (),
+        self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network, *, replaceable: bool = False
     ) -> None:
         """Bind the socket to the interface of another placement, or unbind it.
 
         There is no moment at which the socket could send unbound (see ``Kernel.rebind``).
 
         :param peer: the address that the socket is connected to
-        :param sharing: other sockets with which it may share its port
+        :param replaceable: whether the system chose its port, and another socket can take over
         :raises NoRoute: no route to the destination leaves by the interface; the socket has not been changed
-        :raises BindFailed: the system refused. If another socket has the port (EADDRINUSE), the socket has not been changed
+        :raises BindFailed: the system refused. If another socket has the port (EADDRINUSE), a socket that is not replaceable has
+            not been changed
         """
         self.check_route(placement, network)
+        kernel = self._watcher.kernel
         interface = network.interfaces[placement.path.index] if placement.path is not None else None
-        chosen = self.requirement is not None and self.requirement.address is not None
-        self._watcher.kernel.check_port(sock, interface, keeps_address=chosen, sharing=sharing)
+        if interface is not None:
+            chosen = self.requirement is not None and self.requirement.address is not None
+            kernel.check_port(sock, interface, keeps_address=chosen, replaceable=replaceable)
         self.broken, self._source_known = True, False
         if interface is None:
-            self._watcher.kernel.unbind(sock)
+            kernel.unbind(sock, peer=peer, port=self.port(sock) or None)
         else:
-            self._watcher.kernel.rebind(sock, interface, peer=peer, port=self.port(sock) or None)
+            kernel.rebind(sock, interface, peer=peer, port=self.port(sock) or None, replaceable=replaceable)
             self.check_source(sock, peer, placement, network)
         self.moved(placement, network)
 

@@ -13,6 +13,7 @@ after growing delays. Until it succeeds, datagrams are held, unless the old path
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import logging
@@ -27,6 +28,7 @@ from bindsock.datagram.plan import Facts, Orders, Place, Placement, Requirement,
 from bindsock.datagram.ways import Ways
 from bindsock.dial.unmanaged import peer_of
 from bindsock.errors import InterfaceChanged
+from bindsock.kernel.sockets import sharing_ports
 from bindsock.model.change import Cause
 from bindsock.netmon.backoff import Retry
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 _NONE: frozenset[Place] = frozenset()
+_ALONE = contextlib.nullcontext()
 
 
 class MoverUser(Protocol):
@@ -392,21 +395,33 @@ class DatagramMover:
                 self._move_in_place(placement, network)
             except OSError as error:
                 taken = error.errno == errno.EADDRINUSE
-                if not (in_place.broken or taken) or placement.path is None or self._endpoint.replaceable is None:
+                if not (in_place.broken or taken) or self._endpoint.replaceable is None:
                     raise
                 # A socket that lost its device half-way cannot always be bound again (see ``Kernel.rebind``); a new one can. If
                 # another program has the port on the new interface, a new one gets another port.
                 try:
                     fresh = self._duplicate(placement, network)
                 except OSError as again:
-                    _logger.debug("cannot make a new datagram socket on %s, either: %s", placement.path.interface, again)
+                    _logger.debug("cannot make a new datagram socket on %s, either: %s", placement.interface, again)
                     raise error from None
                 _logger.debug("cannot move a datagram socket in place, a new one takes over: %s", error)
                 self._swap(fresh, placement, network)
 
     def _move_in_place(self, placement: Placement, network: Network) -> None:
-        everywhere = self._held.everywhere if self._held is not None else ()
-        self.in_place.move(self.sock, self.peer, placement, network, sharing=everywhere)
+        in_place, spec = self.in_place, self._endpoint.replaceable
+        automatic = spec is not None and not spec.port
+        sharing = self._sharing(placement)
+        with sharing_ports(self.sock, *sharing) if sharing else _ALONE:
+            in_place.move(self.sock, self.peer, placement, network, replaceable=automatic)
+
+    def _sharing(self, placement: Placement) -> list[socket.socket]:
+        """The other sockets of the endpoint that keep the system from giving their port to a socket there.
+
+        A socket that is bound to no interface keeps other programs from the port.
+        """
+        if self._held is None:
+            return []
+        return self._held.sockets if placement.path is None else self._held.everywhere
 
     def _make_room(self, placement: Placement) -> bool:
         """Close another socket that is on the interface already, and may have the port.
@@ -459,13 +474,14 @@ class DatagramMover:
 
         :raises OSError: it cannot be made
         """
-        spec = self._endpoint.spec
+        spec, path = self._endpoint.spec, placement.path
         assert spec is not None
-        assert placement.path is not None
+        interface = network.interfaces[path.index] if path is not None else None
         like = self.sock if self.in_place.handed_out else None
         ports = (spec.port,) if spec.port else (self.in_place.port(self.sock), 0)
-        own = placement.path.source if spec.address is None else None
-        fresh = spec.duplicate_on(like, self._watcher.kernel, network.interfaces[placement.path.index], ports, own=own)
+        own = path.source if path is not None and spec.address is None else None
+        kernel, sharing = self._watcher.kernel, self._sharing(placement)
+        fresh = spec.duplicate_on(like, kernel, interface, ports, own=own, sharing=sharing)
         try:
             self.in_place.check_source(fresh, self.peer, placement, network)
         except OSError:

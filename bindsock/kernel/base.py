@@ -296,7 +296,13 @@ class Kernel(Protocol):
         """
 
     def rebind(
-        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        peer: tuple[Any, ...] | None = None,
+        port: int | None = None,
+        replaceable: bool = False,
     ) -> None:
         """Move a datagram socket to the interface: same descriptor, same port, connected to the same peer as before.
 
@@ -305,39 +311,39 @@ class Kernel(Protocol):
         :param peer: the address to connect to if an earlier, failed call has left the socket disconnected; otherwise the
             socket's own peer is used. A stream socket that is connecting to it starts again, if the system can do that
         :param port: the local port, in the same case
+        :param replaceable: whether the system chose the port, and another socket could take over if it is taken
         :raises BindFailed: a step failed; the socket is never left unbound: it stays bound, or cannot send
         """
 
     def bind_port(self, sock: socket.socket, address: tuple[Any, ...], port: int) -> None:
-        """Bind a new datagram socket to an address, and to the port that the system chose for the socket that it replaces.
+        """Bind a datagram socket to an address, and to the port that the system chose for it, or for the socket that it replaces.
+
+        The socket must not be bound to a port yet. :meth:`rebind` then moves it with less effort.
 
         :param address: as for ``bind()``; its port does not count
         :raises OSError: another socket has the port (EADDRINUSE), or the address is not available
         """
 
     def check_port(
-        self,
-        sock: socket.socket,
-        interface: Interface | None,
-        *,
-        keeps_address: bool = False,
-        sharing: Sequence[socket.socket] = (),
+        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
     ) -> None:
-        """Check, before a datagram socket is moved, that no other socket has its port on the interface.
+        """Check, before a bound datagram socket is moved, that no other socket has its port on the new interface.
 
-        Linux does not check this when a bound socket is moved (``net/core/sock.c``, sock_bindtoindex_locked), and would give the
-        answers for one socket to the other. Sockets with SO_REUSEADDR or SO_REUSEPORT may share their port: they are not checked.
+        Linux does not check this (``net/core/sock.c``, sock_bindtoindex_locked), and would give the answers for one socket to the
+        other. Sockets with SO_REUSEADDR or SO_REUSEPORT may share their port: they are not checked.
 
-        :param interface: the new interface; ``None`` if the socket is to be unbound
+        :param interface: the new interface
         :param keeps_address: whether the socket keeps its local address, too, which the program has chosen
-        :param sharing: other sockets with which it may share the port
-        :raises BindFailed: another socket has the port (EADDRINUSE)
+        :param replaceable: whether :meth:`rebind` may find out itself, and leave the socket without a port
+        :raises BindFailed: another socket has the port (EADDRINUSE), or the socket is closed
         """
 
-    def unbind(self, sock: socket.socket) -> None:
+    def unbind(self, sock: socket.socket, *, peer: tuple[Any, ...] | None = None, port: int | None = None) -> None:
         """Unbind a socket from its interface. A datagram socket stays connected, with the source address of its new route.
 
-        :raises BindFailed: the system forbids it
+        :param peer: the address to connect to if an earlier, failed call has left the socket disconnected
+        :param port: the local port, in the same case
+        :raises BindFailed: the system forbids it, or another socket has the port
         """
 
     def bound(self, sock: socket.socket) -> int | None:

@@ -116,7 +116,13 @@ class SimulatedKernel:
         self._place("bind", sock, interface)
 
     def rebind(
-        self, sock: socket.socket, interface: Interface, *, peer: tuple[object, ...] | None = None, port: int | None = None
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        peer: tuple[object, ...] | None = None,
+        port: int | None = None,
+        replaceable: bool = False,
     ) -> None:
         self._place("rebind", sock, interface)
 
@@ -124,17 +130,12 @@ class SimulatedKernel:
         sock.bind((address[0], port, *address[2:]))
 
     def check_port(
-        self,
-        sock: socket.socket,
-        interface: Interface | None,
-        *,
-        keeps_address: bool = False,
-        sharing: Sequence[socket.socket] = (),
+        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
     ) -> None:
-        if interface is not None and interface.name in self.ports_taken:
+        if interface.name in self.ports_taken:
             raise BindFailed("another socket has the local port", errno=errno.EADDRINUSE, interface=interface.name, call="bind")
 
-    def unbind(self, sock: socket.socket) -> None:
+    def unbind(self, sock: socket.socket, *, peer: tuple[object, ...] | None = None, port: int | None = None) -> None:
         self.binds.append(("unbind", ""))
         self._bound.pop(sock, None)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import struct
 import time
@@ -424,15 +425,18 @@ async def test_before_linux_6_3_no_port_is_shared_either(lab: Lab, monkeypatch: 
     transport.abort()
 
 
-async def test_a_port_that_no_longer_is_in_the_systems_range_is_given_up(lab: Lab) -> None:
+@pytest.mark.parametrize("reason", ["range", "reserved"])
+async def test_a_port_that_the_system_no_longer_gives_to_others_is_kept(lab: Lab, reason: str) -> None:
     transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab))
     _, port = await protocol.source(lab)
     first = 20000 if port >= 30000 else 40000
-    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{first} {first + 1000}")
+    setting, value = ("port_range", f"{first} {first + 1000}") if reason == "range" else ("reserved_ports", str(port))
+    Path(f"/proc/sys/net/ipv4/ip_local_{setting}").write_text(value)
     lab.down("wifi0")
-    interface, another = await protocol.source(lab)
-    assert interface == "eth0"
-    assert first <= another <= first + 1000
+    assert await protocol.source(lab) == ("eth0", port)
+    lab.up("wifi0")
+    await protocol.used("wifi0")
+    assert await protocol.source(lab) == ("wifi0", port)
     transport.abort()
 
 
@@ -488,19 +492,98 @@ async def test_sockets_that_share_their_port_on_purpose_move_on(lab: Lab) -> Non
     other.abort()
 
 
-@FAMILIES
-async def test_the_sockets_of_one_endpoint_share_their_port_when_one_moves(lab: Lab, family: socket.AddressFamily) -> None:
-    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, family=family)
-    _, port = await protocol.source(lab, server(lab, family))
+def sent_from(transport: Any, address: str, family: socket.AddressFamily) -> int:
+    """The port from which an endpoint sends to an address of this host, for which it makes another socket."""
     with socket.socket(family, socket.SOCK_DGRAM) as neighbour:
-        # Another address of this host is reached by a socket that is bound to no interface.
-        neighbour.bind((lab.address("eth0", family), 0))
+        neighbour.bind((address, 0))
         neighbour.settimeout(PATIENCE)
         transport.sendto(b"x", neighbour.getsockname())
-        assert neighbour.recvfrom(10)[1][1] == port
+        port: int = neighbour.recvfrom(10)[1][1]
+        return port
+
+
+@FAMILIES
+@pytest.mark.parametrize("moved_before", [False, True], ids=["first move", "second move"])
+async def test_the_sockets_of_one_endpoint_share_their_port_when_one_moves(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, family: socket.AddressFamily, moved_before: bool
+) -> None:
+    set_overlap(monkeypatch, 0.0)
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, family=family)
+    _, port = await protocol.source(lab, server(lab, family))
+    # Another address of this host is reached by a socket that is bound to no interface.
+    assert sent_from(transport, lab.address("eth0", family), family) == port
+    if moved_before:
+        lab.default("eth0")
+        await protocol.used("eth0")
+        assert await protocol.source(lab, server(lab, family)) == ("eth0", port)
+        lab.default("wifi0")
+        await protocol.used("wifi0")
+        assert await protocol.source(lab, server(lab, family)) == ("wifi0", port)
     lab.down("wifi0")
     assert await protocol.source(lab, server(lab, family)) == ("eth0", port)
     transport.abort()
+
+
+async def test_a_port_that_the_system_does_not_choose_itself_is_shared_by_the_sockets_of_an_endpoint(lab: Lab) -> None:
+    sock = socket.socket(V4, socket.SOCK_DGRAM)
+    sock.bind(("", 5000))
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, sock=sock)
+    assert sent_from(transport, "127.0.0.1", V4) == 5000
+    assert await protocol.source(lab, server(lab)) == ("wifi0", 5000)
+    transport.abort()
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
+async def test_an_endpoint_with_other_sockets_can_be_unbound(lab: Lab, connected: bool) -> None:
+    lab.vpn_up("metric")  # it has the route of an unbound socket
+    async with bindsock.TransportFactory(preferences=bindsock.Preferences(on_no_interface="unbound")) as factory:
+        remote = server(lab) if connected else None
+        transport, protocol = await factory.create_datagram_endpoint(Echoes, family=V4, remote_addr=remote)
+        _, port = await protocol.source(lab, None if connected else server(lab))
+        if connected:
+            lab.default("eth0")  # the old socket is still there when the new one is unbound
+            await protocol.used("eth0")
+        else:
+            assert sent_from(transport, "127.0.0.1", V4) == port
+        lab.down("wifi0")
+        lab.down("eth0")
+        await until(lambda: transport.get_extra_info("interface") is None, seconds=PATIENCE)
+        assert transport.get_extra_info("sockname")[1] == port
+        transport.abort()
+
+
+async def test_an_endpoint_is_unbound_with_another_port_if_its_own_is_taken(lab: Lab) -> None:
+    lab.vpn_up("metric")  # it has the route of an unbound socket
+    async with bindsock.TransportFactory(preferences=bindsock.Preferences(on_no_interface="unbound")) as factory:
+        transport, protocol = await factory.create_datagram_endpoint(Echoes, remote_addr=server(lab))
+        _, port = await protocol.source(lab)
+        with has_the_port("eth0", port, V4):
+            for name in ("wifi0", "eth0"):
+                lab.remove_addresses(name)
+            await until(lambda: transport.get_extra_info("interface") is None, seconds=PATIENCE)
+            assert transport.get_extra_info("peername") == server(lab)
+            assert transport.get_extra_info("sockname")[1] not in (0, port)
+        transport.abort()
+
+
+async def test_a_socket_of_the_programs_own_stays_where_it_works_while_its_port_is_taken_elsewhere(lab: Lab) -> None:
+    kernel = LinuxKernel()
+    indices = {name: socket.if_nametoindex(name) for name in lab.uplinks}
+    async with bindsock.TransportFactory() as factory:
+        with socket.socket(V4, socket.SOCK_DGRAM) as sock:
+            sock.connect(server(lab))
+            factory.track(sock)
+            lab.default("eth0")
+            await until(lambda: kernel.bound(sock) == indices["eth0"], seconds=PATIENCE)
+            port = sock.getsockname()[1]
+            with has_the_port("wifi0", port, V4):
+                failed = factory.statistics().rebinds_failed
+                lab.default("wifi0")
+                await until(lambda: factory.statistics().rebinds_failed > failed + 1, seconds=PATIENCE)
+                assert kernel.bound(sock) == indices["eth0"]
+                sock.send(b"x")
+            await until(lambda: kernel.bound(sock) == indices["wifi0"], seconds=PATIENCE)
+            assert sock.getsockname()[1] == port
 
 
 async def test_a_socket_of_the_programs_own_is_not_sent_by_where_another_has_its_port(lab: Lab) -> None:
@@ -516,22 +599,33 @@ async def test_a_socket_of_the_programs_own_is_not_sent_by_where_another_has_its
             await until(lambda: kernel.bound(sock) == eth0, seconds=PATIENCE)
 
 
-def test_a_port_is_checked_before_a_socket_is_unbound_too(lab: Lab) -> None:
+def test_a_port_is_only_taken_if_another_socket_has_it_on_that_interface(lab: Lab) -> None:
     kernel = LinuxKernel()
     interfaces = {interface.name: interface for interface in kernel.network().interfaces.values()}
-    with socket.socket(V4, socket.SOCK_DGRAM) as sock:
-        kernel.check_port(sock, interfaces["eth0"])
-        kernel.bind(sock, interfaces["wifi0"])
-        sock.bind(("", 40128))
-        kernel.check_port(sock, None)
-        kernel.check_port(sock, interfaces["wifi0"])
-        with has_the_port("eth0", 40128, V4):
-            for interface in (None, interfaces["eth0"]):
-                with pytest.raises(bindsock.BindFailed, match="another socket has the local port 40128") as caught:
-                    kernel.check_port(sock, interface)
+    eth0, wifi0 = interfaces["eth0"], interfaces["wifi0"]
+    for name in ("eth0", "wifi0"):
+        lab.ip("-6", "address", "add", "fe80::77/64", "dev", name, "nodad")
+    with socket.socket(V6, socket.SOCK_DGRAM) as sock:
+        kernel.check_port(sock, eth0)
+        kernel.bind(sock, wifi0)
+        sock.bind(("fe80::77", 40128, 0, wifi0.index))
+        for interface in (eth0, wifi0):
+            kernel.check_port(sock, interface, keeps_address=True)
+        with has_the_port("eth0", 40128, V6):
+            kernel.check_port(sock, wifi0)
+            for keeps in (False, True):
+                with pytest.raises(bindsock.BindFailed, match="another socket has the local port 40128 on eth0") as caught:
+                    kernel.check_port(sock, eth0, keeps_address=keeps)
                 assert (caught.value.errno, caught.value.call) == (errno.EADDRINUSE, "bind")
-        kernel.check_port(sock, interfaces["eth0"])
-        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        kernel.check_port(sock, eth0)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno(), limits[1]))
+        try:
+            kernel.check_port(sock, eth0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(bindsock.BindFailed, match="closed"):
+        kernel.check_port(sock, eth0)
 
 
 @FAMILIES

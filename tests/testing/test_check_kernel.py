@@ -86,7 +86,7 @@ class TellsNoCall(SimulatedKernel):
 
 
 class StaysBound(SimulatedKernel):
-    def unbind(self, sock: socket.socket) -> None:
+    def unbind(self, sock: socket.socket, **_: object) -> None:
         pass
 
 

@@ -93,7 +93,13 @@ class DarwinKernel:
         sockets.bind(sock, interface)
 
     def rebind(
-        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        peer: tuple[Any, ...] | None = None,
+        port: int | None = None,
+        replaceable: bool = False,
     ) -> None:
         """Move a datagram socket in place; it keeps its port. See :func:`bindsock.kernel.darwin.sockets.rebind`."""
         sockets.rebind(sock, interface, peer)
@@ -103,16 +109,11 @@ class DarwinKernel:
         sock.bind((address[0], port, *address[2:]))
 
     def check_port(
-        self,
-        sock: socket.socket,
-        interface: Interface | None,
-        *,
-        keeps_address: bool = False,
-        sharing: Sequence[socket.socket] = (),
+        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
     ) -> None:
-        """Nothing to check: a port belongs to one socket on all interfaces (``bsd/netinet/in_pcb.c``, in_pcbbind)."""
+        """Nothing to check: ports are given out regardless of interfaces (``bsd/netinet/in_pcb.c``, in_pcblookup_local)."""
 
-    def unbind(self, sock: socket.socket) -> None:
+    def unbind(self, sock: socket.socket, *, peer: tuple[Any, ...] | None = None, port: int | None = None) -> None:
         """Unbind a socket from its interface."""
         sockets.unbind(sock)
 

@@ -150,11 +150,17 @@ class LinuxKernel:
         self._warn_of_strict_filter(interface)
 
     def rebind(
-        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        peer: tuple[Any, ...] | None = None,
+        port: int | None = None,
+        replaceable: bool = False,
     ) -> None:
         """Move a datagram socket in place, in about 10 µs. See :func:`bindsock.kernel.linux.sockets.rebind`."""
         self._mark(sock, interface)
-        sockets.rebind(sock, interface, peer, port)
+        sockets.rebind(sock, interface, peer, port, replaceable=replaceable)
         self._warn_of_strict_filter(interface)
 
     def bind_port(self, sock: socket.socket, address: tuple[Any, ...], port: int) -> None:
@@ -162,19 +168,14 @@ class LinuxKernel:
         sockets.bind_port(sock, address, port)
 
     def check_port(
-        self,
-        sock: socket.socket,
-        interface: Interface | None,
-        *,
-        keeps_address: bool = False,
-        sharing: Sequence[socket.socket] = (),
+        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
     ) -> None:
-        """Bind a second socket to the port for a moment, 10 µs."""
-        sockets.check_port(sock, interface, keeps_address, sharing)
+        """Bind a second socket to the port for a moment, 10 µs; or leave it to :meth:`rebind` after :meth:`bind_port`, 1 µs."""
+        sockets.check_port(sock, interface, keeps_address, replaceable)
 
-    def unbind(self, sock: socket.socket) -> None:
+    def unbind(self, sock: socket.socket, *, peer: tuple[Any, ...] | None = None, port: int | None = None) -> None:
         """Unbind a socket from its interface."""
-        sockets.unbind(sock)
+        sockets.unbind(sock, peer, port)
 
     def bound(self, sock: socket.socket) -> int | None:
         """The index of the interface that the socket is bound to."""

@@ -24,11 +24,11 @@ from bindsock.errors import BindFailed
 from bindsock.kernel import sockets as shared
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
-from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped, sharing_ports
+from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
 from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface, IPAddress
@@ -38,8 +38,6 @@ _SO_MARK = 36
 _SO_BINDTOIFINDEX = 62
 _IP_UNICAST_IF = 50
 _IP_LOCAL_PORT_RANGE = 51
-_RANGE = struct.Struct("=I")
-"""The lowest port in the lower half, the highest in the upper half."""
 _IPV6_UNICAST_IF = 76
 _SIOCGIFNAME = 0x8910
 _SIOCGIFFLAGS = 0x8913
@@ -63,6 +61,7 @@ _type: Callable[[socket.socket], int] = socket.SocketType.type.__get__
 _connect: Callable[[socket.socket, Sockaddr], None] = socket.SocketType.connect
 """Not the method of a subclass, which may do more."""
 _AF_INET6, _SOCK_STREAM, _SOCK_DGRAM = int(socket.AF_INET6), int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
+_IPPROTO_IP = int(socket.IPPROTO_IP)
 """Plain numbers, because :mod:`socket` converts them to enumerations each time, which takes as long as a system call."""
 
 
@@ -105,10 +104,12 @@ def mark(sock: socket.socket, number: int, interface: Interface) -> None:
         fail(error, "SO_MARK", interface, f"the mark {number:#x} could not be set, which needs CAP_NET_ADMIN")
 
 
-def unbind(sock: socket.socket) -> None:
+def unbind(sock: socket.socket, peer: Sockaddr | None, port: int | None) -> None:
     """Unbind a socket from its interface. A connected datagram socket connects again, to get another source address.
 
-    :raises BindFailed: it is a stream socket and the process lacks CAP_NET_RAW
+    :param peer: the peer to connect to if an earlier call failed half-way and left the socket disconnected
+    :param port: the local port, in the same case
+    :raises BindFailed: it is a stream socket and the process lacks CAP_NET_RAW, or another socket has the port
     """
     try:
         if _is_datagram(sock):
@@ -117,8 +118,8 @@ def unbind(sock: socket.socket) -> None:
             except OSError as error:
                 if error.errno != errno.ENOTCONN:
                     raise
-            else:
-                _rebind_and_connect(sock, None, peer, None)
+            if peer is not None or (port is not None and not sock.getsockname()[1]):
+                _rebind_and_connect(sock, None, peer, port)
                 return
         try:
             _set_device(sock, 0)
@@ -196,37 +197,33 @@ def chosen_options(sock: socket.socket) -> frozenset[str]:
     return frozenset(found)
 
 
-def check_port(sock: socket.socket, interface: Interface | None, keeps_address: bool, sharing: Sequence[socket.socket]) -> None:
+def check_port(sock: socket.socket, interface: Interface, keeps_address: bool, replaceable: bool) -> None:
     """Check that no other socket has the port of a datagram socket on the interface to which it is to move.
 
-    While a socket is unbound, the kernel gives its port to no other on any interface.
+    While a socket is bound to no interface and to no address, the kernel gives its port to no other on any interface.
 
-    :raises BindFailed: another socket has it
+    :raises BindFailed: another socket has it, or the socket is closed
     """
-    name = sock.getsockname()
-    if interface is not None and _keeps_its_port(sock, name[1]):
+    if sock.fileno() < 0:
+        fail(_error(errno.EBADF), "bind", interface, "the socket is closed")
+    if replaceable and _keeps_its_port(sock):
         return  # the kernel checks it in rebind()
-    now = bound(sock)
-    if now is None or not name[1] or (interface is not None and now == interface.index):
+    name, family = sock.getsockname(), _family(sock)
+    if not name[1] or bound(sock) in (None, interface.index):
         return
     if any(sock.getsockopt(socket.SOL_SOCKET, option) for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT)):
         return
-    family = _family(sock)
-    own = (*sharing, sock) if interface is None else sharing
-    with socket.socket(family, _SOCK_DGRAM) as probe:
-        if family == _AF_INET6:
-            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-        try:
-            if interface is not None:
-                _set_device(probe, interface.index)
-            with sharing_ports(probe, *own) if own else contextlib.nullcontext():
-                probe.bind(name if keeps_address else ("", name[1]))
-        except OSError as error:
-            # The move itself meets the other errors.
-            if error.errno == errno.EADDRINUSE:
-                where = f"on {interface.name}" if interface is not None else "on an interface"
-                fail(error, "bind", interface, f"another socket has the local port {name[1]} {where}")
+    try:
+        with socket.socket(family, _SOCK_DGRAM) as probe:
+            if family == _AF_INET6:
+                only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            _set_device(probe, interface.index)
+            probe.bind(rescoped(name, interface) if keeps_address else ("", name[1]))
+    except OSError as error:
+        # The move itself meets the other errors. Not all of them: a process needs no descriptor to move a socket.
+        if error.errno == errno.EADDRINUSE:
+            fail(error, "bind", interface, f"another socket has the local port {name[1]} on {interface.name}")
 
 
 def bind_port(sock: socket.socket, address: Sockaddr, port: int) -> None:
@@ -234,39 +231,53 @@ def bind_port(sock: socket.socket, address: Sockaddr, port: int) -> None:
 
     A socket keeps a port that was asked for by number when it is disconnected, and the kernel does not check the port when the
     socket is then bound to another interface. So the range of ports to choose from is limited to this one (IP_LOCAL_PORT_RANGE,
-    Linux 6.3, ``net/ipv4/ip_sockglue.c``). Before Linux 6.3 the port is asked for by number.
+    Linux 6.3, ``net/ipv4/ip_sockglue.c``). If the kernel knows no such range, or if the port does not belong to the system's own
+    range (net.ipv4.ip_local_port_range), the port is asked for by number.
 
     :raises OSError: another socket has the port (EADDRINUSE)
     """
     try:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.pack(port << 16 | port))
+        sock.setsockopt(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _only(port))
+        sock.bind((address[0], 0, *address[2:]))
     except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
+        if error.errno not in (errno.ENOPROTOOPT, errno.EADDRINUSE):
             raise
-        sock.bind((address[0], port, *address[2:]))
+    chosen = sock.getsockname()[1]
+    if chosen == port:
         return
-    sock.bind((address[0], 0, *address[2:]))
-    if sock.getsockname()[1] != port:
-        # The system's range of ports no longer includes it (net.ipv4.ip_local_port_range).
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    if chosen:
+        # Give back the wrong port, and with it the interface.
+        index = bound(sock)
+        _disconnect(sock)
+        if index is not None:
+            _set_device(sock, index)
+    sock.bind((address[0], port, *address[2:]))
 
 
-def _keeps_its_port(sock: socket.socket, port: int) -> bool:
-    """Whether :func:`bind_port` has bound the socket."""
-    only = _RANGE.pack(port << 16 | port)
+def _keeps_its_port(sock: socket.socket) -> bool:
+    """Whether :func:`bind_port` has bound the socket to a port that counts as the kernel's choice."""
     try:
-        return port != 0 and sock.getsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.size) == only
+        limited = sock.getsockopt(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE)
     except OSError:
         return False
+    return limited != 0 and limited == _only(limited & 0xFFFF)
 
 
-def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, port: int | None) -> None:
+def _only(port: int) -> int:
+    """The range that includes one port, as a signed number: the lowest port in the lower half, the highest in the upper half."""
+    return (port << 16 | port) - (port >> 15 << 32)
+
+
+def rebind(
+    sock: socket.socket, interface: Interface, peer: Sockaddr | None, port: int | None, *, replaceable: bool = False
+) -> None:
     """Move a datagram socket to the interface. It keeps its descriptor, port, queue and peer.
 
     A stream socket is moved only if the interface has its local address; that needs CAP_NET_RAW.
 
     :param peer: the peer to connect to if an earlier call failed half-way and left the socket disconnected
     :param port: the local port, in the same case
+    :param replaceable: whether the kernel chose the port, and may refuse to give it again
     :raises BindFailed: with the call and the errno; the socket is bound to an interface, or cannot send any more
     """
     _check(sock, interface)
@@ -284,7 +295,7 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
         if bound(sock) == interface.index:
             return
         # With CAP_NET_RAW, or if the socket is unbound, one call is enough and the socket is never without a device.
-        if not _keeps_its_port(sock, sock.getsockname()[1]):
+        if not (replaceable and _keeps_its_port(sock)):
             try:
                 _set_device(sock, interface.index)
             except OSError as error:
@@ -292,10 +303,20 @@ def rebind(sock: socket.socket, interface: Interface, peer: Sockaddr | None, por
                     fail(error, "SO_BINDTOIFINDEX", interface)
             else:
                 return
-    _rebind_and_connect(sock, interface, connected or peer, port)
+    _rebind_and_connect(sock, interface, connected or peer, port, bind_port if replaceable else _bind_by_number)
 
 
-def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: Sockaddr | None, port: int | None) -> None:
+def _bind_by_number(sock: socket.socket, address: Sockaddr, port: int) -> None:
+    sock.bind((address[0], port, *address[2:]))
+
+
+def _rebind_and_connect(
+    sock: socket.socket,
+    interface: Interface | None,
+    peer: Sockaddr | None,
+    port: int | None,
+    bind_to: Callable[[socket.socket, Sockaddr, int], None] = _bind_by_number,
+) -> None:
     """Disconnect the socket, which removes its device and an automatic port, then set device, port and peer again.
 
     The device is set before the port. So between bind() and connect(), when the socket receives from any sender, packets can only
@@ -317,7 +338,7 @@ def _rebind_and_connect(sock: socket.socket, interface: Interface | None, peer: 
         left = sock.getsockname()
         if port and not left[1]:
             step = "bind"
-            bind_port(sock, left, port)
+            bind_to(sock, left, port)
         if peer is not None:
             step = "connect"
             sock.connect(rescoped(peer, interface))

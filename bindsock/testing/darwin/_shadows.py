@@ -37,12 +37,18 @@ class SimulatedDarwinKernel(DarwinKernel):
         super().bind(self._shadow(sock), interface)
 
     def rebind(
-        self, sock: socket.socket, interface: Interface, *, peer: tuple[Any, ...] | None = None, port: int | None = None
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        peer: tuple[Any, ...] | None = None,
+        port: int | None = None,
+        replaceable: bool = False,
     ) -> None:
-        super().rebind(self._shadow(sock), interface, peer=peer, port=port)
+        super().rebind(self._shadow(sock), interface, peer=peer, port=port, replaceable=replaceable)
 
-    def unbind(self, sock: socket.socket) -> None:
-        super().unbind(self._shadow(sock))
+    def unbind(self, sock: socket.socket, *, peer: tuple[Any, ...] | None = None, port: int | None = None) -> None:
+        super().unbind(self._shadow(sock), peer=peer, port=port)
 
     def bound(self, sock: socket.socket) -> int | None:
         return super().bound(self._shadow(sock))
