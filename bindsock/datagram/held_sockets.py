@@ -85,10 +85,14 @@ class HeldSockets:
         """All sockets, the oldest first."""
         return [held.sock for held in self._held]
 
-    @property
-    def places(self) -> frozenset[Place]:
-        """What the sockets are bound to."""
-        return frozenset(place_of(held.path) for held in self._held if held.path is not None)
+    def places(self, port: int = 0) -> frozenset[Place]:
+        """What the sockets are bound to.
+
+        :param port: count only sockets that are bound to this port, too; 0 for any
+        """
+        return frozenset(
+            place_of(held.path) for held in self._held if held.path is not None and port in (0, held.sock.getsockname()[1])
+        )
 
     @property
     def everywhere(self) -> list[socket.socket]:

@@ -20,6 +20,7 @@ from bindsock.dial.chosen import has_chosen_multicast, is_left_alone, own_addres
 from bindsock.dial.followed_socket import watch_end
 from bindsock.dial.resolving import address_of
 from bindsock.dial.unmanaged import families_of, peer_of
+from bindsock.kernel.sockets import sharing_ports
 from bindsock.model.change import Cause
 from bindsock.model.network import is_multicast, unmapped
 from bindsock.netmon.backoff import Retry
@@ -28,7 +29,7 @@ from bindsock.netmon.no_interface import no_effective_interface
 if TYPE_CHECKING:
     import socket
     import weakref
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bindsock.dial.resolving import SockAddr
     from bindsock.model.decision import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 _logger = logging.getLogger("bindsock")
+_ALONE = contextlib.nullcontext()
 
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
@@ -101,6 +103,10 @@ class InPlace:
             self._port = self._local[1] or self.local_address(sock)[1]
         return self._port
 
+    def forget_port(self) -> None:
+        """Read the port anew, since the socket has a successor, which may have another port."""
+        self._local, self._port = ("", 0), 0
+
     def source_if_alive(self, sock: socket.socket, peer: SockAddr | None, network: Network) -> IPAddress | None:
         """The fixed source address of the socket's datagrams; ``None``, too, if its device is dead: it must leave anyway."""
         path = self.placement.path
@@ -146,7 +152,14 @@ class InPlace:
             return False
 
     def move(
-        self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network, *, replaceable: bool = False
+        self,
+        sock: socket.socket,
+        peer: SockAddr | None,
+        placement: Placement,
+        network: Network,
+        *,
+        replaceable: bool = False,
+        sharing: Sequence[socket.socket] = (),
     ) -> None:
         """Bind the socket to the interface of another placement, or unbind it.
 
@@ -154,22 +167,24 @@ class InPlace:
 
         :param peer: the address that the socket is connected to
         :param replaceable: whether the system chose its port, and another socket can take over
+        :param sharing: other sockets with which it may share its port
         :raises NoRoute: no route to the destination leaves by the interface; the socket has not been changed
         :raises BindFailed: the system refused. If another socket has the port (EADDRINUSE), a socket that is not replaceable has
-            not been changed
+            not been changed, unless it was to be unbound
         """
         self.check_route(placement, network)
         kernel = self._watcher.kernel
         interface = network.interfaces[placement.path.index] if placement.path is not None else None
         if interface is not None:
             chosen = self.requirement is not None and self.requirement.address is not None
-            kernel.check_port(sock, interface, keeps_address=chosen, replaceable=replaceable)
+            kernel.check_port(sock, interface, keeps_address=chosen, replaceable=replaceable, sharing=sharing)
         self.broken, self._source_known = True, False
-        if interface is None:
-            kernel.unbind(sock, peer=peer, port=self.port(sock) or None)
-        else:
-            kernel.rebind(sock, interface, peer=peer, port=self.port(sock) or None, replaceable=replaceable)
-            self.check_source(sock, peer, placement, network)
+        with sharing_ports(sock, *sharing) if sharing else _ALONE:
+            if interface is None:
+                kernel.unbind(sock, peer=peer, port=self.port(sock) or None)
+            else:
+                kernel.rebind(sock, interface, peer=peer, port=self.port(sock) or None, replaceable=replaceable)
+        self.check_source(sock, peer, placement, network)
         self.moved(placement, network)
 
     def check_source(self, sock: socket.socket, peer: SockAddr | None, placement: Placement, network: Network) -> None:

@@ -13,7 +13,6 @@ after growing delays. Until it succeeds, datagrams are held, unless the old path
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import logging
@@ -28,7 +27,6 @@ from bindsock.datagram.plan import Facts, Orders, Place, Placement, Requirement,
 from bindsock.datagram.ways import Ways
 from bindsock.dial.unmanaged import peer_of
 from bindsock.errors import InterfaceChanged
-from bindsock.kernel.sockets import sharing_ports
 from bindsock.model.change import Cause
 from bindsock.netmon.backoff import Retry
 
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bindsock")
 
 _NONE: frozenset[Place] = frozenset()
-_ALONE = contextlib.nullcontext()
 
 
 class MoverUser(Protocol):
@@ -147,6 +144,16 @@ class DatagramMover:
     def runtime(self) -> Runtime:
         """The runtime of the event loop."""
         return self._watcher.runtime
+
+    @property
+    def _port(self) -> int:
+        """The local port that the program has asked for; 0 for any."""
+        return self._endpoint.spec.port if self._endpoint.spec is not None else 0
+
+    @property
+    def refused(self) -> bool:
+        """The last move has failed, and is to be tried again."""
+        return self._retry is not None and self._retry.scheduled
 
     @property
     def statistics(self) -> Statistics:
@@ -280,7 +287,7 @@ class DatagramMover:
                 in_place.source_if_alive(self.sock, self.peer, network),
                 in_place.broken,
                 self._may_overlap(),
-                self._held.places if self._held is not None and not self._endpoint.own_socket else _NONE,
+                self._held.places(self._port) if self._held is not None and not self._endpoint.own_socket else _NONE,
                 hop_silent,
                 hop_silent and in_place.unrouted(network),
             )
@@ -411,8 +418,7 @@ class DatagramMover:
         in_place, spec = self.in_place, self._endpoint.replaceable
         automatic = spec is not None and not spec.port
         sharing = self._sharing(placement)
-        with sharing_ports(self.sock, *sharing) if sharing else _ALONE:
-            in_place.move(self.sock, self.peer, placement, network, replaceable=automatic)
+        in_place.move(self.sock, self.peer, placement, network, replaceable=automatic, sharing=sharing)
 
     def _sharing(self, placement: Placement) -> list[socket.socket]:
         """The other sockets of the endpoint that keep the system from giving their port to a socket there.
@@ -496,6 +502,7 @@ class DatagramMover:
         self.sock = fresh
         self.peer = peer_of(fresh)
         in_place.moved(placement, network)
+        in_place.forget_port()
         if self._state is _State.READING:
             # The program sends by it before this.
             self._watcher.runtime.call_soon(self._read_by, fresh)

@@ -100,7 +100,7 @@ class SocketSpec:
         elif self.local is not None:
             local = self.local
         else:
-            local = ("", 0) if port else None
+            local = ("", 0) if port is not None else None
         if port and not self.port:
             assert local is not None
             kernel.bind_port(sock, local, port)

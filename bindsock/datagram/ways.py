@@ -108,7 +108,9 @@ class Ways:
         wanted = requirement.placement(decider).path if requirement is not None else None
         indices = [path.index for path in (placement.path, wanted) if path is not None]
         if interface.index in indices:
-            return _CURRENT
+            # While the socket cannot be moved to that interface, there is no path to its own network.
+            here = placement.interface_index == interface.index
+            return None if mover.refused and not here and decision.gateway is None else _CURRENT
         path = decider.path(target)
         if mover.hop_silent(interface, decision.gateway):
             before = self._before.get(address)

@@ -325,7 +325,13 @@ class Kernel(Protocol):
         """
 
     def check_port(
-        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        keeps_address: bool = False,
+        replaceable: bool = False,
+        sharing: Sequence[socket.socket] = (),
     ) -> None:
         """Check, before a bound datagram socket is moved, that no other socket has its port on the new interface.
 
@@ -335,6 +341,7 @@ class Kernel(Protocol):
         :param interface: the new interface
         :param keeps_address: whether the socket keeps its local address, too, which the program has chosen
         :param replaceable: whether :meth:`rebind` may find out itself, and leave the socket without a port
+        :param sharing: other sockets with which it may share the port
         :raises BindFailed: another socket has the port (EADDRINUSE), or the socket is closed
         """
 

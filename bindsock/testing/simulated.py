@@ -130,7 +130,13 @@ class SimulatedKernel:
         sock.bind((address[0], port, *address[2:]))
 
     def check_port(
-        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        keeps_address: bool = False,
+        replaceable: bool = False,
+        sharing: Sequence[socket.socket] = (),
     ) -> None:
         if interface.name in self.ports_taken:
             raise BindFailed("another socket has the local port", errno=errno.EADDRINUSE, interface=interface.name, call="bind")

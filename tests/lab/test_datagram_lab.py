@@ -367,9 +367,20 @@ def has_the_port(interface: str, port: int, family: socket.AddressFamily) -> soc
     """A socket of another program that has the port on an interface."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
-    bindsock.bind(sock, interface=interface)
+    kernel = LinuxKernel()
+    kernel.bind(sock, next(i for i in kernel.network().interfaces.values() if i.name == interface))
     sock.bind(("", port))
     return sock
+
+
+def sent_from(transport: Any, address: str, family: socket.AddressFamily) -> int:
+    """The port from which an endpoint sends to an address of this host, for which it makes another socket."""
+    with socket.socket(family, socket.SOCK_DGRAM) as neighbour:
+        neighbour.bind((address, 0))
+        neighbour.settimeout(PATIENCE)
+        transport.sendto(b"x", neighbour.getsockname())
+        port: int = neighbour.recvfrom(10)[1][1]
+        return port
 
 
 def left_in(sock: socket.socket) -> list[bytes]:
@@ -399,10 +410,17 @@ async def test_a_port_that_another_socket_has_on_the_new_interface_is_not_shared
     _, port = await protocol.source(lab, to)
     with has_the_port(second, port, family) as other:
         lab.down(first)
-        interface, another = await protocol.source(lab, to)
-        assert interface == second
-        assert another != port
+        await protocol.used(second)
+        another = transport.get_extra_info("sockname")[1]
+        assert another not in (0, port)
+        assert await protocol.source(lab, to) == (second, another)
         assert left_in(other) == []
+    if not connected:
+        assert sent_from(transport, "127.0.0.1" if family == V4 else "::1", family) == another
+    lab.up(first)
+    lab.default(first)
+    await protocol.used(first)
+    assert await protocol.source(lab, to) == (first, another)
     transport.abort()
 
 
@@ -425,18 +443,27 @@ async def test_before_linux_6_3_no_port_is_shared_either(lab: Lab, monkeypatch: 
     transport.abort()
 
 
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
 @pytest.mark.parametrize("reason", ["range", "reserved"])
-async def test_a_port_that_the_system_no_longer_gives_to_others_is_kept(lab: Lab, reason: str) -> None:
-    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab))
-    _, port = await protocol.source(lab)
+async def test_a_port_that_the_system_no_longer_gives_to_others_is_kept_but_not_shared(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, reason: str, connected: bool
+) -> None:
+    set_overlap(monkeypatch, 0.0)
+    remote, to = (server(lab), None) if connected else (None, server(lab))
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, family=V4, remote_addr=remote)
+    _, port = await protocol.source(lab, to)
     first = 20000 if port >= 30000 else 40000
     setting, value = ("port_range", f"{first} {first + 1000}") if reason == "range" else ("reserved_ports", str(port))
     Path(f"/proc/sys/net/ipv4/ip_local_{setting}").write_text(value)
     lab.down("wifi0")
-    assert await protocol.source(lab) == ("eth0", port)
-    lab.up("wifi0")
-    await protocol.used("wifi0")
-    assert await protocol.source(lab) == ("wifi0", port)
+    assert await protocol.source(lab, to) == ("eth0", port)
+    with has_the_port("wifi0", port, V4) as other:
+        lab.down("eth0")
+        lab.up("wifi0")
+        interface, another = await protocol.source(lab, to)
+        assert interface == "wifi0"
+        assert another != port
+        assert left_in(other) == []
     transport.abort()
 
 
@@ -465,6 +492,42 @@ async def test_a_port_that_must_be_kept_is_waited_for(lab: Lab, family: socket.A
     transport.abort()
 
 
+async def test_a_way_of_an_endpoint_does_not_let_it_share_its_port(lab: Lab) -> None:
+    with has_the_port("eth0", 40129, V4) as other:
+        transport, protocol = await bindsock.create_datagram_endpoint(Echoes, ("0.0.0.0", 40129), family=V4)
+        assert sent_from(transport, lab.address("wifi0"), V4) != 40129
+        lab.down("wifi0")
+        await until(lambda: bindsock.statistics().rebinds_failed > 0, seconds=PATIENCE)
+        transport.sendto(b"ping", server(lab))
+        assert bindsock.statistics().waiting == 1
+        assert left_in(other) == []
+    await until(lambda: bindsock.statistics().waiting == 0, seconds=PATIENCE)
+    assert await protocol.source(lab, server(lab)) == ("eth0", 40129)
+    transport.abort()
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+async def test_while_its_port_is_taken_an_endpoint_sends_nothing_to_the_other_network_by_the_old_interface(
+    lab: Lab, used_before: bool
+) -> None:
+    transport, protocol = await bindsock.create_datagram_endpoint(Echoes, ("0.0.0.0", 40130), family=V4)
+    assert await protocol.source(lab, server(lab)) == ("wifi0", 40130)
+    neighbour = (lab.gateway("eth0"), 9)
+    with has_the_port("eth0", 40130, V4):
+        if used_before:
+            transport.sendto(b"x", neighbour)
+            assert bindsock.statistics().sent["eth0"] == 1
+        lab.default("eth0")
+        await until(lambda: bindsock.statistics().rebinds_failed > 0, seconds=PATIENCE)
+        sent = bindsock.statistics().sent["wifi0"]
+        transport.sendto(b"x", neighbour)
+        assert (bindsock.statistics().waiting, bindsock.statistics().sent["wifi0"]) == (1, sent)
+        assert await protocol.source(lab, server(lab)) == ("wifi0", 40130)
+    await until(lambda: bindsock.statistics().waiting == 0, seconds=PATIENCE)
+    assert await protocol.source(lab, server(lab)) == ("eth0", 40130)
+    transport.abort()
+
+
 @FAMILIES
 async def test_a_better_path_where_another_socket_has_the_port_is_not_taken_yet(lab: Lab, family: socket.AddressFamily) -> None:
     wildcard = "0.0.0.0" if family == V4 else "::"
@@ -490,16 +553,6 @@ async def test_sockets_that_share_their_port_on_purpose_move_on(lab: Lab) -> Non
     assert transport.get_extra_info("sockname")[1] == other.get_extra_info("sockname")[1] == 40126
     transport.abort()
     other.abort()
-
-
-def sent_from(transport: Any, address: str, family: socket.AddressFamily) -> int:
-    """The port from which an endpoint sends to an address of this host, for which it makes another socket."""
-    with socket.socket(family, socket.SOCK_DGRAM) as neighbour:
-        neighbour.bind((address, 0))
-        neighbour.settimeout(PATIENCE)
-        transport.sendto(b"x", neighbour.getsockname())
-        port: int = neighbour.recvfrom(10)[1][1]
-        return port
 
 
 @FAMILIES

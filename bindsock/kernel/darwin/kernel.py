@@ -109,7 +109,13 @@ class DarwinKernel:
         sock.bind((address[0], port, *address[2:]))
 
     def check_port(
-        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        keeps_address: bool = False,
+        replaceable: bool = False,
+        sharing: Sequence[socket.socket] = (),
     ) -> None:
         """Nothing to check: ports are given out regardless of interfaces (``bsd/netinet/in_pcb.c``, in_pcblookup_local)."""
 

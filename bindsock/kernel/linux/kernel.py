@@ -168,10 +168,16 @@ class LinuxKernel:
         sockets.bind_port(sock, address, port)
 
     def check_port(
-        self, sock: socket.socket, interface: Interface, *, keeps_address: bool = False, replaceable: bool = False
+        self,
+        sock: socket.socket,
+        interface: Interface,
+        *,
+        keeps_address: bool = False,
+        replaceable: bool = False,
+        sharing: Sequence[socket.socket] = (),
     ) -> None:
         """Bind a second socket to the port for a moment, 10 µs; or leave it to :meth:`rebind` after :meth:`bind_port`, 1 µs."""
-        sockets.check_port(sock, interface, keeps_address, replaceable)
+        sockets.check_port(sock, interface, keeps_address, replaceable, sharing)
 
     def unbind(self, sock: socket.socket, *, peer: tuple[Any, ...] | None = None, port: int | None = None) -> None:
         """Unbind a socket from its interface."""

@@ -24,11 +24,11 @@ from bindsock.errors import BindFailed
 from bindsock.kernel import sockets as shared
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
-from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped
+from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped, sharing_ports
 from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from bindsock.kernel.sockets import Sockaddr
     from bindsock.model.network import Interface, IPAddress
@@ -197,7 +197,9 @@ def chosen_options(sock: socket.socket) -> frozenset[str]:
     return frozenset(found)
 
 
-def check_port(sock: socket.socket, interface: Interface, keeps_address: bool, replaceable: bool) -> None:
+def check_port(
+    sock: socket.socket, interface: Interface, keeps_address: bool, replaceable: bool, sharing: Sequence[socket.socket]
+) -> None:
     """Check that no other socket has the port of a datagram socket on the interface to which it is to move.
 
     While a socket is bound to no interface and to no address, the kernel gives its port to no other on any interface.
@@ -219,7 +221,8 @@ def check_port(sock: socket.socket, interface: Interface, keeps_address: bool, r
                 only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             _set_device(probe, interface.index)
-            probe.bind(rescoped(name, interface) if keeps_address else ("", name[1]))
+            with sharing_ports(probe, *sharing) if sharing else contextlib.nullcontext():
+                probe.bind(rescoped(name, interface) if keeps_address else ("", name[1]))
     except OSError as error:
         # The move itself meets the other errors. Not all of them: a process needs no descriptor to move a socket.
         if error.errno == errno.EADDRINUSE:
@@ -251,6 +254,8 @@ def bind_port(sock: socket.socket, address: Sockaddr, port: int) -> None:
         _disconnect(sock)
         if index is not None:
             _set_device(sock, index)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, 0)
     sock.bind((address[0], port, *address[2:]))
 
 
