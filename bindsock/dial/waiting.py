@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_LOOK = 0.2
+"""Seconds after which a wait begins again: a signal that arrives just before a wait begins does not end it."""
 
 
 class AbandonedThreads(ThreadPoolExecutor):
@@ -39,7 +41,10 @@ class AbandonedThreads(ThreadPoolExecutor):
 
 def interruptible(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function of the system so that Ctrl-C ends the wait for it."""
-    return AbandonedThreads().submit(function, *args, **kwargs).result()
+    future = AbandonedThreads().submit(function, *args, **kwargs)
+    while not future.done():
+        wait([future], _LOOK)
+    return future.result()
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -81,8 +81,12 @@ class Program:
     def errors(self) -> str:
         """Wait for its end. Returns its standard error."""
         self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        self.read_all()
         return "".join(self._errors)
+
+    def read_all(self) -> None:
+        """Wait for the end of its standard error."""
+        self._reader.join(PATIENCE)
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> int:
         """Send it a signal, and wait for its end. Returns its exit status."""
@@ -103,8 +107,9 @@ def running(*arguments: str, options: Sequence[str] = ("--quiet",), prefix: Sequ
     command = [*prefix, *RUN, *options, "--", *arguments]
     keywords = {"env": environment(), "process_group": 0, **more}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords) as process:
+        program = Program(process)
         try:
-            yield Program(process)
+            yield program
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -113,3 +118,4 @@ def running(*arguments: str, options: Sequence[str] = ("--quiet",), prefix: Sequ
             # A worker that outlives its server would keep the pipe open, and its reader waiting.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            program.read_all()
