@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from bindsock.routing.effective import Decider
 
 _logger = logging.getLogger("bindsock")
-_ALONE = contextlib.nullcontext()
 
 FIRST_RETRY = 0.05
 LAST_RETRY = 5.0
@@ -179,7 +178,7 @@ class InPlace:
             chosen = self.requirement is not None and self.requirement.address is not None
             kernel.check_port(sock, interface, keeps_address=chosen, replaceable=replaceable, sharing=sharing)
         self.broken, self._source_known = True, False
-        with sharing_ports(sock, *sharing) if sharing else _ALONE:
+        with sharing_ports(sock, sharing):
             if interface is None:
                 kernel.unbind(sock, peer=peer, port=self.port(sock) or None)
             else:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from bindsock.kernel import Kernel
     from bindsock.model.network import Interface, IPAddress
 
-_ALONE = contextlib.nullcontext()
-
 
 @dataclass(frozen=True, slots=True)
 class SocketSpec:
@@ -134,7 +132,7 @@ class SocketSpec:
             try:
                 if like is not None:
                     copy_options(like, sock)
-                with sharing_ports(sock, *sharing) if sharing else _ALONE:
+                with sharing_ports(sock, sharing):
                     self.bind_and_connect(sock, kernel, interface, port, own)
             except BaseException as error:
                 sock.close()

@@ -17,11 +17,12 @@ from bindsock.errors import BindFailed
 from bindsock.model.network import unmapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from bindsock.model.network import Interface
 
 Sockaddr: TypeAlias = tuple[Any, ...]
+_ALONE = contextlib.nullcontext()
 
 RESET_ON_CLOSE: bytes = struct.pack("=ii", 1, 0)
 """The value of SO_LINGER with which ``close()`` ends a connection by a reset."""
@@ -41,12 +42,19 @@ def fail(error: OSError, call: str, interface: Interface | None, message: str | 
     raise BindFailed(message, errno=error.errno, interface=name, call=call) from error
 
 
-@contextlib.contextmanager
-def sharing_ports(*socks: socket.socket) -> Iterator[None]:
-    """Let one of these datagram sockets be bound to the port of the others.
+def bind_by_number(sock: socket.socket, address: Sockaddr, port: int) -> None:
+    """Bind a socket to an address, whose port does not count, and to a port."""
+    sock.bind((address[0], port, *address[2:]))
 
-    All of them need SO_REUSEADDR at that moment (linux net/ipv4/udp.c, udp_lib_lport_inuse), and none of them afterwards.
-    """
+
+def sharing_ports(sock: socket.socket, others: Sequence[socket.socket]) -> contextlib.AbstractContextManager[None]:
+    """Let a datagram socket be bound to the port of others, if there are any."""
+    return _sharing((sock, *others)) if others else _ALONE
+
+
+@contextlib.contextmanager
+def _sharing(socks: Sequence[socket.socket]) -> Iterator[None]:
+    """All of them need SO_REUSEADDR at that moment (linux net/ipv4/udp.c, udp_lib_lport_inuse), and none of them afterwards."""
     before = [sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) for sock in socks]
     for sock in socks:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -15,6 +15,7 @@ from typing import Any
 from bindsock.errors import BindFailed
 from bindsock.kernel import Administration, PathManager
 from bindsock.kernel.chosen import multicast_options
+from bindsock.kernel.sockets import bind_by_number
 from bindsock.model.network import (
     Interface,
     IPAddress,
@@ -127,7 +128,7 @@ class SimulatedKernel:
         self._place("rebind", sock, interface)
 
     def bind_port(self, sock: socket.socket, address: tuple[object, ...], port: int) -> None:
-        sock.bind((address[0], port, *address[2:]))
+        bind_by_number(sock, address, port)
 
     def check_port(
         self,

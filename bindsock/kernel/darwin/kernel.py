@@ -13,6 +13,7 @@ from bindsock.kernel.darwin import routes, sockets
 from bindsock.kernel.darwin.events import open_kernel_events, open_route_events
 from bindsock.kernel.darwin.interfaces import read_interfaces
 from bindsock.kernel.darwin.syscalls import LiveSyscalls
+from bindsock.kernel.sockets import bind_by_number
 from bindsock.model.network import RouteKind
 from bindsock.model.rejection import Departure
 from bindsock.model.tables import TableAnswers, routes_of, tabulated
@@ -106,7 +107,7 @@ class DarwinKernel:
 
     def bind_port(self, sock: socket.socket, address: tuple[Any, ...], port: int) -> None:
         """Ask for the port by its number."""
-        sock.bind((address[0], port, *address[2:]))
+        bind_by_number(sock, address, port)
 
     def check_port(
         self,

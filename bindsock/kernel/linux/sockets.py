@@ -24,7 +24,7 @@ from bindsock.errors import BindFailed
 from bindsock.kernel import sockets as shared
 from bindsock.kernel.chosen import multicast_options
 from bindsock.kernel.linux.mptcp import sockets as mptcp
-from bindsock.kernel.sockets import check_local_address, fail, keep_alive, rescoped, sharing_ports
+from bindsock.kernel.sockets import bind_by_number, check_local_address, fail, keep_alive, rescoped, sharing_ports
 from bindsock.model.network import family_of
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def check_port(
                 only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             _set_device(probe, interface.index)
-            with sharing_ports(probe, *sharing) if sharing else contextlib.nullcontext():
+            with sharing_ports(probe, sharing):
                 probe.bind(rescoped(name, interface) if keeps_address else ("", name[1]))
     except OSError as error:
         # The move itself meets the other errors. Not all of them: a process needs no descriptor to move a socket.
@@ -256,7 +256,7 @@ def bind_port(sock: socket.socket, address: Sockaddr, port: int) -> None:
             _set_device(sock, index)
     with contextlib.suppress(OSError):
         sock.setsockopt(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, 0)
-    sock.bind((address[0], port, *address[2:]))
+    bind_by_number(sock, address, port)
 
 
 def _keeps_its_port(sock: socket.socket) -> bool:
@@ -308,11 +308,7 @@ def rebind(
                     fail(error, "SO_BINDTOIFINDEX", interface)
             else:
                 return
-    _rebind_and_connect(sock, interface, connected or peer, port, bind_port if replaceable else _bind_by_number)
-
-
-def _bind_by_number(sock: socket.socket, address: Sockaddr, port: int) -> None:
-    sock.bind((address[0], port, *address[2:]))
+    _rebind_and_connect(sock, interface, connected or peer, port, bind_port if replaceable else bind_by_number)
 
 
 def _rebind_and_connect(
@@ -320,7 +316,7 @@ def _rebind_and_connect(
     interface: Interface | None,
     peer: Sockaddr | None,
     port: int | None,
-    bind_to: Callable[[socket.socket, Sockaddr, int], None] = _bind_by_number,
+    bind_to: Callable[[socket.socket, Sockaddr, int], None] = bind_by_number,
 ) -> None:
     """Disconnect the socket, which removes its device and an automatic port, then set device, port and peer again.
 
