@@ -346,19 +346,19 @@ class BlockingConnector:
             _connect_settled(kernel, connect, sock, address, decision, network)
         except (BlockingIOError, InterruptedError):
             # A non-blocking socket already has its local address, and is followed like any other.
-            self._connected(sock, address, decision, network)
+            self._connected(kernel, sock, address, decision, network)
             raise
         except OSError as error:
             raise connect_error(kernel, sock, error, decision, address, kernel.network) from None
-        self._connected(sock, address, decision, network)
+        self._connected(kernel, sock, address, decision, network)
 
-    def _connected(self, sock: socket.socket, address: Any, decision: Decision, network: Network) -> None:
+    def _connected(self, kernel: Kernel, sock: socket.socket, address: Any, decision: Decision, network: Network) -> None:
         path = path_of(decision)
         if path is None:
             return
         peer = unmapped(address_of(address))
         try:
-            check_egress(decision, network, peer, unmapped(address_of(sock.getsockname())))
+            check_egress(kernel, decision, network, peer, unmapped(address_of(sock.getsockname())))
         except BaseException:
             sock.close()
             raise

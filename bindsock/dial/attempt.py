@@ -181,7 +181,8 @@ class Attempt:
         assert sock is not None
         local = address_of(sock.getsockname())
         try:
-            check_egress(decision, self._dialer.watcher.latest.network, address, local)
+            watcher = self._dialer.watcher
+            check_egress(watcher.kernel, decision, watcher.latest.network, address, local)
         except EgressMismatch:
             sock.close()
             raise

@@ -36,6 +36,8 @@ MOST_DOUBTS = 3
 _NO_DEVICE = frozenset({errno.ENODEV, errno.ENXIO})
 _PERHAPS_NO_DEVICE = frozenset({errno.ENETUNREACH, errno.ENETDOWN})
 """The errors of connect() when the bound interface is gone: SO_BINDTOIFINDEX accepts any index (linux net/core/sock.c)."""
+_OF_THIS_HOST = frozenset({InterfaceKind.LOOPBACK, InterfaceKind.DUMMY})
+"""Their addresses may be used by any interface."""
 
 
 def mark_as_preferred(kernel: Kernel, preferences: Preferences) -> Kernel:
@@ -201,7 +203,7 @@ def departure(kernel: Kernel, family: int, decision: Decision, sockaddr: SockAdd
         return Departure.UNKNOWN
 
 
-def check_egress(decision: Decision, network: Network, address: IPAddress, local: IPAddress) -> None:
+def check_egress(kernel: Kernel, decision: Decision, network: Network, address: IPAddress, local: IPAddress) -> None:
     """Check that the local address of a bound and connected socket does not belong to a tunnel.
 
     :param address: the address of the peer
@@ -212,7 +214,7 @@ def check_egress(decision: Decision, network: Network, address: IPAddress, local
     if interface is None or interface.has(local):
         return
     current = network.interfaces.get(interface.index)
-    owner = current if current is not None and current.has(local) else network.owner_of(local)
+    owner = current if current is not None and current.has(local) else _owner(kernel, network, local)
     if owner is None or owner.index == interface.index:
         return
     if owner.kind is InterfaceKind.TUNNEL and decision.basis is not Basis.PINNED:
@@ -251,9 +253,9 @@ def check_source(kernel: Kernel, interface: Interface, network: Network, peer: I
     elif local.is_unspecified:
         makeshift = True
     else:
-        owner = network.owner_of(local)
-        foreign = owner is not None and owner.kind not in (InterfaceKind.LOOPBACK, InterfaceKind.DUMMY)
-        makeshift = foreign and _named_source(kernel, interface, network, peer) != local
+        owner = _owner(kernel, network, local)
+        own = owner is not None and (owner.index == interface.index or owner.kind in _OF_THIS_HOST)
+        makeshift = not own and _named_source(kernel, interface, network, peer) != local
     if makeshift:
         error = TunnelSource if owner is not None and owner.kind is InterfaceKind.TUNNEL else MakeshiftSource
         whose = f" of {owner.name}" if owner is not None else ""
@@ -263,6 +265,24 @@ def check_source(kernel: Kernel, interface: Interface, network: Network, peer: I
             interface=interface.name,
             call="connect",
         )
+
+
+def _owner(kernel: Kernel, network: Network, local: IPAddress) -> Interface | None:
+    """The interface that has the local address of a socket.
+
+    If none has it in the last reading, the network is read again: the interface or the address may have come between the reading
+    and the choice of the system.
+
+    :return: ``None`` if no interface has it any more, or if the system does not tell
+    """
+    owner = network.owner_of(local)
+    if owner is not None:
+        return owner
+    try:
+        return kernel.network().owner_of(local)
+    except OSError as error:
+        _logger.debug("cannot find out which interface has the address %s: %s", local, error)
+        return None
 
 
 def _named_source(kernel: Kernel, interface: Interface, network: Network, peer: IPAddress) -> IPAddress | None:

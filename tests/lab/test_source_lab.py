@@ -37,16 +37,27 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 _plain_connect = socket.socket.connect
 
 
-@pytest.fixture(params=[V4, V6], ids=["IPv4", "IPv6"])
+@pytest.fixture(params=[(V4, True), (V6, True), (V4, False)], ids=["IPv4", "IPv6", "IPv4, new VPN"])
 def family(request: pytest.FixtureRequest, lab: Lab) -> socket.AddressFamily:
-    """The address family. In IPv4, the system would take the address of the tunnel, which stands next to that of wifi0."""
-    lab.vpn_up("halves")
-    return socket.AddressFamily(request.param)
+    """The address family. In IPv4, the system would take the address of the tunnel, which stands next to that of wifi0.
+
+    A new VPN comes up when the address of eth0 is taken away, so that nobody has read the address of the tunnel before.
+    """
+    family, vpn = request.param
+    if vpn:
+        lab.vpn_up("halves")
+    else:
+        lab.default("eth0")
+        lab.remove_addresses("wifi0")
+        lab.down("wifi0")
+    return socket.AddressFamily(family)
 
 
 @contextlib.contextmanager
 def away(lab: Lab, family: socket.AddressFamily) -> Iterator[None]:
     """Take the address of eth0 away for the block."""
+    if "tun0" not in dict(socket.if_nameindex()).values():
+        lab.vpn_up("halves")
     if family == V4:
         lab.remove_addresses("eth0")
         try:
@@ -184,6 +195,14 @@ async def test_of_the_questions_of_c_ares(lab: Lab, family: socket.AddressFamily
     assert late() == 1
 
 
+async def test_of_an_endpoint(lab: Lab, family: socket.AddressFamily, late: Callable[[], int]) -> None:
+    transport, echoes = await bindsock.create_datagram_endpoint(Echoes, remote_addr=server(lab, family))
+    assert (await echoes.source(lab))[0] == "eth0"
+    assert on_eth0(lab, transport.get_extra_info("socket"))
+    transport.abort()
+    assert late() == 1
+
+
 @pytest.mark.parametrize("taken_over", [False, True])
 async def test_of_a_connected_datagram_socket_that_the_program_hands_over(
     lab: Lab, family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch, taken_over: bool
@@ -239,7 +258,8 @@ def test_a_blocking_connect_fails_like_the_systems_own(lab: Lab, family: socket.
         peer, timeout = (lab.server.address(family), 9), 20.0
     else:
         peer, timeout = tcp(lab, family), 0.1
-        lab.blackhole("wifi0", True)
+        for uplink in ("wifi0", "eth0"):
+            lab.blackhole(uplink, True)
 
     def attempt() -> list[tuple[object, ...]]:
         found: list[tuple[object, ...]] = []
