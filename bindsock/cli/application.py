@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bindsock.cli import demo, doctor, explain, proxy, repair, run, status, watch
 from bindsock.cli.completion import SHELLS, PrintCompletion
 from bindsock.cli.formatting import HelpFormatter
 from bindsock.cli.options import Exit, fail
 from bindsock.errors import NoEffectiveInterface, UnsupportedSystem
 
+COMMANDS = ("status", "explain", "watch", "doctor", "repair", "run", "proxy", "demo")
+"""Each is a module of this package with a function ``add_parser()``."""
 _EPILOG = """\
 exit status:
   0    success: there is an effective interface, every fact held
@@ -40,8 +42,11 @@ pip install "bindsock[completion]"
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line.
+
+    :param names: its commands; the modules of others are not imported, which would take longer than most commands
+    """
     result = _Parser(
         prog="bindsock",
         description="Connections that leave by the effective network interface, bypassing VPN tunnels, and stay on it.",
@@ -56,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
         help="print a script that completes the command line, and exit",
     )
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (status, explain, watch, doctor, repair, run, proxy, demo):
-        command.add_parser(commands)
+    for name in names:
+        importlib.import_module(f"bindsock.cli.{name}").add_parser(commands)
     for command_parser in commands.choices.values():
         command_parser.set_defaults(command_parser=command_parser)
     return result
@@ -86,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
-    arguments, unknown = parser().parse_known_args(argv)
+    if argv is None:
+        argv = sys.argv[1:]
+    arguments, unknown = parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_known_args(argv)
     if unknown:
         refuse_unknown(arguments.command_parser, unknown)
     try:

@@ -40,6 +40,15 @@ def test_help_names_every_command(run: Run) -> None:
     assert all(f"    {command} " in out for command in COMMANDS)
 
 
+def test_a_command_does_not_wait_for_the_import_of_the_others() -> None:
+    others = ["bindsock.cli.demo", "bindsock.cli.doctor", "bindsock.testing", "email", "http", "bindsock.proxy"]
+    code = "import sys; from bindsock.cli import main; main(['status']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    imported = done.stderr.split()
+    assert "bindsock.cli.status" in imported
+    assert not set(others) & set(imported)
+
+
 def test_the_version_is_that_of_the_distribution(run: Run) -> None:
     assert run("--version") == (0, f"bindsock {version('bindsock')}\n", "")
 
