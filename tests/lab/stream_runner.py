@@ -45,7 +45,16 @@ class Outcome:
     def told(self) -> str:
         """The message for a failed test."""
         dropped = f"dropped {self.dropped} and {self.missed}"
-        return f"{sorted(self.missing)[:9]}... of {self.sent}; {self.statistics}; {self.left_by}; {dropped}"
+        return f"missing {self._ranges()} of {self.sent}; {self.statistics}; {self.left_by}; {dropped}"
+
+    def _ranges(self) -> str:
+        ranges: list[list[int]] = []
+        for number in sorted(self.missing):
+            if ranges and ranges[-1][1] == number - 1:
+                ranges[-1][1] = number
+            else:
+                ranges.append([number, number])
+        return ", ".join(f"{first}-{last}" for first, last in ranges)
 
     @property
     def missing(self) -> set[int]:

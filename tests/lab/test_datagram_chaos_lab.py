@@ -76,8 +76,9 @@ def test_the_sum_of_what_was_sent_waits_or_is_lost_is_what_was_accepted(lab: Lab
     finally:
         program.kill()
     counted = outcome.statistics
-    assert sum(counted["lost_by"].values()) == counted["lost"], chaos.done
-    assert sum(counted["sent"].values()) + counted["waiting"] + counted["lost"] == outcome.sent, chaos.done
-    assert counted["sent"]["unbound"] == 0, chaos.done
+    what = f"{chaos.done}: {outcome.told()}"
+    assert sum(counted["lost_by"].values()) == counted["lost"], what
+    assert sum(counted["sent"].values()) + counted["waiting"] + counted["lost"] == outcome.sent, what
+    assert counted["sent"]["unbound"] == 0, what
     lost = counted["lost"] + counted["waiting"] + counted["lost_on_device"]
-    assert len(outcome.missing) - outcome.missed <= lost, chaos.done
+    assert len(outcome.missing) - outcome.missed <= lost, what
