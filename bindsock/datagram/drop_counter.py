@@ -11,7 +11,8 @@ sends:
 * The socket's unsent datagrams, which it has passed to the device, are counted fifty times a second. If there were any in the
   last sample, they are lost, and so are the datagrams sent since.
 * If the device works but the route is gone, IPv4 treats the destination as a neighbour and sends ARP requests
-  (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu). The datagrams that wait for the answer are lost.
+  (``linux net/ipv4/route.c``, ip_route_output_key_hash_rcu). The datagrams that wait for the answer are lost, as are those that
+  wait for a silent gateway when the socket leaves it.
 * If the device itself is gone, and its counter with it, the datagrams sent since the last but one sample count as lost.
 
 The result is exact if nobody else sends by the device and the gateway answers. Otherwise it is an upper bound: a counted drop may
@@ -152,6 +153,7 @@ class DropCounter:
         "_sent_then",
         "_tally",
         "_unsent",
+        "_unsent_before",
         "due",
     )
 
@@ -166,7 +168,9 @@ class DropCounter:
         self._sent = 0
         self._record_due = _NEVER
         self._unsent = 0
+        self._unsent_before = 0
         self._sent_then = 0
+        self._sent_before = 0
         self.due: float = 0.0
         """When the next :meth:`sample` is due, in monotonic seconds. It must precede the next send."""
 
@@ -187,7 +191,7 @@ class DropCounter:
 
     def _reset(self) -> None:
         self._records.clear()
-        self._sent = self._unsent = self._sent_before = self._sent_then = 0
+        self._sent = self._unsent = self._sent_before = self._sent_then = self._unsent_before = 0
         self.due, self._record_due = 0.0, _NEVER
 
     def sent(self) -> None:
@@ -200,7 +204,7 @@ class DropCounter:
         self.due = now + SAMPLE_INTERVAL
         if self._interface is None:
             return
-        self._sent_before = self._sent_then
+        self._sent_before, self._unsent_before = self._sent_then, self._unsent
         self._unsent, self._sent_then = self._kernel.unsent(sock) if self._sent else 0, self._sent
         if now >= self._record_due:
             self._record(now)
@@ -226,17 +230,32 @@ class DropCounter:
         self._forget(self._devices.time())
         before, leftover = self._records[0], None
         if self._sent != before.sent:
-            waiting = self._unsent + self._sent - self._sent_then if self._unsent else self._kernel.unsent(sock)
             sent = self._sent - before.sent
-            leftover = Leftover(self._interface, sent, before.dropped, self._sent - self._sent_before, waiting)
+            leftover = Leftover(self._interface, sent, before.dropped, self._sent - self._sent_before, self._waiting(sock))
         self._stop()
         return leftover
 
-    def lost_without_route(self, sock: socket.socket) -> int:
-        """How many datagrams of the socket were lost on a working device after its route was gone. They are counted only once."""
+    def _waiting(self, sock: socket.socket) -> int:
+        """How many datagrams have not left the socket, at most.
+
+        If there were any in the last sample, these and all later ones, because the kernel may have discarded them meanwhile.
+        """
+        since = self._sent - self._sent_then
+        return self._unsent + since if self._unsent or not since else min(self._kernel.unsent(sock), since)
+
+    def stuck(self, sock: socket.socket) -> int:
+        """How many datagrams a working device could not send, at most, if it has no route or its first hop does not answer.
+
+        The kernel may have discarded them before the last sample, since a program can send before it is told.
+        """
+        before = self._unsent_before + self._sent - self._sent_before if self._unsent_before else 0
+        return max(self._waiting(sock), before)
+
+    def lost_while_stuck(self, sock: socket.socket) -> int:
+        """As :meth:`stuck`; they are counted only once."""
         if self._interface is None:
             return 0
-        count = min(self._kernel.unsent(sock), self._unsent + self._sent - self._sent_then)
+        count = self.stuck(sock)
         self._stop()
         return count
 

@@ -243,16 +243,19 @@ class InPlace:
         """Count the datagrams that a dead device accepted and did not send."""
         self.drops.count_lost_later(sock, self._watcher.statistics)
 
-    def count_unrouted(self, sock: socket.socket, wanted: Placement, network: Network) -> None:
-        """Before the socket leaves a working device: count the datagrams that were sent after the route was gone."""
+    def count_stuck(self, sock: socket.socket, wanted: Placement, network: Network) -> None:
+        """Before the socket leaves a working device: count the datagrams that wait there without a route, or for a silent first
+        hop."""
         path = self.placement.path
-        if (
-            path is not None
-            and path.index != wanted.interface_index
-            and self._watcher.kernel.unsent(sock)
-            and self.unrouted(network)
-        ):
-            self._watcher.statistics.lost_on_device += self.drops.lost_without_route(sock)
+        if path is not None and path.index != wanted.interface_index and self.drops.stuck(sock) and self._is_stuck(path, network):
+            self._watcher.statistics.lost_on_device += self.drops.lost_while_stuck(sock)
+
+    def _is_stuck(self, path: Path, network: Network) -> bool:
+        interface = network.interfaces.get(path.index)
+        hop = self._first_hop(path, interface) if interface is not None else None
+        if interface is not None and hop is not None and self._watcher.kernel.first_hop_answers(interface, hop) is False:
+            return True
+        return self.unrouted(network)
 
     def count_unsent(self, sock: socket.socket) -> None:
         """Count the unsent datagrams on a dead device, for a program that does not report what it sends."""
@@ -489,7 +492,8 @@ class InPlaceMover:
             )
         )
         if not orders.count_drops:
-            in_place.count_unrouted(sock, wanted, decider.network)
+            if orders.step is not Step.AWAIT:
+                in_place.count_stuck(sock, wanted, decider.network)
         elif self._reports_sends:
             in_place.count_drops(sock)
         else:

@@ -294,8 +294,8 @@ class DatagramMover:
         )
         if orders.count_drops:
             in_place.count_drops(self.sock)
-        else:
-            in_place.count_unrouted(self.sock, wanted, network)
+        elif orders.step is not Step.AWAIT:
+            in_place.count_stuck(self.sock, wanted, network)
         if orders.hold or orders.step is Step.AWAIT:
             in_place.when_hop_answers(wanted, network, self._hop_answers)
         if orders.step is Step.END:

@@ -471,6 +471,24 @@ def test_what_left_in_time_is_not_lost(counting: Counting, devices: DeviceDrops)
     assert drops.lost_on_dead_device(SOCK) == 1
 
 
+@pytest.mark.parametrize(("queued", "lost"), [((3, 5), 3 + 4 + 2), ((3, 0), 3 + 4 + 2), ((0, 5), 5 + 2), ((0, 0), 0)])
+def test_of_a_working_device_what_waits_or_has_waited_lately_is_lost(
+    counting: Counting, devices: DeviceDrops, queued: tuple[int, int], lost: int
+) -> None:
+    """Two samples found so many: four datagrams were sent after the first one, and two after the second."""
+    drops = counter(counting, devices)
+    drops.start(WIFI)
+    send(drops, counting, 5)
+    counting.queued = queued[0]
+    counting.now += 0.03
+    send(drops, counting, 4)
+    counting.queued = queued[1]
+    counting.now += 0.03
+    send(drops, counting, 2)
+    assert drops.stuck(SOCK) == lost
+    assert [drops.lost_while_stuck(SOCK) for _ in range(2)] == [lost, 0]
+
+
 def test_of_a_device_that_is_gone_what_was_sent_in_the_last_moment_is_lost(counting: Counting, devices: DeviceDrops) -> None:
     drops = counter(counting, devices)
     drops.start(WIFI)

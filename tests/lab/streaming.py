@@ -42,7 +42,9 @@ def overflows() -> int:
     """The number of datagrams that this namespace dropped because a program did not read them in time."""
     with open("/proc/thread-self/net/snmp", encoding="utf-8") as file:
         names, values = (line.split() for line in file if line.startswith("Udp:"))
-    return int(values[names.index("RcvbufErrors")])
+    with open("/proc/thread-self/net/snmp6", encoding="utf-8") as file:
+        ipv6 = dict(line.split() for line in file)
+    return int(values[names.index("RcvbufErrors")]) + int(ipv6["Udp6RcvbufErrors"])
 
 
 async def stream(host: str, port: int, rate: float) -> None:
