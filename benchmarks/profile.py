@@ -430,7 +430,7 @@ _COMPARED = (
         "the statistics account for every datagram",
         (
             "bindsock.datagram.in_place:InPlace.count_drops",
-            "bindsock.datagram.in_place:InPlace.count_unrouted",
+            "bindsock.datagram.in_place:InPlace.count_stuck",
             "bindsock.datagram.in_place:InPlace.moved",
         ),
     ),

@@ -21,41 +21,33 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(available(vpn=True) is not Non
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.chaos", "--json", "--no-shrink", "--round-seconds", "3", "--interval", "0.05"]
 SEEDS = range(1, 11)
+OTHERS = {2: "three", 3: "shared", 5: "macvlan", 6: "nat64", 7: DRAWN, 8: "point-to-point"}
+"""The network of a seed, unless it is the simplest one."""
 
 
 def mode_of(seed: int) -> str:
     return MODES[seed % len(MODES)]
 
 
+def network_of(seed: int) -> str:
+    return OTHERS.get(seed, "two")
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}-{mode_of(seed)}")
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}-{mode_of(seed)}-{network_of(seed)}")
 def test_in_a_short_round_nothing_fails(seed: int) -> None:
-    command = [*COMMAND, "--seed", str(seed), "--round", "1", "--vpn", mode_of(seed)]
+    mode, network = mode_of(seed), network_of(seed)
+    command = [*COMMAND, "--seed", str(seed), "--round", "1", "--vpn", mode, "--network", network]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     outcome: dict[str, Any] = json.loads(done.stdout)
     assert [failed["texts"] for failed in outcome["failed"]] == [], done.stderr
     assert outcome["lasting"] == []
     assert outcome["rounds"] == 1
+    assert [kind.partition(",")[0] for kind in outcome["by_kind"]] == [network]
     assert outcome["accepted"] > 100
     assert done.returncode == 0
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("network", ["shared", "point-to-point", "macvlan", "nat64", DRAWN])
-def test_in_a_short_round_with_other_uplinks_nothing_fails(network: str) -> None:
-    done = subprocess.run(
-        [*COMMAND, "--seed", "21", "--round", "1", "--vpn", "metric", "--network", network],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    outcome: dict[str, Any] = json.loads(done.stdout)
-    assert ([failed["texts"] for failed in outcome["failed"]], outcome["lasting"]) == ([], []), done.stderr
-    assert outcome["by_kind"][f"{network}, metric"]["rounds"] == 1
-    drawing = draw("21/0") if network == DRAWN else NETWORKS[network]
-    assert all(interface in outcome["packets"] for interface in drawing.uplinks)
+    drawing = draw(f"{seed}/0") if network == DRAWN else NETWORKS[network]
+    assert any(interface in outcome["packets"] for interface in drawing.uplinks)
 
 
 async def test_ctrl_c_ends_it_and_everything_that_it_started() -> None:

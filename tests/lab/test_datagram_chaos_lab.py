@@ -66,7 +66,7 @@ class Chaos:
 @pytest.mark.parametrize("loop_name", ["asyncio", "uvloop"])
 def test_the_sum_of_what_was_sent_waits_or_is_lost_is_what_was_accepted(lab: Lab, loop_name: str, seed: int) -> None:
     chaos = Chaos(lab, seed)
-    program = Streaming(lab, loop_name)
+    program = Streaming(lab, loop_name, rate=500)
     try:
         for _ in range(CHANGES):
             chaos.change()
