@@ -249,7 +249,7 @@ class DropCounter:
         The kernel may have discarded them before the last sample, since a program can send before it is told.
         """
         before = self._unsent_before + self._sent - self._sent_before if self._unsent_before else 0
-        return max(self._waiting(sock), before)
+        return min(self._sent, max(self._waiting(sock), before))
 
     def lost_while_stuck(self, sock: socket.socket) -> int:
         """As :meth:`stuck`; they are counted only once."""

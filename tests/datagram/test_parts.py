@@ -471,11 +471,13 @@ def test_what_left_in_time_is_not_lost(counting: Counting, devices: DeviceDrops)
     assert drops.lost_on_dead_device(SOCK) == 1
 
 
-@pytest.mark.parametrize(("queued", "lost"), [((3, 5), 3 + 4 + 2), ((3, 0), 3 + 4 + 2), ((0, 5), 5 + 2), ((0, 0), 0)])
+@pytest.mark.parametrize(
+    ("queued", "lost"), [((3, 5), 3 + 4 + 2), ((3, 0), 3 + 4 + 2), ((0, 5), 5 + 2), ((0, 0), 0), ((90, 90), 5 + 4 + 2)]
+)
 def test_of_a_working_device_what_waits_or_has_waited_lately_is_lost(
     counting: Counting, devices: DeviceDrops, queued: tuple[int, int], lost: int
 ) -> None:
-    """Two samples found so many: four datagrams were sent after the first one, and two after the second."""
+    """Two samples found so many: four datagrams were sent after the first one, and two after the second. Never more than all."""
     drops = counter(counting, devices)
     drops.start(WIFI)
     send(drops, counting, 5)
