@@ -65,9 +65,8 @@ class Source:
                 elif line == b"receive\n":
                     received, wrong = 0, "none"
                     while received < SIZE and (data := await reader.read(1 << 16)):
-                        if wrong == "none" and data != self._part(received, len(data)):
-                            place = (self.block * 2).find(data[:64])
-                            wrong = f"{len(data)} from {received} on, which begin like those at {place} of each {len(self.block)}"
+                        if wrong == "none" and data != (right := self._part(received, len(data))):
+                            wrong = self._difference(received, data, right)
                         received += len(data)
                     writer.write(f"{received} bytes, wrong: {wrong}\n".encode())
                 else:
@@ -78,6 +77,14 @@ class Source:
         """What the stream has there."""
         first = start % len(self.block)
         return (self.block[first:] + self.block)[:length]
+
+    def _difference(self, start: int, data: bytes, right: bytes) -> str:
+        """Where received bytes differ from the right ones, and from which part of the block they may come."""
+        differing = [i for i, (one, other) in enumerate(zip(data, right, strict=True)) if one != other]
+        first, last = differing[0], differing[-1]
+        origin = (self.block * 2).find(data[first : first + 32])
+        place = (start + first) % len(self.block)
+        return f"{len(differing)} from {start + first} to {start + last}, {place} of the block, from {origin} of it"
 
     async def close(self) -> None:
         if self.server is not None:
