@@ -33,10 +33,8 @@ def network_of(seed: int) -> str:
     return OTHERS.get(seed, "two")
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}-{mode_of(seed)}-{network_of(seed)}")
-def test_in_a_short_round_nothing_fails(seed: int) -> None:
-    mode, network = mode_of(seed), network_of(seed)
+def short_round(seed: int, mode: str, network: str) -> dict[str, Any]:
+    """Run a round in which nothing may fail. Returns its outcome."""
     command = [*COMMAND, "--seed", str(seed), "--round", "1", "--vpn", mode, "--network", network]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     outcome: dict[str, Any] = json.loads(done.stdout)
@@ -46,8 +44,28 @@ def test_in_a_short_round_nothing_fails(seed: int) -> None:
     assert [kind.partition(",")[0] for kind in outcome["by_kind"]] == [network]
     assert outcome["accepted"] > 100
     assert done.returncode == 0
-    drawing = draw(f"{seed}/0") if network == DRAWN else NETWORKS[network]
-    assert any(interface in outcome["packets"] for interface in drawing.uplinks)
+    return outcome
+
+
+def uplinks_of(seed: int, network: str) -> tuple[str, ...]:
+    return (draw(f"{seed}/0") if network == DRAWN else NETWORKS[network]).uplinks
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}-{mode_of(seed)}-{network_of(seed)}")
+def test_in_a_short_round_nothing_fails(seed: int) -> None:
+    network = network_of(seed)
+    outcome = short_round(seed, mode_of(seed), network)
+    assert any(interface in outcome["packets"] for interface in uplinks_of(seed, network))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("network", ["shared", "point-to-point", "macvlan", "nat64", DRAWN])
+def test_in_a_short_round_with_other_uplinks_all_of_them_are_used(network: str) -> None:
+    outcome = short_round(21, "metric", network)
+    assert outcome["by_kind"][f"{network}, metric"]["rounds"] == 1
+    assert all(interface in outcome["packets"] for interface in uplinks_of(21, network))
 
 
 async def test_ctrl_c_ends_it_and_everything_that_it_started() -> None:
