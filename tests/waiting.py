@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    """Wait until something is true.
+    """Wait until something is true. It is asked every millisecond at first, later every 20 ms.
 
     :param seconds: the time after which the test fails
     """
+    delay = 0.001
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.02, 0.02)
 
 
 async def settle() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bindsock.model.network import Interface, IPAddress, Lookups, Network, Route
     from bindsock.model.policy import Gateway, PolicyRule, Repair
     from bindsock.model.rejection import Departure, Rejection
-    from bindsock.model.subflows import Endpoints, Subflow
+    from bindsock.model.subflows import Endpoints, Subflow, Traffic
 
 
 class EventSource(Protocol):
@@ -118,6 +118,24 @@ class PathManager(Protocol):
 
         :param failed: called, at once or later, with the errors that are not raised
         :return: false if the peer has not confirmed the subflow yet
+        :raises OSError: the connection has ended
+        """
+
+    def traffic(self, sock: socket.socket, address: IPAddress) -> Traffic | None:
+        """What is under way by the established subflows with a local address; ``None`` if there are none. Never raises.
+
+        It needs no privilege.
+        """
+
+    def set_backup(
+        self, sock: socket.socket, address: IPAddress, done: Callable[[bool | OSError], object], *, backup: bool
+    ) -> None:
+        """Tell the system and the peer whether the subflows with a local address are backups (MP_PRIO, RFC 8684 3.3.8).
+
+        As long as another subflow works, both send new data only by those that are not. The peer may miss it.
+
+        :param done: called, at once or later, with whether they have been told, or with the errors that are not raised; not if
+            the event loop ends before
         :raises OSError: the connection has ended
         """
 

@@ -20,6 +20,20 @@ class Subflow:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """What is under way by some of the subflows of a connection."""
+
+    pending: bool
+    """Data of this side wait to be sent or acknowledged."""
+    silence: float
+    """Seconds since data of the peer have arrived."""
+    unanswered: float
+    """Seconds since an acknowledgement has arrived."""
+    round_trip: float
+    """The estimated time, in seconds, until the peer's answer to a segment arrives."""
+
+
+@dataclass(frozen=True, slots=True)
 class Multipath:
     """Whether multipath was negotiated for a connection, and its subflows."""
 

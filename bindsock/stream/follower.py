@@ -242,7 +242,7 @@ class PathFollower:
         elif orders.move is Move.SUSPEND:
             manager.suspend()
         for address in orders.leave:
-            manager.remove(address, "left")
+            manager.leave(address)
         if orders.settle:
             manager.settle(orders.place)
         if self._continuity is not None:

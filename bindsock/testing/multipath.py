@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bindsock.kernel import Background, RemovalReason
 from bindsock.model.network import Interface, IPAddress, family_of
-from bindsock.model.subflows import Endpoints, Subflow
+from bindsock.model.subflows import Endpoints, Subflow, Traffic
 from bindsock.options import known_keywords_only
 
 
@@ -33,13 +33,13 @@ class SimulatedPathManager:
         self.systems: set[IPAddress] = set()
         """The local addresses of subflows that the system itself made."""
         self.orders: list[tuple[str, str]] = []
-        """The calls: ("add", interface), ("arrived", address), ("prompt", address), ("remove", address), ("release", "") or
-        ("sweep", "")."""
+        """The calls: ("add", interface), ("arrived", address), ("prompt", address), ("backup", address), ("no backup", address),
+        ("remove", address), ("release", "") or ("sweep", "")."""
         self.reasons: list[str] = []
         """Why subflows were removed, in the order of the removals."""
         self.privileged = True
         self.tells_peer = True
-        """Whether a working subflow can tell the peer which subflows are lost."""
+        """Whether a working subflow can tell the peer which subflows are lost or are backups."""
         self.confirms = True
         """Whether the peer has confirmed the subflows."""
         self.needed = False
@@ -48,6 +48,8 @@ class SimulatedPathManager:
         """The result of :meth:`endpoints`."""
         self.silences: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
         """The results of :meth:`silence`, in seconds."""
+        self.traffics: dict[IPAddress, Traffic] = {}
+        """The results of :meth:`traffic`, by local address; otherwise it is ``None``."""
 
     def protocol(self, family: int) -> int | None:
         """``None``, since there are no real multipath sockets."""
@@ -95,6 +97,16 @@ class SimulatedPathManager:
         self._demand_privilege()
         self.orders.append(("prompt", str(address)))
         return True
+
+    def traffic(self, sock: socket.socket, address: IPAddress) -> Traffic | None:
+        return self.traffics.get(address)
+
+    def set_backup(
+        self, sock: socket.socket, address: IPAddress, done: Callable[[bool | OSError], object], *, backup: bool
+    ) -> None:
+        self._demand_privilege()
+        self.orders.append(("backup" if backup else "no backup", str(address)))
+        done(self.tells_peer and address not in self.systems)
 
     def remove(
         self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]

@@ -19,6 +19,7 @@ import pytest_asyncio
 
 import bindsock
 from bindsock.kernel.linux.mptcp import sockets as mptcp
+from bindsock.stream.multipath import departures
 from bindsock.testing.lab import Lab
 from tests.tls import tls_client_context, tls_server_context
 
@@ -118,6 +119,12 @@ async def source(lab: Lab, serve: Serve) -> Source:
     return await serve()
 
 
+@pytest.fixture(autouse=True)
+def lossless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the repetition of what was lost: the laboratory loses nothing on interfaces that both work."""
+    monkeypatch.setattr(departures, "QUIET", 0.02)
+
+
 @pytest.fixture(params=["kernel", "userspace"])
 def path_manager(request: pytest.FixtureRequest, lab: Lab) -> str:
     """The path manager of the host's namespace."""
@@ -197,6 +204,11 @@ def endpoints(lab: Lab) -> str:
 
 def interfaces(writer: asyncio.StreamWriter) -> list[str | None]:
     return [subflow.interface for subflow in bindsock.multipath_of(writer).subflows]
+
+
+def counted_by_peer(source: Source) -> list[int]:
+    """How many subflows the kernel of a source has for each connection."""
+    return [len(mptcp.states(writer.get_extra_info("socket")) or ()) for writer in source.writers]
 
 
 async def ping(connected: tuple[asyncio.StreamReader, asyncio.StreamWriter], text: bytes) -> None:

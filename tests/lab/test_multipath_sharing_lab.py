@@ -33,8 +33,10 @@ from tests.lab.multipath import (
     Serve,
     Source,
     closing,
+    counted_by_peer,
     endpoints,
     interfaces,
+    lossless,
     path_manager,
     ping,
     program,
@@ -44,7 +46,7 @@ from tests.lab.multipath import (
 )
 from tests.waiting import until
 
-__all__ = ["path_manager", "serve", "source"]
+__all__ = ["lossless", "path_manager", "serve", "source"]
 
 pytestmark = [
     pytest.mark.lab,
@@ -625,6 +627,9 @@ async def test_an_endpoint_is_not_removed_while_another_program_orders_a_subflow
         for sock, _, paths in made:
             paths._reset(sock, paths._remaining(sock, address))
         await until(lambda: have_subflows(0))
+        # A peer that still counts the subflows would refuse the next ones, and nobody here orders them again.
+        served = [writer.get_extra_info("socket") for writer in source.writers]
+        await until(lambda: counted_by_peer(source) == [1, 1] and not any(map(mptcp.addresses_ending, served)))
         needing = PathManager._needing
         ordering = threading.Thread(target=their_paths.add, args=(theirs, ethernet, _fail))
 

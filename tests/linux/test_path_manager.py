@@ -243,7 +243,7 @@ def test_another_programs_subflow_that_joins_in_the_last_moment_ends_by_a_reset(
     monkeypatch.setattr(Commands, "remove_endpoint", lambda self, address, identifier: log.append(("remove", identifier)))
     monkeypatch.setattr(sockets, "is_running", lambda index: index == 3)
     paths = PathManager()
-    paths._added[address] = 3
+    paths._added[address] = path_manager._Added(3)
     paths.sweep(lambda waiting: None)
     assert log == [("reset", joined.subflow, (3,)), ("remove", 5)]
     assert readings == []
@@ -446,3 +446,83 @@ def test_an_endpoint_that_was_added_as_the_event_loop_ended_is_swept_later(
     paths.release(connection.sock)
     paths.sweep(lambda _: None)
     assert (added, removed) == ([HERE], [HERE])
+
+
+class Marked:
+    """Two connections at ``HERE``, where there is an endpoint, which the in-kernel path manager controls.
+
+    Everything is carried out at once.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.told: list[tuple[str, bool]] = []
+        self.paths = PathManager(clock=lambda: self.now)
+        self.socks = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+        monkeypatch.setattr(socket.socket, "getsockname", lambda sock: (str(THERE), 1))
+        monkeypatch.setattr(path_manager, "_is_userspace", lambda: False)
+        monkeypatch.setattr(mptcp, "token", lambda sock: sock.fileno())
+        monkeypatch.setattr(mptcp, "states", lambda sock: [])
+        monkeypatch.setattr(sock_diag, "subflows", lambda channel: [self.subflow(sock) for sock in self.socks])
+        monkeypatch.setattr(sockets, "existing", lambda indexes: indexes)
+        monkeypatch.setattr(Commands, "set_all_backup", lambda _, address, *, backup: self.told.append((str(address), backup)))
+        monkeypatch.setattr(Commands, "prompt_all", lambda _, address: self.told.append((str(address), True)))
+        for sock in self.socks:
+            self.paths.register(sock)
+        self.paths._added[HERE] = path_manager._Added(3)
+
+    @staticmethod
+    def subflow(sock: socket.socket) -> ListedSubflow:
+        return ListedSubflow(sock.fileno(), Subflow(HERE, 1, ip_address("203.0.113.9"), 443), established=True, bound=3)
+
+    def set_backup(self, number: int, address: IPAddress = HERE, *, backup: bool = True) -> bool | OSError:
+        found: list[bool | OSError] = []
+        self.paths.set_backup(self.socks[number], address, found.append, backup=backup)
+        return found[0]
+
+    def sweep(self) -> None:
+        self.paths.sweep(lambda waiting: None)
+
+    def close(self) -> None:
+        self.paths._added.clear()
+        for sock in self.socks:
+            self.paths.release(sock)
+            sock.close()
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Marked]:
+    made = Marked(monkeypatch)
+    yield made
+    made.close()
+
+
+def test_an_endpoint_is_marked_as_a_backup_until_the_last_connection_has_left(marked: Marked) -> None:
+    assert [marked.set_backup(number) for number in (0, 1)] == [True, True]
+    assert marked.told == [(str(HERE), True)]
+    marked.paths.remove(marked.socks[0], HERE, "left", lambda outcome: None)
+    marked.sweep()
+    assert marked.told == [(str(HERE), True)], "the other one is still leaving"
+    assert marked.set_backup(1, backup=False) is True
+    assert marked.told == [(str(HERE), True), (str(HERE), False)]
+
+
+def test_an_endpoint_that_stays_for_another_connection_is_marked_no_more(marked: Marked) -> None:
+    assert marked.set_backup(0) is True
+    marked.paths.remove(marked.socks[0], HERE, "left", lambda outcome: None)
+    marked.sweep()
+    assert HERE in marked.paths._added
+    assert marked.told == [(str(HERE), True), (str(HERE), False)]
+
+
+def test_an_address_without_an_endpoint_of_ours_becomes_no_backup(marked: Marked) -> None:
+    """It has none, or the system's."""
+    assert marked.set_backup(0, THERE) is False
+    assert marked.told == []
+
+
+def test_peers_are_told_again_of_a_backup_once_for_all_connections(marked: Marked) -> None:
+    for moment, times in [(100.0, 1), (100.1, 1), (100.3, 2), (100.6, 3)]:
+        marked.now = moment
+        assert [marked.set_backup(number) for number in (0, 1)] == [True, True]
+        assert marked.told == [(str(HERE), True)] * times

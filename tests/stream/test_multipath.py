@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,14 +13,14 @@ import pytest
 
 from bindsock.dial.followed_socket import FollowedSocket
 from bindsock.model.decision import Path
-from bindsock.model.network import Network
-from bindsock.model.subflows import Endpoints, Multipath, Subflow
+from bindsock.model.network import IPAddress, Network
+from bindsock.model.subflows import Endpoints, Multipath, Subflow, Traffic
 from bindsock.netmon.turns import CallbackBudget
 from bindsock.options import BetterPath
 from bindsock.routing.multipath import multipath_obstacle
 from bindsock.stream import viability
 from bindsock.stream.guard import StreamGuard, follow_stream
-from bindsock.stream.multipath import continuity, last_subflow
+from bindsock.stream.multipath import continuity, departures, last_subflow
 from bindsock.stream.multipath import manager as multipath
 from bindsock.stream.multipath.plan import situation
 from bindsock.stream.plan import Requirement
@@ -53,6 +54,9 @@ NOWHERE = network("2: wifi0 wifi down")
 ON_WIFI_PATH = Path(socket.AF_INET, "wifi0", 2, frozenset([HERE]), None)
 WIFI_REPLACED = network(ETHERNET, USB, BY_ETHERNET, BY_USB)
 ONLY_USB = network("2: wifi0 wifi down", USB, BY_USB)
+
+
+BUSY = Traffic(pending=True, silence=0.0, unanswered=0.0, round_trip=0.01)
 
 
 class MultipathScene(Scene):
@@ -214,6 +218,121 @@ def test_a_better_path_is_followed(scene: MultipathScene) -> None:
     scene.change(ETHERNET_BETTER)
     assert scene.addresses == [str(THERE)]
     assert scene.guard.interface == "eth0"
+
+
+def test_a_subflow_that_is_left_is_ended_once_nothing_is_under_way_by_it(scene: MultipathScene) -> None:
+    """Otherwise the system would answer what arrives for it, by the tunnel, and the peer might not accept its end."""
+    scene.paths.traffics[HERE] = BUSY
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    told = [("add", "eth0"), ("arrived", str(THERE)), ("backup", str(HERE))]
+    scene.wait(departures.AGAIN - 0.1)
+    assert (scene.guard.interface, scene.addresses, scene.paths.orders) == ("eth0", [str(HERE), str(THERE)], told)
+    scene.paths.traffics.clear()
+    scene.wait(2 * departures._LATEST)
+    assert (scene.addresses, scene.paths.reasons) == ([str(THERE)], ["left"])
+    assert scene.paths.orders[3:] == [("remove", str(HERE)), ("sweep", "")]
+
+
+@pytest.mark.parametrize(("silence", "times"), [(0.0, 3), (10.0, 1)])
+def test_a_peer_that_still_sends_by_a_backup_is_told_again(scene: MultipathScene, silence: float, times: int) -> None:
+    """It may not have heard of it."""
+    scene.paths.traffics[HERE] = replace(BUSY, silence=silence)
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.wait(2 * departures.AGAIN + 4 * departures._LATEST)
+    assert scene.paths.orders.count(("backup", str(HERE))) == times
+
+
+def test_a_subflow_is_ended_when_the_peer_has_sent_nothing_by_it_for_a_while(scene: MultipathScene) -> None:
+    """What was lost at the end is repeated later."""
+    scene.paths.traffics[HERE] = replace(BUSY, pending=False, silence=departures.QUIET, round_trip=0.1)
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.wait(1.0)
+    assert str(HERE) in scene.addresses
+    scene.paths.traffics[HERE] = replace(BUSY, pending=False, silence=departures.QUIET + 0.21, round_trip=0.1)
+    scene.wait(2 * departures._LATEST)
+    assert scene.addresses == [str(THERE)]
+
+
+def test_a_subflow_by_which_something_is_always_under_way_is_ended_in_the_end(scene: MultipathScene) -> None:
+    scene.paths.traffics[HERE] = BUSY
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.wait(departures.LEFT_WITHIN - 0.1)
+    assert scene.paths.reasons == []
+    scene.wait(0.2)
+    assert (scene.addresses, scene.paths.reasons) == ([str(THERE)], ["left"])
+
+
+def test_a_subflow_by_which_the_peer_acknowledges_nothing_is_ended_soon(scene: MultipathScene) -> None:
+    """Its interface seems to work, but the data that wait there must go by the other one."""
+    scene.paths.traffics[HERE] = replace(BUSY, silence=10.0, unanswered=10.0)
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.wait(departures.ANSWERED_WITHIN - 0.1)
+    assert str(HERE) in scene.addresses, "what has just been sent may still be acknowledged"
+    scene.wait(0.2)
+    assert (scene.addresses, scene.paths.reasons) == ([str(THERE)], ["left"])
+
+
+def test_back_where_a_subflow_is_just_being_left_it_is_used_again(scene: MultipathScene) -> None:
+    scene.paths.traffics.update({HERE: BUSY, THERE: BUSY})
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.change(ON_WIFI)
+    assert (scene.guard.interface, scene.addresses) == ("wifi0", [str(HERE), str(THERE)])
+    changed = [order for order in scene.paths.orders if "backup" in order[0]]
+    assert changed == [("backup", str(HERE)), ("no backup", str(HERE)), ("backup", str(THERE))]
+    scene.paths.traffics.clear()
+    scene.wait(2 * departures._LATEST)
+    assert (scene.addresses, scene.paths.reasons) == ([str(HERE)], ["left"])
+
+
+@pytest.mark.parametrize("answer", [False, OSError(errno.EINVAL, "an old kernel")])
+def test_a_subflow_that_cannot_become_a_backup_is_ended_at_once(
+    scene: MultipathScene, monkeypatch: pytest.MonkeyPatch, answer: bool | OSError
+) -> None:
+    """Both sides would go on sending by it."""
+
+    def set_backup(sock: socket.socket, address: IPAddress, done: Callable[[bool | OSError], object], *, backup: bool) -> None:
+        done(answer)
+
+    monkeypatch.setattr(scene.paths, "set_backup", set_backup)
+    scene.paths.traffics[HERE] = BUSY
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    assert (scene.addresses, scene.paths.reasons) == ([str(THERE)], ["left"])
+
+
+def test_a_subflow_that_is_lost_while_it_is_being_left_is_ended_at_once(scene: MultipathScene) -> None:
+    scene.paths.traffics[HERE] = BUSY
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.change(WIFI_LOST)
+    assert (scene.addresses, scene.paths.reasons) == ([str(THERE)], ["lost"])
+    scene.wait(departures.LEFT_WITHIN + 1)
+    assert scene.paths.reasons == ["lost"]
+
+
+def test_it_goes_on_by_the_subflow_that_is_being_left_if_the_other_is_lost(scene: MultipathScene) -> None:
+    scene.paths.traffics[HERE] = BUSY
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.change(ETHERNET_LOST)
+    assert (scene.guard.interface, scene.addresses, scene.paths.reasons) == ("wifi0", [str(HERE)], ["lost"])
+    assert ("no backup", str(HERE)) in scene.paths.orders
+
+
+def test_a_closed_connection_leaves_nothing(scene: MultipathScene) -> None:
+    scene.paths.traffics[HERE] = BUSY
+    scene.follow()
+    scene.change(ETHERNET_BETTER)
+    scene.sock.close()
+    before = list(scene.paths.orders)
+    scene.wait(departures.LEFT_WITHIN + 1)
+    assert [order for order in scene.paths.orders[len(before) :] if order[0] != "sweep"] == []
 
 
 def test_keep_stays_on_what_works(scene: MultipathScene) -> None:

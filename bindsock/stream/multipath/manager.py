@@ -23,6 +23,7 @@ from bindsock.model.network import Interface, IPAddress, Network
 from bindsock.model.subflows import Subflow
 from bindsock.netmon.backoff import Retry
 from bindsock.netmon.turns import CallbackBudget
+from bindsock.stream.multipath.departures import Departures
 from bindsock.stream.multipath.plan import Situation, SubflowFacts, situation
 from bindsock.stream.multipath.sweeper import Sweeper
 
@@ -83,8 +84,7 @@ class SubflowManager:
         """Indices of the interfaces to which it cannot move for now."""
         self._unwanted: set[IPAddress] = set()
         """Local addresses of subflows that are to be removed once the peer can be told: ordered in vain, or lost."""
-        self._left_alone: set[IPAddress] = set()
-        """Local addresses of subflows that are the system's."""
+        self._departures = Departures(self._runtime, paths, self._socket, self._end_left)
         paths.register(sock)
         if isinstance(sock, FollowedSocket):
             sock.on_close(self._release)
@@ -134,7 +134,7 @@ class SubflowManager:
         if self._unprivileged or interface.index in self._refused or self._runtime.closed:
             return False
         self.cancel()
-        self.suspend()
+        self._stop_timers()
         self._move = _Move(interface, self._runtime.time())
         self._asked = True
         try:
@@ -153,13 +153,17 @@ class SubflowManager:
         move = self._move
         if move is None:
             return
-        self.suspend()
+        self._stop_timers()
         self._move = None
         if move.address is not None:
             self._unwanted.add(move.address)
 
     def suspend(self) -> None:
         """Stop all timers until the next move."""
+        self._departures.suspend()
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
         if self._move is not None and self._move.queued:
             self._move = None
         self._retry.cancel()
@@ -169,6 +173,7 @@ class SubflowManager:
 
     def arrived(self, place: Location) -> None:
         """Record that the connection uses a new subflow."""
+        self._departures.take_back(place.local)
         sock = self._socket()
         if sock is not None:
             try:
@@ -186,8 +191,12 @@ class SubflowManager:
         ordered = self._move.address if self._move is not None else None
         unwanted, self._unwanted = self._unwanted, set()
         for address in unwanted:
-            if address not in (place.local, ordered):
-                self.remove(address, "left" if self._works(address) else "lost")
+            if address in (place.local, ordered):
+                continue
+            if self._works(address):
+                self.leave(address)
+            else:
+                self.remove(address, "lost")
         if self._unwanted:
             self.retry()
 
@@ -195,13 +204,22 @@ class SubflowManager:
         owner = self._network.owner_of(address) if self._network is not None else None
         return owner is not None and owner.up and owner.running
 
+    def leave(self, address: IPAddress) -> None:
+        """Remove the subflows with a local address, which work but are not needed any more, once nothing is under way by them."""
+        if not self._unprivileged:
+            self._departures.begin(address)
+
+    def _end_left(self, address: IPAddress) -> None:
+        self.remove(address, "left")
+
     def remove(self, address: IPAddress, why: RemovalReason) -> bool:
-        """Remove the subflows with a local address; see :meth:`bindsock.kernel.PathManager.remove`.
+        """Remove the subflows with a local address now; see :meth:`bindsock.kernel.PathManager.remove`.
 
         :return: false if they stay, as far as that is known yet
         """
+        self._departures.forget(address)
         sock = self._socket()
-        if sock is None or self._unprivileged or (address in self._left_alone and why == "left"):
+        if sock is None or self._unprivileged:
             return False
         try:
             ended = self._paths.remove(sock, address, why, functools.partial(self._removed, address, why))
@@ -219,7 +237,7 @@ class SubflowManager:
         elif not ended and why == "lost":
             self._unwanted.add(address)
         elif not ended:
-            self._left_alone.add(address)
+            self._departures.leave_alone(address)
         return ended
 
     def _interface_of(self, subflow: Subflow) -> int | None:
@@ -248,7 +266,7 @@ class SubflowManager:
             return
         if self._move is move:
             move.address = address
-            self._left_alone.discard(address)
+            self._departures.consider(address)
             self._wait(move)
 
     def _refused_to_add(self, move: _Move, error: OSError) -> None:

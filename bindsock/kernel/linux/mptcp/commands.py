@@ -49,10 +49,10 @@ ADDR_ID = 2
 _ADDR_ADDR4 = 3
 _ADDR_ADDR6 = 4
 _ADDR_PORT = 5
-_ADDR_FLAGS = 6
+ADDR_FLAGS = 6
 ADDR_IF_IDX = 7
 FLAG_SUBFLOW = 1 << 1
-_FLAG_BACKUP = 1 << 2
+FLAG_BACKUP = 1 << 2
 FLAG_IMPLICIT = 1 << 4
 """Marks an endpoint that the kernel made itself for an address in use. It causes no subflows."""
 
@@ -94,7 +94,7 @@ class Commands:
             if packed is None or len(packed) not in (4, 16):
                 continue
             address = IPv4Address(packed) if len(packed) == 4 else unmapped(IPv6Address(packed))
-            flags, bound = (netlink.u32(entry.get(kind, bytes(4))) for kind in (_ADDR_FLAGS, ADDR_IF_IDX))
+            flags, bound = (netlink.u32(entry.get(kind, bytes(4))) for kind in (ADDR_FLAGS, ADDR_IF_IDX))
             found.append(Endpoint(address, entry.get(ADDR_ID, b"\0")[0], flags, bound, raw))
         return found
 
@@ -119,17 +119,24 @@ class Commands:
         """
         self.tell(_CMD_DEL_ADDR, address_attribute(ATTR_ADDR, address, identifier=identifier), harmless=(errno.EINVAL,))
 
-    def prompt(self, token: int, subflow: Subflow) -> None:
-        """Send the peer a packet by one subflow of a connection that the userspace path manager controls.
+    def set_backup(self, token: int, subflow: Subflow, *, backup: bool) -> None:
+        """Make one subflow of a connection that the userspace path manager controls a backup or not, and tell the peer.
 
-        It says that the subflow is no backup, which it was not before (MP_PRIO, RFC 8684 3.3.8).
+        The kernel tells it even if nothing has changed.
         """
         self.tell(
             _CMD_SET_FLAGS,
             netlink.attribute_u32(ATTR_TOKEN, token),
-            address_attribute(ATTR_ADDR, subflow.local, port=subflow.local_port),
+            address_attribute(ATTR_ADDR, subflow.local, port=subflow.local_port, flags=FLAG_BACKUP if backup else 0),
             address_attribute(ATTR_ADDR_REMOTE, subflow.remote, port=subflow.remote_port),
         )
+
+    def set_all_backup(self, address: IPAddress, *, backup: bool) -> None:
+        """Make the subflows from the address of an endpoint backups or not: those of all programs, whose path manager is the
+        in-kernel one. The kernel tells the peers if that is a change."""
+        for endpoint in self.endpoints():
+            if endpoint.address == address:
+                self._set_flags(endpoint, endpoint.flags | FLAG_BACKUP if backup else endpoint.flags & ~FLAG_BACKUP)
 
     def prompt_all(self, address: IPAddress) -> None:
         """Send packets by the subflows from an address, those of all programs, whose path manager is the in-kernel one.
@@ -138,11 +145,13 @@ class Commands:
         """
         for endpoint in self.endpoints():
             if endpoint.address == address:
-                attributes = netlink.attributes(endpoint.attributes)
-                for flags in (endpoint.flags ^ _FLAG_BACKUP, endpoint.flags):
-                    attributes[_ADDR_FLAGS] = flags.to_bytes(4, sys.byteorder)
-                    changed = netlink.nested(ATTR_ADDR, *(netlink.attribute(*pair) for pair in attributes.items()))
-                    self.tell(_CMD_SET_FLAGS, changed)
+                for flags in (endpoint.flags ^ FLAG_BACKUP, endpoint.flags):
+                    self._set_flags(endpoint, flags)
+
+    def _set_flags(self, endpoint: Endpoint, flags: int) -> None:
+        attributes = netlink.attributes(endpoint.attributes)
+        attributes[ADDR_FLAGS] = flags.to_bytes(4, sys.byteorder)
+        self.tell(_CMD_SET_FLAGS, netlink.nested(ATTR_ADDR, *(netlink.attribute(*pair) for pair in attributes.items())))
 
     def ask(self, command: int) -> bytes:
         """Ask a question that has no arguments."""
@@ -181,7 +190,7 @@ def address_attribute(
     if port:
         parts.append(netlink.attribute(_ADDR_PORT, _U16.pack(port)))
     if flags:
-        parts.append(netlink.attribute_u32(_ADDR_FLAGS, flags))
+        parts.append(netlink.attribute_u32(ADDR_FLAGS, flags))
     if index:
         parts.append(netlink.attribute_u32(ADDR_IF_IDX, index))
     return netlink.nested(kind, *parts)

@@ -27,12 +27,13 @@ import logging
 import os
 import socket
 import struct
+import sys
 import time
 import weakref
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bindsock.errors import KernelError
 from bindsock.kernel.linux import netlink, sockets
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
     from bindsock.kernel.linux.mptcp.commands import Endpoint
     from bindsock.kernel.linux.mptcp.sock_diag import ListedSubflow
     from bindsock.model.network import Interface
+    from bindsock.model.subflows import Traffic
 
 _logger = logging.getLogger("bindsock")
+T = TypeVar("T")
 
 _ALONE_WITHIN = 0.25
 """How long to wait for another process's order, which takes 20 ms. If that process is stopped, it must not stop this one."""
@@ -61,6 +64,8 @@ _EXIT_SECONDS = 0.5
 """How long the process, when it exits, waits for connections to end."""
 _ENDING_SECONDS = 0.5
 """How long an endpoint is kept at most while the kernel still lists a subflow of its address that was reset."""
+_TOLD_AGAIN_AFTER = 0.2
+"""Seconds after which the peers of all connections at an endpoint are told again that their subflows are backups."""
 _ANNOUNCED_SECONDS = 0.2
 """How long a peer may take to end the subflows of an address that it was told is gone. The announcement goes by another path than
 a new subflow from the address, and can be slower; the peer does not confirm it."""
@@ -89,12 +94,32 @@ class _Connection:
     """The local addresses of subflows that the kernel will make without another order."""
     to_prompt: IPAddress | None = None
     """The local address of the subflow by which the peer is to be prompted."""
+    backups: set[IPAddress] = field(default_factory=set)
+    """The local addresses of subflows that are to be backups."""
     operations: Operations = field(default_factory=Operations)
     """Those of the userspace path manager."""
+
+    def needs(self, address: IPAddress) -> bool:
+        """Whether the connection is at an address, moves there, or is leaving it."""
+        return address in (self.place, self.ordered) or address in self.backups
 
     def seen_elsewhere(self, address: IPAddress, index: int) -> bool:
         """Whether a subflow with an address was seen to be bound to another interface."""
         return any(subflow.local == address and by not in (0, index) for subflow, by in self.bound.items())
+
+
+@dataclass
+class _Added:
+    """An endpoint that this process has added.
+
+    :ivar index: the index of its interface
+    :ivar backup: whether its subflows are backups now
+    :ivar told: when the peers were last told that, in monotonic seconds
+    """
+
+    index: int
+    backup: bool = False
+    told: float = 0.0
 
 
 class _Interfaces:
@@ -130,8 +155,8 @@ class PathManager:
         self._listing_channel = _open_diag_channel()
         """For the background."""
         self._connections: weakref.WeakKeyDictionary[socket.socket, _Connection] = weakref.WeakKeyDictionary()
-        self._added: dict[IPAddress, int] = {}
-        """The endpoints that this process has added, and the indices of their interfaces."""
+        self._added: dict[IPAddress, _Added] = {}
+        """The endpoints that this process has added."""
         self._going: set[IPAddress | Subflow] = set()
         """The addresses of endpoints that are being removed, and the subflows that the userspace path manager is ending. They do
         not count any more."""
@@ -331,7 +356,7 @@ class PathManager:
     def _prompting(self, connection: _Connection, subflow: Subflow, failed: Callable[[OSError], object]) -> Operation[None]:
         try:
             if connection.userspace:
-                yield functools.partial(self._commands.prompt, connection.token, subflow)
+                yield functools.partial(self._commands.set_backup, connection.token, subflow, backup=False)
             elif connection.to_prompt == subflow.local:  # otherwise that was done for another connection, and so for this one
                 yield from _alone(self._prompting_all(subflow.local))
         except OSError as error:
@@ -343,6 +368,69 @@ class PathManager:
                 connection.to_prompt = None
         yield functools.partial(self._commands.prompt_all, address)
 
+    def traffic(self, sock: socket.socket, address: IPAddress) -> Traffic | None:
+        """Read each subflow's ``tcp_info``."""
+        try:
+            return mptcp.traffic(sock, address)
+        except OSError:
+            return None
+
+    def set_backup(
+        self, sock: socket.socket, address: IPAddress, done: Callable[[bool | OSError], object], *, backup: bool
+    ) -> None:
+        """Tell the kernel, which tells the peer.
+
+        The in-kernel path manager only knows endpoints, so there it is done for all subflows from one that this process has
+        added. A first subflow, before the connection has ever come back to its address, has none.
+        """
+        connection = self._known(sock)
+        again = address in connection.backups
+        (connection.backups.add if backup else connection.backups.discard)(address)
+        if connection.userspace:
+            setting = self._setting_backup(weakref.ref(sock), connection, address, backup=backup)
+        elif backup:
+            setting = self._beginning_backup(address, again=again)
+        else:
+            setting = self._ending_backup(address)
+        self._perform(_reporting(setting, done), connection)
+
+    def _setting_backup(
+        self, reference: weakref.ref[socket.socket], connection: _Connection, address: IPAddress, *, backup: bool
+    ) -> Operation[bool]:
+        sock = _opened(reference)
+        remaining = self._remaining(sock, address) if sock is not None else []
+        del sock
+        for subflow in remaining:
+            yield functools.partial(self._commands.set_backup, connection.token, subflow, backup=backup)
+        return True
+
+    def _beginning_backup(self, address: IPAddress, *, again: bool) -> Operation[bool]:
+        """Make the subflows from an endpoint backups, or tell the peers again, once for all connections that leave it.
+
+        :return: false if there is no endpoint that this process has added
+        """
+        added = self._added.get(address)
+        if added is None:
+            return False
+        if not added.backup:
+            yield functools.partial(self._mark, address, added, backup=True)
+        elif again and self._clock() - added.told >= _TOLD_AGAIN_AFTER:
+            added.told = self._clock()
+            yield functools.partial(self._commands.prompt_all, address)
+        return True
+
+    def _ending_backup(self, address: IPAddress) -> Operation[bool]:
+        """Let the subflows from an endpoint be no backups any more, once no connection of this process leaves them."""
+        added = self._added.get(address)
+        if added and added.backup and not any(address in connection.backups for connection in self._tokens().values()):
+            yield functools.partial(self._mark, address, added, backup=False)
+        return True
+
+    def _mark(self, address: IPAddress, added: _Added, *, backup: bool) -> None:
+        """Make the subflows from an endpoint backups or not, in the background with its bookkeeping."""
+        self._commands.set_all_backup(address, backup=backup)
+        added.backup, added.told = backup, self._clock()
+
     def remove(
         self, sock: socket.socket, address: IPAddress, why: RemovalReason, done: Callable[[bool | OSError], object]
     ) -> bool | None:
@@ -352,6 +440,7 @@ class PathManager:
         towards its limit.
         """
         connection = self._known(sock)
+        connection.backups.discard(address)
         if connection.ordered == address:
             connection.ordered = None
         remaining = self._remaining(sock, address)
@@ -431,6 +520,8 @@ class PathManager:
             first = connection.first == address and not self._only_at(listed, address)
             yield from self._removing_endpoint(listed, address, first=first)
             self._note_announced(address)
+        else:
+            yield from self._ending_backup(address)
         sock = _opened(reference)
         if sock is not None:
             self._reset(sock, ending if address.version == 6 else self._remaining(sock, address))
@@ -474,13 +565,13 @@ class PathManager:
         A new connection may have its first subflow with such an address, which would end with the endpoint.
         """
         self._interfaces.retain(interfaces)
-        for address, index in list(self._added.items()):
-            if index not in interfaces:
-                self._perform(_alone(self._removing_deleted(address, index)))
+        for address, added in list(self._added.items()):
+            if added.index not in interfaces:
+                self._perform(_alone(self._removing_deleted(address, added)))
 
-    def _removing_deleted(self, address: IPAddress, index: int) -> Operation[None]:
+    def _removing_deleted(self, address: IPAddress, added: _Added) -> Operation[None]:
         try:
-            if self._added.get(address) != index:
+            if self._added.get(address) is not added:
                 return
             listed = yield self._list_subflows
             if not self._needing(listed, address, None, lost=True) and not self._would_announce_later(listed, address):
@@ -513,6 +604,7 @@ class PathManager:
                 needing = self._needing(listed, address, None, lost=False)
                 if needing or self._is_ending(address):
                     waiting |= needing.isdisjoint(self._tokens())
+                    yield from self._ending_backup(address)
                 else:
                     yield from self._removing_endpoint(listed, address)
             except OSError as error:
@@ -562,7 +654,7 @@ class PathManager:
         """The tokens of the connections that need a subflow with an address.
 
         These are connections that have no other subflow; unless the address is lost, also those of other programs, and those of
-        this process that are at the address now or move there. Subflows on deleted interfaces do not count.
+        this process that are at the address now, move there or are leaving it. Subflows on deleted interfaces do not count.
 
         :param listed: the subflows of all programs
         :param besides: a connection that does not count
@@ -575,7 +667,7 @@ class PathManager:
         needing = here - elsewhere
         if not lost:
             ours = self._tokens()
-            needing |= {token for token in here if token not in ours or address in (ours[token].place, ours[token].ordered)}
+            needing |= {token for token in here if token not in ours or ours[token].needs(address)}
         return needing - {besides.token} if besides is not None else needing
 
     def _is_going(self, subflow: Subflow) -> bool:
@@ -711,7 +803,7 @@ class PathManager:
             self._commands.add_endpoint(local, index)
             if not self._added:
                 atexit.register(self._at_exit)
-            self._added[local] = index
+            self._added[local] = _Added(index)
 
         try:
             yield add
@@ -741,6 +833,9 @@ class PathManager:
         if stale or address in self._added:
             # A new number: the peer is told by the new subflow that the old number is gone.
             del attributes[commands.ADDR_ID]
+        if address in self._added:
+            flags = endpoint.flags & ~commands.FLAG_BACKUP
+            attributes[commands.ADDR_FLAGS] = flags.to_bytes(4, sys.byteorder)
 
         def renew() -> None:  # one command, since an endpoint of the system's must not be lost if the event loop ends
             self._reset_late_joins(address)
@@ -750,7 +845,7 @@ class PathManager:
         with self._going_by_reset(address):
             yield renew
         if address in self._added:
-            self._added[address] = interface.index
+            self._added[address] = _Added(interface.index)
 
     def _at_exit(self) -> None:
         """Remove the endpoints when the process exits. Its connections are closed first, and may take a moment to end."""
@@ -830,7 +925,16 @@ class PathManager:
             sock_diag.reset(self._diag_channel, each.subflow, (each.bound,))
 
 
-def _alone(operation: Operation[None]) -> Operation[None]:
+def _reporting(operation: Operation[T], done: Callable[[T | OSError], object]) -> Operation[None]:
+    """Carry out an operation and report its result, or its error."""
+    try:
+        outcome: T | OSError = yield from operation
+    except OSError as error:
+        outcome = error
+    done(outcome)
+
+
+def _alone(operation: Operation[T]) -> Operation[T]:
     """Let no other process of this library add, renew or remove an endpoint of this network namespace meanwhile.
 
     Otherwise one could remove an endpoint that it found unused, while another one orders a subflow from it: both react to the
@@ -839,7 +943,7 @@ def _alone(operation: Operation[None]) -> Operation[None]:
     opened: list[int] = []
     try:
         yield functools.partial(_lock_namespace, opened)
-        yield from operation
+        return (yield from operation)
     finally:
         for namespace in opened:
             fcntl.flock(namespace, fcntl.LOCK_UN)  # the child of a fork may have the descriptor, too

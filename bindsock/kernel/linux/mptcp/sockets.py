@@ -18,7 +18,7 @@ from typing import NamedTuple
 from bindsock.errors import KernelError
 from bindsock.kernel import sockets as shared
 from bindsock.model.network import IPAddress, unmapped
-from bindsock.model.subflows import Subflow
+from bindsock.model.subflows import Subflow, Traffic
 
 IPPROTO_MPTCP = 262
 SOL_MPTCP = 284
@@ -33,8 +33,9 @@ _ADDRESS_SIZE = 128
 """The size of ``struct sockaddr_storage``."""
 _MOST_SUBFLOWS = 32
 
-_TCP_INFO = struct.Struct("=B51xII")
-"""The state, and the milliseconds since data and since an acknowledgement were received."""
+_TCP_INFO = struct.Struct("=B23xI24xII8xI20xI48xI")
+"""The state, the unacknowledged segments, the milliseconds since data and since an acknowledgement were received, the
+microseconds of a round trip as a sender and as a receiver of data, and the bytes that are not sent yet (Linux 4.6)."""
 _ESTABLISHED = 1
 _ALIVE = (1, 2, 3)
 """ESTABLISHED, SYN_SENT and SYN_RECV."""
@@ -72,7 +73,7 @@ def states(sock: socket.socket) -> list[State] | None:
         return None
     found = []
     for entry, info in entries:
-        state, data, acknowledgement = _TCP_INFO.unpack(info)
+        state, _, data, acknowledgement, *_ = _TCP_INFO.unpack(info)
         # The first subflow stays in the list after its end, and while the peer does not answer its end (net/mptcp/protocol.c,
         # __mptcp_close_ssk).
         if state in _ALIVE:
@@ -90,6 +91,24 @@ def subflows_not_ended(sock: socket.socket) -> list[IPAddress] | None:
     if entries is None:
         return None
     return [_address(entry, _ADDRESS_SIZE)[0] for entry, info in entries if _TCP_INFO.unpack(info)[0] in _NOT_ENDED]
+
+
+def traffic(sock: socket.socket, address: IPAddress) -> Traffic | None:
+    """What is under way by the established subflows with a local address; ``None`` if there are none."""
+    found = [
+        Traffic(bool(unacknowledged or unsent), data / 1000, acknowledgement / 1000, max(sending, receiving) / 1e6)
+        for entry, info in _entries(sock) or ()
+        for state, unacknowledged, data, acknowledgement, sending, receiving, unsent in [_TCP_INFO.unpack(info)]
+        if state == _ESTABLISHED and _address(entry, 0)[0] == address
+    ]
+    if not found:
+        return None
+    return Traffic(
+        any(traffic.pending for traffic in found),
+        min(traffic.silence for traffic in found),
+        min(traffic.unanswered for traffic in found),
+        max(traffic.round_trip for traffic in found),
+    )
 
 
 def addresses_ending(sock: socket.socket) -> set[IPAddress]:
