@@ -40,11 +40,17 @@ def slow_down(lab: Lab) -> None:
                 pytest.skip(f"this kernel cannot limit the rate of an interface: {limited.stderr.strip()}")
 
 
-async def go_and_come_back(lab: Lab, connections: Connections) -> None:
-    """Let the connections move and come back, so that with either path manager no subflow is a first one."""
+async def move(lab: Lab, connections: Connections, uplink: str) -> None:
+    """Make another uplink the better one, and wait until the connections are there and have left the other."""
+    lab.default(uplink)
+    await until(lambda: all(interfaces(writer) == [uplink] for _, writer in connections))
+
+
+async def prepare(lab: Lab, connections: Connections) -> None:
+    """Let the connections move and come back, so that no subflow is a first one, and slow the uplinks down."""
     for uplink in ("eth0", "wifi0"):
-        lab.default(uplink)
-        await until(lambda u=uplink: all(interfaces(writer) == [u] for _, writer in connections))  # type: ignore[misc]
+        await move(lab, connections, uplink)
+    slow_down(lab)
 
 
 class Stream:
@@ -88,13 +94,11 @@ async def test_nothing_is_left_behind_and_nothing_enters_the_tunnel(
     lab.vpn_up("metric")
     source = await serve(family=family)
     async with several(source, 2) as connections:
-        await go_and_come_back(lab, connections)
-        slow_down(lab)
+        await prepare(lab, connections)
         streams = [Stream(connected) for connected in connections]
         with lab.tap(interface="tun0", protocol="tcp") as tap:
             for uplink in ["eth0", "wifi0", "eth0"]:
-                lab.default(uplink)
-                await until(lambda u=uplink: all(interfaces(writer) == [u] for _, writer in connections))  # type: ignore[misc]
+                await move(lab, connections, uplink)
                 await until(lambda: counted_by_peer(source) == [1, 1])
         assert [packet for packet in tap.packets if packet.outgoing] == []
         for stream in streams:
@@ -111,8 +115,7 @@ async def test_a_connection_comes_back_while_its_subflow_is_being_left(
     lab.vpn_up("metric")
     source = await serve(family=family)
     async with several(source, 1) as connections:
-        await go_and_come_back(lab, connections)
-        slow_down(lab)
+        await prepare(lab, connections)
         ((_, writer),) = connections
         stream = Stream(connections[0])
         monkeypatch.setattr(mptcp, "traffic", lambda sock, address: Traffic(True, 0.0, 0.0, 0.1))
@@ -138,13 +141,11 @@ async def test_the_subflow_of_a_connection_that_stays_is_no_backup_afterwards(la
     source = await serve()
     async with several(source, 1) as connections:
         slow_down(lab)
-        lab.default("eth0")
-        await until(lambda: interfaces(connections[0][1]) == ["eth0"])
+        await move(lab, connections, "eth0")
         stays = await bindsock.open_connection(*source.address, multipath=True, interface="eth0")
         stream = Stream(connections[0])
         await until(lambda: stream.echoed > 10)
-        lab.default("wifi0")
-        await until(lambda: interfaces(connections[0][1]) == ["wifi0"])
+        await move(lab, connections, "wifi0")
         await until(lambda: "backup" not in endpoints(lab))
         assert interfaces(stays[1]) == ["eth0"]
         await stream.end()
